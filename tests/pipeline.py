@@ -1,0 +1,177 @@
+"""The stages of a run, called as the rules' scripts call them, without Snakemake."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import tiny
+import torch
+import zarr
+
+from outlier_atlas.data.prepare import tokenize_dataset
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.detection.run import detect
+from outlier_atlas.extraction.prepare import prepare_store
+from outlier_atlas.extraction.run import Job, extract
+from outlier_atlas.model.architecture import describe
+from outlier_atlas.model.partial import DTYPES
+from outlier_atlas.model.roles import Tap
+from outlier_atlas.model.source import fetch, load_config, slug
+from outlier_atlas.settings.configuration import Settings, load
+from outlier_atlas.settings.source import source_kind
+
+
+class Run:
+    """A run in a folder: its settings, and its stages one by one."""
+
+    def __init__(self, root: Path, config: dict[str, Any], resources: Path | None = None) -> None:
+        self.settings: Settings = load(config, "run")
+        self.resources = resources or root / "resources"
+        self.folder = root / "results" / self.settings.name
+        self.model_record = self.resources / "models" / f"{slug(self.settings.model)}.json"
+        self.tokens = self.folder / "tokens.parquet"
+        self.tokens_record = self.folder / "manifests" / "tokens.json"
+        self.store_record = self.folder / "manifests" / "store.json"
+        self.tables = self.folder / "tables"
+
+    @property
+    def activations(self) -> Path:
+        return self.folder / "activations.zarr"
+
+    def prepare(self) -> None:
+        model = self.settings.model
+        if not (source_kind(model.source) == "builtin" and self.model_record.exists()):
+            fetch(model, self.resources, self.model_record)
+        tokenize_dataset(
+            self.settings.dataset,
+            self.model_record,
+            self.resources,
+            model.trust_remote_code,
+            None,
+            self.tokens,
+            self.tokens_record,
+        )
+        self.create_store()
+
+    def create_store(self) -> None:
+        prepare_store(
+            self.settings.extraction.model_dump(mode="json"),
+            self.settings.chunk_tokens,
+            self.settings.model.dtype,
+            False,
+            self.model_record,
+            self.resources,
+            self.tokens,
+            self.folder,
+            self.store_record,
+        )
+
+    def job(self, group: int, shard: int) -> Job:
+        return Job(
+            run=self.folder,
+            store_record=self.store_record,
+            tokens=self.tokens,
+            model_record=self.model_record,
+            resources=self.resources,
+            group=group,
+            shard=shard,
+            manifest=self.folder / "manifests" / "extraction" / f"group-{group}.shard-{shard}.json",
+            device="cpu",
+            batch_size=self.settings.execution.batch_size,
+        )
+
+    def extract(self) -> None:
+        extraction = self.settings.extraction
+        for group in range(extraction.layer_groups):
+            for shard in range(extraction.sequence_shards):
+                extract(self.job(group, shard))
+
+    def detect(self) -> None:
+        detection = self.settings.detection.model_dump(mode="json")
+        detect(
+            detection, self.folder, self.store_record, self.tokens, self.model_record,
+            self.tables, 2,
+        )  # fmt: skip
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a table."""
+        rows: list[dict[str, Any]] = pq.read_table(self.tables / f"{name}.parquet").to_pylist()
+        return rows
+
+    def array(self, site: str) -> np.ndarray:
+        """A site's activations, (layer, token, channel)."""
+        return np.asarray(zarr.open_group(self.activations, mode="r")[site][:])
+
+    def all(self) -> None:
+        self.prepare()
+        self.extract()
+        self.detect()
+
+
+def config(
+    model: Path, rows: Sequence[Sequence[int]], folder: Path, **sections: dict[str, Any]
+) -> dict[str, Any]:
+    """A configuration whose sequences are ready token ids, one document each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps({"ids": list(row)}) + "\n" for row in rows))
+    dataset = {
+        "source": str(data),
+        "input_ids_column": "ids",
+        "packing": "document",
+        "sequences": len(rows),
+        "sequence_length": max(2, *map(len, rows)),
+    }
+    merged: dict[str, Any] = {"model": {"source": str(model)}, "dataset": dataset}
+    for name, section in sections.items():
+        merged[name] = merged.get(name, {}) | section
+    return merged
+
+
+def hooked(
+    model: Path, dtype: str, tokens: TokenStore, sites: Sequence[str], batches: Sequence[range]
+) -> dict[str, np.ndarray]:
+    """What plain hooks on the whole model see: per site (layer, token, channel), float32."""
+    config = load_config(model)
+    whole = tiny.auto_class(config).from_pretrained(model, dtype=DTYPES[dtype]).eval()
+    architecture = describe(config)
+    taken: dict[tuple[str, int], list[torch.Tensor]] = {}
+
+    shape = [0, 0]
+
+    def keep(tap: Tap, tensor: torch.Tensor) -> None:
+        rows = tensor.reshape(*shape, tensor.shape[-1])
+        part = slice(*tap.part) if tap.part else slice(None)
+        taken.setdefault((tap.site, tap.layer), []).extend(row[:, part].clone() for row in rows)
+
+    for taps in architecture.taps:
+        for site, tap in taps.items():
+            if site not in sites:
+                continue
+            module = whole.get_submodule(f"{architecture.decoder}.{tap.module}")
+            if tap.side == "input":
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs, tap=tap: keep(
+                        tap, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+                    ),
+                    with_kwargs=True,
+                )
+            else:
+                module.register_forward_hook(
+                    lambda _, __, output, tap=tap: keep(
+                        tap, output[0] if isinstance(output, tuple) else output
+                    )
+                )
+    with torch.inference_mode():
+        for batch in batches:
+            ids = np.stack([tokens.sequence(sequence) for sequence in batch])
+            shape[:] = ids.shape
+            whole(torch.from_numpy(ids.astype(np.int64)), use_cache=False)
+    layers = range(architecture.layers)
+    return {
+        site: np.stack([torch.cat(taken[site, layer]).float().numpy() for layer in layers])
+        for site in sites
+    }

@@ -1,0 +1,201 @@
+"""Every architecture: its sites by role, and the store equal to hooks in any layer groups."""
+
+import re
+
+import numpy as np
+import pytest
+import tiny
+import transformers as t
+from pipeline import Run, config, hooked
+
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.model.architecture import describe
+from outlier_atlas.model.source import load_config
+from outlier_atlas.settings.sites import SITES
+
+SIZES = tiny.SIZES | {"pad_token_id": 0}
+ONE_HEAD_KIND = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
+HEADS = SIZES | {"num_key_value_heads": 4}
+MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+          "n_shared_experts": 1, "first_k_dense_replace": 1, "topk_group": 1}  # fmt: skip
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8,
+          "v_head_dim": 8}  # fmt: skip
+LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+          "linear_value_head_dim": 8}  # fmt: skip
+GPT2 = {"vocab_size": 320, "n_embd": 32, "n_layer": 4, "n_head": 4,
+        "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+OPT = {"vocab_size": 320, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64,
+       "num_hidden_layers": 4, "num_attention_heads": 4}  # fmt: skip
+
+DENSE = {*SITES} - {"router_logits"}
+MIXED = {*SITES} - {"mlp_hidden"}
+HEADS_ONLY = {"q", "k", "v"}
+PARALLEL = DENSE - {"resid_mid"}
+
+# Each with the sites that it has in every layer.
+LISTED = [
+    (t.LlamaConfig(**SIZES), DENSE),
+    (t.Qwen2Config(**SIZES), DENSE),
+    (t.Qwen3Config(**SIZES, head_dim=8), DENSE),
+    (t.Qwen3MoeConfig(**SIZES, **MOE, head_dim=8), MIXED),
+    (
+        t.Qwen3NextConfig(**SIZES, **MOE, **LINEAR, head_dim=8, shared_expert_intermediate_size=16),
+        MIXED - HEADS_ONLY,
+    ),
+    (t.OlmoeConfig(**SIZES, num_experts=8, num_experts_per_tok=2), MIXED),
+    (t.Olmo2Config(**SIZES), DENSE),
+    (t.MixtralConfig(**SIZES, **LOCAL), MIXED),
+    (t.Glm4MoeConfig(**SIZES, **ROUTED, head_dim=8, n_group=1), MIXED - {"router_logits"}),
+    (t.Gemma2Config(**SIZES, head_dim=8, sliding_window=4), DENSE),
+    (t.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4), DENSE),
+    (t.GPT2Config(**GPT2), DENSE),
+    (t.GPTNeoXConfig(**ONE_HEAD_KIND), PARALLEL - HEADS_ONLY),
+    (t.GPTNeoXConfig(**ONE_HEAD_KIND, use_parallel_residual=False), DENSE - HEADS_ONLY),
+    (t.OPTConfig(**OPT), DENSE),
+    (t.PhiConfig(**SIZES), PARALLEL),
+    (t.Phi3Config(**SIZES), DENSE - HEADS_ONLY),
+    (t.GptOssConfig(**SIZES, **LOCAL, head_dim=8, sliding_window=4), MIXED),
+    (t.MistralConfig(**SIZES, head_dim=8, sliding_window=4), DENSE),
+]
+
+# Nobody wrote a word of the code for these.
+UNLISTED = [
+    t.FalconConfig(
+        vocab_size=320, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+        bos_token_id=0, eos_token_id=1,
+    ),
+    t.BloomConfig(vocab_size=320, hidden_size=32, n_layer=4, n_head=4),
+    t.GPTJConfig(**GPT2, rotary_dim=4),
+    t.GPTNeoConfig(
+        vocab_size=320, hidden_size=32, num_layers=4, num_heads=4, window_size=4,
+        attention_types=[[["global", "local"], 2]],
+    ),
+    t.CohereConfig(**SIZES),
+    t.StableLmConfig(**SIZES),
+    t.Starcoder2Config(**SIZES),
+    t.MptConfig(d_model=32, n_heads=4, n_layers=4, vocab_size=320),
+    t.GraniteConfig(**SIZES, residual_multiplier=0.5),
+    t.GraniteMoeConfig(**SIZES, **LOCAL),
+    t.DeepseekV3Config(**HEADS, **ROUTED, **LATENT, n_group=2),
+    t.DeepseekV2Config(**HEADS, **ROUTED, **LATENT, n_group=2, topk_method="greedy"),
+    t.Llama4TextConfig(**SIZES, head_dim=8, num_local_experts=4, intermediate_size_mlp=64),
+    t.JambaConfig(**SIZES, num_experts=4, num_experts_per_tok=2, use_mamba_kernels=False),
+    t.Glm4Config(**SIZES, head_dim=8),
+    t.Exaone4Config(**SIZES),
+    t.CodeGenConfig(**GPT2, rotary_dim=4),
+    t.GPTBigCodeConfig(**GPT2),
+    t.Ernie4_5_MoeConfig(**SIZES, moe_num_experts=4, moe_k=2, moe_intermediate_size=16),
+    t.PhimoeConfig(**SIZES, **LOCAL),
+    t.NemotronConfig(**SIZES),
+    t.PersimmonConfig(**ONE_HEAD_KIND),
+    t.Lfm2Config(**SIZES),
+    t.MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=4),
+    t.RwkvConfig(vocab_size=320, hidden_size=32, num_hidden_layers=4, attention_hidden_size=32),
+    t.Gemma3nTextConfig(
+        **SIZES, head_dim=8, vocab_size_per_layer_input=320, hidden_size_per_layer_input=8,
+        num_kv_shared_layers=2, laurel_rank=4, altup_num_inputs=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * 4,
+    ),
+]  # fmt: skip
+
+ROWS = [[5, 17, 200, 9, 33, 41, 7, 250, 11, 19], [40, 6, 6, 90, 280, 14, 8, 77, 120, 64]]
+
+
+def offered(architecture):
+    return {site for site in SITES if all(site in taps for taps in architecture.taps)}
+
+
+def assert_equal_in_layer_groups(model, sites, tmp_path):
+    """One batch of two sequences, in one, two and three layer groups."""
+    want = None
+    for groups in (1, 2, 3):
+        data = config(
+            model, ROWS, tmp_path / "data", run={"name": f"in-{groups}"},
+            extraction={"sites": sites, "layer_groups": groups}, execution={"batch_size": 2},
+        )  # fmt: skip
+        run = Run(tmp_path, data)
+        run.prepare()
+        if want is None:
+            tokens = TokenStore.open(run.tokens)
+            want = hooked(model, "bfloat16", tokens, run.settings.extraction.sites, [range(2)])
+        run.extract()
+        for site in run.settings.extraction.sites:
+            assert np.isfinite(want[site]).all()
+            assert np.array_equal(run.array(site), want[site]), f"{site} in {groups} layer groups"
+
+
+def name(value):
+    return getattr(value, "model_type", "")
+
+
+@pytest.mark.parametrize(("architecture", "sites"), LISTED, ids=name)
+def test_listed_architectures_have_their_sites_exactly(architecture, sites, tmp_path):
+    model = tiny.checkpoint(tmp_path / "model", architecture)
+    described = describe(load_config(model))
+    assert offered(described) == sites
+    assert described.one_group is None
+    assert_equal_in_layer_groups(model, sorted(sites), tmp_path)
+
+
+@pytest.mark.parametrize("architecture", UNLISTED, ids=name)
+def test_any_other_architecture_is_exact_or_refused(architecture, tmp_path):
+    model = tiny.checkpoint(tmp_path / "model", architecture)
+    try:
+        sites = sorted(offered(describe(load_config(model))))
+        assert_equal_in_layer_groups(model, sites, tmp_path)
+    except ValueError as error:
+        assert re.search("layer_groups = 2.*; take 1|not a residual stream", str(error))
+
+
+VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4,
+          "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+# The vision tower has as many layers as the text decoder, so that they could be taken for it.
+MULTIMODAL = [
+    t.Gemma3Config(
+        text_config=SIZES | {"head_dim": 8, "sliding_window": 4, "model_type": "gemma3_text"},
+        vision_config=VISION | {"model_type": "siglip_vision_model"}, mm_tokens_per_image=4,
+    ),
+    t.LlavaConfig(
+        text_config=SIZES | {"model_type": "llama"},
+        vision_config=VISION | {"model_type": "clip_vision_model"},
+    ),
+    t.Qwen2_5_VLConfig(
+        text_config=SIZES | {"rope_parameters": {
+            "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4,
+        }},
+        vision_config={"depth": 4, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32,
+                       "out_hidden_size": 32, "patch_size": 14},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", MULTIMODAL, ids=name)
+def test_of_a_multimodal_model_the_text_decoder_alone_is_loaded(architecture, tmp_path):
+    model = tiny.checkpoint(tmp_path / "model", architecture)
+    described = describe(load_config(model))
+    assert described.decoder == "model.language_model"
+    assert any("vis" in path for path in described.skipped)
+    assert offered(described) == DENSE
+    assert_equal_in_layer_groups(model, sorted(DENSE), tmp_path)
+
+
+def test_what_a_block_adds_adds_up(llama, tmp_path):
+    """resid_mid = resid_pre + attn_out, and resid_post = resid_mid + mlp_out, as the model adds."""
+    sites = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+    run = Run(tmp_path, config(llama, ROWS, tmp_path / "data", extraction={"sites": sites}))
+    run.prepare()
+    run.extract()
+    import torch
+
+    pre, attention, middle, mlp, post = (torch.from_numpy(run.array(s)).bfloat16() for s in sites)
+    assert torch.equal(pre + attention, middle)
+    assert torch.equal(middle + mlp, post)
+
+
+def test_queries_keys_and_values_of_gpt2_are_parts_of_one_projection(tmp_path):
+    model = tiny.checkpoint(tmp_path / "model", t.GPT2Config(**GPT2))
+    taps = describe(load_config(model)).taps[0]
+    assert [taps[site].part for site in ("q", "k", "v")] == [(0, 32), (32, 64), (64, 96)]

@@ -1,0 +1,187 @@
+"""The accumulators against direct computations on whole arrays, for any split and order."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from outlier_atlas.statistics.magnitudes import Magnitudes
+from outlier_atlas.statistics.massive import MassiveActivations
+from outlier_atlas.statistics.outlier_features import OutlierFeatures
+from outlier_atlas.statistics.tile import Tile, bfloat16_codes, from_code
+
+CHANNELS = 4
+
+# Values that bfloat16 holds exactly: then every statistic has one right answer.
+EXACT = [0.0, -0.0, 1e-40, 0.5, -1.0, 1.0, 3.0, -6.0, 6.0, 8.0, -100.0, 104.0, -2048.0, 3e38]
+NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
+
+
+def as_bfloat16(values):
+    return torch.tensor(values, dtype=torch.float32).bfloat16().float().numpy()
+
+
+def arrays(values):
+    held = [float(value) for value in as_bfloat16(values)]
+    return hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 12), st.just(CHANNELS)),
+        elements=st.sampled_from(held),
+    )
+
+
+def tiles(x, cuts):
+    """x, cut before each of the tokens `cuts`."""
+    edges = sorted({0, len(x), *(cut % len(x) for cut in cuts)})
+    return [Tile(x[a:b], a) for a, b in pairwise(edges)]
+
+
+def accumulate(make, pieces, order, split):
+    """Two accumulators that share the pieces, taken in some order, then merged."""
+    pieces = [pieces[i] for i in np.argsort(order[: len(pieces)])]
+    first, second = make(), make()
+    for index, piece in enumerate(pieces):
+        (first if index < split else second).update(piece)
+    second.merge(first)
+    return second
+
+
+splits = st.lists(st.integers(0, 100), max_size=4)
+orders = st.permutations(range(12)).map(np.array)
+
+
+@settings(deadline=None, max_examples=300)
+@given(arrays(EXACT + NOT_FINITE), splits, orders, st.integers(0, 5))
+def test_magnitudes_of_any_split_are_those_of_the_whole(x, cuts, order, split):
+    got = accumulate(lambda: Magnitudes(CHANNELS), tiles(x, cuts), order, split)
+    finite = np.isfinite(x)
+    magnitudes = np.sort(np.abs(x[finite]))
+    assert got.values == x.size
+    assert got.nan == np.isnan(x).sum()
+    assert got.infinite == np.isinf(x).sum()
+    assert got.top == magnitudes[::-1][:3].tolist()
+    if finite.any():
+        assert got.median == magnitudes[(len(magnitudes) - 1) // 2]
+    else:
+        assert np.isnan(got.median)
+        assert got.largest_channel is None
+    for channel in range(CHANNELS):
+        rows = np.flatnonzero(finite[:, channel])
+        if not len(rows):
+            assert np.isnan(got.maxima[channel])
+            assert got.tokens[channel] == -1
+            continue
+        row = min(rows, key=lambda r: (-abs(x[r, channel]), r))
+        assert got.tokens[channel] == row
+        assert got.maxima[channel] == x[row, channel]
+    if finite.any():
+        token, channel = min(
+            zip(*np.nonzero(finite), strict=True), key=lambda p: (-abs(x[p]), p[0], p[1])
+        )
+        assert got.largest_channel == channel
+        assert got.tokens[channel] == token
+
+
+@settings(deadline=None, max_examples=200)
+@given(arrays(EXACT), arrays(EXACT), splits, st.integers(0, 5))
+def test_outlier_features_of_any_split_are_those_of_the_whole(x, y, cuts, split):
+    length = min(len(x), len(y))
+    tensors = {("attn_in", 0): x[:length], ("mlp_in", 0): y[:length], ("attn_in", 1): y[:length]}
+    halves = [OutlierFeatures(list(tensors), CHANNELS, 6.0) for _ in range(2)]
+    for index, _ in enumerate(tiles(x[:length], cuts)):
+        half = halves[index >= split]
+        for tensor, values in tensors.items():
+            half.update(tensor, tiles(values, cuts)[index])
+        half.close()
+    halves[0].merge(halves[1])
+    got = {feature.channel: feature for feature in halves[0].features()}
+    stacked = np.stack(list(tensors.values()))
+    outliers = np.abs(stacked) >= 6
+    assert set(got) == set(np.flatnonzero(outliers.any(axis=(0, 1))))
+    for channel, feature in got.items():
+        mask, values = outliers[:, :, channel], stacked[:, :, channel]
+        shares = mask.mean(axis=1)
+        assert feature.layers == int((mask[0] | mask[1]).any()) + int(mask[2].any())
+        assert feature.tensors == mask.any(axis=1).sum()
+        assert feature.layer_share["layers"] == feature.layers / 2
+        assert feature.layer_share["tensors"] == feature.tensors / 3
+        assert feature.position_share["union"] == mask.any(axis=0).mean()
+        # One rounding more or less than numpy's mean of means.
+        assert feature.position_share["mean"] == pytest.approx(shares[shares > 0].mean(), rel=1e-15)
+        assert feature.position_share["max"] == shares.max()
+        assert feature.outlier_values == mask.sum()
+        assert feature.positive_share == (values[mask] > 0).mean()
+        ordered = np.sort(values[mask])
+        ranks = [int(q * (len(ordered) - 1)) for q in (0.25, 0.5, 0.75)]
+        assert feature.quartiles == tuple(ordered[rank] for rank in ranks)
+        assert abs(feature.value) == np.abs(ordered).max()
+
+
+MASSIVE = [0.0, 0.01, 0.1, -0.1, 1.0, 100.0, -100.5, 101.0, -1000.0, 4096.0]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    arrays(MASSIVE + NOT_FINITE),
+    splits,
+    splits,
+    orders,
+    st.integers(0, 5),
+    st.sampled_from(["tensor", "token"]),
+)
+def test_massive_activations_of_any_split_are_those_of_the_whole(
+    x, cuts, sequences, order, split, median
+):
+    starts = np.array(sorted({0, len(x), *(cut % len(x) for cut in sequences)}), np.int64)
+    got = accumulate(
+        lambda: MassiveActivations(starts, 100.0, 1000.0, median), tiles(x, cuts), order, split
+    ).found()
+    want = []
+    for a, b in pairwise(starts):
+        whole = lower_median(x[a:b])
+        for token in range(a, b):
+            own = lower_median(x[token])
+            for channel in range(CHANNELS):
+                value = x[token, channel]
+                least = 1000.0 * {"tensor": whole, "token": own}[median]
+                if np.isfinite(value) and abs(value) > 100 and abs(value) >= least:
+                    want.append((token, channel, value, whole, own))
+    assert [(m.token, m.channel, m.value, m.tensor_median, m.token_median) for m in got] == want
+
+
+def lower_median(values):
+    magnitudes = np.sort(np.abs(values[np.isfinite(values)]))
+    return float(magnitudes[(len(magnitudes) - 1) // 2]) if len(magnitudes) else float("nan")
+
+
+@given(hnp.arrays(np.float32, 8, elements=st.floats(0, 2.0**127, width=32)))
+def test_codes_are_those_of_torch(values):
+    want = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    assert np.array_equal(bfloat16_codes(values), want)
+    assert [from_code(int(code)) for code in want] == (
+        torch.from_numpy(values).bfloat16().float().tolist()
+    )
+
+
+def test_a_threshold_is_compared_as_the_criterion_says():
+    just_below = np.nextafter(np.float32(6), np.float32(0))
+    features = OutlierFeatures([("attn_in", 0)], 2, 6.0)
+    features.update(("attn_in", 0), Tile(np.array([[6.0, just_below]], np.float32), 0))
+    features.close()
+    assert [feature.channel for feature in features.features()] == [0]
+
+
+def test_a_quarter_of_the_tensors_is_in():
+    tensors = [("attn_in", layer) for layer in range(60)]
+    features = OutlierFeatures(tensors, 1, 6.0)
+    for tensor in tensors:
+        value = 7.0 if tensor[1] < 15 else 0.0
+        features.update(tensor, Tile(np.full((1, 1), value, np.float32), 0))
+    features.close()
+    (feature,) = features.features()
+    assert feature.passes(0.25, 0.06, "tensors", "union")
+    assert not feature.passes(0.2501, 0.06, "tensors", "union")

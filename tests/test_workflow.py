@@ -1,0 +1,285 @@
+"""The workflow as users run it: a configuration in, the store, the tables and the report out."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import transformers
+import yaml
+import zarr
+
+from outlier_atlas.workflow import Sources
+
+ROOT = Path(__file__).parents[1]
+
+
+def snakemake(folder, *arguments, check=True):
+    """Run Snakemake on the project, in a folder of its own."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "OUTLIER_ATLAS_MAKE": ""} | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def planned(folder, name="mine.yaml"):
+    """The rules that would run, with how many jobs each."""
+    said = snakemake(folder, "--dry-run", "--configfile", name).stdout
+    jobs = re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)
+    return {rule: int(count) for rule, count in jobs if rule not in ("all", "total")}
+
+
+def write(folder, config, name="mine.yaml"):
+    (folder / name).write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+CONFIG = {
+    "model": {"source": "./model"},
+    "dataset": {"source": "./texts", "sequences": 4, "sequence_length": 32},
+    "extraction": {"layer_groups": 2, "sequence_shards": 2},
+    "detection": {"llm_int8": {"threshold": 2.0}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("project")
+    tiny.llama(folder / "model")
+    (folder / "texts").mkdir()
+    for index, sentence in enumerate(tiny.SENTENCES):
+        (folder / "texts" / f"{index}.txt").write_text(sentence * 3)
+    write(folder, CONFIG)
+    run = snakemake(folder, "--configfile", "mine.yaml", "--resources", "gpu=2")
+    (folder / "output.txt").write_text(run.stdout + run.stderr)
+    return folder
+
+
+def test_a_run_leaves_everything_that_is_promised(folder):
+    run = folder / "results" / "mine"
+    array = zarr.open(run / "activations.zarr")["attn_in"]
+    assert array.shape == (4, 128, 32)
+    assert np.isfinite(array[:]).all()
+    names = {"criteria", "layer_magnitudes", "channel_maxima", "llm_int8_features"}
+    names |= {"llm_int8_variants", "massive_activations", "massive_channels"}
+    for ending in ("parquet", "csv"):
+        assert {path.stem for path in (run / "tables").glob(f"*.{ending}")} == names
+    assert "<!doctype html>" in (run / "report.html").read_text()[:200]
+    assert len(list((run / "figures").glob("*.svg"))) == 12
+    assert len(json.loads((run / "findings.json").read_text())["findings"]) == 5
+
+
+def test_a_run_ends_with_its_most_striking_finding_and_the_report(folder):
+    said = (folder / "output.txt").read_text()
+    first = json.loads((folder / "results/mine/findings.json").read_text())["findings"][0]
+    assert f"{first['text']}\n\nReport: results/mine/report.html" in said
+
+
+def test_jobs_say_what_they_loaded_and_once_where_they_run(folder):
+    said = (folder / "output.txt").read_text()
+    loaded = re.findall(r"layers \d to \d: [\d.]+ MiB of weights, as bfloat16 on \w+, loaded", said)
+    assert len(loaded) == 4
+    assert "tokens/s" in said
+    if "on cpu" in said:
+        assert said.count("no CUDA device here: running on the CPU") == 1
+
+
+def test_one_gpu_job_runs_at_a_time_unless_more_gpus_are_offered(folder):
+    assert 'gpu=Resource("gpu", 2)' in (folder / "output.txt").read_text()
+    said = snakemake(folder, "--configfile", "mine.yaml", "--forcerun", "render_report").stderr
+    assert 'gpu=Resource("gpu", 1)' in said
+
+
+def test_a_touched_script_is_not_stale_and_each_rule_knows_its_own_code(folder):
+    for path in (ROOT / "workflow" / "scripts").glob("*.py"):
+        path.touch()
+    assert planned(folder) == {}
+    sources = Sources(ROOT / "workflow" / "scripts")
+    report, extraction = (
+        {path.rpartition("workflow/scripts/")[2] for path in sources.of(script)}
+        for script in ("render_report.py", "extract_activations.py")
+    )
+    assert {
+        "doorway.py",
+        "outlier_atlas/report/text.py",
+        "outlier_atlas/settings/report.py",
+    } <= report
+    assert {"doorway.py", "outlier_atlas/model/partial.py"} <= extraction
+    assert not {path for path in report if "/extraction/" in path or "/model/" in path}
+    assert not {path for path in extraction if "/report/" in path or "/detection/" in path}
+
+
+def test_snakemakes_own_report_has_the_page_the_tables_and_the_figures(folder):
+    snakemake(folder, "--configfile", "mine.yaml", "--report", "own.zip")
+    with zipfile.ZipFile(folder / "own.zip") as archive:
+        names = {Path(name).name for name in archive.namelist()}
+        page = archive.read("own/report.html").decode()
+    assert len([name for name in names if name.endswith(".csv")]) == 7
+    assert len([name for name in names if name.endswith(".svg")]) == 6
+    for word in ("Figures", "Tables", "massive_channels", "maxima"):
+        assert word in page
+
+
+def test_records_hold_no_time_and_no_path_of_the_machine(folder):
+    for record in (folder / "results" / "mine").rglob("*.json"):
+        if "activations.zarr" not in record.parts and "boundaries.zarr" not in record.parts:
+            assert str(folder) not in record.read_text(), record
+
+
+def test_a_finished_run_has_nothing_left_to_do(folder):
+    assert planned(folder) == {}
+
+
+def test_spelling_and_touching_make_nothing_stale(folder):
+    config = {key: CONFIG[key] for key in reversed(CONFIG)}
+    config["dataset"] = {"bos": "auto", "packing": "concat", **CONFIG["dataset"]}
+    write(folder, config | {"run": {"name": "mine"}}, "other.yaml")
+    for path in ("model/config.json", "texts/0.txt", "results/mine/manifests/store.json"):
+        (folder / path).touch()
+    assert planned(folder, "other.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "stale"),
+    [
+        ("execution", {"batch_size": 4, "threads": 1}, {}),
+        ("report", {"rows": 3}, {"render_report": 1}),
+        (
+            "detection",
+            {"llm_int8": {"threshold": 3.0}},
+            {"detect_outliers": 1, "draw_figures": 1, "render_report": 1},
+        ),
+    ],
+)
+def test_only_the_stages_behind_a_change_are_stale(folder, section, change, stale):
+    write(folder, CONFIG | {"run": {"name": "mine"}, section: change}, "other.yaml")
+    assert planned(folder, "other.yaml") == stale
+
+
+def test_what_was_replaced_by_something_older_is_stale(folder):
+    """A link that leads elsewhere, a copy that kept its time: Snakemake looks at times only."""
+    config = CONFIG | {"run": {"name": "mine"}}
+    older = folder / "older"
+    shutil.copytree(folder / "model", older)
+    tiny.checkpoint(older, transformers.LlamaConfig(**tiny.SIZES), seed=1)
+    for path in older.iterdir():
+        os.utime(path, (0, 0))
+    original = folder / "original"
+    (folder / "model").rename(original)
+    try:
+        (folder / "model").symlink_to(original)
+        write(folder, config, "other.yaml")
+        # The same files at another place are looked at, and the record says that nothing is new.
+        assert planned(folder, "other.yaml")["fetch_model"] == 1
+        snakemake(folder, "--configfile", "other.yaml")
+        assert planned(folder, "other.yaml") == {}
+        (folder / "model").unlink()
+        (folder / "model").symlink_to(older)
+        assert planned(folder, "other.yaml")["fetch_model"] == 1
+    finally:
+        (folder / "model").unlink()
+        original.rename(folder / "model")
+        snakemake(folder, "--configfile", "mine.yaml")
+
+
+def test_another_tokenizer_makes_the_tokens_stale(folder):
+    settings = folder / "model" / "tokenizer_config.json"
+    before = settings.read_text()
+    settings.write_text(json.dumps(json.loads(before) | {"model_max_length": 7}))
+    assert planned(folder)["tokenize_dataset"] == 1
+    settings.write_text(before)
+    assert planned(folder) == {}
+
+
+def test_braces_in_a_path_are_just_braces(tmp_path):
+    (tmp_path / "{odd} texts").mkdir()
+    (tmp_path / "{odd} texts" / "a.txt").write_text("text")
+    write(tmp_path, CONFIG | {"dataset": {"source": "./{odd} texts"}, "model": {"source": "./{m}"}})
+    assert planned(tmp_path)["extract_activations"] == 4
+
+
+def test_another_threshold_gives_other_tables_from_the_same_store(folder):
+    run = folder / "results" / "mine"
+    before = pq.read_table(run / "tables" / "llm_int8_features.parquet")
+    chunk = run / "activations.zarr" / "attn_in" / "c" / "0" / "0" / "0"
+    untouched = chunk.stat().st_mtime_ns
+    changed = CONFIG | {"run": {"name": "mine"}, "detection": {"llm_int8": {"threshold": 1e6}}}
+    write(folder, changed, "other.yaml")
+    snakemake(folder, "--configfile", "other.yaml")
+    after = pq.read_table(run / "tables" / "llm_int8_features.parquet")
+    assert before.num_rows > 0
+    assert after.num_rows == 0
+    assert chunk.stat().st_mtime_ns == untouched
+    snakemake(folder, "--configfile", "mine.yaml")
+    assert pq.read_table(run / "tables" / "llm_int8_features.parquet").equals(before)
+
+
+def test_a_users_file_inherits_nothing_from_the_demo(folder):
+    (folder / "config").mkdir(exist_ok=True)
+    (folder / "config" / "config.yaml").write_text((ROOT / "config/config.yaml").read_text())
+    assert planned(folder) == {}
+    assert not (folder / "results" / "smollm2-demo").exists()
+
+
+def test_the_demo_is_planned_offline_on_a_fresh_checkout(tmp_path):
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text((ROOT / "config/config.yaml").read_text())
+    said = snakemake(tmp_path, "--dry-run").stdout
+    assert dict(re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)) == {
+        "fetch_package": "2", "fetch_model": "1", "tokenize_dataset": "1", "create_store": "1",
+        "extract_activations": "6", "detect_outliers": "1", "draw_figures": "1",
+        "render_report": "1", "all": "1", "total": "15",
+    }  # fmt: skip
+
+
+def test_a_plan_is_printed_and_nothing_is_run(folder):
+    write(folder, CONFIG | {"run": {"name": "planned"}}, "other.yaml")
+    said = snakemake(folder, "--configfile", "other.yaml", "--", "plan").stdout
+    assert re.search(r"layer group +layers +in files +weights", said)
+    assert re.search(r"^ +1 +2 to 3 ", said, re.MULTILINE)
+    assert "Not loaded: lm_head." in said
+    assert not (folder / "results" / "planned" / "activations.zarr").exists()
+
+
+def test_a_wrong_configuration_ends_in_a_line_a_fault(tmp_path):
+    config = {
+        "model": {"source": "./model", "dtyp": "bfloat16"},
+        "dataset": {"source": "./texts", "sequences": 0},
+        "extraction": {"layers": [1, "two"]},
+    }
+    write(tmp_path, config)
+    done = snakemake(tmp_path, "--configfile", "mine.yaml", check=False)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if "mine.yaml" in line]
+    assert lines == [
+        "mine.yaml: model.dtyp: unknown key; did you mean 'dtype'?",
+        "mine.yaml: dataset.sequences = 0: must be at least 1",
+        "mine.yaml: extraction.layers[1] = 'two': must be a whole number",
+    ]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_failing_job_ends_in_one_line_with_the_trace_in_its_log(folder):
+    short = CONFIG | {"dataset": CONFIG["dataset"] | {"sequences": 400}}
+    write(folder, short, "short.yaml")
+    done = snakemake(folder, "--configfile", "short.yaml", check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert said.count("tokenize_dataset: too little text: ") == 1
+    assert "Traceback" not in said
+    assert "Traceback" in (folder / "results/short/logs/tokenize_dataset.log").read_text()
+    assert not (folder / "results/short/tokens.parquet").exists()

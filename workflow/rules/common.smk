@@ -1,0 +1,111 @@
+"""The files of a run, by name, and what the rules ask about them."""
+
+from outlier_atlas import builtin, tables
+from outlier_atlas.data import corpus
+from outlier_atlas.data import prepare as data_stage
+from outlier_atlas.model import source as model_stage
+from outlier_atlas.report import figures, page
+from outlier_atlas.settings.source import local_path, source_kind
+from outlier_atlas.workflow import identities, literal, nameable, readable
+
+RUN = SETTINGS.name
+RESULTS = f"results/{RUN}"
+
+MODEL_SLUG = model_stage.slug(SETTINGS.model)
+MODEL_RECORD = f"resources/models/{MODEL_SLUG}.json"
+
+DATASET_SLUG = data_stage.slug(SETTINGS.dataset, MODEL_SLUG)
+HUB_DOCUMENTS = f"resources/datasets/{DATASET_SLUG}.jsonl"
+HUB_DATASET_RECORD = f"resources/datasets/{DATASET_SLUG}.json"
+
+TOKENS = f"{RESULTS}/tokens.parquet"
+TOKENS_RECORD = f"{RESULTS}/manifests/tokens.json"
+STORE_RECORD = f"{RESULTS}/manifests/store.json"
+
+LAYER_GROUPS = SETTINGS.extraction.layer_groups
+SEQUENCE_SHARDS = SETTINGS.extraction.sequence_shards
+
+TABLES = [f"{RESULTS}/tables/{table.name}.parquet" for table in tables.TABLES]
+CSV_TABLES = [f"{RESULTS}/tables/{table.name}.csv" for table in tables.TABLES]
+FIGURES = [
+    f"{RESULTS}/figures/{name}" for name in figures.names(SETTINGS.extraction.sites)
+]
+PAGE_PARTS = [readable(part) for part in page.PARTS]
+REPORT = f"{RESULTS}/report.html"
+FINDINGS = f"{RESULTS}/findings.json"
+
+
+def model_files():
+    """The files on this machine that a model's record is made from: a replaced one is noticed.
+
+    Of local files those that exist: what is wrong with the others is the job's to say.
+    """
+    source = SETTINGS.model.source
+    kind = source_kind(source)
+    if kind == "builtin":
+        return [f"resources/{builtin.path(source)}"]
+    if kind == "hub":
+        return []
+    path = local_path(source)
+    if path.is_dir():
+        files = sorted(path.iterdir())
+        return [str(f) for f in files if f.suffix in model_stage.ENDINGS]
+    return [str(path)] if path.is_file() else []
+
+
+def dataset_files():
+    """What of the dataset must be on this machine before its text is tokenized.
+
+    Of local files those that exist: what is wrong with the others is the job's to say.
+    """
+    source = SETTINGS.dataset.source
+    kind = source_kind(source)
+    if kind == "builtin":
+        return [f"resources/{builtin.path(source)}"]
+    if kind == "hub":
+        return [HUB_DOCUMENTS, HUB_DATASET_RECORD]
+    path = local_path(source)
+    if path.is_dir():
+        files = sorted(path.rglob("*"))
+        return [str(f) for f in files if f.suffix in corpus.ENDINGS]
+    return [str(path)] if path.is_file() else []
+
+
+def fetched_dataset():
+    """What of the dataset `fetch` has to bring."""
+    return [] if source_kind(SETTINGS.dataset.source) == "local" else dataset_files()
+
+
+def manifest(group, shard):
+    """The record that an extraction job leaves when all of its part is committed."""
+    part = f"group-{group}-of-{LAYER_GROUPS}.shard-{shard}-of-{SEQUENCE_SHARDS}"
+    return f"{RESULTS}/manifests/extraction/{part}.json"
+
+
+def previous_manifest(wildcards):
+    """The layer group before: it leaves the residual stream at the boundary."""
+    group = int(wildcards.group)
+    return [manifest(group - 1, wildcards.shard)] if group else []
+
+
+def manifests():
+    """The manifests of all extraction jobs."""
+    return [manifest(g, s) for g in range(LAYER_GROUPS) for s in range(SEQUENCE_SHARDS)]
+
+
+def table(path):
+    """A table as Snakemake's own report shows it."""
+    name = Path(path).stem
+    caption = f"../report/tables/{name}.rst"
+    return report(path, caption=caption, category="Tables", labels={"table": name})
+
+
+def figure(path):
+    """A figure as Snakemake's own report shows it; of its four files the light SVG."""
+    site, kind = Path(path).stem.split("-", 1)
+    if not path.endswith(f"-{kind}.svg") or kind not in figures.KINDS:
+        return path
+    labels = {"site": site, "figure": kind}
+    return report(
+        path, caption=f"../report/{kind}.rst", category="Figures", labels=labels
+    )

@@ -1,0 +1,70 @@
+"""From tokens to activations: a job per layer group and sequence shard, chained by boundaries."""
+
+
+# What the run takes: from the model's configuration and the headers of its files.
+rule plan:
+    input:
+        code=code("plan.py"),
+        model=MODEL_RECORD,
+    log:
+        f"{RESULTS}/logs/plan.log",
+    conda:
+        "../../envs/model.yaml"
+    params:
+        settings=SETTINGS.model_dump(mode="json"),
+    message:
+        "Plan"
+    script:
+        "../scripts/plan.py"
+
+
+rule create_store:
+    input:
+        code=code("create_store.py"),
+        model=MODEL_RECORD,
+        tokens=TOKENS,
+        tokens_record=TOKENS_RECORD,
+    output:
+        record=STORE_RECORD,
+    log:
+        f"{RESULTS}/logs/create_store.log",
+    conda:
+        "../../envs/model.yaml"
+    params:
+        extraction=SETTINGS.extraction.model_dump(mode="json"),
+        chunk_tokens=SETTINGS.chunk_tokens,
+        dtype=SETTINGS.model.dtype,
+        trust_remote_code=SETTINGS.model.trust_remote_code,
+    message:
+        "Shape of the store, from the model's configuration"
+    script:
+        "../scripts/create_store.py"
+
+
+rule extract_activations:
+    input:
+        code=code("extract_activations.py"),
+        model=MODEL_RECORD,
+        tokens=TOKENS,
+        tokens_record=TOKENS_RECORD,
+        store=STORE_RECORD,
+        previous=previous_manifest,
+    output:
+        manifest=manifest("{group}", "{shard}"),
+    log:
+        f"{RESULTS}/logs/extract_activations.group-{{group}}.shard-{{shard}}.log",
+    conda:
+        "../../envs/model.yaml"
+    threads: SETTINGS.execution.threads or max(1, workflow.cores // SEQUENCE_SHARDS)
+    resources:
+        gpu=1,
+        # What makes nothing stale travels as resources, which Snakemake does not compare.
+        batch_size=SETTINGS.execution.batch_size,
+        device=SETTINGS.execution.device,
+        device_memory=SETTINGS.execution.device_memory or "",
+    params:
+        trust_remote_code=SETTINGS.model.trust_remote_code,
+    message:
+        "Activations of layer group {wildcards.group}, sequence shard {wildcards.shard}"
+    script:
+        "../scripts/extract_activations.py"

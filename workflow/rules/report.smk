@@ -1,0 +1,43 @@
+"""From tables to figures and the report."""
+
+
+rule draw_figures:
+    input:
+        code=code("draw_figures.py"),
+        tables=TABLES,
+    output:
+        [figure(path) for path in FIGURES],
+    log:
+        f"{RESULTS}/logs/draw_figures.log",
+    conda:
+        "../../envs/report.yaml"
+    message:
+        "Figures"
+    script:
+        "../scripts/draw_figures.py"
+
+
+rule render_report:
+    input:
+        code=code("render_report.py"),
+        parts=PAGE_PARTS,
+        tables=TABLES,
+        figures=FIGURES,
+        tokens=TOKENS,
+        tokens_record=TOKENS_RECORD,
+        model=MODEL_RECORD,
+        store=STORE_RECORD,
+    output:
+        page=report(REPORT, caption="../report/report.rst", category="Report"),
+        findings=FINDINGS,
+    log:
+        f"{RESULTS}/logs/render_report.log",
+    conda:
+        "../../envs/report.yaml"
+    params:
+        # Without `execution`, which makes nothing stale.
+        configuration=SETTINGS.model_dump(mode="json", exclude={"execution"}),
+    message:
+        "Report"
+    script:
+        "../scripts/render_report.py"

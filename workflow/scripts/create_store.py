@@ -1,0 +1,26 @@
+"""Rule `create_store`: gives the run's arrays their shape."""
+
+from pathlib import Path
+
+from doorway import job
+from outlier_atlas.extraction.prepare import prepare_store
+from outlier_atlas.model.source import offline
+
+
+def main(job):
+    offline()
+    prepare_store(
+        settings=job.params.extraction,
+        chunk_tokens=job.params.chunk_tokens,
+        dtype=job.params.dtype,
+        trust_remote_code=job.params.trust_remote_code,
+        model_record=Path(job.input.model),
+        resources=Path("resources"),
+        tokens=Path(job.input.tokens),
+        run=Path(job.output.record).parents[1],
+        record=Path(job.output.record),
+    )
+
+
+if __name__ == "__main__":
+    job(main, snakemake)  # noqa: F821

@@ -1,0 +1,53 @@
+"""What every rule's script shares: its log, and the one line that a user's mistake ends in."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+
+def job(main: Callable[[Any], None], snakemake: Any) -> None:
+    """Run a rule's script.
+
+    The log has everything, traces too; the terminal has what concerns the user. `ValueError` and
+    `OSError` are the user's to mend: one line and exit status 1. Anything else is ours, and the
+    line says so. `OUTLIER_ATLAS_TRACEBACK=1` shows the trace on the terminal as well.
+
+    Args:
+        main: takes the `snakemake` object.
+        snakemake: as Snakemake hands it to a script.
+    """
+    _set_up_logging(str(snakemake.log[0]))
+    try:
+        main(snakemake)
+    except Exception as error:
+        log = logging.getLogger("outlier_atlas")
+        log.debug("%s", traceback.format_exc())
+        if os.environ.get("OUTLIER_ATLAS_TRACEBACK"):
+            traceback.print_exc()
+        log.error("%s: %s", snakemake.rule, _line(error, str(snakemake.log[0])))
+        sys.exit(1)
+
+
+def _line(error: Exception, log: str) -> str:
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ValueError | OSError):
+        return message
+    return f"{type(error).__name__}: {message} (this should not happen; the trace is in {log})"
+
+
+def _set_up_logging(path: str) -> None:
+    """Everything of ours into the log file, with times; what concerns the user to the terminal."""
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.INFO)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours = logging.getLogger("outlier_atlas")
+    ours.setLevel(logging.DEBUG)
+    ours.handlers = [terminal, file]
+    ours.propagate = False
+    logging.getLogger().handlers = [file]
+    logging.captureWarnings(True)

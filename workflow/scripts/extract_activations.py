@@ -1,0 +1,33 @@
+"""Rule `extract_activations`: one layer group over one sequence shard."""
+
+from pathlib import Path
+
+from doorway import job
+from outlier_atlas.extraction.run import Job, extract
+from outlier_atlas.model.source import offline
+
+
+def main(job):
+    offline()
+    manifest = Path(job.output.manifest)
+    extract(
+        Job(
+            run=manifest.parents[2],
+            store_record=Path(job.input.store),
+            tokens=Path(job.input.tokens),
+            model_record=Path(job.input.model),
+            resources=Path("resources"),
+            group=int(job.wildcards.group),
+            shard=int(job.wildcards.shard),
+            manifest=manifest,
+            trust_remote_code=job.params.trust_remote_code,
+            device=job.resources.device,
+            batch_size=job.resources.batch_size,
+            device_memory=job.resources.device_memory or None,
+            threads=job.threads,
+        )
+    )
+
+
+if __name__ == "__main__":
+    job(main, snakemake)  # noqa: F821

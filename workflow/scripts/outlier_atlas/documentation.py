@@ -1,0 +1,128 @@
+"""The generated documentation: JSON schema, key-by-key reference, data dictionary of the tables.
+
+`python -m outlier_atlas.documentation FOLDER` writes it into a checkout (`make docs`); a test holds
+it to the models that it is made from.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from outlier_atlas import tables
+from outlier_atlas.settings.configuration import Settings
+
+INTRODUCTION = """\
+# The configuration
+
+Generated from the settings models by `make docs`; do not edit.
+
+A run is one YAML file: `make run CONFIG=mine.yaml`, or
+`snakemake --cores all --resources gpu=2 --configfile mine.yaml`. It inherits nothing from the demo
+(`config/config.yaml`), which is read only when no configuration file is named. Only `model.source`
+and `dataset.source` have no default. Editors that know JSON schemas check a file as you type if it
+begins with
+
+    # yaml-language-server: $schema=config/config.schema.json
+
+Each stage depends on its own section: a change under `detection` runs no model again, one under
+`report` renders the report alone, and nothing under `execution` makes anything stale.
+"""
+
+
+def files() -> dict[str, str]:
+    """Every generated file: its path in the repository and its content."""
+    schema = Settings.model_json_schema() | {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Outlier Atlas configuration",
+    }
+    return {
+        "config/config.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        "config/README.md": reference(),
+        "docs/tables.md": tables.dictionary(),
+    }
+
+
+def reference() -> str:
+    """Every key of the configuration in Markdown, section by section."""
+    lines = [INTRODUCTION]
+    for name, section, description in _sections(Settings, ""):
+        lines += [f"## `{name}`", "", description, ""]
+        lines += ["| key | allowed | default | what it does |", "|---|---|---|---|"]
+        for key, field in section.model_fields.items():
+            if not _is_section(field):
+                row = (f"`{key}`", _allowed(field), _default(field), field.description or "")
+                lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel], str]]:
+    for key, field in section.model_fields.items():
+        if _is_section(field):
+            inner = typing.cast("type[BaseModel]", field.annotation)
+            name = f"{path}{key}"
+            if not all(_is_section(f) for f in inner.model_fields.values()):
+                yield name, inner, field.description or ""
+            yield from _sections(inner, f"{name}.")
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _allowed(field: FieldInfo) -> str:
+    bounds = [_bound(limit) for limit in field.metadata]
+    return ", ".join(filter(None, [_type(field.annotation), *bounds]))
+
+
+def _type(annotation: Any) -> str:
+    """A type in the words of a YAML file."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        limits = [limit for meta in arguments[1:] for limit in getattr(meta, "metadata", [meta])]
+        return " ".join(filter(None, [_type(arguments[0]), *map(_bound, limits)]))
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(member) for member in arguments if member is not type(None))
+    if origin is list:
+        return f"list of {_type(arguments[0])}"
+    return {int: "whole number", float: "number", str: "text", bool: "`true`, `false`"}[annotation]
+
+
+def _bound(limit: object) -> str:
+    if isinstance(limit, Ge):
+        return f"at least {limit.ge}"
+    if isinstance(limit, Gt):
+        return f"above {limit.gt}"
+    if isinstance(limit, Le):
+        return f"at most {limit.le}"
+    if isinstance(limit, Lt) and limit.lt != 2**31:
+        return f"below {limit.lt}"
+    return ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "none: it must be given"
+    return "" if field.default is None else f"`{json.dumps(field.default)}`"
+
+
+def main(folder: Path) -> None:
+    """Write every generated file into a checkout."""
+    for path, text in files().items():
+        (folder / path).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

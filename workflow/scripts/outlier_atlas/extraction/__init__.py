@@ -1,0 +1,1 @@
+"""From tokens to activations: devices, the traced forward pass, the overlapped loop."""

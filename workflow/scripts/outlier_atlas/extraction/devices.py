@@ -1,0 +1,137 @@
+"""The device of a job, and the lease that keeps two jobs of one machine off the same GPU.
+
+A lease is an exclusive lock on a file per GPU. The kernel lets go of it when the job ends, however
+it ends. Slurm and Kubernetes hand out GPUs themselves, and number them anew in every allocation: so
+there each allocation has leases of its own, for the jobs that run side by side within it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+REMINDER_SECONDS = 60.0
+
+
+@contextmanager
+def device(wanted: str, job: str) -> Iterator[str]:
+    """The device for a job's forward pass, its own for as long as the block lasts.
+
+    Must be entered before torch touches CUDA: the job then sees no other GPU.
+
+    Args:
+        wanted: `auto`, `cuda`, `mps` or `cpu`.
+        job: what the job is called where others wait for it.
+
+    Raises:
+        ValueError: the wanted device is not on this machine.
+    """
+    gpus = visible_gpus() if wanted in ("auto", "cuda") else []
+    if gpus:
+        with lease(gpus, lease_folder(), job) as gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            yield "cuda:0"
+        return
+    if wanted == "cuda":
+        raise ValueError("execution.device = 'cuda': this machine shows no CUDA device; take auto")
+    yield _without_cuda(wanted)
+
+
+def _without_cuda(wanted: str) -> str:
+    import torch
+
+    if wanted in ("auto", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    if wanted == "mps":
+        raise ValueError("execution.device = 'mps': this machine has no MPS device; take auto")
+    return "cpu"
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    if torch.version.cuda is None:
+        return []
+    count = torch.cuda.device_count()  # asks the driver's management library; makes no context
+    named = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return named[:count] if any(named) else [str(index) for index in range(count)]
+
+
+def lease_folder() -> Path:
+    """Where the lock files lie: one folder a machine, a step of a Slurm job, or a pod."""
+    parts = ["outlier-atlas-leases"]
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        parts += ["pod", socket.gethostname()]
+    elif "SLURM_JOB_ID" in os.environ:
+        parts += ["slurm", os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_STEP_ID", "batch")]
+    return Path(tempfile.gettempdir()) / "-".join(parts).replace("/", "-")
+
+
+@contextmanager
+def lease(gpus: Sequence[str], folder: Path, job: str) -> Iterator[str]:
+    """One of the GPUs, held until the block ends; waits while others hold them all.
+
+    Args:
+        gpus: those to choose from.
+        folder: of the lock files.
+        job: written into the lock file, for those who wait.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _open_to_all(folder, 0o1777)
+    gpu, file = _wait(gpus, folder)
+    with file:
+        file.truncate(0)
+        file.write(f"{job} (process {os.getpid()})")
+        file.flush()
+        yield gpu
+
+
+def _wait(gpus: Sequence[str], folder: Path) -> tuple[str, IO[str]]:
+    waited_since = last_said = time.monotonic()
+    while True:
+        holders = []
+        for gpu in gpus:
+            file = _lock_file(folder, gpu)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holders.append(f"GPU {gpu}: {file.read(200).strip() or 'another job'}")
+                file.close()
+            else:
+                return gpu, file
+        now = time.monotonic()
+        if now - last_said >= REMINDER_SECONDS:
+            last_said = now
+            log.warning(
+                "waiting for a GPU for %d s; held by %s", now - waited_since, "; ".join(holders)
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _lock_file(folder: Path, gpu: str) -> IO[str]:
+    path = folder / f"gpu-{gpu.replace('/', '-')}"
+    try:
+        # Linux may refuse to create (`fs.protected_regular`) what another user has made there.
+        number = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT, 0o666)
+        _open_to_all(path, 0o666)
+    return os.fdopen(number, "r+", encoding="utf-8")
+
+
+def _open_to_all(path: Path, mode: int) -> None:
+    """Other users' jobs on this machine lock the same files, whatever this one's umask."""
+    if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o7777 != mode:
+        path.chmod(mode)

@@ -1,0 +1,143 @@
+"""The shape of a run's store, from the configuration, the tokens and the model's architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.files import read_record, write_record
+from outlier_atlas.settings.configuration import Settings
+from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
+from outlier_atlas.store import arrays
+from outlier_atlas.store.fingerprints import Fingerprints
+from outlier_atlas.store.layout import Layout
+
+if TYPE_CHECKING:
+    from outlier_atlas.model.architecture import Architecture
+
+
+def print_plan(settings: Settings, model_record: Path, resources: Path, results: Path) -> None:
+    """Print what a run takes, and refuse one that cannot fit into `execution.device_memory`.
+
+    Raises:
+        ValueError: it cannot fit, or the model has no such site or layer.
+    """
+    from outlier_atlas.extraction.plan import bytes_of, plan
+    from outlier_atlas.model.architecture import describe
+    from outlier_atlas.model.source import load_config, locate
+
+    model = read_record(model_record)
+    trust = settings.model.trust_remote_code
+    architecture = describe(load_config(locate(model, resources), trust), trust)
+    dataset = settings.dataset
+    layout = _layout(
+        settings.extraction, architecture, dataset.sequences * dataset.sequence_length,
+        settings.chunk_tokens, settings.model.dtype,
+    )  # fmt: skip
+    planned = plan(
+        layout, model, resources, settings.execution.batch_size, dataset.sequence_length,
+        dataset.packing == "document", trust,
+    )  # fmt: skip
+    print(planned.table(results))
+    given = settings.execution.device_memory
+    if given is not None:
+        planned.check(bytes_of(given), host=False, where=f"execution.device_memory = {given}")
+
+
+RECORDED_VERSIONS = ("torch", "transformers", "nnsight", "zarr", "numcodecs")
+
+
+def prepare_store(
+    settings: Mapping[str, Any],
+    chunk_tokens: int,
+    dtype: str,
+    trust_remote_code: bool,
+    model_record: Path,
+    resources: Path,
+    tokens: Path,
+    run: Path,
+    record: Path,
+) -> None:
+    """Create the arrays of a run, or leave them where they are right, and record their layout.
+
+    Args:
+        settings: the `extraction` section of the configuration.
+        chunk_tokens: tokens in a chunk.
+        dtype: of the forward pass.
+        trust_remote_code: whether code from the checkpoint may run.
+        model_record: the record of the model; `resources` is the folder that it is relative to.
+        tokens: the token store.
+        run: folder of the run.
+        record: where the layout is recorded.
+
+    Raises:
+        ValueError: the model has no such site or layer, or fewer layers than layer groups.
+    """
+    from outlier_atlas.model.architecture import describe
+    from outlier_atlas.model.source import load_config, locate
+
+    extraction = ExtractionSettings.model_validate(settings)
+    model = read_record(model_record)
+    folder = locate(model, resources)
+    architecture = describe(load_config(folder, trust_remote_code), trust_remote_code)
+    store = TokenStore.open(tokens)
+    layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
+    fingerprints = Fingerprints(
+        layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
+    )
+    arrays.create(run, layout, _coordinates(store), fingerprints)
+    versions = {package: version(package) for package in RECORDED_VERSIONS}
+    write_record(record, layout.record() | {"versions": versions})
+
+
+def _layout(
+    extraction: ExtractionSettings,
+    architecture: Architecture,
+    tokens: int,
+    chunk_tokens: int,
+    dtype: str,
+) -> Layout:
+    named = extraction.layers
+    layers = tuple(range(architecture.layers) if isinstance(named, str) else named)
+    channels = architecture.check(extraction.sites, layers)
+    # The layers above the last measured one never run.
+    running = layers[-1] + 1
+    if extraction.layer_groups > running:
+        raise ValueError(
+            f"extraction.layer_groups = {extraction.layer_groups}: above the {running} layers that "
+            f"run; take at most {running}"
+        )
+    if extraction.layer_groups > 1 and architecture.one_group:
+        raise ValueError(
+            f"extraction.layer_groups = {extraction.layer_groups}: {architecture.one_group}; take 1"
+        )
+    groups = even_ranges(running, extraction.layer_groups)
+    return Layout(
+        sites=dict(channels),
+        layers=layers,
+        hidden_size=architecture.hidden_size,
+        tokens=tokens,
+        chunk_tokens=chunk_tokens,
+        compression=extraction.advanced.compression,
+        layer_groups=tuple((first, stop - 1) for first, stop in groups),
+        sequence_shards=extraction.sequence_shards,
+        dtype=dtype,
+    )
+
+
+def _coordinates(store: TokenStore) -> dict[str, NDArray[np.int32]]:
+    """Where each token of the token axis comes from."""
+    lengths = np.diff(store.sequence_starts)
+    sequence = np.repeat(np.arange(store.sequences, dtype=np.int32), lengths)
+    position = np.arange(store.tokens) - np.repeat(store.sequence_starts[:-1], lengths)
+    return {
+        "token_id": store.token_ids,
+        "sequence": sequence,
+        "position": position.astype(np.int32),
+    }

@@ -1,0 +1,75 @@
+"""Tensors on their way from the device to the host, beside the forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """A copy of a tensor in host memory, perhaps still under way.
+
+    Attributes:
+        values: the copy; read it after `wait`.
+    """
+
+    values: torch.Tensor
+    copied: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Until the copy is complete."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+
+class Transfer:
+    """Copies tensors of one device to the host.
+
+    On CUDA the copy runs on a stream of its own into pinned memory, while the forward pass goes on;
+    elsewhere it is complete when it is returned. It is a copy in any case: some models overwrite
+    what a module returned.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def __call__(self, tensor: torch.Tensor) -> OnHost:
+        """Start to copy a tensor."""
+        if self._stream is None:
+            return OnHost(tensor.to("cpu", copy=True))
+        # The clone is made in the forward's own order, before anything can overwrite the tensor.
+        clone = tensor.detach().clone()
+        host = torch.empty(clone.shape, dtype=clone.dtype, pin_memory=True)
+        self._stream.wait_stream(torch.cuda.current_stream(clone.device))
+        with torch.cuda.stream(self._stream):
+            host.copy_(clone, non_blocking=True)
+            clone.record_stream(self._stream)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record(self._stream)
+        return OnHost(host, copied)
+
+
+class Float32:
+    """Gives tensors as float32 values, exactly, in memory that it uses again for the next one.
+
+    bfloat16 is widened by a shift of its bits in numpy: torch would start threads for it, beside
+    those of the forward pass; and memory that is new each time costs as much as what is done in it.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint32)
+
+    def __call__(self, values: torch.Tensor) -> NDArray[np.float32]:
+        """The values of a tensor; valid until the next call."""
+        if values.dtype != torch.bfloat16:
+            return values.float().numpy()
+        codes = values.contiguous().view(torch.int16).numpy().view(np.uint16)
+        if self._memory.size < codes.size:
+            self._memory = np.empty(codes.size, np.uint32)
+        wide = self._memory[: codes.size].reshape(codes.shape)
+        np.left_shift(codes, np.uint32(16), out=wide, dtype=np.uint32)
+        return wide.view(np.float32)

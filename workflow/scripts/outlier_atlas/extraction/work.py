@@ -1,0 +1,139 @@
+"""What an extraction job has to do: the rows that are missing, and the batches that give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.settings.extraction import even_ranges
+from outlier_atlas.store.commits import Commits, Rows
+from outlier_atlas.store.fingerprints import Fingerprints, sequences_of
+from outlier_atlas.store.layout import Layout, Target
+
+
+@dataclass(frozen=True)
+class Work:
+    """The part of a run that one job does: a layer group over a sequence shard.
+
+    Attributes:
+        layout: of the run.
+        tokens: its token store.
+        model_fingerprint: of the weights.
+        group: number of the layer group.
+        shard: number of the sequence shard.
+    """
+
+    layout: Layout
+    tokens: TokenStore
+    model_fingerprint: str
+    group: int
+    shard: int
+
+    @property
+    def sequences(self) -> range:
+        """The sequences of the shard."""
+        shards = even_ranges(self.tokens.sequences, self.layout.sequence_shards)
+        return range(*shards[self.shard])
+
+    @cached_property
+    def rows(self) -> list[Rows]:
+        """The shard's tokens, cut where the chunks are."""
+        starts = self.tokens.sequence_starts
+        first, last = int(starts[self.sequences.start]), int(starts[self.sequences.stop])
+        chunk = self.layout.chunk_tokens
+        return [
+            Rows(index, max(first, index * chunk), min(last, (index + 1) * chunk))
+            for index in range(first // chunk, -(-last // chunk))
+        ]
+
+    @cached_property
+    def fingerprints(self) -> Fingerprints:
+        """What the numbers of each chunk depend on."""
+        tokens = self.tokens
+        return Fingerprints(
+            self.layout, tokens.token_ids, tokens.sequence_starts, self.model_fingerprint
+        )
+
+    def fingerprint(self, chunk: int) -> str:
+        """Stands for all that the numbers of a chunk depend on."""
+        return self.fingerprints.of(chunk)
+
+    def missing(self, commits: Commits, batch_size: int) -> dict[Rows, frozenset[Target]]:
+        """The rows to write, and of which targets.
+
+        The boundary after the layer group is written only where a later layer group needs it.
+        """
+        return self._to_run(self.group, commits, batch_size)
+
+    def unfounded(
+        self, commits: Commits, missing: Iterable[Rows], batch_size: int
+    ) -> frozenset[Rows]:
+        """The rows that this layer group would read at the boundary before it, and that do not
+        count."""
+        if self.group == 0:
+            return frozenset()
+        before = self.layout.boundary_after(self.group - 1)
+        assert before is not None
+        read = self._rows_of(self.batches(missing, batch_size))
+        return frozenset(
+            rows for rows in read if commits.missing([before], rows, self.fingerprint(rows.chunk))
+        )
+
+    def _to_run(
+        self, group: int, commits: Commits, batch_size: int
+    ) -> dict[Rows, frozenset[Target]]:
+        boundary = self.layout.boundary_after(group)
+        wanted: frozenset[Rows] = frozenset()
+        if boundary:
+            # Whole batches: a layer group reads its boundary a batch at a time.
+            later = self._to_run(group + 1, commits, batch_size)
+            wanted = self._rows_of(self.batches(later, batch_size))
+        to_run = {}
+        for rows in self.rows:
+            targets = [*self.layout.measured(group)]
+            if boundary and rows in wanted:
+                targets.append(boundary)
+            if lacking := commits.missing(targets, rows, self.fingerprint(rows.chunk)):
+                to_run[rows] = lacking
+        return to_run
+
+    def _rows_of(self, batches: Iterable[range]) -> frozenset[Rows]:
+        """The rows that the tokens of batches lie in."""
+        starts, chunk = self.tokens.sequence_starts, self.layout.chunk_tokens
+        first = self.rows[0].chunk
+        return frozenset(
+            self.rows[index - first]
+            for batch in batches
+            for index in range(
+                int(starts[batch.start]) // chunk, (int(starts[batch.stop]) - 1) // chunk + 1
+            )
+        )
+
+    def batches(self, missing: Iterable[Rows], size: int) -> list[range]:
+        """The batches whose sequences reach into the missing rows.
+
+        A batch holds up to `size` consecutive sequences of one length, so that nothing is padded.
+        The batches are cut alike whatever is missing: on a mixture of experts the last bits depend
+        on the batch.
+        """
+        wanted = np.zeros(self.tokens.sequences + 1, bool)
+        for rows in missing:
+            reached = sequences_of(self.tokens.sequence_starts, rows.start, rows.stop)
+            wanted[reached.start : reached.stop] = True
+        return [
+            batch for batch in self._all_batches(size) if wanted[batch.start : batch.stop].any()
+        ]
+
+    def _all_batches(self, size: int) -> Iterator[range]:
+        lengths = np.diff(self.tokens.sequence_starts)
+        start = self.sequences.start
+        for sequence in self.sequences:
+            full = sequence - start == size
+            if full or lengths[sequence] != lengths[start]:
+                yield range(start, sequence)
+                start = sequence
+        yield range(start, self.sequences.stop)

@@ -1,0 +1,169 @@
+"""Rows on their way from the forward pass to the store, written while the next batch computes."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from outlier_atlas.extraction.transfer import Float32, OnHost
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import Rows
+from outlier_atlas.store.layout import Target
+
+QUEUE_BYTES = 256 * 2**20
+"""Bound of what waits to be written; the forward pass waits where the disk is slower."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens of a target within one chunk's rows, on their way."""
+
+    rows: Rows
+    target: Target
+    start: int
+    values: torch.Tensor
+    host: OnHost
+
+
+@dataclass
+class _Assembly:
+    """The rows of one target in one chunk, as far as they have come."""
+
+    values: torch.Tensor
+    filled: int = 0
+
+
+class RowWriter:
+    """Cuts what a forward pass gives into chunks, and writes them in threads of its own.
+
+    Args:
+        arrays: where to.
+        missing: the rows to write, and of which targets; everything else that comes is left out.
+        written: called, in one of the threads, with rows all of whose targets have been written.
+        threads: number of writing threads.
+
+    As a context manager: leaving the block waits until all is written, and raises what went wrong
+    in a thread.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        missing: Mapping[Rows, frozenset[Target]],
+        written: Callable[[Rows], None],
+        threads: int = 2,
+    ) -> None:
+        self._arrays = arrays
+        self._missing = missing
+        self._rows = sorted(missing, key=lambda rows: rows.start)
+        self._starts = np.array([rows.start for rows in self._rows], np.int64)
+        self._open = {rows: len(targets) for rows, targets in missing.items()}
+        self._written = written
+        self._assemblies: dict[tuple[Rows, Target], _Assembly] = {}
+        self._assembling = threading.Lock()
+        self._queue: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._state = threading.Condition()
+        self._waiting_bytes = 0
+        self._failure: BaseException | None = None
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+
+    def put(self, target: Target, start: int, values: torch.Tensor, host: OnHost) -> None:
+        """Take tokens of a target, from token `start`.
+
+        Args:
+            values: (token, channel), a part of what `host` holds.
+        """
+        stop = start + len(values)
+        index = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
+        for rows in self._rows[index:]:
+            if rows.start >= stop:
+                break
+            first, last = max(start, rows.start), min(stop, rows.stop)
+            if first < last and target in self._missing[rows]:
+                part = values[first - start : last - start]
+                self._enqueue(_Piece(rows, target, first, part, host))
+
+    def _enqueue(self, piece: _Piece) -> None:
+        with self._state:
+            self._state.wait_for(lambda: self._failure or self._waiting_bytes < QUEUE_BYTES)
+            self._raise()
+            self._waiting_bytes += piece.values.nbytes
+        self._queue.put(piece)
+
+    def _work(self) -> None:
+        float32 = Float32()
+        while (piece := self._queue.get()) is not None:
+            complete = False
+            try:
+                if self._failure is None:
+                    complete = self._write(piece, float32)
+            except BaseException as error:
+                with self._state:
+                    self._failure = error
+            self._done(piece, complete)
+
+    def _write(self, piece: _Piece, float32: Float32) -> bool:
+        """Write a piece, or lay it by until its rows are complete; whether they are."""
+        piece.host.wait()
+        rows, values = piece.rows, piece.values
+        if len(values) < rows.stop - rows.start:
+            whole = self._assemble(piece)
+            if whole is None:
+                return False
+            values = whole
+        self._arrays.write(piece.target, rows.start, float32(values))
+        return True
+
+    def _assemble(self, piece: _Piece) -> torch.Tensor | None:
+        rows, key = piece.rows, (piece.rows, piece.target)
+        length, channels = rows.stop - rows.start, piece.values.shape[1]
+        with self._assembling:
+            if key not in self._assemblies:
+                empty = torch.empty((length, channels), dtype=piece.values.dtype)
+                self._assemblies[key] = _Assembly(empty)
+            assembly = self._assemblies[key]
+            assembly.values[piece.start - rows.start :][: len(piece.values)] = piece.values
+            assembly.filled += len(piece.values)
+            return self._assemblies.pop(key).values if assembly.filled == length else None
+
+    def _done(self, piece: _Piece, complete: bool) -> None:
+        with self._state:
+            self._waiting_bytes -= piece.values.nbytes
+            self._open[piece.rows] -= complete
+            self._state.notify_all()
+            if self._failure is None and complete and self._open[piece.rows] == 0:
+                try:
+                    self._written(piece.rows)
+                except BaseException as error:
+                    self._failure = error
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def __enter__(self) -> RowWriter:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """What was handed in before an error is still written: it is done and correct."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        if error is None:
+            self._raise()
+            assert not self._assemblies, "every row that was begun is complete"
+            assert not any(self._open.values()), "every missing row was written"

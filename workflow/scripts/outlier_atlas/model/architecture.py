@@ -1,0 +1,204 @@
+"""What a model is made of, by role: its decoder stack, and where in a block each site lies.
+
+Roles are found in the module tree of the model, built without memory on the meta device, and in
+the way of the residual stream through it (`flow`). Where a role cannot be told for sure, the site
+is not offered: a wrong number is worse than none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from outlier_atlas.model.flow import Flow, watch
+from outlier_atlas.model.roles import Tap, taps_of_block
+from outlier_atlas.settings.sites import SITES, Site
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+META_DTYPE = torch.bfloat16
+"""In which a model is watched; some experts know no other."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder, described.
+
+    Attributes:
+        model_class: the class with the head, as transformers names it for this configuration.
+        decoder: path of the text decoder, seen from the model with the head.
+        stack: path of the decoder stack, seen from the decoder.
+        layers: number of decoder layers.
+        hidden_size: channels of the residual stream.
+        taps: for each layer, its sites, in the order in which a forward pass meets them.
+        boundary_dtypes: for each layer the dtype of the residual stream into it, where the model
+            keeps it in another one than its weights'; None where it does not.
+        one_group: why the layers cannot be divided into layer groups; None where they can.
+        skipped: parts of the model that are not the text decoder, by path: they are not loaded.
+    """
+
+    model_class: type[PreTrainedModel]
+    decoder: str
+    stack: str
+    layers: int
+    hidden_size: int
+    taps: tuple[dict[Site, Tap], ...]
+    boundary_dtypes: tuple[torch.dtype | None, ...]
+    one_group: str | None
+    skipped: tuple[str, ...]
+
+    def check(self, sites: Sequence[Site], layers: Sequence[int]) -> dict[str, int]:
+        """The channels of each site.
+
+        Raises:
+            ValueError: a layer does not exist, a site is not found in one of the layers, or its
+                number of channels differs between layers.
+        """
+        beyond = [layer for layer in layers if layer >= self.layers]
+        if beyond:
+            raise ValueError(
+                f"extraction.layers: the model has no layer {beyond[0]}; it has {self.layers} "
+                f"(0 to {self.layers - 1})"
+            )
+        return {site: self._channels(site, layers) for site in sites}
+
+    def _channels(self, site: Site, layers: Sequence[int]) -> int:
+        lacking = [layer for layer in layers if site not in self.taps[layer]]
+        if lacking:
+            everywhere = [s for s in SITES if all(s in self.taps[layer] for layer in layers)]
+            raise ValueError(
+                f"extraction.sites: {self.model_class.__name__} has no {site} in layer {lacking[0]}"
+                f" that can be told for sure; it has {', '.join(everywhere)}"
+            )
+        channels = {self.taps[layer][site].channels for layer in layers}
+        if len(channels) > 1:
+            raise ValueError(
+                f"extraction.sites: {site} has {' or '.join(map(str, sorted(channels)))} channels, "
+                f"depending on the layer; name layers in which it has the same number"
+            )
+        return channels.pop()
+
+
+def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Architecture:
+    """Find the roles in the model that `config` describes; no weight is read.
+
+    Raises:
+        ValueError: transformers has no text generation model for it, or its decoder stack cannot
+            be told for sure.
+    """
+    model = _on_meta(config, trust_remote_code)
+    name = type(model).__name__
+    text = config.get_text_config(decoder=True)
+    where, decoder = _decoder(model)
+    path, stack = _decoder_stack(decoder, int(text.num_hidden_layers), name)
+    hidden = int(text.hidden_size)
+    flow = watch(decoder, stack)
+    one_group = None
+    if flow is not None and any(
+        len(block.shape) != 3 or block.shape[-1] != hidden for block in flow.blocks.values()
+    ):
+        raise ValueError(
+            f"{name}: what its layers hand on is not a residual stream of {hidden} channels a token"
+        )
+    if flow is None:
+        one_group = f"the way of the residual stream through {name} could not be followed"
+    elif flow.shared is not None:
+        one_group = (
+            f"layer {flow.shared} of {name} reads more than the residual stream of the layer "
+            f"before it"
+        )
+    taps = tuple(
+        {
+            tap.site: tap
+            for tap in taps_of_block(
+                block, flow.blocks[layer] if flow else None, f"{path}.{layer}", layer, hidden, text
+            )
+        }
+        for layer, block in enumerate(stack)
+    )
+    return Architecture(
+        model_class=type(model),
+        decoder=where,
+        stack=path,
+        layers=len(stack),
+        hidden_size=hidden,
+        taps=taps,
+        boundary_dtypes=_dtypes(flow, len(stack)),
+        one_group=one_group,
+        skipped=tuple(_beside(model, decoder)),
+    )
+
+
+def _dtypes(flow: Flow | None, layers: int) -> tuple[torch.dtype | None, ...]:
+    given = [flow.blocks[layer].given.dtype if flow else None for layer in range(layers)]
+    return tuple(None if dtype == META_DTYPE else dtype for dtype in given)
+
+
+def _on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    import transformers
+
+    failed: ValueError | None = None
+    kinds: tuple[Any, ...] = (
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForImageTextToText,
+    )
+    for kind in kinds:
+        try:
+            with torch.device("meta"):
+                model: PreTrainedModel = kind.from_config(
+                    config, dtype=META_DTYPE, trust_remote_code=trust_remote_code
+                )
+            return model.eval()
+        except ValueError as error:
+            failed = failed or error
+    raise ValueError(
+        f"model type {config.model_type!r}: transformers has no decoder-only language model for it"
+    ) from failed
+
+
+def _decoder(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
+    """The text decoder and its path; of a model for text alone, all but the head."""
+    from transformers import PreTrainedModel
+
+    inner = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m is not model]
+    for decoder in (model.get_decoder(), model.base_model, *inner[:1]):
+        for path, module in model.named_modules():
+            if module is decoder and path:
+                return path, decoder
+    raise ValueError(f"{type(model).__name__}: its text decoder cannot be told for sure")
+
+
+def _beside(model: nn.Module, decoder: nn.Module) -> list[str]:
+    """Paths of the modules with weights that are neither the decoder nor on the way to it."""
+    inside = set(decoder.modules())
+    way = {path for path, module in model.named_modules() if decoder in set(module.modules())}
+    return [
+        path
+        for path, module in model.named_modules()
+        if path not in way
+        and path.rpartition(".")[0] in way
+        and module not in inside
+        and any(True for _ in module.parameters())
+    ]
+
+
+def _decoder_stack(base: nn.Module, layers: int, name: str) -> tuple[str, nn.ModuleList]:
+    stacks = [
+        (path, module)
+        for path, module in base.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers
+    ]
+    if not stacks:
+        raise ValueError(f"{name}: no stack of {layers} decoder layers was found in it")
+    depth = min(path.count(".") for path, _ in stacks)
+    outermost = [(path, module) for path, module in stacks if path.count(".") == depth]
+    if len(outermost) > 1:
+        paths = " or ".join(path for path, _ in outermost)
+        raise ValueError(f"{name}: its decoder stack cannot be told for sure: {paths}")
+    return outermost[0]

@@ -1,0 +1,106 @@
+"""What a checkpoint folder holds: its safetensors files, and a fingerprint of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from outlier_atlas.files import fingerprint as fingerprint_of
+from outlier_atlas.files import sha256
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+LARGEST_HEADER = 100 * 2**20
+"""As the safetensors library has it."""
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files that make up the model, sorted.
+
+    Files beside them (`consolidated.safetensors` and such) are not of the model.
+
+    Raises:
+        ValueError: there are none, or only pickled ones, or one of them is missing.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    single = choose_weights(str(folder), names)
+    if single:
+        return single
+    try:
+        files = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{folder / INDEX}: not a safetensors index ({error})") from error
+    for name in files:
+        if name not in names:
+            raise ValueError(f"{folder}: {INDEX} names {name!r}, which is not there")
+    return files
+
+
+def choose_weights(where: str, names: Collection[str]) -> list[str]:
+    """The safetensors file of a checkpoint without an index, from the names of its files.
+
+    Raises:
+        ValueError: there is none, or only pickled weights, which are never loaded.
+    """
+    if SINGLE in names:
+        return [SINGLE]
+    if INDEX in names:
+        return []
+    pickled = sorted(name for name in names if name.endswith(PICKLED))
+    if pickled:
+        raise ValueError(
+            f"{where}: it has only pickled weights ({pickled[0]}), which can run code when they "
+            f"are loaded and are refused; convert them to safetensors"
+        )
+    raise ValueError(f"{where}: no {SINGLE} and no {INDEX}: it holds no weights")
+
+
+def fingerprint(folder: Path, files: Sequence[str], code: bool) -> str:
+    """sha256 over `config.json` and the weights, file by file; all that a forward pass depends on.
+
+    Every byte counts: a single changed weight is another model. The files are read side by side.
+
+    Args:
+        files: the weights.
+        code: whether Python code that comes with the checkpoint may run; then it counts, too.
+
+    Raises:
+        ValueError: a file is cut short or is no safetensors file.
+    """
+    for name in files:
+        _check_header(folder / name)
+    modules = sorted(path.name for path in folder.glob("*.py")) if code else []
+    return _sums(folder, ["config.json", *modules, *files])
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """sha256 over the files of the tokenizer and the chat template, those that are there."""
+    return _sums(folder, [name for name in TOKENIZER if (folder / name).is_file()])
+
+
+def _sums(folder: Path, names: Sequence[str]) -> str:
+    with ThreadPoolExecutor() as threads:
+        sums = threads.map(sha256, [folder / name for name in names])
+        return fingerprint_of(dict(zip(names, sums, strict=True)))
+
+
+def _check_header(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if size < 8 or header > min(size - 8, LARGEST_HEADER):
+        raise ValueError(f"{path}: cut short, or no safetensors file; fetch it again")

@@ -1,0 +1,148 @@
+"""How much memory a layer group takes, found without any: on the meta device, and from headers.
+
+The forward pass is run with tensors that have a shape and no content, and every one of them is
+counted from when it is made until it is let go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from outlier_atlas.model.architecture import Architecture
+from outlier_atlas.model.flow import tensors_in
+from outlier_atlas.model.partial import DTYPES, build_on_meta, weight_bytes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a decoder's parts, in memory.
+
+    Attributes:
+        layers: of each layer's weights.
+        embedding: of the embedding, which the first layer group has.
+        rest: of what every layer group has, such as the final norm and the rotation's frequencies.
+        forward: the most that the forward pass of one batch holds at a time beside the weights;
+            None where the model cannot run on the meta device.
+    """
+
+    layers: tuple[int, ...]
+    embedding: int
+    rest: int
+    forward: int | None
+
+    def weights(self, layers: range) -> int:
+        """Bytes of the weights of a layer group."""
+        own = sum(self.layers[layer] for layer in layers)
+        return own + self.rest + (self.embedding if 0 in layers else 0)
+
+
+def sizes(
+    config: PretrainedConfig, architecture: Architecture, dtype: str, batch_size: int, tokens: int
+) -> Sizes:
+    """The sizes of a decoder in a dtype, for batches of so many sequences of so many tokens."""
+    decoder = build_on_meta(config, architecture, range(architecture.layers), dtype)
+    stack = decoder.get_submodule(architecture.stack)
+    assert isinstance(stack, nn.ModuleList)
+    layers = tuple(weight_bytes(block) for block in stack)
+    embedding = weight_bytes(decoder.get_input_embeddings())
+    rest = weight_bytes(decoder) - sum(layers) - embedding
+    forward = _forward(decoder, DTYPES[dtype], batch_size, tokens)
+    return Sizes(layers, embedding, rest, forward)
+
+
+def _forward(
+    decoder: PreTrainedModel, dtype: torch.dtype, batch_size: int, tokens: int
+) -> int | None:
+    ids = torch.zeros((batch_size, tokens), dtype=torch.long, device="meta")
+    # See `flow.watch`: the mask that is given here is not made in a run, and not counted.
+    mask = torch.zeros((1, 1, tokens, tokens), dtype=dtype, device="meta")
+    for masks in ({"attention_mask": mask}, {}):
+        counter = _Counter()
+        try:
+            with counter, torch.inference_mode():
+                decoder(input_ids=ids, use_cache=False, **masks)
+        except Exception:
+            continue
+        return counter.most
+    return None
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that are alive at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = 0
+        self._now = 0
+        self._users: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[Any],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = {_storage(tensor) for tensor in tensors_in((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tensors_in(result):
+            storage, size = _storage(tensor), tensor.untyped_storage().nbytes()
+            if storage in given and storage not in self._users:
+                continue  # a view of a weight or an input
+            if storage not in self._users:
+                self._users[storage] = 0
+                self._now += size
+                self.most = max(self.most, self._now)
+            self._users[storage] += 1
+            weakref.finalize(tensor, self._let_go, storage, size)
+        return result
+
+    def _let_go(self, storage: int, size: int) -> None:
+        self._users[storage] -= 1
+        if not self._users[storage]:
+            del self._users[storage]
+            self._now -= size
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def file_bytes(folder: Path, files: Sequence[str], architecture: Architecture) -> dict[int, int]:
+    """Bytes of the checkpoint's tensors by layer, from the headers of its files alone.
+
+    -1 stands for everything that belongs to no layer: embeddings, final norm, head, other parts.
+    """
+    stack = architecture.stack.rpartition(".")[2]
+    layer_of = re.compile(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.")
+    beside = [f"{part.rpartition('.')[2]}." for part in architecture.skipped]
+    sums: dict[int, int] = {}
+    for name, size in _headers(folder, files):
+        match = layer_of.search(name)
+        ours = match is not None and not any(part in name for part in beside)
+        layer = int(match[1]) if match is not None and ours else -1
+        sums[layer] = sums.get(layer, 0) + size
+    return sums
+
+
+def _headers(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, int]]:
+    for name in files:
+        with (folder / name).open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for key, tensor in header.items():
+            if key != "__metadata__":
+                first, last = tensor["data_offsets"]
+                yield key, last - first

@@ -1,0 +1,108 @@
+"""Models of the hub: a revision resolved to a commit, and of its files only what is needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from outlier_atlas.model.checkpoint import INDEX, choose_weights
+
+FETCH_AGAIN = (
+    "fetch it again: `snakemake --cores 1 --forcerun fetch_model --configfile YOURS -- fetch`"
+)
+CONFIGURATION = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+"""Endings of the files beside the weights: configuration, tokenizer, chat template."""
+
+
+def download(repository: str, revision: str | None, trust_remote_code: bool) -> tuple[str, Path]:
+    """Download a model into the cache of the hub (`HF_HOME`).
+
+    Returns:
+        The commit, and the folder of its files.
+
+    Raises:
+        ValueError: there is no such model or revision, it is gated, the hub cannot be reached, or
+            the model has no safetensors weights; nothing is downloaded then.
+    """
+    import huggingface_hub as hub
+
+    with readable_errors("model", repository, revision):
+        info = hub.HfApi().model_info(repository, revision=revision)
+        names = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
+        weights = choose_weights(repository, names)
+        endings = (*CONFIGURATION, ".py") if trust_remote_code else CONFIGURATION
+        wanted = [name for name in names if name.endswith(endings)]
+        folder = _snapshot(repository, info.sha, wanted)
+        if not weights:
+            weights = _of_index(folder)
+        missing = sorted(set(weights) - set(names))
+        if missing:
+            raise ValueError(f"{repository}: {INDEX} names {missing[0]!r}, which is not there")
+        _snapshot(repository, info.sha, weights)
+    return str(info.sha), folder
+
+
+def cached(repository: str, commit: str) -> Path:
+    """The folder of a downloaded commit, without asking the network.
+
+    Raises:
+        ValueError: it is not in the cache any more.
+    """
+    import huggingface_hub as hub
+
+    config = hub.try_to_load_from_cache(repository, "config.json", revision=commit)
+    if not isinstance(config, str):
+        raise ValueError(
+            f"{repository} at {commit[:12]} is not in the hub's cache any more; {FETCH_AGAIN}"
+        )
+    return Path(config).parent
+
+
+@contextmanager
+def readable_errors(kind: str, repository: str, revision: str | None) -> Iterator[None]:
+    """Turns what can go wrong with the hub into one sentence each.
+
+    Args:
+        kind: `model` or `dataset`.
+    """
+    from huggingface_hub import errors
+
+    name = f"{kind} {repository!r}"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise gated(name) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{name} has no revision {revision!r}") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise ValueError(
+            f"{name}: there is no such {kind} on the hub, or it is private (then log in: "
+            f"`hf auth login`, or set HF_TOKEN); a local folder begins with ./ or /"
+        ) from error
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+        raise ValueError(f"{name}: the hub cannot be reached (offline)") from error
+    except (errors.HTTPError, ConnectionError) as error:  # of the HTTP library that the hub's uses
+        raise ValueError(
+            f"{name}: the hub cannot be reached ({type(error).__name__}); try again"
+        ) from error
+
+
+def gated(name: str) -> ValueError:
+    """What to do about a gated model or dataset."""
+    return ValueError(
+        f"{name} is gated: accept its terms on its page, then log in (`hf auth login`, or set "
+        f"HF_TOKEN)"
+    )
+
+
+def _snapshot(repository: str, commit: str, names: Sequence[str]) -> Path:
+    import huggingface_hub as hub
+
+    return Path(hub.snapshot_download(repository, revision=commit, allow_patterns=list(names)))
+
+
+def _of_index(folder: Path) -> list[str]:
+    weight_map = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+    return sorted(set(weight_map.values()))

@@ -1,0 +1,144 @@
+"""Loading some decoder layers of a checkpoint, and nothing else of it.
+
+transformers reads from a checkpoint the keys that a model has. So the model's own class is built
+with a pass-through module in place of all that a layer group does not run: then `from_pretrained`
+reads the layer group alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from outlier_atlas.model.architecture import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+class PassThrough(nn.Module):
+    """Stands where a module would be that is not wanted, and hands its input on."""
+
+    def __init__(self, replaced: nn.Module | None = None) -> None:
+        super().__init__()
+        # The model's forward asks its layers for such things (`attention_type`, for the mask).
+        for name, value in vars(replaced).items() if replaced is not None else ():
+            if not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # Some models take `layer(...)[0]`, which makes a batch lose its axis here. What passes is
+        # a dummy that only has to keep its rank: the boundary replaces it.
+        return hidden_states if hidden_states.dim() > 2 else hidden_states[None]
+
+
+def load_layers(
+    folder: Path,
+    config: PretrainedConfig,
+    architecture: Architecture,
+    layers: range,
+    dtype: str,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """The text decoder with the weights of `layers`, on the CPU; its embedding if 0 is among them.
+
+    Args:
+        folder: with `config.json` and safetensors files.
+        layers: consecutive decoder layers.
+        dtype: a key of `DTYPES`; weights are held, and the forward pass computes, in it.
+
+    Raises:
+        ValueError: the checkpoint lacks weights of these layers, or has them in another shape.
+    """
+    from safetensors import SafetensorError
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it takes a second; the forward pass has a bar of its own
+
+    try:
+        model, info = _partial_class(architecture, layers).from_pretrained(
+            folder,
+            config=config,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: damaged safetensors file ({error})") from error
+    for fault in ("missing_keys", "mismatched_keys"):
+        if info[fault]:
+            key = sorted(map(str, info[fault]))[0]
+            raise ValueError(
+                f"{folder}: {len(info[fault])} weights of layers {layers[0]} to {layers[-1]} are "
+                f"{fault.removesuffix('_keys')} in the checkpoint, such as {key}"
+            )
+    decoder = model.get_submodule(architecture.decoder)
+    assert isinstance(decoder, nn.Module)
+    return decoder.eval().requires_grad_(False)
+
+
+def build_on_meta(
+    config: PretrainedConfig, architecture: Architecture, layers: range, dtype: str
+) -> PreTrainedModel:
+    """The text decoder as `load_layers` gives it, with shapes and without weights."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[dtype])
+    try:
+        with torch.device("meta"):
+            model = _partial_class(architecture, layers)(config)
+    finally:
+        torch.set_default_dtype(before)
+    decoder: PreTrainedModel = model.get_submodule(architecture.decoder)
+    return decoder.eval()
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _partial_class(architecture: Architecture, layers: range) -> type[PreTrainedModel]:
+    whole = architecture.model_class
+
+    def build(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        whole.__init__(self, config, *args, **kwargs)
+        _strip(self, architecture, layers)
+
+    members = {
+        "__init__": build,
+        "__module__": whole.__module__,
+        "_keys_to_ignore_on_load_unexpected": [".*"],  # the rest of the checkpoint
+        "_tied_weights_keys": None,  # ties lead to the head, which is not there
+    }
+    return type(whole.__name__, (whole,), members)
+
+
+def _strip(model: PreTrainedModel, architecture: Architecture, layers: range) -> None:
+    decoder = model.get_submodule(architecture.decoder)
+    way = architecture.decoder.split(".")
+    for depth in range(len(way)):
+        parent = model.get_submodule(".".join(way[:depth]))
+        for name, child in list(parent.named_children()):
+            if name != way[depth] and any(True for _ in child.parameters()):
+                setattr(parent, name, PassThrough())
+    stack = decoder.get_submodule(architecture.stack)
+    assert isinstance(stack, nn.ModuleList)
+    for index, block in enumerate(stack):
+        if index not in layers:
+            stack[index] = PassThrough(block)
+    if 0 not in layers:
+        embedding = decoder.get_input_embeddings()
+        path = next(path for path, module in decoder.named_modules() if module is embedding)
+        decoder.set_submodule(path, PassThrough(embedding))

@@ -1,0 +1,203 @@
+"""Where in a block each site lies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from outlier_atlas.model.flow import BlockFlow
+from outlier_atlas.settings.sites import Site
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+ATTENTION = re.compile(r"(Attention|Attn|DeltaNet)$")
+MLP = re.compile(r"(MLP|Mlp|FeedForward|FFN|MoE|Moe|Moe\w*Block|SparseMoeBlock)$")
+OUTPUT_PROJECTIONS = {"o_proj", "out_proj", "c_proj", "dense", "wo"}
+DOWN_PROJECTIONS = {"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo"}
+ROUTERS = {"gate", "router"}
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place where activations can be taken: a module's input or output.
+
+    Attributes:
+        site: what is taken.
+        layer: of which layer, 0-based.
+        module: path of the module, seen from the decoder.
+        side: its input or its output.
+        channels: length of the tensor's last axis, or of its part.
+        part: first channel and the one after the last, where a projection makes more than one site.
+    """
+
+    site: Site
+    layer: int
+    module: str
+    side: Literal["input", "output"]
+    channels: int
+    part: tuple[int, int] | None = None
+
+    def take(self, tensor: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:
+        """The site's tensor (batch, token, channel) from what the module was given or has made.
+
+        Some modules take all tokens of a batch along one axis.
+        """
+        whole = tensor.reshape(batch, tokens, tensor.shape[-1])
+        return whole if self.part is None else whole[..., slice(*self.part)]
+
+
+def taps_of_block(
+    block: nn.Module,
+    flow: BlockFlow | None,
+    path: str,
+    layer: int,
+    hidden: int,
+    config: PretrainedConfig,
+) -> Iterator[Tap]:
+    """The taps of a block that can be told for sure, in the order in which it meets them.
+
+    Args:
+        flow: what was seen of the block; None where nothing was.
+        path: of the block, seen from the decoder.
+        hidden: channels of the residual stream.
+        config: of the text decoder.
+    """
+    found = _Found(block, flow, path, layer)
+    attention, mlp = found.only(ATTENTION), found.only(MLP)
+    yield found.tap("resid_pre", "", "input", hidden)
+    if attention:
+        yield found.tap("attn_in", attention, "input", hidden)
+        yield from _heads(found, attention, config)
+        yield from found.into_projection("attn_hidden", attention, OUTPUT_PROJECTIONS)
+        if flow and (out := flow.contribution(attention)):
+            yield found.tap("attn_out", out, "output", hidden)
+    if mlp:
+        if flow and (middle := flow.middle(mlp)):
+            yield found.tap("resid_mid", middle, "input", hidden)
+        yield found.tap("mlp_in", mlp, "input", hidden)
+        yield from _router(found, mlp)
+        yield from found.into_projection("mlp_hidden", mlp, DOWN_PROJECTIONS)
+        if flow and (out := flow.contribution(mlp)):
+            yield found.tap("mlp_out", out, "output", hidden)
+    elif flow:
+        yield from _mlp_in_the_block(found, flow, hidden)
+    yield found.tap("resid_post", "", "output", hidden)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A block in which roles are looked for."""
+
+    block: nn.Module
+    flow: BlockFlow | None
+    path: str
+    layer: int
+
+    def tap(
+        self,
+        site: Site,
+        module: str,
+        side: Literal["input", "output"],
+        channels: int,
+        part: tuple[int, int] | None = None,
+    ) -> Tap:
+        path = f"{self.path}.{module}" if module else self.path
+        return Tap(site, self.layer, path, side, channels, part)
+
+    def only(self, pattern: re.Pattern[str]) -> str | None:
+        """The one child whose class has such a name; none where there are several."""
+        found = [
+            name
+            for name, child in self.block.named_children()
+            if pattern.search(type(child).__name__)
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def named(self, module: str, names: set[str]) -> list[tuple[str, nn.Module]]:
+        """The modules within a module that have one of these names, with their paths."""
+        inside = self.block.get_submodule(module)
+        return [
+            (f"{module}.{path}", child)
+            for path, child in inside.named_modules()
+            if path.rpartition(".")[2] in names
+        ]
+
+    def into_projection(self, site: Site, module: str, names: set[str]) -> Iterator[Tap]:
+        """The input of the projection whose output is the module's, where there is such a one.
+
+        Of a shared expert beside others the output is not the module's.
+        """
+        whole = self.flow.calls.get(module) if self.flow else None
+        if self.flow is None or whole is None or not whole.made:
+            return
+        for path, child in self.named(module, names):
+            call, channels = self.flow.calls.get(path), width(child)[0]
+            if channels and call and call.made and call.made[0] is whole.made[0]:
+                yield self.tap(site, path, "input", channels)
+                return
+
+
+def _heads(found: _Found, attention: str, config: PretrainedConfig) -> Iterator[Tap]:
+    """Queries, keys and values: head after head along the channels, before any rotation."""
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    if not heads:
+        return
+    own = getattr(found.block.get_submodule(attention), "head_dim", None)
+    size = int(own or getattr(config, "head_dim", None) or config.hidden_size // heads)
+    keys = int(getattr(config, "num_key_value_heads", None) or heads)
+    sizes: dict[Site, int] = {"q": heads * size, "k": keys * size, "v": keys * size}
+    # A projection of another width makes something besides, such as a gate.
+    for site, channels in sizes.items():
+        modules = found.named(attention, {f"{site}_proj"})
+        if len(modules) == 1 and width(modules[0][1])[1] == channels:
+            yield found.tap(site, modules[0][0], "output", channels)
+    together = found.named(attention, {"c_attn"})
+    if len(together) == 1 and type(together[0][1]).__name__ == "Conv1D":
+        if width(together[0][1])[1] != 3 * heads * size:
+            return
+        for index, site in enumerate(sizes):
+            part = (index * heads * size, (index + 1) * heads * size)
+            yield found.tap(site, together[0][0], "output", heads * size, part)
+
+
+def _router(found: _Found, mlp: str) -> Iterator[Tap]:
+    """What the router makes first, if it is a matrix product: scores before any softmax."""
+    for path, module in found.named(mlp, ROUTERS):
+        weight = getattr(module, "weight", None)
+        call = found.flow.calls.get(path) if found.flow else None
+        if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not call:
+            continue
+        experts = int(weight.shape[0])
+        if call.made and call.made[0].is_product and call.made[0].shape[-1] == experts > 1:
+            yield found.tap("router_logits", path, "output", experts)
+            return
+
+
+def _mlp_in_the_block(found: _Found, flow: BlockFlow, hidden: int) -> Iterator[Tap]:
+    """An MLP without a module of its own: two linear layers of the block, one adding its output."""
+    linear = {name: width(child) for name, child in found.block.named_children() if width(child)[0]}
+    down = [name for name in linear if flow.contribution(name) == name]
+    up = [name for name in linear if name not in down]
+    if len(down) != 1 or len(up) != 1 or linear[up[0]][1] != linear[down[0]][0]:
+        return
+    if middle := flow.middle(up[0]):
+        yield found.tap("resid_mid", middle, "input", hidden)
+    yield found.tap("mlp_in", up[0], "input", hidden)
+    yield found.tap("mlp_hidden", down[0], "input", linear[down[0]][0])
+    yield found.tap("mlp_out", down[0], "output", hidden)
+
+
+def width(module: nn.Module) -> tuple[int, int]:
+    """Channels into and out of a linear layer; (0, 0) for anything else."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    weight = getattr(module, "weight", None)
+    if type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
+        return int(weight.shape[0]), int(weight.shape[1])  # GPT-2's, transposed: (in, out)
+    return 0, 0

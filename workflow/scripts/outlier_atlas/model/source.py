@@ -1,0 +1,208 @@
+"""Where a model comes from: a built-in, a GGUF file, a local folder or the hub.
+
+Whatever it is, the run knows it by its record: a small file with a fingerprint of the weights,
+from which `locate` finds the folder again, offline. transformers is imported where it is needed:
+the Snakefile asks for names only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outlier_atlas import builtin
+from outlier_atlas.files import canonical, write_record
+from outlier_atlas.model.checkpoint import fingerprint, tokenizer_fingerprint, weight_files
+from outlier_atlas.model.hub import CONFIGURATION, FETCH_AGAIN
+from outlier_atlas.settings.model import ModelSettings
+from outlier_atlas.settings.source import local_path, source_kind
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+ENDINGS = (".safetensors", *CONFIGURATION, ".py")
+"""Endings of the files that a checkpoint is made of."""
+
+
+def slug(settings: ModelSettings) -> str:
+    """A file name for a model: readable, and different for different models."""
+    name = settings.source.removeprefix("builtin:").rstrip("/")
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(name.split("/")[-2:])).strip("-.")
+    key = [settings.source, settings.revision, settings.trust_remote_code]
+    return f"{readable[:80] or 'model'}-{hashlib.sha256(canonical(key).encode()).hexdigest()[:8]}"
+
+
+def gguf_file(settings: ModelSettings, resources: Path) -> Path | None:
+    """The GGUF file of a built-in or GGUF model; None for other models."""
+    kind = source_kind(settings.source)
+    if kind == "builtin":
+        return resources / builtin.path(settings.source)
+    return local_path(settings.source) if kind == "gguf" else None
+
+
+def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
+    """Have a model on this machine, and record what it is; the only step that needs the network.
+
+    Args:
+        settings: the `model` section of the configuration.
+        resources: folder for what is fetched or made of it.
+        record: the record to write.
+
+    Raises:
+        ValueError: the model cannot be had or cannot be used; one sentence.
+    """
+    from outlier_atlas.model import gguf, hub
+
+    kind = source_kind(settings.source)
+    commit = None
+    relative = None
+    if kind == "hub":
+        commit, folder = hub.download(
+            settings.source, settings.revision, settings.trust_remote_code
+        )
+    elif kind == "local":
+        folder = local_path(settings.source)
+        relative = settings.source
+    else:
+        relative = f"models/{slug(settings)}"
+        folder = resources / relative
+        source = gguf_file(settings, resources)
+        assert source is not None
+        gguf.dequantize(source, folder)
+    described = _describe(settings, folder)
+    where = {
+        "kind": kind,
+        "source": settings.source,
+        "repository": settings.source if kind == "hub" else None,
+        "commit": commit,
+        "folder": relative,
+    }
+    write_record(record, described | where)
+
+
+def _describe(settings: ModelSettings, folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ValueError(f"model.source = {settings.source!r}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.source = {settings.source!r}: the folder has no config.json")
+    files = weight_files(folder)
+    config = load_config(folder, settings.trust_remote_code)
+    refuse_quantized(settings.source, config)
+    text = text_config(config)
+    return {
+        "fingerprint": fingerprint(folder, files, settings.trust_remote_code),
+        "tokenizer": tokenizer_fingerprint(folder),
+        "model_type": config.model_type,
+        "architecture": (config.architectures or ["unknown"])[0],
+        "layers": text.num_hidden_layers,
+        "hidden_size": text.hidden_size,
+        "weight_bytes": sum((folder / name).stat().st_size for name in files),
+        "files": files,
+    }
+
+
+def locate(record: Mapping[str, Any], resources: Path) -> Path:
+    """The folder of a recorded model, without asking the network.
+
+    Raises:
+        ValueError: it is not there any more.
+    """
+    if record["kind"] == "hub":
+        from outlier_atlas.model.hub import cached
+
+        return cached(record["repository"], record["commit"])
+    local = record["kind"] == "local"
+    folder = local_path(record["folder"]) if local else resources / record["folder"]
+    if not (folder / "config.json").is_file():
+        advice = "" if local else f"; {FETCH_AGAIN}"
+        raise ValueError(f"{record['source']}: {folder} is not there any more{advice}")
+    return folder
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ValueError: it is damaged, of an unknown kind, needs code that comes with it, or describes
+            no decoder.
+    """
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{path}: the model needs Python code that comes with it; if you trust that code, "
+                f"set model.trust_remote_code: true"
+            ) from error
+        raise ValueError(
+            f"{path}: not a configuration that transformers knows ({error})"
+        ) from error
+    text = text_config(config)
+    for key in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(text, key, None), int):
+            raise ValueError(f"{path}: {config.model_type!r} has no {key}: not a decoder model")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{path}: {config.model_type!r} is an encoder-decoder, not a decoder model"
+        )
+    return config
+
+
+def refuse_quantized(source: str, config: PretrainedConfig) -> None:
+    """Refuse a checkpoint whose stored weights are not those that it computes with.
+
+    Raises:
+        ValueError: it is quantized.
+    """
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
+    raise ValueError(
+        f"model.source = {source!r}: its weights are quantized ({method}), which cannot be loaded "
+        f"yet; take the checkpoint that it was made from"
+    )
+
+
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a configuration that describes the text decoder."""
+    return config.get_text_config(decoder=True)
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint; None where it comes without one.
+
+    Raises:
+        ValueError: it is there and cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in files):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # the tokenizers library raises bare `Exception`
+        raise ValueError(f"{folder}: its tokenizer cannot be read ({error})") from error
+
+
+def offline() -> None:
+    """Keep the hub's libraries off the network, from here on, in this process."""
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[variable] = "1"
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:  # it read the variable when it was imported
+        vars(constants)["HF_HUB_OFFLINE"] = True

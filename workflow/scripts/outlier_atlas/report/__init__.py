@@ -1,0 +1,1 @@
+"""The report of a run: findings in sentences, figures, and one page that opens offline."""

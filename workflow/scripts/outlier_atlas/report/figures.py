@@ -1,0 +1,219 @@
+"""The figures of a run. Equal tables give equal bytes: no date, no random ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from outlier_atlas import tables
+from outlier_atlas.files import replacing
+from outlier_atlas.report.text import SITE_NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+KINDS = ("magnitudes", "maxima")
+COLUMNS = 1152
+"""Columns of a heatmap at most; of more channels each column shows the largest of some."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure; blue, orange and green of Okabe and Ito, told apart by everybody."""
+
+    suffix: str
+    background: str
+    text: str
+    faint: str
+    top: tuple[str, str, str]
+    median: str
+    colormap: str
+
+
+THEMES = (
+    Theme(
+        "", "#ffffff", "#1c2430", "#d8dee6", ("#0b5fa5", "#4a9ad4", "#a3cdea"), "#c25a00", "magma"
+    ),
+    Theme(
+        "-dark",
+        "#171b22",
+        "#dde3ea",
+        "#343c48",
+        ("#8cc8f5", "#4a93cc", "#2a5f8c"),
+        "#f0a050",
+        "magma",
+    ),
+)
+
+
+def names(sites: list[str]) -> list[str]:
+    """File names of all figures of a run, without folder."""
+    return [
+        f"{site}-{kind}{theme.suffix}.{ending}"
+        for site in sites
+        for kind in KINDS
+        for theme in THEMES
+        for ending in ("svg", "png")
+    ]
+
+
+def draw(folder: Path, tables_folder: Path) -> None:
+    """Draw every figure of a run, light and dark, as SVG and PNG.
+
+    Args:
+        folder: for the figures.
+        tables_folder: of the run.
+    """
+    magnitudes = tables.read(tables_folder, tables.LAYER_MAGNITUDES).to_pylist()
+    maxima = tables.read(tables_folder, tables.CHANNEL_MAXIMA)
+    for site in dict.fromkeys(row["site"] for row in magnitudes):
+        rows = [row for row in magnitudes if row["site"] == site]
+        largest, layers = _grid(maxima, site)
+        for theme in THEMES:
+            with _figure(folder / f"{site}-magnitudes{theme.suffix}", theme, 4.0) as figure:
+                _draw_magnitudes(figure, rows, site, theme)
+            height = min(8.0, 1.8 + 0.08 * len(layers))
+            with _figure(folder / f"{site}-maxima{theme.suffix}", theme, height) as figure:
+                _draw_maxima(figure, largest, layers, site, theme)
+
+
+@contextmanager
+def _figure(path: Path, theme: Theme, height: float) -> Iterator[Figure]:
+    import matplotlib as mpl
+
+    settings = {
+        "svg.hashsalt": "outlier-atlas",
+        "svg.fonttype": "path",
+        "text.parse_math": False,
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": theme.faint,
+        "axes.labelcolor": theme.text,
+        "text.color": theme.text,
+        "xtick.color": theme.text,
+        "ytick.color": theme.text,
+        "axes.facecolor": theme.background,
+        "figure.facecolor": theme.background,
+    }
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(9.6, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            with replacing(path.with_name(f"{path.name}.{ending}")) as temporary:
+                figure.savefig(temporary, format=ending, dpi=144, metadata=metadata)
+
+
+def _draw_magnitudes(figure: Figure, rows: list[dict[str, Any]], site: str, theme: Theme) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.add_subplot()
+    layers = [row["layer"] for row in rows]
+    styles = [
+        *zip(
+            ("top1", "top2", "top3"),
+            ("largest", "2nd", "3rd"),
+            theme.top,
+            ("o", "s", "^"),
+            strict=True,
+        ),
+        ("median", "median", theme.median, "D"),
+    ]
+    for column, label, colour, marker in reversed(styles):
+        # A logarithmic axis has no zero: such a point is left out, and the table has it.
+        values = [row[column] if row[column] else np.nan for row in rows]
+        axes.plot(layers, values, marker, ms=4.5, ls="-", lw=1.4, color=colour, label=label)
+    if any(row["top1"] for row in rows):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,g}")
+    axes.grid(axis="y", color=theme.faint, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("layer")
+    axes.set_ylabel(f"|x| at {site}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[::-1], labels[::-1], frameon=False, ncols=4, loc="lower left",
+        bbox_to_anchor=(0, 1), borderaxespad=0.2, handletextpad=0.4, columnspacing=1.4,
+    )  # fmt: skip
+    _name(axes, site)
+
+
+def _draw_maxima(
+    figure: Figure, largest: NDArray[np.float64], layers: list[int], site: str, theme: Theme
+) -> None:
+    from matplotlib.colors import LogNorm
+
+    axes = figure.add_subplot()
+    shown, width = _pooled(largest)
+    positive = shown[shown > 0]
+    if not len(positive):
+        axes.text(0.5, 0.5, "no finite value above zero", ha="center", transform=axes.transAxes)
+        return
+    # The smallest one in a hundred would spend the colours on what nobody looks for.
+    low, high = float(np.percentile(positive, 1)), float(positive.max())
+    norm = LogNorm(low, high if high > low else low * 10, clip=True)
+    image = axes.imshow(
+        np.where(shown > 0, shown, np.nan), aspect="auto", origin="lower", interpolation="nearest",
+        cmap=theme.colormap, norm=norm,
+        extent=(-0.5, largest.shape[1] - 0.5, -0.5, len(layers) - 0.5),
+    )  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.04, format="{x:,g}")
+    bar.set_label("largest |x|")
+    bar.outline.set_visible(False)
+    ticks = range(0, len(layers), -(-len(layers) // 12))
+    axes.set_yticks(ticks, [str(layers[tick]) for tick in ticks])
+    axes.set_ylabel("layer")
+    each = "" if width == 1 else f" (a column: the largest of {width})"
+    axes.set_xlabel(f"channel{each}")
+    _label_channels(axes, largest, theme)
+
+
+def _label_channels(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> None:
+    """Name the channels whose maximum stands out most, where there is room."""
+    peaks = np.nan_to_num(largest).max(axis=0)
+    room = largest.shape[1] / 22
+    named: list[int] = []
+    for channel in np.argsort(-peaks, kind="stable")[:40]:
+        if len(named) < 6 and all(abs(int(channel) - other) > room for other in named):
+            named.append(int(channel))
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(named, [str(channel) for channel in named])
+    top.tick_params(colors=theme.median, length=4)
+    top.spines["top"].set_visible(False)
+
+
+def _name(axes: Axes, site: str) -> None:
+    axes.set_title(SITE_NAMES[site], loc="right", fontsize=10)
+
+
+def _grid(maxima: Any, site: str) -> tuple[NDArray[np.float64], list[int]]:
+    """Largest |x| as (layer, channel), NaN where there is none, and the layers."""
+    mine = maxima.filter(pc.field("site") == site)
+    layers = mine["layer"].to_numpy()
+    rows = np.unique(layers)
+    values = np.abs(mine["value"].to_numpy(zero_copy_only=False).astype(np.float64))
+    return values.reshape(len(rows), -1), rows.tolist()
+
+
+def _pooled(largest: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Neighbouring channels, by their maximum, into at most `COLUMNS`; and how many into one.
+
+    Left to the drawing, most channels of a wide model would be skipped, outliers among them.
+    """
+    width = -(-largest.shape[1] // COLUMNS)
+    padding = -largest.shape[1] % width
+    padded = np.pad(np.nan_to_num(largest), ((0, 0), (0, padding)))
+    return padded.reshape(len(largest), -1, width).max(axis=2), width

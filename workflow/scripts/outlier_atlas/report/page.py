@@ -1,0 +1,274 @@
+"""The page: everything of a run that a reader wants to see, in one file that opens offline."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from outlier_atlas import __version__, tables
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.files import read_record, replacing
+from outlier_atlas.report.figures import THEMES
+from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
+from outlier_atlas.report.text import (
+    SITE_NAMES,
+    count,
+    number,
+    percent,
+    ranges,
+    visible,
+)
+from outlier_atlas.settings.report import ReportSettings
+from outlier_atlas.statistics.outlier_features import LayerShare, PositionShare
+
+HERE = Path(__file__).parent
+PARTS = (HERE / "template.html.j2", HERE / "style.css")
+"""The files beside this module that the page is made of."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a report is made from: files of the run, and the configuration without `execution`."""
+
+    configuration: Mapping[str, Any]
+    folder: Path
+    tables: Path
+    figures: Path
+    tokens: Path
+    model_record: Path
+    tokens_record: Path
+    store_record: Path
+
+
+def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_file: Path) -> None:
+    """Write the page, and the findings as JSON.
+
+    Args:
+        settings: the `report` section of the configuration.
+        page: the HTML file.
+        findings_file: `{"findings": [{"text", "definition"}, ...], "alarms": [...]}`.
+
+    Raises:
+        ValueError: the token store or a record is damaged.
+    """
+    report = ReportSettings.model_validate(settings)
+    tokens = TokenStore.open(inputs.tokens)
+    evidence = Evidence.read(inputs.tables, tokens.sequences)
+    sentences = findings(evidence, report.text != "none")
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"visible": visible, "number": number, "percent": percent}
+    html = environment.get_template("template.html.j2").render(
+        **_head(report, inputs, evidence, sentences),
+        **_body(report, inputs, evidence, tokens),
+    )
+    with replacing(page) as temporary:
+        temporary.write_text(html, encoding="utf-8", errors="replace")
+    told = {"findings": [asdict(f) for f in sentences], "alarms": alarms(evidence)}
+    with replacing(findings_file) as temporary:
+        temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="ascii")
+
+
+def _head(
+    report: ReportSettings, inputs: Inputs, evidence: Evidence, sentences: Sequence[Finding]
+) -> Row:
+    model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
+    store = read_record(inputs.store_record)
+    name = visible(str(model["source"]).removeprefix("builtin:"))
+    # A local folder's name is enough of its path.
+    name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
+    measured = count(len(store["layers"]), "layer")
+    tokens_said = f"{count(tokens['tokens'], 'token')} in {count(tokens['sequences'], 'sequence')}"
+    return {
+        "title": visible(report.title) if report.title else f"The outliers of {name}",
+        "run_line": f"{name} on {tokens_said} of "
+        f"{visible(str(tokens['source']))}, computed in {store['dtype']}: {measured}, "
+        f"{count(len(store['sites']), 'site')}.",
+        "tokens_said": tokens_said,
+        "alarms": alarms(evidence),
+        "findings": sentences,
+        # Our own file, and the only text that is not escaped.
+        "style": Markup((HERE / "style.css").read_text("utf-8")),
+        "folder": visible(str(inputs.folder)),
+        "version": __version__,
+        "facts": _facts(model, tokens, store),
+        "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
+    }
+
+
+def visible_lines(text: str) -> str:
+    """Text of several lines, everything else that does not print made visible."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: TokenStore) -> Row:
+    sites = dict.fromkeys(row["site"] for row in evidence.magnitudes)
+    return {
+        "sites": [_site(site, inputs.figures) for site in sites],
+        "int8": _int8(report, evidence),
+        "massive": _massive(report, inputs, evidence, tokens),
+    }
+
+
+def _facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
+    groups = ranges_of_groups(store["layer_groups"])
+    facts = [
+        ("model", str(model["source"])),
+        ("commit", model["commit"] or "none: not from a hub"),
+        ("architecture", f"{model['architecture']}, {count(model['layers'], 'layer')}"),
+        (
+            "weights",
+            f"{model['weight_bytes'] / 2**20:,.1f} MiB, fingerprint {model['fingerprint']}",
+        ),
+        ("dtype", store["dtype"]),
+        ("text", str(tokens["source"])),
+        ("its commit", tokens["commit"] or "none: not from a hub"),
+        (
+            "sequences",
+            f"{tokens['sequences']:,} of {_span(tokens['shortest'], tokens['longest'])} tokens, "
+            f"from {count(tokens['documents'], 'document')}, packing {tokens['packing']}",
+        ),
+        ("begin-of-sequence token", "at every sequence" if tokens["bos"] else "none added"),
+        ("sites", ", ".join(f"{site} ({store['channels'][site]:,})" for site in store["sites"])),
+        ("layers measured", ranges(store["layers"])),
+        ("layer groups", groups),
+        ("sequence shards", str(store["sequence_shards"])),
+        ("versions", ", ".join(f"{name} {v}" for name, v in sorted(store["versions"].items()))),
+    ]
+    return [(name, visible(value)) for name, value in facts]
+
+
+def ranges_of_groups(groups: Sequence[Sequence[int]]) -> str:
+    """The layers of each layer group: `0 to 9; 10 to 19`."""
+    return "; ".join(_span(first, last) for first, last in groups)
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+
+def _site(site: str, folder: Path) -> Row:
+    meaning = SITE_NAMES[site]
+    return {
+        "name": site,
+        "meaning": meaning,
+        "magnitudes": _picture(
+            folder,
+            f"{site}-magnitudes",
+            f"Largest three and median of |x| at {site}, by layer",
+            "The three largest |x| of each layer, over all tokens and channels, and the median of "
+            "|x|, the lower of the two middle values (exact for bfloat16). Logarithmic axis.",
+        ),
+        "maxima": _picture(
+            folder,
+            f"{site}-maxima",
+            f"Largest |x| at {site}, by layer and channel",
+            "The largest |x| of each channel in each layer, over all tokens; logarithmic colour. "
+            "The channels with the largest maxima are named above.",
+        ),
+    }
+
+
+def _picture(folder: Path, name: str, alt: str, caption: str) -> Row:
+    def data(suffix: str) -> str:
+        content = (folder / f"{name}{suffix}.svg").read_bytes()
+        return "data:image/svg+xml;base64," + base64.b64encode(content).decode()
+
+    light, dark = (data(theme.suffix) for theme in THEMES)
+    return {"light": light, "dark": dark, "alt": alt, "caption": caption}
+
+
+def _int8(report: ReportSettings, evidence: Evidence) -> Row:
+    rows = evidence.features
+    return {
+        "criterion": evidence.criteria["llm_int8"],
+        "rows": rows[: report.rows],
+        "shown": _shown(len(rows), report.rows, "channel"),
+        "over": get_args(LayerShare),
+        "by": get_args(PositionShare),
+        "variants": {
+            (row["layer_share_over"], row["position_share_by"]): row for row in evidence.variants
+        },
+    }
+
+
+def _massive(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: TokenStore) -> Row:
+    by_channel: dict[int, list[Row]] = defaultdict(list)
+    for row in evidence.massive:
+        by_channel[row["channel"]].append(row)
+    channels = sorted(
+        (
+            _channel(rows) | {"sequences": evidence.sequences_of[channel]}
+            for channel, rows in by_channel.items()
+        ),
+        key=lambda r: (-abs(r["value"]), r["channel"]),
+    )
+    activations = tables.read(inputs.tables, tables.MASSIVE_ACTIVATIONS)
+    places = _places(activations.to_pylist())
+    shown = [row | _context(report, tokens, row["token_index"]) for row in places[: report.rows]]
+    measured = evidence.criteria["massive_activations"]["measured"]
+    return {
+        "criterion": evidence.criteria["massive_activations"],
+        "channels": channels[: report.rows],
+        "channels_shown": _shown(len(channels), report.rows, "channel"),
+        "places": shown,
+        "places_shown": _shown(len(places), report.rows, "place"),
+        "sequences": tokens.sequences,
+        "text": report.text,
+        "closest": closest_to_massive(evidence).text if measured else "",
+    }
+
+
+def _channel(rows: Sequence[Row]) -> Row:
+    """A channel's massive activations, over its layers."""
+    top = max(rows, key=lambda row: abs(row["value"]))
+    total = sum(row["massive_activations"] for row in rows)
+    first = sum(row["massive_activations"] * row["first_position_share"] for row in rows)
+    return top | {
+        "layers": ranges(row["layer"] for row in rows),
+        "massive_activations": total,
+        "first_position_share": first / total,
+    }
+
+
+def _places(activations: Sequence[Row]) -> list[Row]:
+    """One row for a channel of a token, over its layers; the largest first."""
+    by_place: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in activations:
+        by_place[row["token_index"], row["channel"]].append(row)
+    rows = [
+        max(group, key=lambda row: abs(row["value"]))
+        | {"layers": ranges(row["layer"] for row in group)}
+        for group in by_place.values()
+    ]
+    return sorted(rows, key=lambda row: (-abs(row["value"]), row["token_index"], row["channel"]))
+
+
+def _context(report: ReportSettings, tokens: TokenStore, index: int) -> Row:
+    if report.text != "full":
+        return {"before": "", "text": "", "after": ""}
+    around = report.context_tokens
+    before, text, after = tokens.window(index, around, around)
+    return {"before": before, "text": text, "after": after}
+
+
+def _shown(total: int, rows: int, noun: str) -> str:
+    if total <= rows:
+        return ""
+    return f"The first {rows:,} of {count(total, noun)} are shown; the table has them all."

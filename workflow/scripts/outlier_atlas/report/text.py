@@ -1,0 +1,104 @@
+"""Numbers and foreign text as a reader sees them."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable
+from itertools import pairwise
+
+SITE_NAMES = {
+    "resid_pre": "residual stream before the block",
+    "attn_in": "input of attention",
+    "q": "queries, before any rotation",
+    "k": "keys, before any rotation",
+    "v": "values",
+    "attn_hidden": "input of attention's output projection",
+    "attn_out": "what attention adds",
+    "resid_mid": "residual stream between attention and MLP",
+    "mlp_in": "input of the MLP",
+    "router_logits": "router scores per expert",
+    "mlp_hidden": "input of the MLP's down projection",
+    "mlp_out": "what the MLP adds",
+    "resid_post": "residual stream after the block",
+}
+SYMBOLS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+
+
+def visible(text: str) -> str:
+    """Text from a dataset or a tokenizer, with everything in it that does not print made visible.
+
+    Control characters could move a terminal's cursor, and direction marks turn a line around; what
+    is left still has to be escaped where it is put into HTML.
+    """
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in SYMBOLS:
+        return SYMBOLS[character]
+    category = unicodedata.category(character)
+    if category == "Cc" and ord(character) < 0x20:
+        return chr(0x2400 + ord(character))
+    if category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return f"⟨U+{ord(character):04X}⟩"
+    return character
+
+
+def quoted(text: str | None) -> str:
+    """A token as a sentence names it."""
+    return f"“{visible(text)}”" if text else "without text"
+
+
+def number(value: float) -> str:
+    """Four significant digits at least, thousands separated: 23,808, 31.5, 0.01234."""
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def percent(share: float) -> str:
+    """A share, rounded so that only all is 100 % and only none is 0 %."""
+    if share in (0, 1):
+        return f"{share:.0%}".replace("%", " %")
+    return f"{min(max(share * 100, 0.01), 99.99):.3g} %" if share < 0.9995 else "over 99.9 %"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: `1 channel`, `4,096 channels`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers in words: `2, 5 and 7 to 9`."""
+    ordered = sorted(set(numbers))
+    breaks = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(ordered)) if b != a + 1), len(ordered)]
+    runs = [ordered[a:b] for a, b in pairwise(breaks)]
+    return listed(
+        part
+        for run in runs
+        for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))
+    )
+
+
+def listed(parts: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *most, last = [*parts] or ["none"]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def layers(numbers: Iterable[int]) -> str:
+    """`layer 3`, `layers 11 to 28`."""
+    ordered = sorted(set(numbers))
+    return f"{'layer' if len(ordered) == 1 else 'layers'} {ranges(ordered)}"
+
+
+def channels(numbers: Iterable[int], most: int = 8) -> str:
+    """`channel 507`, `channels 14, 247 and 507`, `channels 1, 2, ... and 40 more`."""
+    ordered = list(dict.fromkeys(numbers))
+    word = "channel" if len(ordered) == 1 else "channels"
+    if len(ordered) <= most:
+        return f"{word} {listed(map(str, ordered))}"
+    return f"{word} {', '.join(map(str, ordered[:most]))} and {len(ordered) - most:,} more"

@@ -1,0 +1,131 @@
+"""A whole configuration, and what must hold across its sections."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from outlier_atlas.settings.dataset import DatasetSettings
+from outlier_atlas.settings.detection import DetectionSettings
+from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
+from outlier_atlas.settings.faults import faults
+from outlier_atlas.settings.model import ModelSettings
+from outlier_atlas.settings.report import ReportSettings
+from outlier_atlas.settings.section import PositiveInt, Section
+
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class RunSettings(Section):
+    name: str | None = Field(
+        None,
+        max_length=100,
+        pattern=RUN_NAME,
+        description="Folder of the run under `results/`; by default the configuration file's name.",
+    )
+
+
+MEMORY = re.compile(r"\d+(\.\d+)?(MiB|GiB|TiB)")
+
+
+class ExecutionSettings(Section):
+    """How and where the work is done: nothing here changes a result or makes a stage stale."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"] = Field(
+        "auto", description="Device of the forward pass; `auto` takes CUDA, MPS or the CPU."
+    )
+    device_memory: str | None = Field(
+        None,
+        description="Memory of the device, such as `24GiB`: the run is planned for it, also where "
+        "it is not on this machine. By default what the device has free.",
+    )
+    batch_size: PositiveInt = Field(1, description="Sequences in one forward pass.")
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads of an extraction job; by default the cores, divided by the "
+        "sequence shards.",
+    )
+
+    @field_validator("device_memory")
+    @classmethod
+    def _memory(cls, size: str | None) -> str | None:
+        if size is not None and not MEMORY.fullmatch(size):
+            raise ValueError("must be a number and MiB, GiB or TiB, such as 24GiB")
+        return size
+
+
+class Settings(Section):
+    """A whole configuration."""
+
+    run: RunSettings = Field(RunSettings(), description="Names the run.")
+    model: ModelSettings = Field(description="The model: where it comes from and its dtype.")
+    dataset: DatasetSettings = Field(description="The text, and how it is cut into sequences.")
+    extraction: ExtractionSettings = Field(
+        ExtractionSettings(), description="What is measured, and how the work is divided."
+    )
+    detection: DetectionSettings = Field(
+        DetectionSettings(), description="One block a criterion, with its thresholds."
+    )
+    report: ReportSettings = Field(ReportSettings(), description="What the report shows.")
+    execution: ExecutionSettings = Field(
+        ExecutionSettings(), description="How the work is done; never makes anything stale."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        shards, sequences = self.extraction.sequence_shards, self.dataset.sequences
+        if shards > sequences:
+            raise ValueError(
+                f"extraction.sequence_shards = {shards}: above dataset.sequences = {sequences}; "
+                f"take at most {sequences}"
+            )
+        chunk = self.chunk_tokens
+        if self.dataset.packing == "concat":
+            for first, _ in even_ranges(sequences, shards):
+                if first * self.dataset.sequence_length % chunk:
+                    raise ValueError(
+                        f"extraction.advanced.chunk_tokens = {chunk}: a chunk would straddle two "
+                        f"sequence shards; take a divisor of "
+                        f"sequence_length = {self.dataset.sequence_length}, or auto"
+                    )
+        return self
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens in a Zarr chunk, with `auto` worked out."""
+        chunk, length = self.extraction.advanced.chunk_tokens, self.dataset.sequence_length
+        if chunk != "auto":
+            return chunk
+        if self.dataset.packing == "document":
+            return 2048
+        return next(size for size in range(min(length, 4096), 0, -1) if length % size == 0)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        assert self.run.name is not None, "load() fills in the name"
+        return self.run.name
+
+
+def load(config: Mapping[str, Any], default_name: str) -> Settings:
+    """Check a configuration.
+
+    Args:
+        config: what the YAML held.
+        default_name: the run's name where the configuration gives none.
+
+    Raises:
+        ValueError: something is wrong; one line a fault, naming the key, its value and what is
+            allowed.
+    """
+    try:
+        settings = Settings.model_validate(dict(config))
+    except ValidationError as error:
+        raise ValueError("\n".join(faults(error, Settings))) from None
+    if settings.run.name is not None:
+        return settings
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", default_name).strip("-._") or "run"
+    return settings.model_copy(update={"run": RunSettings(name=name[:100])})

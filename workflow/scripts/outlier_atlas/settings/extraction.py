@@ -1,0 +1,74 @@
+"""The `extraction` section."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from outlier_atlas.settings.section import PositiveInt, Section, refuse_repeats
+from outlier_atlas.settings.sites import SITES, Site
+
+
+class AdvancedExtractionSettings(Section):
+    chunk_tokens: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="Tokens in a Zarr chunk. `auto`: the sequence length, or its largest divisor "
+        "up to 4096; 2048 with `packing: document`.",
+    )
+    compression: Literal["lz4", "zstd", "none"] = Field(
+        "lz4",
+        description="Codec of the chunks, bit-shuffled: `lz4` is fastest, `zstd` a little smaller.",
+    )
+
+
+class ExtractionSettings(Section):
+    sites: Annotated[list[Site], Field(min_length=1)] = Field(
+        ["attn_in", "mlp_in", "resid_post"],
+        description="Places in each block that are measured and written to the store.",
+    )
+    layers: Literal["all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (
+        Field("all", description="Layers to measure, 0-based, such as `[0, 1, 15]`, or `all`.")
+    )
+    layer_groups: PositiveInt = Field(
+        1,
+        description="Number of parts the layers are cut into. A job loads one part at a time: more "
+        "groups, less memory.",
+    )
+    sequence_shards: PositiveInt = Field(
+        1,
+        description="Number of parts the sequences are cut into; they run side by side.",
+    )
+    advanced: AdvancedExtractionSettings = Field(
+        AdvancedExtractionSettings(), description="What hardly anybody needs to change."
+    )
+
+    @field_validator("sites")
+    @classmethod
+    def _canonical_sites(cls, sites: list[Site]) -> list[Site]:
+        refuse_repeats(sites)
+        return sorted(sites, key=SITES.index)
+
+    @field_validator("layers")
+    @classmethod
+    def _canonical_layers(cls, layers: str | list[int]) -> str | list[int]:
+        if isinstance(layers, str):
+            return layers
+        refuse_repeats(layers)
+        return sorted(layers)
+
+    @model_validator(mode="after")
+    def _enough_layers(self) -> ExtractionSettings:
+        if isinstance(self.layers, list) and self.layer_groups > max(self.layers) + 1:
+            raise ValueError(
+                f"layer_groups {self.layer_groups} is above the {max(self.layers) + 1} layers that "
+                f"have to run to measure layer {max(self.layers)}"
+            )
+        return self
+
+
+def even_ranges(count: int, parts: int) -> list[tuple[int, int]]:
+    """[first, end) of each part of `count` things: contiguous, and as equal as can be."""
+    cuts = [part * count // parts for part in range(parts + 1)]
+    return list(pairwise(cuts))

@@ -1,0 +1,132 @@
+"""What is wrong with a configuration, a line a fault: the key, its value, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+Loc = tuple[int | str, ...]
+
+ALLOWED = {
+    "bool_type": "must be true or false",
+    "finite_number": "must be a finite number",
+    "float_type": "must be a number",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "int_type": "must be a whole number",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', a letter or digit first",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must not be empty",
+    "string_type": "must be text (in quotes, if YAML takes it for something else)",
+    "too_short": "must not be empty",
+}
+"""What a value must be, by pydantic's type of error."""
+
+WRONG_KIND = {"literal_error", *(kind for kind in ALLOWED if kind.endswith("_type"))}
+"""Errors that say that a value is something else altogether."""
+
+
+def faults(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
+    """A line for each fault of a configuration that `root` describes."""
+    details = error.errors(include_url=False)
+    # The alternatives of a union (`all`, or a list) each complain: together they are one fault.
+    for _, alternatives in groupby(details, key=lambda fault: _without_union(fault["loc"])[0]):
+        yield from _of_one_value(list(alternatives), root)
+
+
+def _of_one_value(alternatives: Sequence[ErrorDetails], root: type[BaseModel]) -> Iterator[str]:
+    kinds = [fault for fault in alternatives if fault["type"] in WRONG_KIND]
+    depth = min(len(fault["loc"]) for fault in alternatives)
+    telling = [fault for fault in alternatives if fault not in kinds or len(fault["loc"]) > depth]
+    if len(alternatives) > 1 and not telling:
+        allowed = [_allowed(fault, root).removeprefix("must be ") for fault in alternatives]
+        yield _line(alternatives[0], f"must be {' or '.join(allowed)}")
+        return
+    for fault in telling or alternatives:
+        yield _line(fault, _allowed(fault, root))
+
+
+def _line(fault: ErrorDetails, allowed: str) -> str:
+    key = _key(fault["loc"])
+    if not key:
+        return allowed
+    if fault["type"] in ("extra_forbidden", "missing") or isinstance(fault["input"], BaseModel):
+        return f"{key}: {allowed}"
+    if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):
+        return f"{key}: {allowed}"
+    return f"{key} = {_shown(fault['input'])}: {allowed}"
+
+
+def _allowed(fault: ErrorDetails, root: type[BaseModel]) -> str:
+    loc, kind = fault["loc"], fault["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key; {_nearest(str(loc[-1]), list(_section(loc[:-1], root).model_fields))}"
+    if kind == "missing":
+        return f"missing; {_section(loc[:-1], root).model_fields[str(loc[-1])].description}"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"must be a section with the keys {', '.join(_section(loc, root).model_fields)}"
+    if kind == "invalid_key":
+        return "unknown key; keys are text"
+    template = ALLOWED.get(kind)
+    if template is None:
+        return fault["msg"].removeprefix("Value error, ")
+    return template.format_map(fault.get("ctx", {}))
+
+
+def _without_union(loc: Loc) -> tuple[Loc, bool]:
+    """A location up to the first name of a union's member, and whether there is one."""
+    for index, part in enumerate(loc):
+        if isinstance(part, str) and _is_union_member(part):
+            return loc[:index], True
+    return loc, False
+
+
+def _key(loc: Loc) -> str:
+    """`extraction.layers[2]`; the names of union members, which pydantic adds, are left out."""
+    key = ""
+    for part in loc:
+        if isinstance(part, int):
+            key += f"[{part}]" if key else str(part)
+        elif not _is_union_member(part):
+            name = part if re.fullmatch(r"[^\W\d]\w*", part) else _shown(part)
+            key += f".{name}" if key else name
+    return key
+
+
+def _is_union_member(part: str) -> bool:
+    return bool(re.match(r"(constrained-|function-|literal\[|list\[)", part)) or part in {
+        "int",
+        "float",
+        "str",
+    }
+
+
+def _shown(value: Any) -> str:
+    """A value as an error names it: one short line, whatever is in it."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _section(loc: Loc, root: type[BaseModel]) -> type[BaseModel]:
+    """The section of the configuration at a location."""
+    section = root
+    for part in loc:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return section
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"

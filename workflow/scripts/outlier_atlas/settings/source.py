@@ -1,0 +1,38 @@
+"""What `source` of a model or a dataset names."""
+
+from __future__ import annotations
+
+import os.path
+from pathlib import Path, PurePath
+from typing import Literal
+
+LOCAL_PREFIXES = ("/", "./", "../", "~")
+
+
+def source_kind(source: str) -> Literal["builtin", "gguf", "local", "hub"]:
+    """Where a model or a dataset comes from, told by its `source` alone.
+
+    A path is recognised by how it begins, so that a folder which happens to have a hub id's name
+    never stands in for it; a lone name with a data file's ending is a path, too.
+    """
+    if source.startswith("builtin:"):
+        return "builtin"
+    if source.endswith(".gguf"):
+        return "gguf"
+    if source.startswith(LOCAL_PREFIXES) or source in (".", ".."):
+        return "local"
+    if PurePath(source).suffix in {".txt", ".jsonl", ".csv", ".parquet"}:
+        return "local"
+    return "hub"
+
+
+def local_path(source: str) -> Path:
+    """The path that a local `source` names, with `~` filled in."""
+    return Path(os.path.expanduser(source))  # noqa: PTH111 - Path's raises for unknown users
+
+
+def known_builtin(source: str, known: tuple[str, ...]) -> str:
+    """`source`, unless it names a built-in that there is not."""
+    if source.startswith("builtin:") and source not in known:
+        raise ValueError(f"no such built-in; there is {', '.join(known)}")
+    return source

@@ -1,0 +1,102 @@
+"""How large the values of a site and layer are: the largest, the median, each channel's maximum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from outlier_atlas.statistics.tile import CODES, Float32, Int64, Tile, from_code, lower_quantile
+
+TOP = 3
+
+
+@dataclass
+class Magnitudes:
+    """Accumulates tiles of one site and layer; exact, in any order and split.
+
+    Attributes:
+        channels: length of the channel axis.
+        top: the largest |x|, descending, at most `TOP`.
+        maxima: per channel the finite value largest in |x|, with its sign; NaN where there is none.
+        tokens: per channel the index of its token, the first of equals; -1 where there is none.
+        histogram: how often each bfloat16 code of |x| occurs.
+        values, nan, infinite: counts.
+    """
+
+    channels: int
+    top: list[float] = field(default_factory=list)
+    maxima: Float32 = field(init=False)
+    tokens: Int64 = field(init=False)
+    histogram: Int64 = field(default_factory=lambda: np.zeros(CODES + 1, np.int64))
+    values: int = 0
+    nan: int = 0
+    infinite: int = 0
+
+    def __post_init__(self) -> None:
+        self.maxima = np.full(self.channels, np.nan, np.float32)
+        self.tokens = np.full(self.channels, -1, np.int64)
+
+    def update(self, tile: Tile) -> None:
+        """Take a tile."""
+        self.values += tile.values.size
+        if tile.finite is not None:
+            self.nan += int(np.isnan(tile.values).sum())
+            self.infinite += int(np.isinf(tile.values).sum())
+        self.histogram += np.bincount(tile.codes.ravel(), minlength=CODES + 1)
+        rows = tile.magnitudes.argmax(axis=0)
+        columns = np.arange(self.channels)
+        found = tile.magnitudes[rows, columns] >= 0
+        maxima = np.where(found, tile.values[rows, columns], np.float32(np.nan))
+        self._take_maxima(maxima, np.where(found, tile.start + rows, -1))
+        self._take_top(_largest(tile.magnitudes))
+
+    def merge(self, other: Magnitudes) -> None:
+        """Take what another accumulator of the same site and layer has seen."""
+        self.values += other.values
+        self.nan += other.nan
+        self.infinite += other.infinite
+        self.histogram += other.histogram
+        self._take_maxima(other.maxima, other.tokens)
+        self._take_top(other.top)
+
+    @property
+    def median(self) -> float:
+        """Median of |x| over all finite values, the lower of the two middle ones; NaN of none.
+
+        Exact for bfloat16; otherwise rounded to bfloat16.
+        """
+        if not self.histogram.any():
+            return float("nan")
+        return from_code(lower_quantile(np.arange(CODES + 1), self.histogram, 0.5))
+
+    @property
+    def largest_channel(self) -> int | None:
+        """The channel of the largest |x|: the earliest token's, then the lowest, among equals."""
+        if (self.tokens < 0).all():
+            return None
+        order = np.lexsort((np.arange(self.channels), self.tokens, -_magnitude(self.maxima)))
+        return int(order[0])
+
+    def _take_maxima(self, maxima: Float32, tokens: Int64) -> None:
+        mine, theirs = _magnitude(self.maxima), _magnitude(maxima)
+        better = (theirs > mine) | ((theirs == mine) & (tokens >= 0) & (tokens < self.tokens))
+        self.maxima[better] = maxima[better]
+        self.tokens[better] = tokens[better]
+
+    def _take_top(self, largest: list[float]) -> None:
+        self.top = sorted([*self.top, *largest], reverse=True)[:TOP]
+
+
+def _magnitude(maxima: Float32) -> Float32:
+    """|x| of channel maxima, -1 where there is none."""
+    return np.where(np.isnan(maxima), np.float32(-1), np.abs(maxima))
+
+
+def _largest(magnitudes: Float32) -> list[float]:
+    """The `TOP` largest |x| of a tile; fewer where fewer are finite."""
+    flat = magnitudes.max(axis=1)
+    # The largest values lie in the rows with the largest maxima, one row a value at most.
+    rows = magnitudes[np.argpartition(flat, -min(TOP, len(flat)))[-TOP:]].ravel()
+    top = np.partition(rows, -min(TOP, len(rows)))[-TOP:]
+    return [float(value) for value in top if value >= 0]

@@ -1,0 +1,78 @@
+"""A tile of activations: some tokens of one site in one layer, as every accumulator takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+
+CODES = 2**15
+"""Number of bfloat16 codes of non-negative numbers."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Tokens `start` and following of one site and layer.
+
+    Attributes:
+        values: (token, channel), float32, as the model computed them.
+        start: index of the first token along the store's token axis.
+    """
+
+    values: Float32
+    start: int
+
+    @cached_property
+    def finite(self) -> NDArray[np.bool_] | None:
+        """Where a value is finite, (token, channel); None where all are, which is the rule."""
+        finite = np.isfinite(self.values)
+        return None if finite.all() else finite
+
+    @cached_property
+    def magnitudes(self) -> Float32:
+        """|x|, (token, channel); -1 where x is NaN or infinite, so that it is never a maximum."""
+        magnitudes = np.abs(self.values)
+        if self.finite is not None:
+            magnitudes[~self.finite] = -1
+        return magnitudes
+
+    @cached_property
+    def codes(self) -> NDArray[np.uint16]:
+        """The bfloat16 code of each finite |x|; flat where something is not finite."""
+        magnitudes = self.magnitudes if self.finite is None else self.magnitudes[self.finite]
+        return bfloat16_codes(magnitudes)
+
+
+def bfloat16_codes(values: Float32) -> NDArray[np.uint16]:
+    """The bfloat16 code of each value, rounded to nearest even.
+
+    For finite non-negative values codes sort as values do, and adding the half before the shift
+    cannot leave them: what is above the largest bfloat16 becomes the code of infinity.
+    """
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+    return rounded.astype(np.uint16)
+
+
+def from_code(code: int) -> float:
+    """The value of a bfloat16 code."""
+    return float(np.array([code << 16], np.uint32).view(np.float32)[0])
+
+
+def lower_quantile(codes: Int64, counts: Int64, quantile: float) -> int:
+    """The code at a quantile of a histogram: the value of rank floor(quantile x (n - 1)).
+
+    At 0.5 it is the lower of the two middle values, as `torch.median` has it.
+
+    Args:
+        codes: ascending in the order of their values.
+        counts: how often each occurs; at least one is above zero.
+    """
+    cumulative = np.cumsum(counts)
+    rank = int(quantile * (int(cumulative[-1]) - 1))
+    return int(codes[np.searchsorted(cumulative, rank, side="right")])

@@ -1,0 +1,249 @@
+"""The Zarr arrays of a run.
+
+`activations.zarr` holds an array (layer, token, channel) per site, `boundaries.zarr` an array
+(token, channel) per boundary, both float32 in chunks of one layer. float32 holds bfloat16 and
+float16 values exactly; bit-shuffled, their zero bits cost nothing.
+
+Only `create` gives the arrays their shape. Consolidated metadata is neither written nor read: with
+several writers it goes stale, and what is written through stale metadata is lost without a word.
+Nor does it matter which chunks lie on disk: what counts is in the commit records.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from outlier_atlas.store.chunks import ChunkFiles, codecs
+from outlier_atlas.store.commits import COMMITS, Commit, forget
+from outlier_atlas.store.fingerprints import Fingerprints
+from outlier_atlas.store.layout import BOUNDARY, Compression, Layout, Target
+
+log = logging.getLogger(__name__)
+
+ACTIVATIONS = "activations.zarr"
+BOUNDARIES = "boundaries.zarr"
+
+Float32 = NDArray[np.float32]
+_Shape = dict[str, Any]
+"""`shape`, `chunks`, `dimension_names` and `attributes` of an array."""
+
+
+def create(
+    run: Path,
+    layout: Layout,
+    coordinates: Mapping[str, NDArray[np.int32]],
+    fingerprints: Fingerprints,
+) -> None:
+    """Give the arrays of a run the shape of its layout, and keep only commits that are current.
+
+    Arrays that have their shape already stay as they are; those of another shape are replaced, and
+    those that the layout does not name are removed. Commits go before what they stand for: those of
+    arrays that are replaced, removed or not there, and those of another fingerprint, whose rows are
+    going to be overwritten.
+
+    Args:
+        run: folder of the run.
+        layout: what the arrays shall be.
+        coordinates: `token_id`, `sequence` and `position`, each (token,).
+        fingerprints: of the chunks.
+    """
+    activations = zarr.open_group(run / ACTIVATIONS, mode="a", use_consolidated=False)
+    boundaries = zarr.open_group(run / BOUNDARIES, mode="a", use_consolidated=False)
+    axes = {"layer": np.array(layout.layers, np.int32), **coordinates}
+    sites = {site: _site_shape(layout, site) for site in layout.sites}
+    between = {_boundary(layer): _boundary_shape(layout) for layer in layout.boundaries()}
+    unfit = {*_unfit(activations, sites) - set(axes), *_unfit(boundaries, between)}
+    there = {*activations.array_keys(), *boundaries.array_keys()}
+
+    def void(commit: Commit, target: Target) -> bool:
+        name, chunk = _name(target), commit.rows.chunk
+        if name in unfit or name not in there:
+            return True
+        return commit.fingerprint != fingerprints.of(chunk)
+
+    dropped = forget(run / COMMITS, void)
+    if dropped:
+        log.warning(
+            "%s: %d commits were of another configuration; what they stand for is computed again "
+            "where it is needed", run.name, dropped,
+        )  # fmt: skip
+    for group, shapes in ((activations, sites), (boundaries, between)):
+        for name in unfit & set(group.array_keys()):
+            del group[name]
+        for name in set(shapes) - set(group.array_keys()):
+            _create_array(group, name, shapes[name], layout.compression)
+    activations.attrs.put({"coordinates": " ".join(coordinates), "forward_dtype": layout.dtype})
+    for name, values in axes.items():
+        _write_coordinate(activations, name, values, "layer" if name == "layer" else "token")
+
+
+class DamagedChunkError(ValueError):
+    """A chunk that cannot be read, or is not there.
+
+    Attributes:
+        target: which array and layer.
+        chunk: which chunk of tokens.
+    """
+
+    def __init__(self, target: Target, chunk: int, cause: str) -> None:
+        super().__init__(f"{target.array}, layer {target.layer}, chunk {chunk}: damaged ({cause})")
+        self.target = target
+        self.chunk = chunk
+
+
+class Arrays:
+    """The arrays of a run, open for reading and writing rows of tokens.
+
+    Raises:
+        ValueError: they are not there.
+    """
+
+    def __init__(self, run: Path, layout: Layout) -> None:
+        self._layout = layout
+        self._locks = run / "manifests" / "locks"
+        self._rows = {layer: row for row, layer in enumerate(layout.layers)}
+        self._arrays: dict[str, Any] = {}
+        try:
+            activations = zarr.open_group(run / ACTIVATIONS, mode="r+", use_consolidated=False)
+            boundaries = zarr.open_group(run / BOUNDARIES, mode="r+", use_consolidated=False)
+            self._arrays = {site: activations[site] for site in layout.sites}
+            self._arrays |= {_boundary(b): boundaries[_boundary(b)] for b in layout.boundaries()}
+        except (FileNotFoundError, KeyError) as error:
+            raise ValueError(
+                f"{run / ACTIVATIONS}: not there, or not as manifests/store.json says ({error}); "
+                f"delete manifests/store.json and run again"
+            ) from error
+        self._files = {
+            name: ChunkFiles(array, layout.compression) for name, array in self._arrays.items()
+        }
+
+    def read(self, target: Target, start: int, stop: int) -> Float32:
+        """Tokens `start` to `stop` of a target, (token, channel).
+
+        Raises:
+            DamagedChunkError: a chunk is damaged or missing.
+        """
+        size = self._layout.chunk_tokens
+        for chunk in range(start // size, -(-stop // size)):
+            if self._files[_name(target)].missing(self._chunk(target, chunk)):
+                raise DamagedChunkError(target, chunk, "its file is missing")
+        array, key = self._place(target, start, stop)
+        try:
+            values = array[key]
+        except (RuntimeError, ValueError) as error:
+            raise DamagedChunkError(target, start // size, str(error)) from error
+        return np.asarray(values, np.float32)
+
+    def write(self, target: Target, start: int, values: Float32) -> None:
+        """Write rows (token, channel) of a target that lie within one chunk, from token `start`.
+
+        A reader sees the chunk as it was or as it is now. Where the rows do not fill the chunk,
+        the others in it are kept, whoever wrote them.
+        """
+        stop = start + len(values)
+        chunk = start // self._layout.chunk_tokens
+        first, last = self._layout.chunk_range(chunk)
+        assert first <= start and stop <= last, "rows of one chunk"
+        if (start, stop) == (first, last):
+            self._files[_name(target)].write(self._chunk(target, chunk), values)
+            return
+        array, key = self._place(target, start, stop)
+        with self._chunk_lock(chunk):
+            array[key] = values
+
+    def _place(self, target: Target, start: int, stop: int) -> tuple[Any, Any]:
+        array, tokens = self._arrays[_name(target)], slice(start, stop)
+        return array, tokens if target.array == BOUNDARY else (self._rows[target.layer], tokens)
+
+    def _chunk(self, target: Target, chunk: int) -> tuple[int, ...]:
+        """Coordinates of a chunk in the array of its target."""
+        row = () if target.array == BOUNDARY else (self._rows[target.layer],)
+        return (*row, chunk, 0)
+
+    @contextmanager
+    def _chunk_lock(self, chunk: int) -> Iterator[None]:
+        """Sequence shards that share a chunk read, change and write it one after the other."""
+        self._locks.mkdir(parents=True, exist_ok=True)
+        with (self._locks / f"chunk-{chunk}").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _name(target: Target) -> str:
+    """Name of the array that holds a target."""
+    return _boundary(target.layer) if target.array == BOUNDARY else target.array
+
+
+def _boundary(layer: int) -> str:
+    return f"into_layer_{layer}"
+
+
+def _site_shape(layout: Layout, site: str) -> _Shape:
+    return {
+        "shape": (len(layout.layers), layout.tokens, layout.sites[site]),
+        "chunks": (1, min(layout.chunk_tokens, layout.tokens), layout.sites[site]),
+        "dimension_names": ("layer", "token", "channel"),
+        "attributes": {"layers": list(layout.layers), "compression": layout.compression},
+    }
+
+
+def _boundary_shape(layout: Layout) -> _Shape:
+    return {
+        "shape": (layout.tokens, layout.hidden_size),
+        "chunks": (min(layout.chunk_tokens, layout.tokens), layout.hidden_size),
+        "dimension_names": ("token", "channel"),
+        "attributes": {"compression": layout.compression},
+    }
+
+
+def _unfit(group: zarr.Group, shapes: Mapping[str, _Shape]) -> set[str]:
+    """Names of arrays that are there and not as they shall be, or shall not be there."""
+    return {name for name, array in group.arrays() if _shape_of(array) != shapes.get(name)}
+
+
+def _shape_of(array: zarr.Array[Any]) -> _Shape:
+    return {
+        "shape": array.shape,
+        "chunks": array.chunks,
+        "dimension_names": getattr(array.metadata, "dimension_names", None),
+        "attributes": dict(array.attrs),
+    }
+
+
+def _create_array(group: zarr.Group, name: str, shape: _Shape, compression: Compression) -> None:
+    group.create_array(
+        name,
+        **shape,
+        dtype="float32",
+        fill_value=float("nan"),
+        compressors=codecs(compression),
+        config={
+            "write_empty_chunks": True
+        },  # a chunk that happens to be all fill value counts, too
+    )
+
+
+def _write_coordinate(
+    group: zarr.Group, name: str, values: NDArray[np.int32], dimension: str
+) -> None:
+    there = group.get(name)
+    if isinstance(there, zarr.Array) and np.array_equal(np.asarray(there[:]), values):
+        return
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=(min(len(values), 2**20),),
+        dtype="int32",
+        dimension_names=(dimension,),
+        overwrite=True,
+    )
+    array[:] = values

@@ -1,0 +1,107 @@
+"""The shape of what a run stores: which arrays, over which layers, tokens and channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+BOUNDARY = "boundary"
+
+Compression = Literal["lz4", "zstd", "none"]
+
+
+@dataclass(frozen=True, order=True)
+class Target:
+    """One layer of one array: a site's activations, or the residual stream at a boundary.
+
+    Attributes:
+        array: a site, or `BOUNDARY`.
+        layer: the layer measured; for a boundary, the layer that it leads into.
+    """
+
+    array: str
+    layer: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is stored, and how it is cut.
+
+    Attributes:
+        sites: channels of each measured site.
+        layers: the measured layers, by the model's own numbers, ascending.
+        hidden_size: channels of the residual stream.
+        tokens: length of the token axis: all sequences, one after the other.
+        chunk_tokens: tokens in a chunk.
+        compression: `lz4`, `zstd` or `none`.
+        layer_groups: first and last layer of each layer group.
+        sequence_shards: number of parts of the sequences.
+        dtype: that of the forward pass; everything is stored as float32.
+    """
+
+    sites: Mapping[str, int]
+    layers: tuple[int, ...]
+    hidden_size: int
+    tokens: int
+    chunk_tokens: int
+    compression: Compression
+    layer_groups: tuple[tuple[int, int], ...]
+    sequence_shards: int
+    dtype: str
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks along the token axis."""
+        return -(-self.tokens // self.chunk_tokens)
+
+    def chunk_range(self, chunk: int) -> tuple[int, int]:
+        """First token of a chunk, and the one after its last."""
+        start = chunk * self.chunk_tokens
+        return start, min(start + self.chunk_tokens, self.tokens)
+
+    def group_layers(self, group: int) -> range:
+        """The layers that a layer group runs."""
+        first, last = self.layer_groups[group]
+        return range(first, last + 1)
+
+    def boundaries(self) -> tuple[int, ...]:
+        """The layers that boundaries lead into."""
+        return tuple(first for first, _ in self.layer_groups[1:])
+
+    def measured(self, group: int) -> Iterator[Target]:
+        """The activations that a layer group stores."""
+        for layer in self.group_layers(group):
+            if layer in self.layers:
+                yield from (Target(site, layer) for site in self.sites)
+
+    def boundary_after(self, group: int) -> Target | None:
+        """The boundary that a layer group leaves for the next; none after the last."""
+        if group + 1 == len(self.layer_groups):
+            return None
+        return Target(BOUNDARY, self.layer_groups[group + 1][0])
+
+    def channels(self, target: Target) -> int:
+        """Channels of a target."""
+        return self.hidden_size if target.array == BOUNDARY else self.sites[target.array]
+
+    def record(self) -> dict[str, Any]:
+        """The layout as the run's store record holds it; `from_record` reads it back."""
+        record = asdict(self)
+        record["channels"] = record.pop("sites")
+        return record | {"sites": list(self.sites)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Layout:
+        """The layout that a store record describes."""
+        return cls(
+            sites={site: int(record["channels"][site]) for site in record["sites"]},
+            layers=tuple(record["layers"]),
+            hidden_size=record["hidden_size"],
+            tokens=record["tokens"],
+            chunk_tokens=record["chunk_tokens"],
+            compression=record["compression"],
+            layer_groups=tuple((first, last) for first, last in record["layer_groups"]),
+            sequence_shards=record["sequence_shards"],
+            dtype=record["dtype"],
+        )

@@ -1,0 +1,137 @@
+"""What the Snakefile needs to know: the code behind a script, and the words that end a run."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+import yaml
+
+from outlier_atlas.files import read_record, sha256
+from outlier_atlas.settings.configuration import load
+
+
+class Sources:
+    """The local modules behind the rules' scripts.
+
+    Snakemake sees only that a script's own file was touched, not what is in it, and nothing of the
+    modules that it imports. So each rule takes its script and these modules as inputs: Snakemake
+    compares their checksums, and a rule reruns when code that it uses has changed, and only then.
+
+    Args:
+        folder: of the scripts and the library.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, script: str) -> list[str]:
+        """Paths of a script and of all local modules that it imports, directly or not, sorted."""
+        found: set[Path] = set()
+        waiting = [self._folder / script]
+        while waiting:
+            path = waiting.pop()
+            if path not in found:
+                found.add(path)
+                waiting += _imports(self._folder, path)
+        return sorted(readable(path) for path in found)
+
+
+def wants_closing_words(targets: Collection[str]) -> bool:
+    """Whether an invocation was for the report; `make run` says the words itself, even when
+    nothing was left to do."""
+    return not os.environ.get("OUTLIER_ATLAS_MAKE") and (not targets or "all" in targets)
+
+
+def closing_words(run: str) -> str:
+    """Where the report is, and the most striking finding; nothing where there is no report."""
+    report = Path("results") / run / "report.html"
+    findings = Path("results") / run / "findings.json"
+    if not report.exists() or not findings.exists():
+        return ""
+    first = read_record(findings)["findings"][0]["text"]
+    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(first))
+    return f"\n{plain}\n\nReport: {report}\n"
+
+
+@functools.cache
+def _imports(folder: Path, path: Path) -> tuple[Path, ...]:
+    tree = ast.parse(path.read_bytes(), str(path))
+    modules = (folder.joinpath(*name.split(".")) for name in _names(tree))
+    return tuple(
+        candidate
+        for module in modules
+        for candidate in (module.with_suffix(".py"), module / "__init__.py")
+        if candidate.is_file()
+    )
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    """Names of all modules imported anywhere in a file, packages on the way included."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+
+
+def readable(path: Path) -> str:
+    """A path as Snakemake shows it: relative to the working directory where it lies in there."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+SMALL = 2**20
+"""Bytes of a file up to which Snakemake compares what is in it, and not only its time."""
+
+
+def identities(files: Iterable[str]) -> list[list[str]]:
+    """What files are, as a parameter of a rule.
+
+    Snakemake takes a file for changed only if it is newer than what was made of it. One that was
+    moved into place, copied with its time, or reached through a link that leads elsewhere now may
+    be older; here it is seen. A touched file is the same.
+    """
+    return [_identity(Path(file)) for file in files]
+
+
+def _identity(path: Path) -> list[str]:
+    try:
+        size = path.stat().st_size
+        content = sha256(path) if size <= SMALL else f"changed {path.stat().st_mtime_ns}"
+    except OSError:
+        return [str(path), "missing"]
+    return [str(path), str(path.resolve()), str(size), content]
+
+
+def nameable(files: Iterable[str]) -> list[str]:
+    """The files that Snakemake can name: it takes braces for wildcards, and has no way around.
+
+    The others are seen by their identities alone.
+    """
+    return [file for file in files if not {"{", "}"} & set(file)]
+
+
+def literal(text: str) -> str:
+    """Text in which Snakemake finds nothing to fill in."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def main(configuration: Path) -> None:
+    """Print the closing words of the run that a configuration file describes."""
+    config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
+    print(closing_words(load(config, configuration.stem).name))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

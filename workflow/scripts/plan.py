@@ -1,0 +1,22 @@
+"""Rule `plan`: prints what the run takes, before anything is read or computed."""
+
+from pathlib import Path
+
+from doorway import job
+from outlier_atlas.extraction.prepare import print_plan
+from outlier_atlas.model.source import offline
+from outlier_atlas.settings.configuration import load
+
+
+def main(job):
+    offline()
+    print_plan(
+        settings=load(job.params.settings, "run"),
+        model_record=Path(job.input.model),
+        resources=Path("resources"),
+        results=Path(job.log[0]).parent,
+    )
+
+
+if __name__ == "__main__":
+    job(main, snakemake)  # noqa: F821

@@ -1,0 +1,26 @@
+"""Rule `render_report`: the page and the findings, from everything a run has."""
+
+from pathlib import Path
+
+from doorway import job
+from outlier_atlas.report.page import Inputs, render
+
+
+def main(job):
+    page = Path(job.output.page)
+    inputs = Inputs(
+        configuration=job.params.configuration,
+        folder=page.parent,
+        tables=Path(job.input.tables[0]).parent,
+        figures=Path(job.input.figures[0]).parent,
+        tokens=Path(job.input.tokens),
+        model_record=Path(job.input.model),
+        tokens_record=Path(job.input.tokens_record),
+        store_record=Path(job.input.store),
+    )
+    settings = job.params.configuration["report"]
+    render(settings, inputs, page, Path(job.output.findings))
+
+
+if __name__ == "__main__":
+    job(main, snakemake)  # noqa: F821

@@ -1,0 +1,28 @@
+"""Rule `tokenize_dataset`: from text to the run's sequences of tokens."""
+
+from pathlib import Path
+
+from doorway import job
+from outlier_atlas.data.prepare import tokenize_dataset
+from outlier_atlas.model.source import offline
+from outlier_atlas.settings.dataset import DatasetSettings
+from outlier_atlas.settings.source import source_kind
+
+
+def main(job):
+    offline()
+    settings = DatasetSettings.model_validate(job.params.dataset)
+    hub = source_kind(settings.source) == "hub"
+    tokenize_dataset(
+        settings=settings,
+        model_record=Path(job.input.model),
+        resources=Path("resources"),
+        trust_remote_code=job.params.trust_remote_code,
+        fetched=(Path(job.input.dataset[0]), Path(job.input.dataset[1])) if hub else None,
+        tokens=Path(job.output.tokens),
+        record=Path(job.output.record),
+    )
+
+
+if __name__ == "__main__":
+    job(main, snakemake)  # noqa: F821
