@@ -27,7 +27,8 @@ from pipeline import Run
 from real import MODEL, TEXT, built_in
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.extraction.run import load, stream
+from outlier_atlas.extraction.run import load
+from outlier_atlas.extraction.stream import stream
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.model.architecture import describe
@@ -91,7 +92,7 @@ def _extraction(run: Run, threads: int):
     layout = Layout.from_record(read_record(run.store_record))
     fingerprint = str(read_record(run.model_record)["fingerprint"])
     work = Work(layout, TokenStore.open(run.tokens), fingerprint, 0, 0)
-    missing = work.missing(Commits.load(run.folder / COMMITS))
+    missing = work.missing(Commits.load(run.folder / COMMITS), job.batch_size)
     group = load(job, work, missing, "cpu")
 
     def seconds() -> float:

@@ -14,8 +14,9 @@ import zarr
 from outlier_atlas.data.prepare import tokenize_dataset
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.run import detect
+from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.prepare import prepare_store
-from outlier_atlas.extraction.run import Job, extract
+from outlier_atlas.extraction.run import extract
 from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.partial import DTYPES
 from outlier_atlas.model.roles import Tap

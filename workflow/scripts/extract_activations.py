@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.extraction.run import Job, extract
+from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.run import extract
 from outlier_atlas.model.source import offline
 
 

@@ -4,74 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.devices import device
-from outlier_atlas.extraction.transfer import Transfer
+from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.extraction.writer import RowWriter
 from outlier_atlas.files import fingerprint, read_record, write_record
-from outlier_atlas.progress import progress
-from outlier_atlas.store.arrays import Arrays, DamagedChunkError
-from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Commits, Rows
-from outlier_atlas.store.layout import BOUNDARY, Layout, Target
-from outlier_atlas.store.repair import give_up
+from outlier_atlas.store.commits import COMMITS, Commits, Rows
+from outlier_atlas.store.layout import Layout, Target
 
 if TYPE_CHECKING:
-    from outlier_atlas.extraction.capture import Keep, LayerGroup
-    from outlier_atlas.model.roles import Tap
+    from outlier_atlas.extraction.capture import LayerGroup
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What an extraction job is given.
-
-    Attributes:
-        run: folder of the run.
-        store_record: the layout, as the rule that owns the store's shape recorded it.
-        tokens: the token store.
-        model_record: the record of the model.
-        resources: folder that the model's record is relative to.
-        group: number of the layer group, 0-based.
-        shard: number of the sequence shard, 0-based.
-        manifest: the record to leave when all is committed.
-        trust_remote_code: whether code from the checkpoint may run.
-        device: `auto`, `cuda`, `mps` or `cpu`.
-        batch_size: sequences in a forward pass.
-        device_memory: of the device, as the configuration has it; None takes what is free.
-        threads: CPU threads.
-    """
-
-    run: Path
-    store_record: Path
-    tokens: Path
-    model_record: Path
-    resources: Path
-    group: int
-    shard: int
-    manifest: Path
-    trust_remote_code: bool = False
-    device: str = "auto"
-    batch_size: int = 1
-    device_memory: str | None = None
-    threads: int = 1
-
-    @property
-    def name(self) -> str:
-        """What the job is called where others wait for it."""
-        return f"{self.run.name}, layer group {self.group}, sequence shard {self.shard}"
 
 
 def extract(job: Job) -> None:
@@ -92,7 +44,7 @@ def extract(job: Job) -> None:
             _say_where(job, where)
             _compute(job, work, missing, where)
     else:
-        log.info("layers %s: all committed already, nothing to compute", _span(work))
+        log.info("layers %s: all committed already, nothing to compute", work.span)
     write_record(job.manifest, _manifest(work))
 
 
@@ -112,7 +64,7 @@ def _compute(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], wh
                 raise ValueError(_out_of_memory(work, where)) from error
             size = size // 2
             said = "layers %s: out of memory on %s; going on with batches of %d"
-            log.warning(said, _span(work), where, size)
+            log.warning(said, work.span, where, size)
         if where.startswith("cuda"):
             torch.cuda.empty_cache()
         # What was committed counts; the batch in flight is done again, in smaller ones.
@@ -125,7 +77,7 @@ def _check_boundary(job: Job, work: Work, missing: Mapping[Rows, frozenset[Targe
     if unfounded:
         rows = min(unfounded, key=lambda rows: rows.start)
         raise ValueError(
-            f"layers {_span(work)}: the residual stream before them lacks tokens {rows.start} to "
+            f"layers {work.span}: the residual stream before them lacks tokens {rows.start} to "
             f"{rows.stop - 1}; delete {job.manifest.parent} and run again: only what is missing is "
             f"computed"
         )
@@ -154,40 +106,9 @@ def _out_of_memory(work: Work, where: str) -> str:
     if layers > 1:
         advice = f"more extraction.layer_groups (now {len(work.layout.layer_groups)}), or {advice}"
     return (
-        f"layers {_span(work)}: out of memory on {where} with a single sequence; take {advice}. "
+        f"layers {work.span}: out of memory on {where} with a single sequence; take {advice}. "
         f"What was computed is kept"
     )
-
-
-def stream(
-    job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], group: LayerGroup, where: str
-) -> None:
-    """Run the batches behind the missing rows, and write and commit the rows on the way.
-
-    The next batch is read and the last one written while one computes.
-    """
-    arrays = Arrays(job.run, work.layout)
-    destinations = _destinations(missing)
-    transfer = Transfer(torch.device(where))
-    commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
-    # Facts for whoever wonders about last bits: they make no row stale.
-    details = {"batch_size": job.batch_size, "device": where, "threads": job.threads}
-
-    def commit(rows: Rows) -> None:
-        current = work.fingerprint(rows.chunk)
-        commits.append(Commit(rows, current, missing[rows], details))
-
-    batches = work.batches(missing, job.batch_size)
-    starts = work.tokens.sequence_starts
-    total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
-    with (
-        commits,
-        RowWriter(arrays, missing, commit) as writer,
-        progress(total, " tokens", f"layers {_span(work)}") as bar,
-    ):
-        for batch, values in _inputs(job, work, arrays, batches):
-            group.run(values, _keeper(writer, destinations, transfer, starts, batch))
-            bar.update(int(starts[batch.stop] - starts[batch.start]))
 
 
 def load(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: str) -> LayerGroup:
@@ -207,9 +128,9 @@ def load(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where:
     model = model.to(where)
     log.info(
         "layers %s: %.1f MiB of weights, as %s on %s, loaded in %.1f s",
-        _span(work), weight_bytes(model) / 2**20, dtype, where, time.monotonic() - started,
+        work.span, weight_bytes(model) / 2**20, dtype, where, time.monotonic() - started,
     )  # fmt: skip
-    destinations = _destinations(missing)
+    destinations = destinations_of(missing)
     taps = [
         tap
         for layer in layers
@@ -217,65 +138,6 @@ def load(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where:
         if (tap.site, layer) in destinations
     ]
     return LayerGroup(model, architecture, layers, taps)
-
-
-def _destinations(
-    missing: Mapping[Rows, frozenset[Target]],
-) -> dict[tuple[str, int], list[Target]]:
-    """Where the tensor of each site and layer goes; the last layer's output is the boundary."""
-    destinations = defaultdict(list)
-    for target in sorted(frozenset().union(*missing.values())):
-        tap = (target.array, target.layer)
-        if target.array == BOUNDARY:
-            tap = ("resid_post", target.layer - 1)
-        destinations[tap].append(target)
-    return destinations
-
-
-def _keeper(
-    writer: RowWriter,
-    destinations: Mapping[tuple[str, int], list[Target]],
-    transfer: Transfer,
-    starts: NDArray[np.int64],
-    batch: range,
-) -> Keep:
-    """Hands each tensor of a batch to the writer, sequence by sequence."""
-
-    def keep(tap: Tap, tensor_BTC: torch.Tensor) -> None:
-        host = transfer(tensor_BTC)
-        for target in destinations[tap.site, tap.layer]:
-            for sequence, values_TC in zip(batch, host.values, strict=True):
-                writer.put(target, int(starts[sequence]), values_TC, host)
-
-    return keep
-
-
-def _inputs(
-    job: Job, work: Work, arrays: Arrays, batches: Sequence[range]
-) -> Iterator[tuple[range, torch.Tensor]]:
-    """Each batch with its token ids or its boundary; the next is read while one computes."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(_input, job, work, arrays, batches[0])
-        for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            values = ahead.result()
-            if following is not None:
-                ahead = reader.submit(_input, job, work, arrays, following)
-            yield batch, values
-
-
-def _input(job: Job, work: Work, arrays: Arrays, batch: range) -> torch.Tensor:
-    """Token ids (batch, token), or for a later layer group the boundary (batch, token, channel)."""
-    if job.group == 0:
-        ids = np.stack([work.tokens.sequence(sequence) for sequence in batch])
-        return torch.from_numpy(ids.astype(np.int64))
-    boundary = work.layout.boundary_after(job.group - 1)
-    assert boundary is not None
-    starts = work.tokens.sequence_starts
-    try:
-        rows = [arrays.read(boundary, int(starts[s]), int(starts[s + 1])) for s in batch]
-    except DamagedChunkError as damage:
-        raise give_up(job.run, damage) from damage
-    return torch.from_numpy(np.stack(rows))
 
 
 def _manifest(work: Work) -> dict[str, object]:
@@ -287,11 +149,6 @@ def _manifest(work: Work) -> dict[str, object]:
         "sites": list(work.layout.sites),
         "fingerprint": fingerprint([work.fingerprint(rows.chunk) for rows in work.rows]),
     }
-
-
-def _span(work: Work) -> str:
-    layers = work.layout.group_layers(work.group)
-    return f"{layers[0]} to {layers[-1]}"
 
 
 def _say_where(job: Job, where: str) -> None:

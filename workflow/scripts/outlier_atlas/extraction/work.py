@@ -34,6 +34,12 @@ class Work:
     shard: int
 
     @property
+    def span(self) -> str:
+        """The layers of the layer group, in words."""
+        layers = self.layout.group_layers(self.group)
+        return f"{layers[0]} to {layers[-1]}"
+
+    @property
     def sequences(self) -> range:
         """The sequences of the shard."""
         shards = even_ranges(self.tokens.sequences, self.layout.sequence_shards)

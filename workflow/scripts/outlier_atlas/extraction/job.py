@@ -1,0 +1,46 @@
+"""What an extraction job is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an extraction job is given.
+
+    Attributes:
+        run: folder of the run.
+        store_record: the layout, as the rule that owns the store's shape recorded it.
+        tokens: the token store.
+        model_record: the record of the model.
+        resources: folder that the model's record is relative to.
+        group: number of the layer group, 0-based.
+        shard: number of the sequence shard, 0-based.
+        manifest: the record to leave when all is committed.
+        trust_remote_code: whether code from the checkpoint may run.
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        batch_size: sequences in a forward pass.
+        device_memory: of the device, as the configuration has it; None takes what is free.
+        threads: CPU threads.
+    """
+
+    run: Path
+    store_record: Path
+    tokens: Path
+    model_record: Path
+    resources: Path
+    group: int
+    shard: int
+    manifest: Path
+    trust_remote_code: bool = False
+    device: str = "auto"
+    batch_size: int = 1
+    device_memory: str | None = None
+    threads: int = 1
+
+    @property
+    def name(self) -> str:
+        """What the job is called where others wait for it."""
+        return f"{self.run.name}, layer group {self.group}, sequence shard {self.shard}"

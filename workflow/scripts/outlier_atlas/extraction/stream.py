@@ -1,0 +1,116 @@
+"""The overlapped loop: the next batch is read and the last one written while one computes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.transfer import Transfer
+from outlier_atlas.extraction.work import Work
+from outlier_atlas.extraction.writer import RowWriter
+from outlier_atlas.progress import progress
+from outlier_atlas.store.arrays import Arrays, DamagedChunkError
+from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Rows
+from outlier_atlas.store.layout import BOUNDARY, Target
+from outlier_atlas.store.repair import give_up
+
+if TYPE_CHECKING:
+    from outlier_atlas.extraction.capture import Keep, LayerGroup
+    from outlier_atlas.model.roles import Tap
+
+
+def stream(
+    job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], group: LayerGroup, where: str
+) -> None:
+    """Run the batches behind the missing rows, and write and commit the rows on the way.
+
+    The next batch is read and the last one written while one computes.
+    """
+    arrays = Arrays(job.run, work.layout)
+    destinations = destinations_of(missing)
+    transfer = Transfer(torch.device(where))
+    commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
+    # Facts for whoever wonders about last bits: they make no row stale.
+    details = {"batch_size": job.batch_size, "device": where, "threads": job.threads}
+
+    def commit(rows: Rows) -> None:
+        current = work.fingerprint(rows.chunk)
+        commits.append(Commit(rows, current, missing[rows], details))
+
+    batches = work.batches(missing, job.batch_size)
+    starts = work.tokens.sequence_starts
+    total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
+    with (
+        commits,
+        RowWriter(arrays, missing, commit) as writer,
+        progress(total, " tokens", f"layers {work.span}") as bar,
+    ):
+        for batch, values in _inputs(job, work, arrays, batches):
+            group.run(values, _keeper(writer, destinations, transfer, starts, batch))
+            bar.update(int(starts[batch.stop] - starts[batch.start]))
+
+
+def destinations_of(
+    missing: Mapping[Rows, frozenset[Target]],
+) -> dict[tuple[str, int], list[Target]]:
+    """Where the tensor of each site and layer goes; the last layer's output is the boundary."""
+    destinations = defaultdict(list)
+    for target in sorted(frozenset().union(*missing.values())):
+        tap = (target.array, target.layer)
+        if target.array == BOUNDARY:
+            tap = ("resid_post", target.layer - 1)
+        destinations[tap].append(target)
+    return destinations
+
+
+def _keeper(
+    writer: RowWriter,
+    destinations: Mapping[tuple[str, int], list[Target]],
+    transfer: Transfer,
+    starts: NDArray[np.int64],
+    batch: range,
+) -> Keep:
+    """Hands each tensor of a batch to the writer, sequence by sequence."""
+
+    def keep(tap: Tap, tensor_BTC: torch.Tensor) -> None:
+        host = transfer(tensor_BTC)
+        for target in destinations[tap.site, tap.layer]:
+            for sequence, values_TC in zip(batch, host.values, strict=True):
+                writer.put(target, int(starts[sequence]), values_TC, host)
+
+    return keep
+
+
+def _inputs(
+    job: Job, work: Work, arrays: Arrays, batches: Sequence[range]
+) -> Iterator[tuple[range, torch.Tensor]]:
+    """Each batch with its token ids or its boundary; the next is read while one computes."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(_input, job, work, arrays, batches[0])
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+            values = ahead.result()
+            if following is not None:
+                ahead = reader.submit(_input, job, work, arrays, following)
+            yield batch, values
+
+
+def _input(job: Job, work: Work, arrays: Arrays, batch: range) -> torch.Tensor:
+    """Token ids (batch, token), or for a later layer group the boundary (batch, token, channel)."""
+    if job.group == 0:
+        ids = np.stack([work.tokens.sequence(sequence) for sequence in batch])
+        return torch.from_numpy(ids.astype(np.int64))
+    boundary = work.layout.boundary_after(job.group - 1)
+    assert boundary is not None
+    starts = work.tokens.sequence_starts
+    try:
+        rows = [arrays.read(boundary, int(starts[s]), int(starts[s + 1])) for s in batch]
+    except DamagedChunkError as damage:
+        raise give_up(job.run, damage) from damage
+    return torch.from_numpy(np.stack(rows))
