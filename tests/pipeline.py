@@ -82,6 +82,7 @@ class Run:
             manifest=self.folder / "manifests" / "extraction" / f"group-{group}.shard-{shard}.json",
             device="cpu",
             batch_size=self.settings.execution.batch_size,
+            verify=self.settings.extraction.verify,
         )
 
     def extract(self) -> None:

@@ -114,7 +114,8 @@ def assert_equal_in_layer_groups(model, sites, tmp_path):
     for groups in (1, 2, 3):
         data = config(
             model, ROWS, tmp_path / "data", run={"name": f"in-{groups}"},
-            extraction={"sites": sites, "layer_groups": groups}, execution={"batch_size": 2},
+            extraction={"sites": sites, "layer_groups": groups, "verify": "first_batch"},
+            execution={"batch_size": 2},
         )  # fmt: skip
         run = Run(tmp_path, data)
         run.prepare()

@@ -366,3 +366,52 @@ def test_what_the_architecture_lacks_is_said(qwen3_moe, extraction, message, tmp
     with pytest.raises(ValueError, match=message):
         run.prepare()
     assert not Path(run.activations).exists()
+
+
+MANY = {"verify": "first_batch", "layer_groups": 2, "sites": ["resid_pre", "mlp_in", "resid_post"]}
+
+
+def test_the_first_batch_is_compared_with_a_direct_forward_pass(llama, tmp_path, caplog):
+    run = Run(tmp_path, config(llama, rows([8] * 2), tmp_path / "data", extraction=MANY))
+    run.prepare()
+    with caplog.at_level("INFO", "outlier_atlas"):
+        run.extract()
+    assert caplog.text.count("the first batch equals a direct forward pass") == 2
+    assert_equal_to_hooks(run, llama, [range(1), range(1, 2)])
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_what_differs_from_a_direct_forward_pass_in_one_bit_is_not_stored(
+    llama, tmp_path, monkeypatch, layer
+):
+    run = Run(tmp_path, config(llama, rows([8] * 2), tmp_path / "data", extraction=MANY))
+    run.prepare()
+    forward = LayerGroup.run
+
+    def wrong(self, batch, keep):
+        def change(tap, tensor):
+            if (tap.site, tap.layer) == ("mlp_in", layer):
+                tensor = tensor.clone()
+                tensor.view(torch.int16)[0, -1, -1] ^= 1
+            keep(tap, tensor)
+
+        forward(self, batch, change)
+
+    monkeypatch.setattr(LayerGroup, "run", wrong)
+    with pytest.raises(ValueError, match=f"mlp_in of layer {layer} is not what a direct forward"):
+        run.extract()
+    committed = {path.stem: path.read_text() for path in (run.folder / COMMITS).glob("*.jsonl")}
+    group = layer // 2
+    assert committed.pop(f"group-{group}.shard-0") == ""
+    assert all(committed.values()), "what came before it counts"
+
+
+@pytest.mark.parametrize(("batches", "compared"), [(50, False), (51, True)])
+def test_the_first_batch_is_compared_by_itself_where_it_costs_little(
+    llama, tmp_path, caplog, batches, compared
+):
+    run = Run(tmp_path, config(llama, rows([2] * batches), tmp_path / "data"))
+    run.prepare()
+    with caplog.at_level("INFO", "outlier_atlas"):
+        run.extract()
+    assert ("equals a direct forward pass" in caplog.text) == compared

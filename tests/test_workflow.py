@@ -156,6 +156,7 @@ def test_spelling_and_touching_make_nothing_stale(folder):
     ("section", "change", "stale"),
     [
         ("execution", {"batch_size": 4, "threads": 1}, {}),
+        ("extraction", CONFIG["extraction"] | {"verify": "first_batch"}, {}),
         ("report", {"rows": 3}, {"render_report": 1}),
         (
             "detection",

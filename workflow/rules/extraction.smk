@@ -31,7 +31,7 @@ rule create_store:
     conda:
         "../../envs/model.yaml"
     params:
-        extraction=SETTINGS.extraction.model_dump(mode="json"),
+        extraction=SETTINGS.extraction.model_dump(mode="json", exclude={"verify"}),
         chunk_tokens=SETTINGS.chunk_tokens,
         dtype=SETTINGS.model.dtype,
         trust_remote_code=SETTINGS.model.trust_remote_code,
@@ -62,6 +62,7 @@ rule extract_activations:
         batch_size=SETTINGS.execution.batch_size,
         device=SETTINGS.execution.device,
         device_memory=SETTINGS.execution.device_memory or "",
+        verify=SETTINGS.extraction.verify,
     params:
         trust_remote_code=SETTINGS.model.trust_remote_code,
     message:

@@ -35,8 +35,10 @@ rule render_report:
     conda:
         "../../envs/report.yaml"
     params:
-        # Without `execution`, which makes nothing stale.
-        configuration=SETTINGS.model_dump(mode="json", exclude={"execution"}),
+        # Without what makes nothing stale.
+        configuration=SETTINGS.model_dump(
+            mode="json", exclude={"execution": True, "extraction": {"verify"}}
+        ),
     message:
         "Report"
     script:

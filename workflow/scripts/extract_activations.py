@@ -26,6 +26,7 @@ def main(job):
             batch_size=job.resources.batch_size,
             device_memory=job.resources.device_memory or None,
             threads=job.threads,
+            verify=job.resources.verify,
         )
     )
 

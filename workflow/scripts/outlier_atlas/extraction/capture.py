@@ -6,12 +6,14 @@ nnsight reads the source of a traced block, so this lives in a module and not in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from contextlib import ExitStack
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from nnsight import NNsight
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.roles import Tap
@@ -33,10 +35,12 @@ class LayerGroup:
     def __init__(
         self, model: nn.Module, architecture: Architecture, layers: range, taps: Sequence[Tap]
     ) -> None:
+        self._module = model
         self._model = NNsight(model)
         self._parameter = next(model.parameters())
         self._boundary_dtype = architecture.boundary_dtypes[layers[0]] or self._parameter.dtype
-        self._first = self._envoy(f"{architecture.stack}.{layers[0]}")
+        self._first_path = f"{architecture.stack}.{layers[0]}"
+        self._first = self._envoy(self._first_path)
         self._taps = [(tap, self._envoy(tap.module)) for tap in taps]
 
     @torch.inference_mode()
@@ -48,15 +52,8 @@ class LayerGroup:
                 residual stream at the boundary before them, (batch, token, channel).
             keep: called in the order of the taps, from within the forward pass.
         """
-        batch = batch.to(self._parameter.device)
-        boundary = batch.to(self._boundary_dtype) if batch.is_floating_point() else None
-        # The dummy gives the model the shapes that it makes masks and positions from.
+        inputs, boundary = self._inputs(batch)
         size, tokens = batch.shape[:2]
-        inputs: dict[str, Any] = (
-            {"input_ids": batch}
-            if boundary is None
-            else {"inputs_embeds": torch.zeros_like(boundary, dtype=self._parameter.dtype)}
-        )
         with self._model.trace(**inputs, use_cache=False) as tracer:
             if boundary is not None:
                 self._first.input = boundary
@@ -64,6 +61,33 @@ class LayerGroup:
                 taken = _given(envoy.inputs) if tap.side == "input" else _made(envoy.output)
                 keep(tap, tap.take(taken, size, tokens))
             tracer.stop()
+
+    @torch.inference_mode()
+    def run_directly(self, batch: torch.Tensor, keep: Keep) -> None:
+        """The same as `run`, with plain hooks: what a traced forward pass is held against."""
+        inputs, boundary = self._inputs(batch)
+        size, tokens = batch.shape[:2]
+        with ExitStack() as hooks:
+            if boundary is not None:
+                first = self._module.get_submodule(self._first_path)
+                hooked = first.register_forward_pre_hook(
+                    partial(_replace_given, boundary), with_kwargs=True
+                )
+                hooks.callback(hooked.remove)
+            for tap, _ in self._taps:
+                module = self._module.get_submodule(tap.module)
+                hooks.callback(_hook(module, tap, size, tokens, keep).remove)
+            self._module(**inputs, use_cache=False)
+
+    def _inputs(self, batch: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor | None]:
+        """What the model is called with, and the boundary that replaces its hidden states."""
+        batch = batch.to(self._parameter.device)
+        if not batch.is_floating_point():
+            return {"input_ids": batch}, None
+        boundary = batch.to(self._boundary_dtype)
+        # The dummy gives the model the shapes that it makes masks and positions from.
+        dummy = torch.zeros_like(boundary, dtype=self._parameter.dtype)
+        return {"inputs_embeds": dummy}, boundary
 
     def _envoy(self, path: str) -> Any:
         return reduce(
@@ -86,3 +110,25 @@ def _made(output: Any) -> torch.Tensor:
     value = output[0] if isinstance(output, tuple) else output
     assert isinstance(value, torch.Tensor)
     return value
+
+
+def _hook(module: nn.Module, tap: Tap, size: int, tokens: int, keep: Keep) -> RemovableHandle:
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep(tap, tap.take(_given((args, kwargs)), size, tokens))
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        keep(tap, tap.take(_made(output), size, tokens))
+
+    if tap.side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def _replace_given(
+    boundary: torch.Tensor, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hand a block the boundary in place of the hidden states that it was called with."""
+    if "hidden_states" in kwargs:
+        return args, kwargs | {"hidden_states": boundary}
+    assert args, "hidden states come first"
+    return (boundary, *args[1:]), kwargs

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from outlier_atlas.settings.extraction import Verify
+
 
 @dataclass(frozen=True)
 class Job:
@@ -24,6 +26,7 @@ class Job:
         batch_size: sequences in a forward pass.
         device_memory: of the device, as the configuration has it; None takes what is free.
         threads: CPU threads.
+        verify: whether the first batch is compared with a direct forward pass.
     """
 
     run: Path
@@ -39,6 +42,7 @@ class Job:
     batch_size: int = 1
     device_memory: str | None = None
     threads: int = 1
+    verify: Verify = "auto"
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.transfer import Transfer
+from outlier_atlas.extraction.verify import compared, verifies
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.extraction.writer import RowWriter
 from outlier_atlas.progress import progress
@@ -53,7 +54,10 @@ def stream(
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):
         for batch, values in _inputs(job, work, arrays, batches):
-            group.run(values, _keeper(writer, destinations, transfer, starts, batch))
+            keep = _keeper(writer, destinations, transfer, starts, batch)
+            if batch is batches[0] and verifies(job.verify, len(batches)):
+                keep = compared(group, values, keep)
+            group.run(values, keep)
             bar.update(int(starts[batch.stop] - starts[batch.start]))
 
 
