@@ -1,0 +1,164 @@
+"""Reading, computing and writing go on at once, within a bound, and an error loses nothing."""
+
+import errno
+import threading
+
+import numpy as np
+import pytest
+import zarr
+from pipeline import Run, config
+
+from outlier_atlas.extraction import writer
+from outlier_atlas.extraction.capture import LayerGroup
+from outlier_atlas.extraction.run import extract
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import COMMITS
+from outlier_atlas.store.layout import BOUNDARY
+
+PATIENCE = 60
+"""Seconds after which what should have happened at once did not."""
+SEQUENCES = 6
+ONE_BATCH = 4 * 3 * 8 * 32 * 2
+"""Bytes of the sites of a sequence: layers x sites x tokens x channels, bfloat16."""
+
+
+@pytest.fixture
+def run(llama, tmp_path):
+    rows = [[5 + i, 17, 200, 9, 33, 41, 7, 250] for i in range(SEQUENCES)]
+    run = Run(
+        tmp_path,
+        config(
+            llama, rows, tmp_path / "data",
+            extraction={"verify": "never", "advanced": {"chunk_tokens": 8}},
+        ),
+    )  # fmt: skip
+    run.prepare()
+    return run
+
+
+def stored(run):
+    group = zarr.open_group(run.activations, mode="r")
+    return {site: np.asarray(group[site][:]) for site in run.settings.extraction.sites}
+
+
+@pytest.fixture
+def want(run, tmp_path):
+    """What an undisturbed job stores."""
+    other = Run(tmp_path / "other", run.settings.model_dump(mode="json"))
+    other.prepare()
+    other.extract()
+    return stored(other)
+
+
+def assert_stored(run, want):
+    for site, values in stored(run).items():
+        assert np.array_equal(values, want[site])
+
+
+def counting_forwards(monkeypatch, reached=lambda count: None):
+    """Counts the forward passes that have begun."""
+    begun = []
+    forward = LayerGroup.run
+
+    def counted(self, batch, keep):
+        begun.append(1)
+        reached(len(begun))
+        forward(self, batch, keep)
+
+    monkeypatch.setattr(LayerGroup, "run", counted)
+    return begun
+
+
+def test_a_batch_computes_while_the_one_before_is_written(run, want, monkeypatch):
+    second = threading.Event()
+    counting_forwards(monkeypatch, lambda count: second.set() if count == 2 else None)
+    write = Arrays.write
+
+    def patient(self, target, start, values):
+        assert second.wait(PATIENCE), "the forward pass waits for the writer"
+        write(self, target, start, values)
+
+    monkeypatch.setattr(Arrays, "write", patient)
+    run.extract()
+    assert_stored(run, want)
+
+
+def test_a_batch_is_read_while_the_one_before_computes(run, monkeypatch):
+    again = Run(
+        run.folder.parents[1],
+        run.settings.model_dump(mode="json")
+        | {"extraction": {"layer_groups": 2, "verify": "never"}},
+    )
+    again.create_store()
+    extract(again.job(0, 0))
+    ahead = threading.Event()
+    reads = []
+    read = Arrays.read
+
+    def noted(self, target, start, stop):
+        if target.array == BOUNDARY:
+            reads.append(start)
+            if len(reads) == 2:
+                ahead.set()
+        return read(self, target, start, stop)
+
+    monkeypatch.setattr(Arrays, "read", noted)
+    waited = []
+    counting_forwards(monkeypatch, lambda count: waited.append(ahead.wait(PATIENCE)))
+    extract(again.job(1, 0))
+    assert waited == [True] * SEQUENCES
+
+
+def test_a_slow_disk_holds_the_forward_pass_back_and_loses_nothing(run, want, monkeypatch):
+    monkeypatch.setattr(writer, "QUEUE_BYTES", ONE_BATCH)
+    enough, go_on = threading.Event(), threading.Event()
+    begun = counting_forwards(monkeypatch)
+    write, waiting = Arrays.write, writer.RowWriter._enqueue
+
+    def slow(self, target, start, values):
+        assert go_on.wait(PATIENCE)
+        write(self, target, start, values)
+
+    def enqueue(self, piece):
+        if self._waiting_bytes >= ONE_BATCH:
+            enough.set()  # the bound is reached: from here on it waits
+        waiting(self, piece)
+
+    monkeypatch.setattr(Arrays, "write", slow)
+    monkeypatch.setattr(writer.RowWriter, "_enqueue", enqueue)
+    job = threading.Thread(target=run.extract)
+    job.start()
+    assert enough.wait(PATIENCE)
+    job.join(0.5)
+    ahead = len(begun)
+    go_on.set()
+    job.join(PATIENCE)
+    assert ahead <= 2, "one batch waits to be written, and one computes"
+    assert len(begun) == SEQUENCES
+    assert_stored(run, want)
+
+
+def test_an_error_of_the_writer_stops_the_job_with_its_cause_and_loses_nothing(
+    run, want, monkeypatch
+):
+    write = Arrays.write
+    begun = counting_forwards(monkeypatch)
+
+    def full(self, target, start, values):
+        if start >= 16:
+            raise OSError(errno.ENOSPC, "No space left on device", "the/chunk")
+        write(self, target, start, values)
+
+    # Not before the error can have happened do more batches come.
+    monkeypatch.setattr(writer, "QUEUE_BYTES", 1)
+    monkeypatch.setattr(Arrays, "write", full)
+    with pytest.raises(OSError, match=r"No space left on device: 'the/chunk'"):
+        run.extract()
+    assert len(begun) < SEQUENCES, "the forward pass stops, too"
+    lines = [p.read_text().count("\n") for p in (run.folder / COMMITS).glob("*.jsonl")]
+    assert lines == [2], "the chunks before it count"
+    begun.clear()
+    monkeypatch.setattr(Arrays, "write", write)
+    run.extract()
+    assert len(begun) == SEQUENCES - 2
+    assert_stored(run, want)
