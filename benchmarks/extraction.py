@@ -1,10 +1,14 @@
-"""Extraction against the bare forward pass of the same tokens, paired and interleaved.
+"""Extraction against the bare forward pass of the same tokens, and what it reads and computes.
 
-    .venv/bin/python benchmarks/extraction.py [--pairs 5] [--tokens 1024] [--threads 2]
+    .venv/bin/python benchmarks/extraction.py [--pairs 9] [--tokens 2048] [--threads 2]
 
-The built-in model on the built-in text, one layer group, the three sites of the demo, in bfloat16.
-Both sides run the same sequences one by one; loading is left out of both. "Bare" is the decoder
-stack without `lm_head`, as extraction runs it. Prints each pair, and the median of their ratios.
+The built-in model on the built-in text, in bfloat16. Seconds: one layer group, the two sites that
+the LLM.int8() criterion is defined on (`--sites` for others), written to Zarr; both sides run the
+same sequences in the same batches, in turn, loading left out of both. "Bare" is the decoder stack
+without `lm_head`, as extraction runs it. Prints each pair, and the median of their ratios.
+
+Counts: the demo's three layer groups and two sequence shards, counted where transformers reads a
+weight and where a decoder layer runs.
 """
 
 import argparse
@@ -15,7 +19,10 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -25,6 +32,9 @@ import numpy as np
 import torch
 from pipeline import Run
 from real import MODEL, TEXT, built_in
+from safetensors import safe_open
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import core_model_loading
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.run import load
@@ -40,33 +50,45 @@ from outlier_atlas.store.layout import Layout
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=1024, help="in each of two sequences")
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--tokens", type=int, default=2048, help="in each of two sequences")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--sites", nargs="+", default=["attn_in", "mlp_in"])
     asked = parser.parse_args()
     model = built_in(ROOT / "resources")
     torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as temporary:
-        run = _prepared(Path(temporary), asked.tokens)
-        ratios = []
-        forward, extraction = _bare(run, model), _extraction(run, asked.threads)
-        forward()  # the first passes fill caches
-        print(f"2 x {asked.tokens} tokens, {asked.threads} threads, torch {torch.__version__}")
-        for pair in range(asked.pairs):
-            both = [(forward, 0), (extraction, 1)]
-            seconds = [0.0, 0.0]
-            for side, index in both if pair % 2 else reversed(both):
-                seconds[index] = side()
-            ratios.append(seconds[1] / seconds[0])
-            print(f"bare {seconds[0]:7.2f} s   extraction {seconds[1]:7.2f} s   {ratios[-1]:.3f}")
-    print(f"median ratio {statistics.median(ratios):.3f}")
+        _seconds(_prepared(Path(temporary), asked.tokens, {"sites": asked.sites}), model, asked)
+    with tempfile.TemporaryDirectory() as temporary:
+        cut = {"layer_groups": 3, "sequence_shards": 2}
+        _counts(_prepared(Path(temporary), 64, cut), model)
 
 
-def _prepared(folder: Path, tokens: int) -> Run:
+def _prepared(folder: Path, tokens: int, extraction: dict) -> Run:
     dataset = {"source": TEXT, "sequences": 2, "sequence_length": tokens}
-    run = Run(folder, {"model": {"source": MODEL}, "dataset": dataset}, ROOT / "resources")
+    config = {"model": {"source": MODEL}, "dataset": dataset, "extraction": extraction}
+    run = Run(folder, config, ROOT / "resources")
     run.prepare()
     return run
+
+
+def _seconds(run: Run, model: Path, asked: argparse.Namespace) -> None:
+    forward, extraction = _bare(run, model), _extraction(run, asked.threads)
+    forward()  # the first passes fill caches
+    extraction()
+    print(
+        f"2 x {asked.tokens} tokens, {asked.threads} threads, torch {torch.__version__}, "
+        f"{', '.join(asked.sites)}"
+    )
+    ratios = []
+    for pair in range(asked.pairs):
+        both = [(forward, 0), (extraction, 1)]
+        seconds = [0.0, 0.0]
+        for side, index in both if pair % 2 else reversed(both):
+            seconds[index] = side()
+        ratios.append(seconds[1] / seconds[0])
+        print(f"bare {seconds[0]:7.2f} s   extraction {seconds[1]:7.2f} s   {ratios[-1]:.3f}")
+    print(f"median ratio {statistics.median(ratios):.3f}")
 
 
 def _bare(run: Run, folder: Path):
@@ -102,6 +124,63 @@ def _extraction(run: Run, threads: int):
         return time.perf_counter() - started
 
     return seconds
+
+
+def _counts(run: Run, folder: Path) -> None:
+    extraction = run.settings.extraction
+    with _counted_bytes() as read, _counted_layers() as computed:
+        run.extract()
+    layers = Layout.from_record(read_record(run.store_record)).layers
+    there = sum(map(_tensor_bytes, folder.glob("*.safetensors")))
+    shards, sequences = extraction.sequence_shards, run.settings.dataset.sequences
+    print(f"{extraction.layer_groups} layer groups, {shards} sequence shards:")
+    print(
+        f"weight bytes read / checkpoint bytes, per sequence shard: "
+        f"{sum(read):,} / {shards} / {there:,} = {sum(read) / shards / there:.4f}"
+    )
+    print(
+        f"layers computed / layers, per sequence: {sum(computed)} / {sequences} / {len(layers)} = "
+        f"{sum(computed) / sequences / len(layers):.4f}"
+    )
+
+
+@contextmanager
+def _counted_bytes() -> Iterator[list[int]]:
+    """Bytes of every tensor as transformers takes it out of a file."""
+    read: list[int] = []
+    materialize = core_model_loading._materialize_copy
+
+    def counting(tensor, *args, **kwargs):
+        whole = tensor[...]
+        read.append(whole.nbytes)
+        return materialize(whole, *args, **kwargs)
+
+    with mock.patch.object(core_model_loading, "_materialize_copy", counting):
+        yield read
+
+
+@contextmanager
+def _counted_layers() -> Iterator[list[int]]:
+    """The sequences of every call of a decoder layer."""
+    computed: list[int] = []
+
+    # Before and not after: the trace stops within the last layer that is wanted.
+    def count(module, args):
+        if type(module).__name__.endswith("DecoderLayer"):
+            hidden = args[0]
+            if not hidden.is_meta:  # the plan's, which computes nothing
+                computed.append(len(hidden))
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield computed
+    finally:
+        handle.remove()
+
+
+def _tensor_bytes(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
 
 
 if __name__ == "__main__":
