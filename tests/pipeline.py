@@ -146,8 +146,8 @@ def hooked(
 
     def keep(tap: Tap, tensor: torch.Tensor) -> None:
         rows = tensor.reshape(*shape, tensor.shape[-1])
-        part = slice(*tap.part) if tap.part else slice(None)
-        taken.setdefault((tap.site, tap.layer), []).extend(row[:, part].clone() for row in rows)
+        channels = [c for run in tap.runs or [(0, rows.shape[-1])] for c in range(*run)]
+        taken.setdefault((tap.site, tap.layer), []).extend(row[:, channels] for row in rows)
 
     for taps in architecture.taps:
         for site, tap in taps.items():

@@ -31,7 +31,6 @@ OPT = {"vocab_size": 320, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim
 
 DENSE = {*SITES} - {"router_logits"}
 MIXED = {*SITES} - {"mlp_hidden"}
-HEADS_ONLY = {"q", "k", "v"}
 PARALLEL = DENSE - {"resid_mid"}
 
 # Each with the sites that it has in every layer.
@@ -42,7 +41,7 @@ LISTED = [
     (t.Qwen3MoeConfig(**SIZES, **MOE, head_dim=8), MIXED),
     (
         t.Qwen3NextConfig(**SIZES, **MOE, **LINEAR, head_dim=8, shared_expert_intermediate_size=16),
-        MIXED - HEADS_ONLY,
+        MIXED - {"q", "k", "v"},
     ),
     (t.OlmoeConfig(**SIZES, num_experts=8, num_experts_per_tok=2), MIXED),
     (t.Olmo2Config(**SIZES), DENSE),
@@ -51,11 +50,11 @@ LISTED = [
     (t.Gemma2Config(**SIZES, head_dim=8, sliding_window=4), DENSE),
     (t.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4), DENSE),
     (t.GPT2Config(**GPT2), DENSE),
-    (t.GPTNeoXConfig(**ONE_HEAD_KIND), PARALLEL - HEADS_ONLY),
-    (t.GPTNeoXConfig(**ONE_HEAD_KIND, use_parallel_residual=False), DENSE - HEADS_ONLY),
+    (t.GPTNeoXConfig(**ONE_HEAD_KIND), PARALLEL),
+    (t.GPTNeoXConfig(**ONE_HEAD_KIND, use_parallel_residual=False), DENSE),
     (t.OPTConfig(**OPT), DENSE),
     (t.PhiConfig(**SIZES), PARALLEL),
-    (t.Phi3Config(**SIZES), DENSE - HEADS_ONLY),
+    (t.Phi3Config(**SIZES), DENSE),
     (t.GptOssConfig(**SIZES, **LOCAL, head_dim=8, sliding_window=4), MIXED),
     (t.MistralConfig(**SIZES, head_dim=8, sliding_window=4), DENSE),
 ]
@@ -194,9 +193,3 @@ def test_what_a_block_adds_adds_up(llama, tmp_path):
     pre, attention, middle, mlp, post = (torch.from_numpy(run.array(s)).bfloat16() for s in sites)
     assert torch.equal(pre + attention, middle)
     assert torch.equal(middle + mlp, post)
-
-
-def test_queries_keys_and_values_of_gpt2_are_parts_of_one_projection(tmp_path):
-    model = tiny.checkpoint(tmp_path / "model", t.GPT2Config(**GPT2))
-    taps = describe(load_config(model)).taps[0]
-    assert [taps[site].part for site in ("q", "k", "v")] == [(0, 32), (32, 64), (64, 96)]

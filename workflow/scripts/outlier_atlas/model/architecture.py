@@ -117,7 +117,7 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         {
             tap.site: tap
             for tap in taps_of_block(
-                block, flow.blocks[layer] if flow else None, f"{path}.{layer}", layer, hidden, text
+                block, flow.blocks[layer] if flow else None, f"{path}.{layer}", layer, hidden
             )
         }
         for layer, block in enumerate(stack)

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from outlier_atlas.model.heads import PRODUCTS, Heads, ListsOnHost, Part, Role
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -32,7 +34,6 @@ VIEWS = (
 )
 """What gives the same values; so does a dropout that is off."""
 DROPOUT = "aten.dropout.default"
-PRODUCTS = ("aten.mm.default", "aten.addmm.default", "aten.bmm.default", "aten.linear.default")
 
 OUTSIDE = -1
 """Stands for the layer of what no block has made."""
@@ -56,6 +57,11 @@ class Node:
     is_product: bool = False
     shape: tuple[int, ...] = ()
     dtype: torch.dtype | None = None
+
+    @property
+    def is_projection(self) -> bool:
+        """Whether it is the result of a matrix product, with or without a bias."""
+        return any(node.is_product for node in (self, *self.terms))
 
     def summands(self, whole: Container[Node]) -> Iterator[Node]:
         """What it is the sum of in the end; those of `whole` are not taken apart."""
@@ -89,13 +95,15 @@ class BlockFlow:
         given: the residual stream into it.
         made: the residual stream out of it.
         shape: of the residual stream into it.
-        calls: its modules by path, those called once.
+        calls: its modules by path, those called once, in the order in which they were called.
+        heads: which channels of which of its modules are queries, keys and values.
     """
 
     given: Node
     made: Node
     shape: tuple[int, ...]
     calls: dict[str, Call]
+    heads: dict[Role, Part]
 
     def whole(self) -> set[Node]:
         """What is not taken apart: the residual stream into it and what its modules made."""
@@ -185,7 +193,7 @@ def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
     for masks in ({"attention_mask": mask}, {}):
         watcher = _Watcher(model, stack)
         try:
-            with watcher, torch.inference_mode():
+            with ListsOnHost(), watcher, torch.inference_mode():
                 ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
                 model(input_ids=ids, use_cache=False, **masks)
         except Exception:
@@ -208,6 +216,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._hidden: Node | None = None
         self._shape: tuple[int, ...] = ()
         self._calls: dict[str, Call | None] = {}
+        self._heads = Heads(TOKENS)
         self._handles: list[Any] = []
 
     def __enter__(self) -> _Watcher:
@@ -231,9 +240,11 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        taken = [self._node(tensor) for tensor in tensors_in((args, kwargs))]
+        given = list(tensors_in((args, kwargs)))
+        taken = [self._node(tensor) for tensor in given]
         result = func(*args, **(kwargs or {}))
         self._look_for_shared(taken)
+        self._heads.follow(func, args, kwargs or {}, given, list(tensors_in(result)))
         name = str(func)
         same = name in VIEWS or (name == DROPOUT and args[2] is False)
         for tensor in tensors_in(result):
@@ -277,15 +288,19 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             given = self._node(tensors[0]) if tensors else None
             if not path:
                 self._layer, self._hidden, self._calls = layer, given, {}
+                self._heads = Heads(TOKENS)
                 self._shape = tuple(tensors[0].shape) if tensors else ()
             # Of a module that is called twice nobody knows which call is meant.
             self._calls[path] = None if path in self._calls else Call(given, [])
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
-            made = [self._node(tensor) for tensor in tensors_in(output)]
+            tensors = [*tensors_in(output)]
+            made = [self._node(tensor) for tensor in tensors]
             call = self._calls.get(path)
             if call is not None:
                 call.made = made
+            if made and made[0].is_projection:
+                self._heads.begin(path, tensors[0])
             if not path:
                 self._close(layer, made)
 
@@ -293,8 +308,9 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _close(self, layer: int, made: Sequence[Node]) -> None:
         calls = {path: call for path, call in self._calls.items() if call is not None and path}
+        heads = {role: part for role, part in self._heads.parts().items() if part.module in calls}
         if self._hidden is not None and made:
-            self.flow.blocks[layer] = BlockFlow(self._hidden, made[0], self._shape, calls)
+            self.flow.blocks[layer] = BlockFlow(self._hidden, made[0], self._shape, calls, heads)
         self._layer = OUTSIDE
 
 

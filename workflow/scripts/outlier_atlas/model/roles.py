@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from outlier_atlas.model.flow import BlockFlow
 from outlier_atlas.settings.sites import Site
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 ATTENTION = re.compile(r"(Attention|Attn|DeltaNet)$")
 MLP = re.compile(r"(MLP|Mlp|FeedForward|FFN|MoE|Moe|Moe\w*Block|SparseMoeBlock)$")
@@ -32,8 +29,9 @@ class Tap:
         layer: of which layer, 0-based.
         module: path of the module, seen from the decoder.
         side: its input or its output.
-        channels: length of the tensor's last axis, or of its part.
-        part: first channel and the one after the last, where a projection makes more than one site.
+        channels: how many are taken of the tensor's last axis.
+        runs: where they are not all: first channel and the one after the last of each run of them,
+            in order.
     """
 
     site: Site
@@ -41,7 +39,7 @@ class Tap:
     module: str
     side: Literal["input", "output"]
     channels: int
-    part: tuple[int, int] | None = None
+    runs: tuple[tuple[int, int], ...] | None = None
 
     def take(self, tensor: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:
         """The site's tensor (batch, token, channel) from what the module was given or has made.
@@ -49,7 +47,10 @@ class Tap:
         Some modules take all tokens of a batch along one axis.
         """
         whole = tensor.reshape(batch, tokens, tensor.shape[-1])
-        return whole if self.part is None else whole[..., slice(*self.part)]
+        if self.runs is None:
+            return whole
+        parts = [whole[..., first:stop] for first, stop in self.runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def taps_of_block(
@@ -58,7 +59,6 @@ def taps_of_block(
     path: str,
     layer: int,
     hidden: int,
-    config: PretrainedConfig,
 ) -> Iterator[Tap]:
     """The taps of a block that can be told for sure, in the order in which it meets them.
 
@@ -66,14 +66,14 @@ def taps_of_block(
         flow: what was seen of the block; None where nothing was.
         path: of the block, seen from the decoder.
         hidden: channels of the residual stream.
-        config: of the text decoder.
     """
     found = _Found(block, flow, path, layer)
     attention, mlp = found.only(ATTENTION), found.only(MLP)
     yield found.tap("resid_pre", "", "input", hidden)
     if attention:
         yield found.tap("attn_in", attention, "input", hidden)
-        yield from _heads(found, attention, config)
+        if flow:
+            yield from _heads(found, flow, attention)
         yield from found.into_projection("attn_hidden", attention, OUTPUT_PROJECTIONS)
         if flow and (out := flow.contribution(attention)):
             yield found.tap("attn_out", out, "output", hidden)
@@ -105,10 +105,10 @@ class _Found:
         module: str,
         side: Literal["input", "output"],
         channels: int,
-        part: tuple[int, int] | None = None,
+        runs: tuple[tuple[int, int], ...] | None = None,
     ) -> Tap:
         path = f"{self.path}.{module}" if module else self.path
-        return Tap(site, self.layer, path, side, channels, part)
+        return Tap(site, self.layer, path, side, channels, runs)
 
     def only(self, pattern: re.Pattern[str]) -> str | None:
         """The one child whose class has such a name; none where there are several."""
@@ -143,27 +143,12 @@ class _Found:
                 return
 
 
-def _heads(found: _Found, attention: str, config: PretrainedConfig) -> Iterator[Tap]:
-    """Queries, keys and values: head after head along the channels, before any rotation."""
-    heads = int(getattr(config, "num_attention_heads", 0) or 0)
-    if not heads:
-        return
-    own = getattr(found.block.get_submodule(attention), "head_dim", None)
-    size = int(own or getattr(config, "head_dim", None) or config.hidden_size // heads)
-    keys = int(getattr(config, "num_key_value_heads", None) or heads)
-    sizes: dict[Site, int] = {"q": heads * size, "k": keys * size, "v": keys * size}
-    # A projection of another width makes something besides, such as a gate.
-    for site, channels in sizes.items():
-        modules = found.named(attention, {f"{site}_proj"})
-        if len(modules) == 1 and width(modules[0][1])[1] == channels:
-            yield found.tap(site, modules[0][0], "output", channels)
-    together = found.named(attention, {"c_attn"})
-    if len(together) == 1 and type(together[0][1]).__name__ == "Conv1D":
-        if width(together[0][1])[1] != 3 * heads * size:
-            return
-        for index, site in enumerate(sizes):
-            part = (index * heads * size, (index + 1) * heads * size)
-            yield found.tap(site, together[0][0], "output", heads * size, part)
+def _heads(found: _Found, flow: BlockFlow, attention: str) -> Iterator[Tap]:
+    """Queries, keys and values, in the order in which their projections are called."""
+    order = list(flow.calls)
+    for site, part in sorted(flow.heads.items(), key=lambda item: order.index(item[1].module)):
+        if part.module.startswith(f"{attention}."):
+            yield found.tap(site, part.module, "output", part.channels, part.runs)
 
 
 def _router(found: _Found, mlp: str) -> Iterator[Tap]:
