@@ -115,7 +115,7 @@ def _extraction(run: Run, threads: int):
     fingerprint = str(read_record(run.model_record)["fingerprint"])
     work = Work(layout, TokenStore.open(run.tokens), fingerprint, 0, 0)
     missing = work.missing(Commits.load(run.folder / COMMITS), job.batch_size)
-    group = load(job, work, missing, "cpu")
+    group = load(job, work, missing, ["cpu"])
 
     def seconds() -> float:
         shutil.rmtree(run.folder / COMMITS, ignore_errors=True)

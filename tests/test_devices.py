@@ -1,8 +1,12 @@
 """The lease: two jobs of one machine never share a GPU."""
 
+import itertools
 import logging
 import multiprocessing
 import os
+import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,7 +14,7 @@ import pytest
 import torch
 
 from outlier_atlas.extraction import devices
-from outlier_atlas.extraction.devices import device, lease, lease_folder
+from outlier_atlas.extraction.devices import lease, lease_folder
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -21,31 +25,79 @@ def outside_of_a_cluster(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def hold(folder, gpus, taken, done):
-    """Take leases one after the other, and say so in a file that only one process can make."""
-    for _ in range(5):
-        with lease(gpus, folder / "leases", "a test") as gpu:
-            mark = folder / f"in-use-{gpu}"
-            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))  # an error if another holds it, too
-            time.sleep(0.01)
-            mark.unlink()
-            taken.put(gpu)
-    done.set()
+# Takes leases one after the other. Each GPU has a mark beside its lease, locked in another way that
+# ends with the process, too: a mark that is locked already is a GPU that two processes hold.
+HOLDER = """
+import fcntl, os, random, sys, time
+from pathlib import Path
+from outlier_atlas.extraction import devices
+
+devices.POLL_SECONDS = 0.002
+folder, gpus, count = Path(sys.argv[1]), sys.argv[2].split(), int(sys.argv[3])
+while True:
+    with devices.lease(gpus, folder / "leases", "a test", count) as held:
+        assert len(set(held)) == count
+        marks = [(folder / f"mark-{gpu}").open("w") for gpu in held]
+        for mark in marks:
+            try:
+                fcntl.lockf(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                (folder / "held-twice").touch()
+        with (folder / "taken").open("a") as taken:
+            taken.write(" ".join(held) + "\\n")
+        time.sleep(random.uniform(0, 0.004))
+        for mark in marks:
+            mark.close()
+"""
 
 
-def test_processes_never_hold_one_gpu_together(tmp_path):
-    taken = SPAWN.Queue()
-    finished = [SPAWN.Event() for _ in range(4)]
-    processes = [
-        SPAWN.Process(target=hold, args=(tmp_path, ["0", "1"], taken, done)) for done in finished
-    ]
-    for process in processes:
-        process.start()
-    gpus = [taken.get(timeout=120) for _ in range(20)]
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
-    assert set(gpus) == {"0", "1"}
+def holder(folder, gpus, count):
+    arguments = [str(folder), " ".join(gpus), str(count)]
+    return subprocess.Popen([sys.executable, "-c", HOLDER, *arguments], stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(("gpus", "count"), [(["0", "1"], 1), (["0", "1", "2"], 2)])
+def test_killed_at_random_processes_never_hold_one_gpu_together(gpus, count, tmp_path):
+    """1,000 leases, contended by four processes of which one after the other is killed."""
+    draw, kills = random.Random(0), 0
+    processes = [holder(tmp_path, gpus, count) for _ in range(4)]
+    taken = tmp_path / "taken"
+    taken.touch()
+    try:
+        while kills < 20 or len(taken.read_text().splitlines()) < 1000:
+            time.sleep(draw.uniform(0.05, 0.3))
+            victim = draw.randrange(len(processes))
+            assert processes[victim].poll() is None, processes[victim].stderr.read().decode()
+            processes[victim].kill()
+            processes[victim].communicate()
+            processes[victim] = holder(tmp_path, gpus, count)
+            kills += 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert not (tmp_path / "held-twice").exists()
+    every = set(itertools.combinations(gpus, count))
+    assert {tuple(line.split()) for line in taken.read_text().splitlines()} == every
+
+
+def test_a_job_that_waits_for_two_gpus_holds_none_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "POLL_SECONDS", 0.01)
+    got = threading.Event()
+
+    def want_both():
+        with lease(["0", "1"], tmp_path, "both", count=2) as held:
+            assert held == ["0", "1"]
+            got.set()
+
+    with lease(["1"], tmp_path, "one"):
+        waiting = threading.Thread(target=want_both)
+        waiting.start()
+        assert not got.wait(0.2)
+        with lease(["0"], tmp_path, "the other") as held:
+            assert held == ["0"]
+    assert got.wait(10)
+    waiting.join()
 
 
 def hold_forever(folder, ready):
@@ -63,8 +115,8 @@ def test_a_job_waits_says_so_and_goes_on_when_the_holder_is_killed(tmp_path, mon
     assert ready.wait(timeout=60)
     threading.Timer(1.0, holder.kill).start()
     started = time.monotonic()
-    with caplog.at_level(logging.WARNING), lease(["0"], tmp_path, "the next") as gpu:
-        assert gpu == "0"
+    with caplog.at_level(logging.WARNING), lease(["0"], tmp_path, "the next") as held:
+        assert held == ["0"]
     assert time.monotonic() - started >= 0.6
     holder.join()
     said = [record.getMessage() for record in caplog.records]
@@ -93,7 +145,7 @@ def test_each_allocation_of_a_scheduler_has_leases_of_its_own(monkeypatch):
 def test_jobs_of_one_allocation_share_its_gpus_out(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     with lease(["2", "3"], tmp_path, "a") as a, lease(["2", "3"], tmp_path, "b") as b:
-        assert {a, b} == {"2", "3"}
+        assert sorted(a + b) == ["2", "3"]
 
 
 def test_devices_of_the_environment_are_kept_to(monkeypatch):
@@ -107,20 +159,37 @@ def test_devices_of_the_environment_are_kept_to(monkeypatch):
     assert devices.visible_gpus() == []
 
 
-def test_a_leased_gpu_is_the_only_one_that_torch_will_see(monkeypatch, tmp_path):
-    monkeypatch.setattr(devices, "visible_gpus", lambda: ["4", "5"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_leased_gpus_are_the_only_ones_that_torch_will_see(count, monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ["4", "GPU-aa", "5"])
     monkeypatch.setattr(devices, "lease_folder", lambda: tmp_path)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    with device("auto", "one") as where:
-        assert where == "cuda:0"
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-aa,5")
+    with lease(["4"], tmp_path, "another"), devices.devices("auto", count, "one") as where:
+        assert where == ["cuda:0", "cuda:1"][:count]
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ["GPU-aa", "GPU-aa,5"][count - 1]
+
+
+def test_more_gpus_than_there_are_is_said(monkeypatch):
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ["4"])
+    sentence = "gpus_per_job = 2: this machine shows 1 CUDA device; take at most 1"
+    with pytest.raises(ValueError, match=sentence), devices.devices("auto", 2, "one"):
+        pass
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "mps"])
 def test_a_device_that_is_not_there_is_said(monkeypatch, wanted):
     monkeypatch.setattr(devices, "visible_gpus", lambda: [])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=f"execution.device = '{wanted}'"), device(wanted, "one"):
+    said = pytest.raises(ValueError, match=f"execution.device = '{wanted}'")
+    with said, devices.devices(wanted, 1, "one"):
         pass
-    with device("auto", "one") as where:
-        assert where == "cpu"
+
+
+@pytest.mark.parametrize(("mps", "wanted", "where"), [
+    (False, "auto", "cpu"), (True, "auto", "mps"), (True, "mps", "mps"), (True, "cpu", "cpu"),
+])  # fmt: skip
+def test_without_cuda_there_is_one_device(monkeypatch, mps, wanted, where):
+    monkeypatch.setattr(devices, "visible_gpus", lambda: [])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    with devices.devices(wanted, 2, "one") as found:
+        assert found == [where]

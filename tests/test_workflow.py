@@ -155,7 +155,7 @@ def test_spelling_and_touching_make_nothing_stale(folder):
 @pytest.mark.parametrize(
     ("section", "change", "stale"),
     [
-        ("execution", {"batch_size": 4, "threads": 1}, {}),
+        ("execution", {"batch_size": 4, "threads": 1, "gpus_per_job": 2}, {}),
         ("extraction", CONFIG["extraction"] | {"verify": "first_batch"}, {}),
         ("report", {"rows": 3}, {"render_report": 1}),
         (

@@ -57,10 +57,12 @@ rule extract_activations:
         "../../envs/model.yaml"
     threads: SETTINGS.execution.threads or max(1, workflow.cores // SEQUENCE_SHARDS)
     resources:
-        gpu=1,
+        gpu=SETTINGS.execution.gpus_per_job,
         # What makes nothing stale travels as resources, which Snakemake does not compare.
         batch_size=SETTINGS.execution.batch_size,
         device=SETTINGS.execution.device,
+        # Not `gpu`, which `--resources gpu=1` lowers.
+        gpus_per_job=SETTINGS.execution.gpus_per_job,
         device_memory=SETTINGS.execution.device_memory or "",
         verify=SETTINGS.extraction.verify,
     params:

@@ -23,6 +23,7 @@ def main(job):
             manifest=manifest,
             trust_remote_code=job.params.trust_remote_code,
             device=job.resources.device,
+            gpus=job.resources.gpus_per_job,
             batch_size=job.resources.batch_size,
             device_memory=job.resources.device_memory or None,
             threads=job.threads,

@@ -1,7 +1,8 @@
-"""The device of a job, and the lease that keeps two jobs of one machine off the same GPU.
+"""The devices of a job, and the lease that keeps two jobs of one machine off the same GPU.
 
 A lease is an exclusive lock on a file per GPU. The kernel lets go of it when the job ends, however
-it ends. Slurm and Kubernetes hand out GPUs themselves, and number them anew in every allocation: so
+it ends. A job that waits for several GPUs holds none of them meanwhile: so no two wait for each
+other. Slurm and Kubernetes hand out GPUs themselves, and number them anew in every allocation: so
 there each allocation has leases of its own, for the jobs that run side by side within it.
 """
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import random
 import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -25,27 +27,33 @@ REMINDER_SECONDS = 60.0
 
 
 @contextmanager
-def device(wanted: str, job: str) -> Iterator[str]:
-    """The device for a job's forward pass, its own for as long as the block lasts.
+def devices(wanted: str, count: int, job: str) -> Iterator[list[str]]:
+    """The devices for a job's forward pass, its own for as long as the block lasts.
 
     Must be entered before torch touches CUDA: the job then sees no other GPU.
 
     Args:
         wanted: `auto`, `cuda`, `mps` or `cpu`.
+        count: of GPUs; of anything else there is one.
         job: what the job is called where others wait for it.
 
     Raises:
-        ValueError: the wanted device is not on this machine.
+        ValueError: the wanted device is not on this machine, or not so many of them.
     """
     gpus = visible_gpus() if wanted in ("auto", "cuda") else []
+    if 0 < len(gpus) < count:
+        raise ValueError(
+            f"execution.gpus_per_job = {count}: this machine shows {len(gpus)} CUDA "
+            f"device{'s' * (len(gpus) > 1)}; take at most {len(gpus)}"
+        )
     if gpus:
-        with lease(gpus, lease_folder(), job) as gpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-            yield "cuda:0"
+        with lease(gpus, lease_folder(), job, count) as leased:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
+            yield [f"cuda:{index}" for index in range(count)]
         return
     if wanted == "cuda":
         raise ValueError("execution.device = 'cuda': this machine shows no CUDA device; take auto")
-    yield _without_cuda(wanted)
+    yield [_without_cuda(wanted)]
 
 
 def _without_cuda(wanted: str) -> str:
@@ -80,44 +88,60 @@ def lease_folder() -> Path:
 
 
 @contextmanager
-def lease(gpus: Sequence[str], folder: Path, job: str) -> Iterator[str]:
-    """One of the GPUs, held until the block ends; waits while others hold them all.
+def lease(gpus: Sequence[str], folder: Path, job: str, count: int = 1) -> Iterator[list[str]]:
+    """Some of the GPUs, held until the block ends; waits while others hold too many of them.
 
     Args:
         gpus: those to choose from.
         folder: of the lock files.
-        job: written into the lock file, for those who wait.
+        job: written into the lock files, for those who wait.
+        count: how many; all of them at once, or none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _open_to_all(folder, 0o1777)
-    gpu, file = _wait(gpus, folder)
-    with file:
-        file.truncate(0)
-        file.write(f"{job} (process {os.getpid()})")
-        file.flush()
-        yield gpu
+    with _wait(gpus, folder, count) as held:
+        for file in held.values():
+            file.truncate(0)
+            file.write(f"{job} (process {os.getpid()})")
+            file.flush()
+        yield list(held)
 
 
-def _wait(gpus: Sequence[str], folder: Path) -> tuple[str, IO[str]]:
+@contextmanager
+def _wait(gpus: Sequence[str], folder: Path, count: int) -> Iterator[dict[str, IO[str]]]:
     waited_since = last_said = time.monotonic()
     while True:
-        holders = []
-        for gpu in gpus:
-            file = _lock_file(folder, gpu)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holders.append(f"GPU {gpu}: {file.read(200).strip() or 'another job'}")
-                file.close()
-            else:
-                return gpu, file
+        with ExitStack() as open_files:
+            held, holders = _try(gpus, folder, count, open_files)
+            if len(held) == count:
+                yield held
+                return
         now = time.monotonic()
         if now - last_said >= REMINDER_SECONDS:
             last_said = now
             log.warning(
                 "waiting for a GPU for %d s; held by %s", now - waited_since, "; ".join(holders)
             )
-        time.sleep(POLL_SECONDS)
+        # Two that take from each other what both need do not do so again at the same moment.
+        time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
+
+
+def _try(
+    gpus: Sequence[str], folder: Path, count: int, open_files: ExitStack
+) -> tuple[dict[str, IO[str]], list[str]]:
+    """The lock files of up to `count` GPUs that were free, and who holds the others."""
+    held: dict[str, IO[str]] = {}
+    holders: list[str] = []
+    for gpu in gpus:
+        if len(held) == count:
+            break
+        file = open_files.enter_context(_lock_file(folder, gpu))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held[gpu] = file
+        except BlockingIOError:
+            holders.append(f"GPU {gpu}: {file.read(200).strip() or 'another job'}")
+    return held, holders
 
 
 def _lock_file(folder: Path, gpu: str) -> IO[str]:

@@ -23,6 +23,7 @@ class Job:
         manifest: the record to leave when all is committed.
         trust_remote_code: whether code from the checkpoint may run.
         device: `auto`, `cuda`, `mps` or `cpu`.
+        gpus: devices to spread the layer group over, where they are GPUs.
         batch_size: sequences in a forward pass.
         device_memory: of the device, as the configuration has it; None takes what is free.
         threads: CPU threads.
@@ -39,6 +40,7 @@ class Job:
     manifest: Path
     trust_remote_code: bool = False
     device: str = "auto"
+    gpus: int = 1
     batch_size: int = 1
     device_memory: str | None = None
     threads: int = 1

@@ -29,6 +29,7 @@ class GroupPlan:
         layers: first and last.
         file: of its weights in the checkpoint's files.
         weights: of its weights in memory.
+        fullest: of those on the fullest of its devices.
         forward: of the forward pass of a batch, beside the weights; None where it is not known.
         sites: of the activations of a batch that are taken, in the dtype of the forward pass.
         boundary: of the residual stream of a batch that is left to the next layer group.
@@ -38,6 +39,7 @@ class GroupPlan:
     layers: tuple[int, int]
     file: int
     weights: int
+    fullest: int
     forward: int | None
     sites: int
     boundary: int
@@ -49,8 +51,8 @@ class GroupPlan:
 
     @property
     def device(self) -> int:
-        """The most on the device: weights, forward pass, and copies on their way to the host."""
-        return self.weights + (self.forward or 0) + self._in_flight
+        """The most on a device: weights, forward pass, and copies on their way to the host."""
+        return self.fullest + (self.forward or 0) + self._in_flight
 
     @property
     def host(self) -> int:
@@ -60,7 +62,7 @@ class GroupPlan:
     @property
     def host_alone(self) -> int:
         """The most in the memory of the host, of a process whose forward pass is there, too."""
-        return PROCESS_BYTES + self.device + self.gathered
+        return PROCESS_BYTES + self.weights + (self.forward or 0) + self._in_flight + self.gathered
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ class Plan:
         sizes: of the model, from which another division is worked out.
         layout: of the store.
         skipped: parts of the model that are not loaded, by path.
+        gpus: devices that a job spreads its layers over.
     """
 
     groups: tuple[GroupPlan, ...]
     sizes: Sizes
     layout: Layout
     skipped: tuple[str, ...]
+    gpus: int
 
     @property
     def values(self) -> int:
@@ -103,10 +107,11 @@ class Plan:
     def enough_groups(self, available: int, host: bool) -> int | None:
         """The least number of layer groups whose jobs fit; None where one layer is too much."""
         running = self.layout.layer_groups[-1][1] + 1
-        fixed = self.peak(host) - max(group.weights for group in self.groups)
+        fixed = self.peak(host) - max(group.fullest for group in self.groups)
         for count in range(1, running + 1):
             parts = even_ranges(running, count)
-            if max(self.sizes.weights(range(*part)) for part in parts) + fixed <= available:
+            fullest = max(self.sizes.fullest(range(*part), self.gpus) for part in parts)
+            if fullest + fixed <= available:
                 return count
         return None
 
@@ -177,6 +182,7 @@ def plan(
     tokens: int,
     gathers: bool,
     trust_remote_code: bool,
+    gpus: int = 1,
 ) -> Plan:
     """The plan of a run; no weight is read.
 
@@ -187,6 +193,7 @@ def plan(
         tokens: of the longest sequence.
         gathers: whether sequences do not fill whole chunks.
         trust_remote_code: whether code from the checkpoint may run.
+        gpus: devices that a job spreads its layers over.
     """
     folder = locate(model, resources)
     config = load_config(folder, trust_remote_code)
@@ -204,13 +211,14 @@ def plan(
                 layers=(first, last),
                 file=sum(file.get(layer, 0) for layer in layers),
                 weights=parts.weights(layers),
+                fullest=parts.fullest(layers, gpus),
                 forward=parts.forward,
                 sites=taken * batch_size * tokens * width,
                 boundary=left * batch_size * tokens * width,
                 gathered=(taken + left) * layout.chunk_tokens * width if gathers else 0,
             )
         )
-    return Plan(tuple(groups), parts, layout, architecture.skipped)
+    return Plan(tuple(groups), parts, layout, architecture.skipped, gpus)
 
 
 def bytes_of(text: str) -> int:

@@ -42,7 +42,7 @@ def print_plan(settings: Settings, model_record: Path, resources: Path, results:
     )  # fmt: skip
     planned = plan(
         layout, model, resources, settings.execution.batch_size, dataset.sequence_length,
-        dataset.packing == "document", trust,
+        dataset.packing == "document", trust, settings.execution.gpus_per_job,
     )  # fmt: skip
     print(planned.table(results))
     given = settings.execution.device_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.extraction.devices import device
+from outlier_atlas.extraction.devices import devices
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.work import Work
@@ -40,15 +40,18 @@ def extract(job: Job) -> None:
     )
     missing = work.missing(Commits.load(job.run / COMMITS), job.batch_size)
     if missing:
-        with device(job.device, job.name) as where:
-            _say_where(job, where)
+        gpus = min(job.gpus, len(layout.group_layers(job.group)))
+        with devices(job.device, gpus, job.name) as where:
+            _say_where(job, where[0])
             _compute(job, work, missing, where)
     else:
         log.info("layers %s: all committed already, nothing to compute", work.span)
     write_record(job.manifest, _manifest(work))
 
 
-def _compute(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: str) -> None:
+def _compute(
+    job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
+) -> None:
     """Load once and stream until nothing is missing, in smaller batches where memory is short."""
     torch.set_num_threads(job.threads)
     _check_boundary(job, work, missing)
@@ -57,15 +60,15 @@ def _compute(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], wh
     size = job.batch_size
     while missing:
         try:
-            stream(replace(job, batch_size=size), work, missing, layer_group, where)
+            stream(replace(job, batch_size=size), work, missing, layer_group, where[0])
             return
         except torch.OutOfMemoryError as error:
             if size == 1:
-                raise ValueError(_out_of_memory(work, where)) from error
+                raise ValueError(_out_of_memory(work, where[0])) from error
             size = size // 2
             said = "layers %s: out of memory on %s; going on with batches of %d"
-            log.warning(said, work.span, where, size)
-        if where.startswith("cuda"):
+            log.warning(said, work.span, ", ".join(where), size)
+        if where[0].startswith("cuda"):
             torch.cuda.empty_cache()
         # What was committed counts; the batch in flight is done again, in smaller ones.
         missing = work.missing(Commits.load(job.run / COMMITS), size)
@@ -83,7 +86,7 @@ def _check_boundary(job: Job, work: Work, missing: Mapping[Rows, frozenset[Targe
         )
 
 
-def _check_memory(job: Job, work: Work, where: str) -> None:
+def _check_memory(job: Job, work: Work, where: Sequence[str]) -> None:
     """Before a weight is read: whether the run's largest job fits where it is going to be."""
     from outlier_atlas.extraction.plan import available, bytes_of, plan
 
@@ -91,13 +94,14 @@ def _check_memory(job: Job, work: Work, where: str) -> None:
     planned = plan(
         work.layout, read_record(job.model_record), job.resources, job.batch_size,
         int(lengths.max()), bool((lengths % work.layout.chunk_tokens).any()), job.trust_remote_code,
+        len(where),
     )  # fmt: skip
     log.debug("plan:\n%s", planned.table(job.run))
-    there, name = available(where)
+    there, name = min(map(available, where), key=lambda known: known[0] or 0)
     if job.device_memory is not None and (there is None or bytes_of(job.device_memory) < there):
         there, name = bytes_of(job.device_memory), "execution.device_memory"
     if there is not None:
-        planned.check(there, not where.startswith("cuda"), name)
+        planned.check(there, not where[0].startswith("cuda"), name)
 
 
 def _out_of_memory(work: Work, where: str) -> str:
@@ -111,11 +115,14 @@ def _out_of_memory(work: Work, where: str) -> str:
     )
 
 
-def load(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: str) -> LayerGroup:
-    """The layer group with its weights on the device, and the taps that are wanted."""
+def load(
+    job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
+) -> LayerGroup:
+    """The layer group with its weights on the devices, and the taps that are wanted."""
     from outlier_atlas.extraction.capture import LayerGroup
     from outlier_atlas.model.architecture import describe
     from outlier_atlas.model.partial import load_layers, weight_bytes
+    from outlier_atlas.model.placement import place
     from outlier_atlas.model.source import load_config, locate
 
     started = time.monotonic()
@@ -125,10 +132,10 @@ def load(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where:
     architecture = describe(config, job.trust_remote_code)
     dtype = work.layout.dtype
     model = load_layers(folder, config, architecture, layers, dtype, job.trust_remote_code)
-    model = model.to(where)
+    place(model, architecture.stack, layers, where)
     log.info(
         "layers %s: %.1f MiB of weights, as %s on %s, loaded in %.1f s",
-        work.span, weight_bytes(model) / 2**20, dtype, where, time.monotonic() - started,
+        work.span, weight_bytes(model) / 2**20, dtype, ", ".join(where), time.monotonic() - started,
     )  # fmt: skip
     destinations = destinations_of(missing)
     taps = [

@@ -36,7 +36,7 @@ def stream(
     """
     arrays = Arrays(job.run, work.layout)
     destinations = destinations_of(missing)
-    transfer = Transfer(torch.device(where))
+    transfer = Transfer()
     commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
     # Facts for whoever wonders about last bits: they make no row stale.
     details = {"batch_size": job.batch_size, "device": where, "threads": job.threads}

@@ -27,30 +27,36 @@ class OnHost:
 
 
 class Transfer:
-    """Copies tensors of one device to the host.
+    """Copies tensors to the host, from whatever device they are on.
 
     On CUDA the copy runs on a stream of its own into pinned memory, while the forward pass goes on;
     elsewhere it is complete when it is returned. It is a copy in any case: some models overwrite
     what a module returned.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def __call__(self, tensor: torch.Tensor) -> OnHost:
         """Start to copy a tensor."""
-        if self._stream is None:
+        if tensor.device.type != "cuda":
             return OnHost(tensor.to("cpu", copy=True))
         # The clone is made in the forward's own order, before anything can overwrite the tensor.
         clone = tensor.detach().clone()
         host = torch.empty(clone.shape, dtype=clone.dtype, pin_memory=True)
-        self._stream.wait_stream(torch.cuda.current_stream(clone.device))
-        with torch.cuda.stream(self._stream):
+        stream = self._stream(clone.device)
+        stream.wait_stream(torch.cuda.current_stream(clone.device))
+        with torch.cuda.stream(stream):
             host.copy_(clone, non_blocking=True)
-            clone.record_stream(self._stream)
+            clone.record_stream(stream)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record(self._stream)
+            copied.record(stream)
         return OnHost(host, copied)
+
+    def _stream(self, device: torch.device) -> torch.cuda.Stream:
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return self._streams[device]
 
 
 class Float32:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.flow import tensors_in
 from outlier_atlas.model.partial import DTYPES, build_on_meta, weight_bytes
+from outlier_atlas.model.placement import spread
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -47,6 +48,12 @@ class Sizes:
         """Bytes of the weights of a layer group."""
         own = sum(self.layers[layer] for layer in layers)
         return own + self.rest + (self.embedding if 0 in layers else 0)
+
+    def fullest(self, layers: range, devices: int) -> int:
+        """Bytes of the weights of a layer group on the fullest of its devices."""
+        own = [self.layers[layer] for layer in layers]
+        own[0] += self.weights(layers) - sum(own)
+        return max(sum(own[i] for i in part) for part in spread(own, min(devices, len(own))))
 
 
 def sizes(

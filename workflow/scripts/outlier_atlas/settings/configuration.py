@@ -42,6 +42,11 @@ class ExecutionSettings(Section):
         description="Memory of the device, such as `24GiB`: the run is planned for it, also where "
         "it is not on this machine. By default what the device has free.",
     )
+    gpus_per_job: PositiveInt = Field(
+        1,
+        description="GPUs that a job spreads the layers of its layer group over, so that more of "
+        "them fit; it computes on one at a time.",
+    )
     batch_size: PositiveInt = Field(1, description="Sequences in one forward pass.")
     threads: PositiveInt | None = Field(
         None,
