@@ -96,14 +96,17 @@ def job_over_two(run, job, group, shard):
 
 
 @pytest.mark.parametrize("layers", [range(4), range(1, 4)], ids=str)
-def test_the_plan_is_of_the_fullest_device(layers, qwen3_moe):
-    described, model = loaded(qwen3_moe, layers)
-    planned = sizes(load_config(qwen3_moe), described, "bfloat16", 1, 8)
+def test_the_plan_is_of_the_fullest_device(layers, tmp_path):
+    """The embedding outweighs the layers, so that the first device takes one of them only."""
+    folder = tiny.llama(tmp_path / "model", vocab_size=3000)
+    described, model = loaded(folder, layers)
+    planned = sizes(load_config(folder), described, "bfloat16", 1, 8)
     assert planned.fullest(layers, 1) == weight_bytes(model)
     place(model, described.stack, layers, ["cpu", "meta"])
     tensors = [*model.parameters(), *model.buffers()]
     held = [sum(t.nbytes for t in tensors if t.device.type == name) for name in ("cpu", "meta")]
     assert planned.fullest(layers, 2) == max(held)
+    assert on(model.get_submodule(f"{described.stack}.{layers[1]}").parameters()) == {"meta"}
 
 
 @pytest.mark.gpu
