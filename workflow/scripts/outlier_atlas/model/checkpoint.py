@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from outlier_atlas.files import fingerprint as fingerprint_of
 from outlier_atlas.files import sha256
@@ -96,6 +97,23 @@ def _sums(folder: Path, names: Sequence[str]) -> str:
     with ThreadPoolExecutor() as threads:
         sums = threads.map(sha256, [folder / name for name in names])
         return fingerprint_of(dict(zip(names, sums, strict=True)))
+
+
+def headers(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each tensor's name and its `dtype`, `shape` and `data_offsets`; no weight is read.
+
+    Raises:
+        ValueError: a file is cut short or is no safetensors file.
+    """
+    for name in files:
+        _check_header(folder / name)
+        with (folder / name).open("rb") as file:
+            text = file.read(int.from_bytes(file.read(8), "little"))
+        try:
+            header = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{folder / name}: no safetensors file; fetch it again") from error
+        yield from ((key, tensor) for key, tensor in header.items() if key != "__metadata__")
 
 
 def _check_header(path: Path) -> None:

@@ -6,10 +6,9 @@ counted from when it is made until it is let go.
 
 from __future__ import annotations
 
-import json
 import re
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from outlier_atlas.model.architecture import Architecture
+from outlier_atlas.model.checkpoint import headers
 from outlier_atlas.model.flow import tensors_in
 from outlier_atlas.model.partial import DTYPES, build_on_meta, weight_bytes
 from outlier_atlas.model.placement import spread
@@ -137,19 +137,10 @@ def file_bytes(folder: Path, files: Sequence[str], architecture: Architecture) -
     layer_of = re.compile(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.")
     beside = [f"{part.rpartition('.')[2]}." for part in architecture.skipped]
     sums: dict[int, int] = {}
-    for name, size in _headers(folder, files):
+    for name, tensor in headers(folder, files):
+        first, last = tensor["data_offsets"]
         match = layer_of.search(name)
         ours = match is not None and not any(part in name for part in beside)
         layer = int(match[1]) if match is not None and ours else -1
-        sums[layer] = sums.get(layer, 0) + size
+        sums[layer] = sums.get(layer, 0) + last - first
     return sums
-
-
-def _headers(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, int]]:
-    for name in files:
-        with (folder / name).open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for key, tensor in header.items():
-            if key != "__metadata__":
-                first, last = tensor["data_offsets"]
-                yield key, last - first

@@ -7,6 +7,7 @@ reads the layer group alone.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from outlier_atlas.model.architecture import Architecture
+from outlier_atlas.model.quantization import ADVICE, settings_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -57,7 +59,8 @@ def load_layers(
         dtype: a key of `DTYPES`; weights are held, and the forward pass computes, in it.
 
     Raises:
-        ValueError: the checkpoint lacks weights of these layers, or has them in another shape.
+        ValueError: the checkpoint lacks weights of these layers, has them in another shape, or has
+            quantized ones that could not be dequantized.
     """
     from safetensors import SafetensorError
     from transformers.utils.logging import disable_progress_bar
@@ -67,9 +70,10 @@ def load_layers(
     try:
         model, info = _partial_class(architecture, layers).from_pretrained(
             folder,
-            config=config,
+            config=_loadable(config),
             dtype=DTYPES[dtype],
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -85,7 +89,27 @@ def load_layers(
             )
     decoder = model.get_submodule(architecture.decoder)
     assert isinstance(decoder, nn.Module)
+    _check_held(folder, decoder, build_on_meta(config, architecture, layers, dtype))
     return decoder.eval().requires_grad_(False)
+
+
+def _loadable(config: PretrainedConfig) -> PretrainedConfig:
+    if settings_of(config) is None:
+        return config
+    from outlier_atlas.model.dequantize import dequantizing
+
+    return dequantizing(config)
+
+
+def _check_held(folder: Path, loaded: nn.Module, planned: nn.Module) -> None:
+    """Nothing is computed in a dtype that the run does not say, and nothing is left packed."""
+    held, wanted = ({name: t.dtype for name, t in _tensors(m)} for m in (loaded, planned))
+    for name in sorted({*held, *wanted}):
+        if held.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{folder}: {name} is held as {held.get(name)} and not as {wanted.get(name)}: its "
+                f"weights are quantized in a way that could not be undone; {ADVICE}"
+            )
 
 
 def build_on_meta(
@@ -105,8 +129,12 @@ def build_on_meta(
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the parameters and buffers."""
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    tensors = {id(t): t for _, t in _tensors(model)}
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def _partial_class(architecture: Architecture, layers: range) -> type[PreTrainedModel]:
@@ -115,6 +143,7 @@ def _partial_class(architecture: Architecture, layers: range) -> type[PreTrained
     def build(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         whole.__init__(self, config, *args, **kwargs)
         _strip(self, architecture, layers)
+        _keep_in_float32(self)
 
     members = {
         "__init__": build,
@@ -123,6 +152,18 @@ def _partial_class(architecture: Architecture, layers: range) -> type[PreTrained
         "_tied_weights_keys": None,  # ties lead to the head, which is not there
     }
     return type(whole.__name__, (whole,), members)
+
+
+def _keep_in_float32(model: PreTrainedModel) -> None:
+    """Some architectures have a few weights in float32 whatever the dtype, such as a router's bias.
+
+    transformers sees to it when it loads; a model that is only built has to show it, too.
+    """
+    kept = model._get_dtype_plan(torch.get_default_dtype())
+    pattern = re.compile("|".join(name.replace("*", ".*") for name in kept))
+    for name, tensor in model.state_dict(keep_vars=True).items() if kept else ():
+        if pattern.search(name):
+            tensor.data = tensor.data.to(torch.float32)
 
 
 def _strip(model: PreTrainedModel, architecture: Architecture, layers: range) -> None:

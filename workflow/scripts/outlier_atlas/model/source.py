@@ -19,6 +19,7 @@ from outlier_atlas import builtin
 from outlier_atlas.files import canonical, write_record
 from outlier_atlas.model.checkpoint import fingerprint, tokenizer_fingerprint, weight_files
 from outlier_atlas.model.hub import CONFIGURATION, FETCH_AGAIN
+from outlier_atlas.model.quantization import check
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.source import local_path, source_kind
 
@@ -93,7 +94,7 @@ def _describe(settings: ModelSettings, folder: Path) -> dict[str, Any]:
         raise ValueError(f"model.source = {settings.source!r}: the folder has no config.json")
     files = weight_files(folder)
     config = load_config(folder, settings.trust_remote_code)
-    refuse_quantized(settings.source, config)
+    quantization = check(settings.source, config, folder, files)
     text = text_config(config)
     return {
         "fingerprint": fingerprint(folder, files, settings.trust_remote_code),
@@ -104,6 +105,7 @@ def _describe(settings: ModelSettings, folder: Path) -> dict[str, Any]:
         "hidden_size": text.hidden_size,
         "weight_bytes": sum((folder / name).stat().st_size for name in files),
         "files": files,
+        "quantization": quantization,
     }
 
 
@@ -157,22 +159,6 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
             f"{path}: {config.model_type!r} is an encoder-decoder, not a decoder model"
         )
     return config
-
-
-def refuse_quantized(source: str, config: PretrainedConfig) -> None:
-    """Refuse a checkpoint whose stored weights are not those that it computes with.
-
-    Raises:
-        ValueError: it is quantized.
-    """
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is None:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
-    raise ValueError(
-        f"model.source = {source!r}: its weights are quantized ({method}), which cannot be loaded "
-        f"yet; take the checkpoint that it was made from"
-    )
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
