@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import quantized
 import tiny
 from pipeline import Run, config
 from safetensors.torch import load_file
@@ -102,6 +103,15 @@ def test_hostile_text_stays_text(hostile):
     assert "⟨U+202E⟩right to left⟨U+2066⟩" in page.said
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", html)
     assert not re.search(r"[\x00-\x1f\x7f\u202a-\u202e]", json.dumps(findings, ensure_ascii=False))
+
+
+def test_weights_that_were_dequantized_are_said_to_be(hostile, tmp_path):
+    model = quantized.mxfp4(tmp_path / "model").packed
+    run = Run(tmp_path, config(model, [[9, 5, 7]], tmp_path / "data"))
+    run.all()
+    html, _ = rendered(run)
+    assert " MiB, mxfp4, dequantized to bfloat16, fingerprint " in Page(html).said
+    assert "dequantized" not in rendered(hostile)[0]
 
 
 def test_the_page_needs_nothing_from_outside(hostile):

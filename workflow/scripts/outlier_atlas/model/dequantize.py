@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import embedding
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
@@ -99,10 +100,11 @@ def unpacked(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> 
     experts, outward, many, size = blocks.shape
     dense = torch.empty(experts, 2 * many * size, outward, dtype=dtype)
     values = torch.tensor(E2M1)
+    pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=-1)
     for expert in range(experts):
-        codes = torch.stack([blocks[expert] & 15, blocks[expert] >> 4], dim=-1).int()
-        wide = values[codes].reshape(outward, many, -1) * _powers(scales[expert])[..., None]
-        dense[expert] = wide.reshape(outward, -1).T
+        wide = embedding(blocks[expert].int(), pairs).view(outward, many, -1)
+        wide *= _powers(scales[expert])[..., None]
+        dense[expert] = wide.view(outward, -1).to(dtype).T
     return dense
 
 
@@ -120,33 +122,41 @@ class _Operation(ConversionOps):  # type: ignore[misc]
 class Scale(_Operation):
     """Weights with `weight_scale_inv`: of one module, or of all experts of a layer.
 
-    What has no scale is brought into its dtype. Codes without scales that fit stay codes: whoever
-    loads finds them.
+    What has no scale is brought into its dtype. Where codes lack scales that fit, all stay codes:
+    whoever loads finds them.
     """
 
     def convert(
         self, input_dict: dict[str, Any], full_layer_name: str, model: nn.Module, **_: Any
     ) -> dict[str, Any]:
-        """The weights by name, of a single one in full, and lists of tensors."""
+        """Lists of tensors by name; that of a single weight is the full one."""
+        names = [key for key in input_dict if not key.endswith(("_scale_inv", "_scale"))]
+        parts = [(input_dict.pop(n), input_dict.pop(f"{n}_scale_inv", [])) for n in names]
         dtype = _dtype(model, full_layer_name)
-        made = {}
-        for name in [key for key in input_dict if not key.endswith(("_scale_inv", "_scale"))]:
-            weights = input_dict.pop(name)
-            scales = input_dict.pop(f"{name}_scale_inv", [])
-            whole = full_layer_name if name == "weight" else name
-            if len(scales) == len(weights):
-                made[whole] = [
-                    self._scaled(*pair, dtype) for pair in zip(weights, scales, strict=True)
-                ]
-            else:
-                made[whole] = [w if w.element_size() == 1 else w.to(dtype) for w in weights]
-        return made
+        if all(self._fit(*part) for part in parts):
+            parts = [(self._dense(*part, dtype), []) for part in parts]
+        return {
+            full_layer_name if name == "weight" else name: weights
+            for name, (weights, _) in zip(names, parts, strict=True)
+        }
 
-    def _scaled(
-        self, codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype
-    ) -> torch.Tensor:
-        block = self.hf_quantizer.quantization_config.weight_block_size
-        return scaled(codes, scales, block, dtype) if fits(codes, scales, block) else codes
+    @property
+    def _block(self) -> Sequence[int] | None:
+        block: Sequence[int] | None = self.hf_quantizer.quantization_config.weight_block_size
+        return block
+
+    def _fit(self, weights: list[torch.Tensor], scales: list[torch.Tensor]) -> bool:
+        if not scales:
+            return all(weight.element_size() > 1 for weight in weights)
+        pairs = zip(weights, scales, strict=False)
+        return len(weights) == len(scales) and all(fits(*pair, self._block) for pair in pairs)
+
+    def _dense(
+        self, weights: list[torch.Tensor], scales: list[torch.Tensor], dtype: torch.dtype
+    ) -> list[torch.Tensor]:
+        if not scales:
+            return [weight.to(dtype) for weight in weights]
+        return [scaled(*p, self._block, dtype) for p in zip(weights, scales, strict=True)]
 
 
 class Unpack(_Operation):
@@ -174,6 +184,12 @@ class _Plain:
 
     def validate_environment(self, *_: Any, **__: Any) -> None:
         """Nothing is asked for."""
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype) -> torch.dtype | None:
+        """The dtype to read a tensor in; None leaves it, as it does codes that nothing scales."""
+        wide = param.get_dtype() in ("F64", "F32", "F16", "BF16")
+        new: torch.dtype | None = super().get_new_dtype(converter, param, dtype)  # type: ignore[misc]
+        return new if wide else None
 
     def _process_model_before_weight_loading(self, *_: Any, **__: Any) -> None:
         pass

@@ -132,10 +132,7 @@ def _facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
         ("model", str(model["source"])),
         ("commit", model["commit"] or "none: not from a hub"),
         ("architecture", f"{model['architecture']}, {count(model['layers'], 'layer')}"),
-        (
-            "weights",
-            f"{model['weight_bytes'] / 2**20:,.1f} MiB, fingerprint {model['fingerprint']}",
-        ),
+        ("weights", _weights(model, store["dtype"])),
         ("dtype", store["dtype"]),
         ("text", str(tokens["source"])),
         ("its commit", tokens["commit"] or "none: not from a hub"),
@@ -152,6 +149,12 @@ def _facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {v}" for name, v in sorted(store["versions"].items()))),
     ]
     return [(name, visible(value)) for name, value in facts]
+
+
+def _weights(model: Row, dtype: str) -> str:
+    method = model.get("quantization")
+    stored = f", {method}, dequantized to {dtype}" if method else ""
+    return f"{model['weight_bytes'] / 2**20:,.1f} MiB{stored}, fingerprint {model['fingerprint']}"
 
 
 def ranges_of_groups(groups: Sequence[Sequence[int]]) -> str:
