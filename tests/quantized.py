@@ -117,25 +117,32 @@ def fp8(
         "activation_scheme": "dynamic" if block else "static",
         "fmt": "e4m3",
         "quant_method": method,
-        "weight_block_size": block,
-    }
+    } | ({} if powers else {"weight_block_size": block})  # which has a default
     return _pair(
         folder, config, quantization, lambda n: "_proj" in n and n.endswith(".weight"), pack
     )
 
 
+LLAVA = t.LlavaConfig(
+    text_config=BIG | {"model_type": "llama"},
+    vision_config={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4,
+                   "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+                   "model_type": "clip_vision_model"},
+)  # fmt: skip
+DEEPSEEK_V3 = t.DeepseekV3Config(**BIG | EXPERTS | LATENT)
 QWEN3_MOE = t.Qwen3MoeConfig(**BIG, **EXPERTS, head_dim=64, num_experts=8)
 
 KINDS: dict[str, Callable[[Path], Pair]] = {
     "gpt_oss, MXFP4": mxfp4,
     "llama, FP8": lambda folder: fp8(folder, t.LlamaConfig(**BIG)),
     "llama, FP8 with one scale a weight": lambda f: fp8(f, t.LlamaConfig(**BIG), None),
+    "llama in llava, FP8": lambda folder: fp8(folder, LLAVA),
     "llama, MXFP8": lambda folder: fp8(folder, t.LlamaConfig(**BIG), (1, 32), torch.uint8, "mxfp8"),
     "qwen3_moe, FP8": lambda folder: fp8(folder, QWEN3_MOE),
     "qwen3_moe, FP8 with powers of two": lambda folder: fp8(
         folder, QWEN3_MOE, powers=torch.float8_e8m0fnu
     ),
-    "deepseek_v3, FP8": lambda folder: fp8(folder, t.DeepseekV3Config(**BIG | EXPERTS | LATENT)),
+    "deepseek_v3, FP8": lambda folder: fp8(folder, DEEPSEEK_V3),
 }
 """What a checkpoint can be of, and the writer of it."""
 

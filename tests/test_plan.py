@@ -1,6 +1,7 @@
 """The plan: what a run takes, known before a weight is read."""
 
 import pytest
+import quantized
 import tiny
 import transformers as t
 from pipeline import Run, config
@@ -29,6 +30,8 @@ ROWS = [[5, 17, 200, 9] * 4] * 2
         ),
         t.GPT2Config(vocab_size=320, n_embd=32, n_layer=4, n_head=4),
         t.Gemma2Config(**tiny.SIZES, head_dim=8, sliding_window=4),
+        quantized.LLAVA,
+        quantized.DEEPSEEK_V3,  # of which a bias is in float32 whatever the dtype
     ],
     ids=lambda c: c.model_type + "-tied" * c.tie_word_embeddings,
 )

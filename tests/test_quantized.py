@@ -1,5 +1,8 @@
 """Quantized checkpoints: dequantized, exactly and into the run's dtype, or not at all."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import quantized
@@ -81,7 +84,8 @@ def test_file_bytes_are_those_of_the_packed_weights(pair):
     by_layer = file_bytes(pair.packed, weight_files(pair.packed), architecture)
     stored = load_file(pair.packed / "model.safetensors")
     for layer in range(4):
-        ours = [w for name, w in stored.items() if name.startswith(f"model.layers.{layer}.")]
+        place = re.compile(rf"^(language_model\.)?model\.layers\.{layer}\.")
+        ours = [w for name, w in stored.items() if place.match(name)]
         assert by_layer[layer] == sum(w.numel() * w.element_size() for w in ours)
 
 
@@ -137,13 +141,33 @@ def test_a_quantization_config_that_is_no_mapping_ends_in_one_line(quantization,
         fetched(model, tmp_path)
 
 
-def test_packed_weights_of_which_the_configuration_does_not_tell_are_refused(tmp_path):
+def test_a_method_that_only_the_text_decoder_names_counts(tmp_path):
+    model = tiny.checkpoint(tmp_path / "model", quantized.LLAVA)
+    data = json.loads((model / "config.json").read_text("utf-8"))
+    data["text_config"]["quantization_config"] = {"quant_method": "gptq"}
+    (model / "config.json").write_text(json.dumps(data), "utf-8")
+    with pytest.raises(ValueError, match=r"quantized \('gptq'\)"):
+        fetched(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8"), (torch.uint8, "U8")]
+)
+def test_packed_weights_of_which_the_configuration_does_not_tell_are_refused(dtype, said, tmp_path):
     model = tiny.llama(tmp_path / "model")
     weights = load_file(model / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
-    tiny.save_weights(model, weights | {name: weights[name].to(torch.float8_e4m3fn)})
-    with pytest.raises(ValueError, match=rf"{name} is stored as F8_E4M3, and no quant"):
+    tiny.save_weights(model, weights | {name: weights[name].to(dtype)})
+    with pytest.raises(ValueError, match=rf"{name} is stored as {said}, and no quantization_conf"):
         fetched(model, tmp_path)
+
+
+def test_whole_numbers_that_are_no_weights_are_not_taken_for_packed_ones(tmp_path):
+    """Such as the causal masks that old checkpoints of gpt2 have."""
+    model = tiny.llama(tmp_path / "model")
+    mask = {"model.layers.1.self_attn.bias": torch.ones(4, 4, dtype=torch.uint8)}
+    tiny.save_weights(model, load_file(model / "model.safetensors") | mask)
+    assert read_record(fetched(model, tmp_path).model_record)["quantization"] is None
 
 
 @pytest.mark.parametrize("name", ["self_attn.q_proj", "mlp.experts.5.up_proj"])

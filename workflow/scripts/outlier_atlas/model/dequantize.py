@@ -20,7 +20,7 @@ from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from outlier_atlas.model.quantization import settings_of
+from outlier_atlas.model.quantization import WIDE, block_of, settings_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +42,7 @@ def dequantizing(config: PretrainedConfig) -> PretrainedConfig:
     ours = copy.deepcopy(config)
     ours.quantization_config = {
         "quant_method": PACKED if settings["quant_method"] == "mxfp4" else SCALED,
-        "weight_block_size": settings.get("weight_block_size"),
+        "weight_block_size": block_of(settings),
     }
     return ours
 
@@ -187,7 +187,7 @@ class _Plain:
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype) -> torch.dtype | None:
         """The dtype to read a tensor in; None leaves it, as it does codes that nothing scales."""
-        wide = param.get_dtype() in ("F64", "F32", "F16", "BF16")
+        wide = param.get_dtype() in WIDE
         new: torch.dtype | None = super().get_new_dtype(converter, param, dtype)  # type: ignore[misc]
         return new if wide else None
 

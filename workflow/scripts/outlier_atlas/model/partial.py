@@ -7,6 +7,7 @@ reads the layer group alone.
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,13 +117,11 @@ def build_on_meta(
     config: PretrainedConfig, architecture: Architecture, layers: range, dtype: str
 ) -> PreTrainedModel:
     """The text decoder as `load_layers` gives it, with shapes and without weights."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[dtype])
-    try:
-        with torch.device("meta"):
-            model = _partial_class(architecture, layers)(config)
-    finally:
-        torch.set_default_dtype(before)
+    # Unlike the constructor, this sets the dtype in every part of the configuration; so in a copy.
+    with torch.device("meta"):
+        model = _partial_class(architecture, layers)._from_config(
+            copy.deepcopy(config), dtype=DTYPES[dtype]
+        )
     decoder: PreTrainedModel = model.get_submodule(architecture.decoder)
     return decoder.eval()
 

@@ -16,11 +16,14 @@ from outlier_atlas.model.checkpoint import headers
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-DEQUANTIZED = ("mxfp4", "fp8", "mxfp8")
-"""Methods whose weights are dequantized while they are read, as `quant_method` names them."""
+BLOCKS = {"mxfp4": None, "fp8": (128, 128), "mxfp8": (1, 32)}
+"""Methods whose weights are dequantized while they are read, as `quant_method` names them, and the
+rows and columns that share a scale where `weight_block_size` does not say."""
 
 NARROW = ("F8", "F6", "F4")
-"""How safetensors' names of dtypes begin that are never those of a forward pass."""
+WIDE = ("F64", "F32", "F16", "BF16")
+"""Dtypes as safetensors names them: how those begin that are never of a forward pass, and those
+that weights which are not packed can have."""
 
 ADVICE = "take the checkpoint that it was made from"
 
@@ -53,18 +56,23 @@ def check(source: str, config: PretrainedConfig, folder: Path, files: Sequence[s
             f"model.source = {source!r}: the quantization_config in its config.json names no "
             f"quant_method, so nobody can tell how its weights are quantized; {ADVICE}"
         )
-    if method not in DEQUANTIZED:
+    if method not in BLOCKS:
         raise ValueError(
             f"model.source = {source!r}: its weights are quantized ({method[:40]!r}) in a way that "
-            f"cannot be dequantized while loading ({', '.join(DEQUANTIZED)} can); {ADVICE}"
+            f"cannot be dequantized while loading ({', '.join(BLOCKS)} can); {ADVICE}"
         )
-    block = settings.get("weight_block_size")
+    block = block_of(settings)
     if block is not None and not _is_block(block):
         raise ValueError(
             f"model.source = {source!r}: the quantization_config in its config.json has "
             f"weight_block_size {str(block)[:40]!r}, which is no pair of sizes; {ADVICE}"
         )
     return method
+
+
+def block_of(settings: Mapping[str, Any]) -> Any:
+    """Rows and columns of a weight that share a scale; None where the whole weight has one."""
+    return settings.get("weight_block_size", BLOCKS[settings["quant_method"]])
 
 
 def _is_block(block: Any) -> bool:
@@ -75,8 +83,9 @@ def _is_block(block: Any) -> bool:
 def _check_stored(source: str, folder: Path, files: Sequence[str]) -> None:
     """Some tools pack weights and say so in a file of their own, which nobody would read here."""
     for name, tensor in headers(folder, files):
-        if str(tensor["dtype"]).startswith(NARROW):
+        dtype = str(tensor["dtype"])
+        if dtype.startswith(NARROW) or (name.endswith(".weight") and dtype not in WIDE):
             raise ValueError(
-                f"model.source = {source!r}: {name} is stored as {tensor['dtype']}, and no "
+                f"model.source = {source!r}: {name} is stored as {dtype}, and no "
                 f"quantization_config in its config.json says how it is quantized; {ADVICE}"
             )
