@@ -12,6 +12,7 @@ import torch
 import transformers
 import zarr
 from pipeline import Run, config, hooked
+from safetensors.torch import load_file
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction import run as extraction_run
@@ -341,15 +342,26 @@ def test_out_of_memory_with_one_sequence_says_what_to_do(llama, tmp_path, monkey
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(llama, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     model = tiny.llama(tmp_path / "model")
     weights = load_file(model / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    tiny.save_weights(model, weights)
     run = Run(tmp_path, config(model, rows([8]), tmp_path / "data"))
     run.prepare()
     with pytest.raises(ValueError, match=r"missing in the checkpoint.*layers\.1\.mlp\.up_proj"):
+        extract(run.job(0, 0))
+
+
+def test_a_checkpoint_with_a_weight_of_another_shape_is_refused(tmp_path):
+    model = tiny.llama(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tiny.save_weights(model, weights | {name: weights[name][:-1].contiguous()})
+    run = Run(tmp_path, config(model, rows([8]), tmp_path / "data"))
+    run.prepare()
+    with pytest.raises(
+        ValueError, match=r"1 weights.*mismatched in the checkpoint.*1\.mlp\.up_proj"
+    ):
         extract(run.job(0, 0))
 
 

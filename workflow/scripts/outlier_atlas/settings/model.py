@@ -26,7 +26,9 @@ class ModelSettings(Section):
         description="Branch, tag or commit of a hub model; resolved to a commit and recorded.",
     )
     dtype: DType = Field(
-        "bfloat16", description="Type in which weights are held and the forward pass computes."
+        "bfloat16",
+        description="Type in which weights are held and the forward pass computes; quantized "
+        "weights are dequantized into it.",
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the checkpoint. Off unless you set it."
