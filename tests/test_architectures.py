@@ -11,7 +11,7 @@ from pipeline import Run, config, hooked
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.source import load_config
-from outlier_atlas.settings.sites import SITES
+from outlier_atlas.settings.sites import CHANNEL_SITES, EXPERT_OUT, SITES
 
 SIZES = tiny.SIZES | {"pad_token_id": 0}
 ONE_HEAD_KIND = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
@@ -29,7 +29,7 @@ GPT2 = {"vocab_size": 320, "n_embd": 32, "n_layer": 4, "n_head": 4,
 OPT = {"vocab_size": 320, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64,
        "num_hidden_layers": 4, "num_attention_heads": 4}  # fmt: skip
 
-DENSE = {*SITES} - {"router_logits"}
+DENSE = {*CHANNEL_SITES} - {"router_logits"}
 MIXED = {*SITES} - {"mlp_hidden"}
 PARALLEL = DENSE - {"resid_mid"}
 
@@ -46,7 +46,10 @@ LISTED = [
     (t.OlmoeConfig(**SIZES, num_experts=8, num_experts_per_tok=2), MIXED),
     (t.Olmo2Config(**SIZES), DENSE),
     (t.MixtralConfig(**SIZES, **LOCAL), MIXED),
-    (t.Glm4MoeConfig(**SIZES, **ROUTED, head_dim=8, n_group=1), MIXED - {"router_logits"}),
+    (
+        t.Glm4MoeConfig(**SIZES, **ROUTED, head_dim=8, n_group=1),
+        MIXED - {"router_logits", EXPERT_OUT},
+    ),
     (t.Gemma2Config(**SIZES, head_dim=8, sliding_window=4), DENSE),
     (t.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4), DENSE),
     (t.GPT2Config(**GPT2), DENSE),
@@ -120,9 +123,10 @@ def assert_equal_in_layer_groups(model, sites, tmp_path):
         run.prepare()
         if want is None:
             tokens = TokenStore.open(run.tokens)
-            want = hooked(model, "bfloat16", tokens, run.settings.extraction.sites, [range(2)])
+            channel_sites = [site for site in CHANNEL_SITES if site in sites]
+            want = hooked(model, "bfloat16", tokens, channel_sites, [range(2)])
         run.extract()
-        for site in run.settings.extraction.sites:
+        for site in channel_sites:  # what is recorded of experts: test_experts_store.py
             assert np.isfinite(want[site]).all()
             assert np.array_equal(run.array(site), want[site]), f"{site} in {groups} layer groups"
 

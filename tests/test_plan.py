@@ -94,6 +94,17 @@ def test_a_plan_adds_up(run):
     assert made.peak(host=False) == first.device
 
 
+def test_a_plan_counts_three_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_path):
+    extraction = {"sites": ["mlp_in", "expert_out"]}
+    run = Run(tmp_path, config(qwen3_moe, ROWS, tmp_path / "data", extraction=extraction))
+    run.prepare()
+    made = planned(run)
+    routed = 2
+    assert made.groups[0].sites == 4 * 16 * (32 * 2 + 3 * routed * 4)
+    assert made.values == 4 * 32 * (32 + 3 * routed)
+    assert made.files == 4 * 4
+
+
 def test_what_cannot_fit_says_what_would(run):
     made = planned(run)
     made.check(made.peak(host=False), host=False, where="the device")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from outlier_atlas.statistics.experts import ExpertMagnitudes, RoutedTile
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.massive import MassiveActivations
 from outlier_atlas.statistics.outlier_features import OutlierFeatures
@@ -119,6 +120,39 @@ def test_outlier_features_of_any_split_are_those_of_the_whole(x, y, cuts, split)
         ranks = [int(q * (len(ordered) - 1)) for q in (0.25, 0.5, 0.75)]
         assert feature.quartiles == tuple(ordered[rank] for rank in ranks)
         assert abs(feature.value) == np.abs(ordered).max()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data(), splits, orders, st.integers(0, 5))
+def test_expert_magnitudes_of_any_split_are_those_of_a_loop(data, cuts, order, split):
+    tokens, experts, routed = data.draw(st.integers(1, 12)), 5, 2
+
+    def drawn(elements):
+        return data.draw(hnp.arrays(np.float32, (tokens, routed), elements=elements))
+
+    x = drawn(st.sampled_from(EXACT + NOT_FINITE).map(lambda value: float(as_bfloat16(value))))
+    # Two unlike experts a token, and not the last one.
+    first = drawn(st.integers(0, experts - 2))[:, 0]
+    chosen = np.stack([first, (first + 1) % (experts - 1)], axis=1)
+    channels = drawn(st.integers(0, 2**20))
+    edges = sorted({0, tokens, *(cut % tokens for cut in cuts)})
+    numbers = np.concatenate([x, chosen, channels], axis=1)
+    pieces = [RoutedTile.of(numbers[a:b], a) for a, b in pairwise(edges)]
+    got = accumulate(lambda: ExpertMagnitudes(experts), pieces, order, split)
+    for expert in range(experts):
+        mine = [*zip(*np.nonzero(chosen == expert), strict=True)]
+        assert got.routed[expert] == len(mine)
+        assert got.nan[expert] == sum(np.isnan(x[place]) for place in mine)
+        assert got.infinite[expert] == sum(np.isinf(x[place]) for place in mine)
+        finite = [place for place in mine if np.isfinite(x[place])]
+        if not finite:
+            assert np.isnan(got.values[expert])
+            assert (got.tokens[expert], got.channels[expert]) == (-1, -1)
+            continue
+        best = min(finite, key=lambda place: (-abs(x[place]), place[0]))
+        assert got.values[expert] == x[best]
+        assert got.tokens[expert] == best[0]
+        assert got.channels[expert] == channels[best]
 
 
 MASSIVE = [0.0, 0.01, 0.1, -0.1, 1.0, 100.0, -100.5, 101.0, -1000.0, 4096.0]

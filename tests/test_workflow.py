@@ -74,7 +74,7 @@ def test_a_run_leaves_everything_that_is_promised(folder):
     assert array.shape == (4, 128, 32)
     assert np.isfinite(array[:]).all()
     names = {"criteria", "layer_magnitudes", "channel_maxima", "llm_int8_features"}
-    names |= {"llm_int8_variants", "massive_activations", "massive_channels"}
+    names |= {"llm_int8_variants", "massive_activations", "massive_channels", "expert_magnitudes"}
     for ending in ("parquet", "csv"):
         assert {path.stem for path in (run / "tables").glob(f"*.{ending}")} == names
     assert "<!doctype html>" in (run / "report.html").read_text()[:200]
@@ -127,7 +127,7 @@ def test_snakemakes_own_report_has_the_page_the_tables_and_the_figures(folder):
     with zipfile.ZipFile(folder / "own.zip") as archive:
         names = {Path(name).name for name in archive.namelist()}
         page = archive.read("own/report.html").decode()
-    assert len([name for name in names if name.endswith(".csv")]) == 7
+    assert len([name for name in names if name.endswith(".csv")]) == 8
     assert len([name for name in names if name.endswith(".svg")]) == 6
     for word in ("Figures", "Tables", "massive_channels", "maxima"):
         assert word in page

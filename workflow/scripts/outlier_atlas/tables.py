@@ -226,6 +226,43 @@ MASSIVE_CHANNELS = Table(
     ),
 )
 
+EXPERT_MAGNITUDES = Table(
+    "expert_magnitudes",
+    "Per layer and routed expert: its tokens, and its largest |down_proj output| over all of them, "
+    "with the bias, before the router's weight and before any norm behind it; where it is. Empty "
+    "where expert_out was not measured.",
+    (
+        LAYER,
+        Column("expert", pa.int32(), "Expert, 0-based, by the model's own numbering."),
+        Column("tokens", pa.int64(), "Number of tokens routed to it."),
+        Column(
+            "token_share",
+            pa.float64(),
+            "tokens / all tokens of the run. Over the experts of a layer the shares add up to the "
+            "number of experts that a token is routed to.",
+        ),
+        Column(
+            "enough_tokens",
+            pa.bool_(),
+            "Whether it saw at least detection.experts.min_tokens tokens.",
+        ),
+        Column(
+            "value",
+            pa.float32(),
+            "The finite down_proj output with the largest |x|, with its sign (the first of "
+            "equals); empty where there is none.",
+        ),
+        CHANNEL,
+        TOKEN_INDEX,
+        SEQUENCE,
+        POSITION,
+        TOKEN_ID,
+        TOKEN_TEXT,
+        Column("nan", pa.int64(), "Tokens with a NaN in its output; left out of value."),
+        Column("infinite", pa.int64(), "Tokens whose largest |x| is infinite; left out likewise."),
+    ),
+)
+
 TABLES: tuple[Table, ...] = (
     CRITERIA,
     LAYER_MAGNITUDES,
@@ -234,6 +271,7 @@ TABLES: tuple[Table, ...] = (
     LLM_INT8_VARIANTS,
     MASSIVE_ACTIVATIONS,
     MASSIVE_CHANNELS,
+    EXPERT_MAGNITUDES,
 )
 
 FORMATS = ("parquet", "csv")

@@ -14,6 +14,7 @@ from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.criteria import LLM_INT8, MASSIVE_ACTIVATIONS, Criterion
 from outlier_atlas.detection.scan import Scan
 from outlier_atlas.settings.detection import DetectionSettings, LlmInt8Settings
+from outlier_atlas.statistics.experts import ExpertMagnitudes
 from outlier_atlas.statistics.magnitudes import TOP, Magnitudes
 from outlier_atlas.statistics.massive import MassiveActivation
 from outlier_atlas.statistics.outlier_features import Feature, LayerShare, PositionShare
@@ -50,6 +51,10 @@ def findings(
     yield tables.LLM_INT8_VARIANTS, _variants(features, int8, criteria[LLM_INT8].measured)
     yield tables.MASSIVE_ACTIVATIONS, _massive_activations(massive, site, tokens)
     yield tables.MASSIVE_CHANNELS, _massive_channels(massive, site, tokens)
+    yield (
+        tables.EXPERT_MAGNITUDES,
+        _expert_magnitudes(scan.experts, tokens, settings.experts.min_tokens),
+    )
 
 
 def _criteria(criteria: Mapping[str, Criterion], found: Mapping[str, int]) -> Columns:
@@ -86,6 +91,8 @@ def _layer_magnitudes(magnitudes: Mapping[Target, Magnitudes], tokens: TokenStor
 
 
 def _channel_maxima(magnitudes: Mapping[Target, Magnitudes], tokens: TokenStore) -> Columns:
+    if not magnitudes:
+        return {column.name: [] for column in tables.CHANNEL_MAXIMA.columns}
     widths = [m.channels for m in magnitudes.values()]
     return {
         "site": np.repeat([target.array for target in magnitudes], widths),
@@ -201,6 +208,28 @@ def _massive_channels(massive: Sequence[Massive], site: str, tokens: TokenStore)
         "sequence": where["sequence"],
         "position": where["position"],
         **_token_columns(tokens, of_largest),
+    }
+
+
+def _expert_magnitudes(
+    layers: Mapping[int, ExpertMagnitudes], tokens: TokenStore, min_tokens: int
+) -> Columns:
+    each = [(layer, m, expert) for layer, m in layers.items() for expert in range(m.experts)]
+    routed = [int(m.routed[expert]) for _, m, expert in each]
+    largest = [int(m.tokens[expert]) for _, m, expert in each]
+    channels = [int(m.channels[expert]) for _, m, expert in each]
+    return {
+        "layer": [layer for layer, _, _ in each],
+        "expert": [expert for _, _, expert in each],
+        "tokens": routed,
+        "token_share": [count / tokens.tokens for count in routed],
+        "enough_tokens": [count >= min_tokens for count in routed],
+        "value": _or_null([m.values[expert] for _, m, expert in each]),
+        "channel": [None if channel < 0 else channel for channel in channels],
+        **_places(tokens, largest),
+        **_token_columns(tokens, largest),
+        "nan": [int(m.nan[expert]) for _, m, expert in each],
+        "infinite": [int(m.infinite[expert]) for _, m, expert in each],
     }
 
 

@@ -12,6 +12,8 @@ from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.criteria import LLM_INT8, MASSIVE_ACTIVATIONS, Criterion
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.detection import DetectionSettings
+from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.statistics.experts import ExpertMagnitudes, RoutedTile
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.massive import MassiveActivations
 from outlier_atlas.statistics.outlier_features import OutlierFeatures
@@ -27,14 +29,16 @@ class Scan:
     """The accumulators of a run.
 
     Attributes:
-        magnitudes: of every site and layer.
+        magnitudes: of every site with channels, and layer.
         outlier_features: None where the criterion was not measured.
         massive: per layer; empty where the criterion was not measured.
+        experts: per layer; empty where `expert_out` was not measured.
     """
 
     magnitudes: dict[Target, Magnitudes]
     outlier_features: OutlierFeatures | None = None
     massive: dict[int, MassiveActivations] = field(default_factory=dict)
+    experts: dict[int, ExpertMagnitudes] = field(default_factory=dict)
 
 
 def scan(
@@ -55,19 +59,22 @@ def scan(
     result = _accumulators(layout, tokens, settings, criteria)
     int8_sites = criteria[LLM_INT8].sites
     massive_site = criteria[MASSIVE_ACTIVATIONS].sites[0]
-    total = layout.chunks * len(result.magnitudes)
-    with progress(total, " chunks", "detecting") as bar:
-        for target, tile in _tiles(run, layout, list(result.magnitudes), threads):
+    targets = [*result.magnitudes, *(Target(EXPERT_OUT, layer) for layer in result.experts)]
+    with progress(layout.chunks * len(targets), " chunks", "detecting") as bar:
+        for target, tile in _tiles(run, layout, targets, threads):
             if tile is None:
                 if result.outlier_features:
                     result.outlier_features.close()
+                continue
+            bar.update()
+            if target.array == EXPERT_OUT:
+                result.experts[target.layer].update(RoutedTile.of(tile.values, tile.start))
                 continue
             result.magnitudes[target].update(tile)
             if result.outlier_features and target.array in int8_sites:
                 result.outlier_features.update((target.array, target.layer), tile)
             if result.massive and target.array == massive_site:
                 result.massive[target.layer].update(tile)
-            bar.update()
     return result
 
 
@@ -77,8 +84,11 @@ def _accumulators(
     settings: DetectionSettings,
     criteria: Mapping[str, Criterion],
 ) -> Scan:
-    targets = [Target(site, layer) for site in layout.sites for layer in layout.layers]
+    sites = [site for site in layout.sites if site != EXPERT_OUT]
+    targets = [Target(site, layer) for site in sites for layer in layout.layers]
     result = Scan({target: Magnitudes(layout.channels(target)) for target in targets})
+    if EXPERT_OUT in layout.sites:
+        result.experts = {layer: ExpertMagnitudes(layout.experts) for layer in layout.layers}
     if criteria[LLM_INT8].measured:
         tensors = [(t.array, t.layer) for t in targets if t.array in criteria[LLM_INT8].sites]
         result.outlier_features = OutlierFeatures(

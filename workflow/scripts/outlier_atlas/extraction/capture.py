@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from outlier_atlas.model.architecture import Architecture
+from outlier_atlas.model.experts import RecordedExperts
 from outlier_atlas.model.roles import Tap
 
 Keep = Callable[[Tap, torch.Tensor], None]
@@ -36,6 +37,11 @@ class LayerGroup:
         self, model: nn.Module, architecture: Architecture, layers: range, taps: Sequence[Tap]
     ) -> None:
         self._module = model
+        self._experts = {
+            tap.module: RecordedExperts(model.get_submodule(tap.module), tap.module)
+            for tap in taps
+            if tap.side == "experts"
+        }
         self._model = NNsight(model)
         self._parameter = next(model.parameters())
         self._boundary_dtype = architecture.boundary_dtypes[layers[0]] or self._parameter.dtype
@@ -59,7 +65,7 @@ class LayerGroup:
                 self._first.input = boundary
             for tap, envoy in self._taps:
                 taken = _given(envoy.inputs) if tap.side == "input" else _made(envoy.output)
-                keep(tap, tap.take(taken, size, tokens))
+                keep(tap, tap.take(self._recorded(tap, taken), size, tokens))
             tracer.stop()
 
     @torch.inference_mode()
@@ -76,7 +82,7 @@ class LayerGroup:
                 hooks.callback(hooked.remove)
             for tap, _ in self._taps:
                 module = self._module.get_submodule(tap.module)
-                hooks.callback(_hook(module, tap, size, tokens, keep).remove)
+                hooks.callback(self._hook(module, tap, size, tokens, keep).remove)
             self._module(**inputs, use_cache=False)
 
     def _inputs(self, batch: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor | None]:
@@ -88,6 +94,23 @@ class LayerGroup:
         # The dummy gives the model the shapes that it makes masks and positions from.
         dummy = torch.zeros_like(boundary, dtype=self._parameter.dtype)
         return {"inputs_embeds": dummy}, boundary
+
+    def _recorded(self, tap: Tap, taken: torch.Tensor) -> torch.Tensor:
+        """What was taken; of fused experts, whose output it is, what was recorded inside them."""
+        return self._experts[tap.module].take() if tap.side == "experts" else taken
+
+    def _hook(
+        self, module: nn.Module, tap: Tap, size: int, tokens: int, keep: Keep
+    ) -> RemovableHandle:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            keep(tap, tap.take(_given((args, kwargs)), size, tokens))
+
+        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            keep(tap, tap.take(self._recorded(tap, _made(output)), size, tokens))
+
+        if tap.side == "input":
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+        return module.register_forward_hook(after)
 
     def _envoy(self, path: str) -> Any:
         return reduce(
@@ -110,18 +133,6 @@ def _made(output: Any) -> torch.Tensor:
     value = output[0] if isinstance(output, tuple) else output
     assert isinstance(value, torch.Tensor)
     return value
-
-
-def _hook(module: nn.Module, tap: Tap, size: int, tokens: int, keep: Keep) -> RemovableHandle:
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(tap, tap.take(_given((args, kwargs)), size, tokens))
-
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        keep(tap, tap.take(_made(output), size, tokens))
-
-    if tap.side == "input":
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    return module.register_forward_hook(after)
 
 
 def _replace_given(

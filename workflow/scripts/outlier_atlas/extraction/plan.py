@@ -13,6 +13,7 @@ from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.footprint import Sizes, file_bytes, sizes
 from outlier_atlas.model.source import load_config, locate
 from outlier_atlas.settings.extraction import even_ranges
+from outlier_atlas.settings.sites import EXPERT_OUT
 from outlier_atlas.store.layout import Layout
 
 PROCESS_BYTES = 330 * 2**20
@@ -86,8 +87,8 @@ class Plan:
     @property
     def values(self) -> int:
         """Number of values in the store."""
-        channels = sum(self.layout.sites.values())
-        return len(self.layout.layers) * self.layout.tokens * channels
+        numbers = sum(map(self.layout.numbers, self.layout.sites))
+        return len(self.layout.layers) * self.layout.tokens * numbers
 
     @property
     def boundary_values(self) -> int:
@@ -97,8 +98,8 @@ class Plan:
     @property
     def files(self) -> int:
         """Number of chunks, each a file."""
-        arrays = len(self.layout.layers) * len(self.layout.sites) + len(self.layout.boundaries())
-        return arrays * self.layout.chunks
+        of_sites = len(self.layout.layers) * sum(self.layout.arrays(s) for s in self.layout.sites)
+        return (of_sites + len(self.layout.boundaries())) * self.layout.chunks
 
     def peak(self, host: bool) -> int:
         """The most that any job takes where its forward pass is: on the host, or on a device."""
@@ -201,11 +202,13 @@ def plan(
     parts = sizes(config, architecture, layout.dtype, batch_size, tokens)
     file = file_bytes(folder, model["files"], architecture)
     width = 4 if layout.dtype == "float32" else 2
+    # What is recorded of experts is float32 whatever they compute in.
+    a_layer = sum(layout.numbers(s) * (4 if s == EXPERT_OUT else width) for s in layout.sites)
     groups = []
     for index, (first, last) in enumerate(layout.layer_groups):
         layers = range(first, last + 1)
-        taken = sum(layout.sites.values()) * sum(layer in layout.layers for layer in layers)
-        left = layout.hidden_size if layout.boundary_after(index) else 0
+        taken = a_layer * sum(layer in layout.layers for layer in layers)
+        left = layout.hidden_size * width if layout.boundary_after(index) else 0
         groups.append(
             GroupPlan(
                 layers=(first, last),
@@ -213,9 +216,9 @@ def plan(
                 weights=parts.weights(layers),
                 fullest=parts.fullest(layers, gpus),
                 forward=parts.forward,
-                sites=taken * batch_size * tokens * width,
-                boundary=left * batch_size * tokens * width,
-                gathered=(taken + left) * layout.chunk_tokens * width if gathers else 0,
+                sites=taken * batch_size * tokens,
+                boundary=left * batch_size * tokens,
+                gathered=(taken + left) * layout.chunk_tokens if gathers else 0,
             )
         )
     return Plan(tuple(groups), parts, layout, architecture.skipped, gpus)

@@ -16,7 +16,7 @@ from torch import nn
 
 from outlier_atlas.model.flow import Flow, watch
 from outlier_atlas.model.roles import Tap, taps_of_block
-from outlier_atlas.settings.sites import SITES, Site
+from outlier_atlas.settings.sites import EXPERT_OUT, SITES, Site
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -68,13 +68,29 @@ class Architecture:
             )
         return {site: self._channels(site, layers) for site in sites}
 
+    def experts(self, layers: Sequence[int]) -> int:
+        """Number of routed experts in each of the layers, all of which have `expert_out`.
+
+        Raises:
+            ValueError: it differs between layers.
+        """
+        numbers = {self.taps[layer][EXPERT_OUT].experts for layer in layers}
+        if len(numbers) > 1:
+            raise ValueError(
+                f"extraction.sites: there are {' or '.join(map(str, sorted(numbers)))} experts, "
+                f"depending on the layer; name layers that have the same number"
+            )
+        return numbers.pop()
+
     def _channels(self, site: Site, layers: Sequence[int]) -> int:
         lacking = [layer for layer in layers if site not in self.taps[layer]]
         if lacking:
             everywhere = [s for s in SITES if all(s in self.taps[layer] for layer in layers)]
+            having = [layer for layer in layers if site in self.taps[layer]]
+            advice = f"; `layers: {having}` have {site}" if having else ""
             raise ValueError(
                 f"extraction.sites: {self.model_class.__name__} has no {site} in layer {lacking[0]}"
-                f" that can be told for sure; it has {', '.join(everywhere)}"
+                f" that can be told for sure; it has {', '.join(everywhere)}{advice}"
             )
         channels = {self.taps[layer][site].channels for layer in layers}
         if len(channels) > 1:

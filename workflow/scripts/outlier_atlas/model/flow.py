@@ -81,10 +81,17 @@ class Node:
 
 @dataclass
 class Call:
-    """A module of a block as it was called: the hidden states in, and all tensors out, in order."""
+    """A module of a block as it was called.
+
+    Attributes:
+        given: the hidden states in.
+        made: all tensors out, in order.
+        tensors: all tensors in, in order, without memory.
+    """
 
     given: Node | None
     made: list[Node]
+    tensors: list[torch.Tensor]
 
 
 @dataclass
@@ -291,7 +298,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._heads = Heads(TOKENS)
                 self._shape = tuple(tensors[0].shape) if tensors else ()
             # Of a module that is called twice nobody knows which call is meant.
-            self._calls[path] = None if path in self._calls else Call(given, [])
+            call = Call(given, [], list(tensors_in((args, kwargs))))
+            self._calls[path] = None if path in self._calls else call
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             tensors = [*tensors_in(output)]

@@ -10,36 +10,39 @@ from typing import Literal
 import torch
 from torch import nn
 
+from outlier_atlas.model.experts import DOWN_PROJECTIONS, down_projection, routed_experts
 from outlier_atlas.model.flow import BlockFlow
-from outlier_atlas.settings.sites import Site
+from outlier_atlas.settings.sites import EXPERT_OUT, Site
 
 ATTENTION = re.compile(r"(Attention|Attn|DeltaNet)$")
 MLP = re.compile(r"(MLP|Mlp|FeedForward|FFN|MoE|Moe|Moe\w*Block|SparseMoeBlock)$")
 OUTPUT_PROJECTIONS = {"o_proj", "out_proj", "c_proj", "dense", "wo"}
-DOWN_PROJECTIONS = {"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo"}
 ROUTERS = {"gate", "router"}
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A place where activations can be taken: a module's input or output.
+    """A place where activations can be taken: a module's input or output, or inside fused experts.
 
     Attributes:
         site: what is taken.
         layer: of which layer, 0-based.
         module: path of the module, seen from the decoder.
-        side: its input or its output.
-        channels: how many are taken of the tensor's last axis.
+        side: its input or its output; of fused experts what `ExpertRecorder.largest` gives.
+        channels: how many are taken of the tensor's last axis; of fused experts to how many of them
+            a token is routed.
         runs: where they are not all: first channel and the one after the last of each run of them,
             in order.
+        experts: of fused experts their number.
     """
 
     site: Site
     layer: int
     module: str
-    side: Literal["input", "output"]
+    side: Literal["input", "output", "experts"]
     channels: int
     runs: tuple[tuple[int, int], ...] | None = None
+    experts: int = 0
 
     def take(self, tensor: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:
         """The site's tensor (batch, token, channel) from what the module was given or has made.
@@ -82,6 +85,7 @@ def taps_of_block(
             yield found.tap("resid_mid", middle, "input", hidden)
         yield found.tap("mlp_in", mlp, "input", hidden)
         yield from _router(found, mlp)
+        yield from _experts(found, mlp)
         yield from found.into_projection("mlp_hidden", mlp, DOWN_PROJECTIONS)
         if flow and (out := flow.contribution(mlp)):
             yield found.tap("mlp_out", out, "output", hidden)
@@ -162,6 +166,19 @@ def _router(found: _Found, mlp: str) -> Iterator[Tap]:
         if call.made and call.made[0].is_product and call.made[0].shape[-1] == experts > 1:
             yield found.tap("router_logits", path, "output", experts)
             return
+
+
+def _experts(found: _Found, mlp: str) -> Iterator[Tap]:
+    """The routed experts, where they are fused and their computation can be followed."""
+    inside = found.block.get_submodule(mlp)
+    fused = [name for name, child in inside.named_children() if down_projection(child) is not None]
+    if len(fused) != 1 or found.flow is None:
+        return
+    experts, call = inside.get_submodule(fused[0]), found.flow.calls.get(f"{mlp}.{fused[0]}")
+    routed, down = call and routed_experts(experts, call), down_projection(experts)
+    if routed and down is not None:
+        path = f"{found.path}.{mlp}.{fused[0]}"
+        yield Tap(EXPERT_OUT, found.layer, path, "experts", routed, experts=len(down))
 
 
 def _mlp_in_the_block(found: _Found, flow: BlockFlow, hidden: int) -> Iterator[Tap]:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from outlier_atlas import tables
 from outlier_atlas.files import replacing
 from outlier_atlas.report.text import SITE_NAMES
+from outlier_atlas.settings.sites import EXPERT_OUT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-KINDS = ("magnitudes", "maxima")
+KINDS = ("magnitudes", "maxima", "experts")
 COLUMNS = 1152
 """Columns of a heatmap at most; of more channels each column shows the largest of some."""
 
@@ -59,10 +60,14 @@ def names(sites: list[str]) -> list[str]:
     return [
         f"{site}-{kind}{theme.suffix}.{ending}"
         for site in sites
-        for kind in KINDS
+        for kind in _kinds(site)
         for theme in THEMES
         for ending in ("svg", "png")
     ]
+
+
+def _kinds(site: str) -> tuple[str, ...]:
+    return ("experts",) if site == EXPERT_OUT else ("magnitudes", "maxima")
 
 
 def draw(folder: Path, tables_folder: Path) -> None:
@@ -82,7 +87,19 @@ def draw(folder: Path, tables_folder: Path) -> None:
                 _draw_magnitudes(figure, rows, site, theme)
             height = min(8.0, 1.8 + 0.08 * len(layers))
             with _figure(folder / f"{site}-maxima{theme.suffix}", theme, height) as figure:
-                _draw_maxima(figure, largest, layers, site, theme)
+                _draw_maxima(figure, largest, layers, "channel", "largest |x|", theme)
+    experts = tables.read(tables_folder, tables.EXPERT_MAGNITUDES)
+    if len(experts):
+        _draw_experts(folder, experts)
+
+
+def _draw_experts(folder: Path, experts: Any) -> None:
+    largest, layers = _by_layer(experts)
+    height = min(8.0, 1.8 + 0.08 * len(layers))
+    for theme in THEMES:
+        with _figure(folder / f"{EXPERT_OUT}-experts{theme.suffix}", theme, height) as figure:
+            value = "largest |down_proj output|"
+            _draw_maxima(figure, largest, layers, "expert", value, theme)
 
 
 @contextmanager
@@ -152,7 +169,12 @@ def _draw_magnitudes(figure: Figure, rows: list[dict[str, Any]], site: str, them
 
 
 def _draw_maxima(
-    figure: Figure, largest: NDArray[np.float64], layers: list[int], site: str, theme: Theme
+    figure: Figure,
+    largest: NDArray[np.float64],
+    layers: list[int],
+    column: str,
+    value: str,
+    theme: Theme,
 ) -> None:
     from matplotlib.colors import LogNorm
 
@@ -171,18 +193,18 @@ def _draw_maxima(
         extent=(-0.5, largest.shape[1] - 0.5, -0.5, len(layers) - 0.5),
     )  # fmt: skip
     bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.04, format="{x:,g}")
-    bar.set_label("largest |x|")
+    bar.set_label(value)
     bar.outline.set_visible(False)
     ticks = range(0, len(layers), -(-len(layers) // 12))
     axes.set_yticks(ticks, [str(layers[tick]) for tick in ticks])
     axes.set_ylabel("layer")
     each = "" if width == 1 else f" (a column: the largest of {width})"
-    axes.set_xlabel(f"channel{each}")
-    _label_channels(axes, largest, theme)
+    axes.set_xlabel(f"{column}{each}")
+    _label_columns(axes, largest, theme)
 
 
-def _label_channels(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> None:
-    """Name the channels whose maximum stands out most, where there is room."""
+def _label_columns(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> None:
+    """Name the channels or experts whose maximum stands out most, where there is room."""
     peaks = np.nan_to_num(largest).max(axis=0)
     room = largest.shape[1] / 22
     named: list[int] = []
@@ -201,11 +223,13 @@ def _name(axes: Axes, site: str) -> None:
 
 def _grid(maxima: Any, site: str) -> tuple[NDArray[np.float64], list[int]]:
     """Largest |x| as (layer, channel), NaN where there is none, and the layers."""
-    mine = maxima.filter(pc.field("site") == site)
-    layers = mine["layer"].to_numpy()
-    rows = np.unique(layers)
-    values = np.abs(mine["value"].to_numpy(zero_copy_only=False).astype(np.float64))
-    return values.reshape(len(rows), -1), rows.tolist()
+    return _by_layer(maxima.filter(pc.field("site") == site))
+
+
+def _by_layer(table: Any) -> tuple[NDArray[np.float64], list[int]]:
+    layers = np.unique(table["layer"].to_numpy())
+    values = np.abs(table["value"].to_numpy(zero_copy_only=False).astype(np.float64))
+    return values.reshape(len(layers), -1), layers.tolist()
 
 
 def _pooled(largest: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:

@@ -24,6 +24,7 @@ from outlier_atlas.report.text import (
     percent,
     quoted,
 )
+from outlier_atlas.settings.sites import EXPERT_OUT
 
 Row = dict[str, Any]
 
@@ -51,6 +52,7 @@ class Evidence:
     variants: list[Row]
     massive: list[Row]
     sequences_of: Mapping[int, int]
+    experts: list[Row]
     sequences: int
 
     @classmethod
@@ -66,6 +68,7 @@ class Evidence:
             features=rows(tables.LLM_INT8_FEATURES),
             variants=rows(tables.LLM_INT8_VARIANTS),
             massive=rows(tables.MASSIVE_CHANNELS),
+            experts=rows(tables.EXPERT_MAGNITUDES),
             sequences_of=_sequences_of(tables.read(folder, tables.MASSIVE_ACTIVATIONS)),
             sequences=sequences,
         )
@@ -91,7 +94,8 @@ def alarms(evidence: Evidence) -> list[str]:
     """What must be said before any finding: values that are NaN or infinite."""
     said = []
     by_site = defaultdict(list)
-    for row in evidence.magnitudes:
+    of_experts = [row | {"site": EXPERT_OUT} for row in evidence.experts]
+    for row in [*evidence.magnitudes, *of_experts]:
         if row["nan"] or row["infinite"]:
             by_site[row["site"]].append(row)
     for site, rows in by_site.items():
@@ -256,6 +260,8 @@ def _largest(evidence: Evidence) -> Finding:
                     f"{top['channel']})"
                 )
 
+    if not evidence.magnitudes:
+        return Finding("No site with channels was measured.", "", 0)
     return Finding(
         f"The largest |x| is {listed(said())}.",
         "top1 of layer_magnitudes: the largest |x| over all finite values of a site.",

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, replacing
+from outlier_atlas.report import experts
 from outlier_atlas.report.figures import THEMES
 from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
 from outlier_atlas.report.text import (
@@ -25,9 +26,11 @@ from outlier_atlas.report.text import (
     number,
     percent,
     ranges,
+    shown,
     visible,
 )
 from outlier_atlas.settings.report import ReportSettings
+from outlier_atlas.settings.sites import EXPERT_OUT
 from outlier_atlas.statistics.outlier_features import LayerShare, PositionShare
 
 HERE = Path(__file__).parent
@@ -108,6 +111,7 @@ def _head(
         "folder": visible(str(inputs.folder)),
         "version": __version__,
         "facts": _facts(model, tokens, store),
+        "first_array": store["sites"][0],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
 
@@ -123,7 +127,21 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "sites": [_site(site, inputs.figures) for site in sites],
         "int8": _int8(report, evidence),
         "massive": _massive(report, inputs, evidence, tokens),
+        "experts": _experts(report, inputs, evidence) if evidence.experts else None,
+        "text_shown": report.text,
     }
+
+
+def _experts(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
+    min_tokens = inputs.configuration["detection"]["experts"]["min_tokens"]
+    heatmap = _picture(
+        inputs.figures,
+        f"{EXPERT_OUT}-experts",
+        "Largest |down_proj output| by layer and expert",
+        "The largest |down_proj output| of each expert, over all tokens routed to it; logarithmic "
+        "colour. An unseen expert has no colour. The experts with the largest are named above.",
+    )
+    return experts.section(evidence.experts, min_tokens, report.rows) | {"heatmap": heatmap}
 
 
 def _facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
@@ -202,7 +220,7 @@ def _int8(report: ReportSettings, evidence: Evidence) -> Row:
     return {
         "criterion": evidence.criteria["llm_int8"],
         "rows": rows[: report.rows],
-        "shown": _shown(len(rows), report.rows, "channel"),
+        "shown": shown(len(rows), report.rows, "channel"),
         "over": get_args(LayerShare),
         "by": get_args(PositionShare),
         "variants": {
@@ -224,16 +242,15 @@ def _massive(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens:
     )
     activations = tables.read(inputs.tables, tables.MASSIVE_ACTIVATIONS)
     places = _places(activations.to_pylist())
-    shown = [row | _context(report, tokens, row["token_index"]) for row in places[: report.rows]]
+    in_text = [row | _context(report, tokens, row["token_index"]) for row in places[: report.rows]]
     measured = evidence.criteria["massive_activations"]["measured"]
     return {
         "criterion": evidence.criteria["massive_activations"],
         "channels": channels[: report.rows],
-        "channels_shown": _shown(len(channels), report.rows, "channel"),
-        "places": shown,
-        "places_shown": _shown(len(places), report.rows, "place"),
+        "channels_shown": shown(len(channels), report.rows, "channel"),
+        "places": in_text,
+        "places_shown": shown(len(places), report.rows, "place"),
         "sequences": tokens.sequences,
-        "text": report.text,
         "closest": closest_to_massive(evidence).text if measured else "",
     }
 
@@ -269,9 +286,3 @@ def _context(report: ReportSettings, tokens: TokenStore, index: int) -> Row:
     around = report.context_tokens
     before, text, after = tokens.window(index, around, around)
     return {"before": before, "text": text, "after": after}
-
-
-def _shown(total: int, rows: int, noun: str) -> str:
-    if total <= rows:
-        return ""
-    return f"The first {rows:,} of {count(total, noun)} are shown; the table has them all."

@@ -21,6 +21,7 @@ SITE_NAMES = {
     "mlp_hidden": "input of the MLP's down projection",
     "mlp_out": "what the MLP adds",
     "resid_post": "residual stream after the block",
+    "expert_out": "largest output of each routed expert",
 }
 SYMBOLS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
@@ -102,3 +103,10 @@ def channels(numbers: Iterable[int], most: int = 8) -> str:
     if len(ordered) <= most:
         return f"{word} {listed(map(str, ordered))}"
     return f"{word} {', '.join(map(str, ordered[:most]))} and {len(ordered) - most:,} more"
+
+
+def shown(total: int, rows: int, noun: str) -> str:
+    """What is said under a table that does not show all of its rows."""
+    if total <= rows:
+        return ""
+    return f"The first {rows:,} of {count(total, noun)} are shown; the table has them all."

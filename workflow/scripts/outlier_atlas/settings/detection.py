@@ -6,14 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from outlier_atlas.settings.section import PositiveFloat, Section, Share, refuse_repeats
-from outlier_atlas.settings.sites import SITES, Site
+from outlier_atlas.settings.section import (
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+    refuse_repeats,
+)
+from outlier_atlas.settings.sites import CHANNEL_SITES, ChannelSite
 
 
 class LlmInt8Settings(Section):
     """Outlier features of Dettmers et al. 2022 (arXiv 2208.07339, section 4.1)."""
 
-    sites: Annotated[list[Site], Field(min_length=1)] = Field(
+    sites: Annotated[list[ChannelSite], Field(min_length=1)] = Field(
         ["attn_in", "mlp_in"],
         description="Inputs of linear layers that the criterion looks at; all of them must be "
         "measured.",
@@ -39,15 +45,15 @@ class LlmInt8Settings(Section):
 
     @field_validator("sites")
     @classmethod
-    def _canonical_sites(cls, sites: list[Site]) -> list[Site]:
+    def _canonical_sites(cls, sites: list[ChannelSite]) -> list[ChannelSite]:
         refuse_repeats(sites)
-        return sorted(sites, key=SITES.index)
+        return sorted(sites, key=CHANNEL_SITES.index)
 
 
 class MassiveActivationsSettings(Section):
     """Massive activations of Sun et al. 2024 (arXiv 2402.17762)."""
 
-    site: Site = Field(
+    site: ChannelSite = Field(
         "resid_post", description="Where they are looked for; the paper: the residual stream."
     )
     absolute: PositiveFloat = Field(100.0, description="A massive activation has |x| > this …")
@@ -61,8 +67,21 @@ class MassiveActivationsSettings(Section):
     )
 
 
+class ExpertsSettings(Section):
+    """What is said of the experts of a mixture of experts, where `expert_out` is measured."""
+
+    min_tokens: PositiveInt = Field(
+        1,
+        description="Experts that saw fewer tokens of the run are listed; 1 lists those that saw "
+        "none, of which nothing at all is known.",
+    )
+
+
 class DetectionSettings(Section):
     llm_int8: LlmInt8Settings = Field(LlmInt8Settings(), description="LLM.int8() outlier features.")
     massive_activations: MassiveActivationsSettings = Field(
         MassiveActivationsSettings(), description="Massive activations."
+    )
+    experts: ExpertsSettings = Field(
+        ExpertsSettings(), description="The experts of a mixture of experts."
     )

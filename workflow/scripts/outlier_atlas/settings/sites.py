@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Site = Literal[
+ChannelSite = Literal[
     "resid_pre",
     "attn_in",
     "q",
@@ -19,6 +19,13 @@ Site = Literal[
     "mlp_out",
     "resid_post",
 ]
-"""In the order a block meets them."""
+"""Those with a value for each token and channel, in the order a block meets them."""
 
+Site = Literal[ChannelSite, "expert_out"]
+"""All of them. `expert_out` has, for each token and each expert that it is routed to, the largest
+|down_proj output| with its sign, before the router's weight; which expert it is; and the channel in
+which the value lies."""
+
+CHANNEL_SITES: tuple[ChannelSite, ...] = get_args(ChannelSite)
 SITES: tuple[Site, ...] = get_args(Site)
+EXPERT_OUT: Site = "expert_out"

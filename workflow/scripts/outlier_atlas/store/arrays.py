@@ -2,7 +2,8 @@
 
 `activations.zarr` holds an array (layer, token, channel) per site, `boundaries.zarr` an array
 (token, channel) per boundary, both float32 in chunks of one layer. float32 holds bfloat16 and
-float16 values exactly; bit-shuffled, their zero bits cost nothing.
+float16 values exactly; bit-shuffled, their zero bits cost nothing. `expert_out` has three arrays
+(layer, token, routed): values, and as int32 experts and channels.
 
 Only `create` gives the arrays their shape. Consolidated metadata is neither written nor read: with
 several writers it goes stale, and what is written through stale metadata is lost without a word.
@@ -25,16 +26,19 @@ from numpy.typing import NDArray
 from outlier_atlas.store.chunks import ChunkFiles, codecs
 from outlier_atlas.store.commits import COMMITS, Commit, forget
 from outlier_atlas.store.fingerprints import Fingerprints
-from outlier_atlas.store.layout import BOUNDARY, Compression, Layout, Target
+from outlier_atlas.store.layout import BOUNDARY, Compression, Layout, Part, Target, parts
 
 log = logging.getLogger(__name__)
 
 ACTIVATIONS = "activations.zarr"
 BOUNDARIES = "boundaries.zarr"
 
+FILL = {"float32": float("nan"), "int32": -1}
+"""What a number is that was never written."""
+
 Float32 = NDArray[np.float32]
 _Shape = dict[str, Any]
-"""`shape`, `chunks`, `dimension_names` and `attributes` of an array."""
+"""`shape`, `chunks`, `dtype`, `dimension_names` and `attributes` of an array."""
 
 
 def create(
@@ -59,16 +63,17 @@ def create(
     activations = zarr.open_group(run / ACTIVATIONS, mode="a", use_consolidated=False)
     boundaries = zarr.open_group(run / BOUNDARIES, mode="a", use_consolidated=False)
     axes = {"layer": np.array(layout.layers, np.int32), **coordinates}
-    sites = {site: _site_shape(layout, site) for site in layout.sites}
+    sites = {
+        part.name: _part_shape(layout, site, part) for site in layout.sites for part in parts(site)
+    }
     between = {_boundary(layer): _boundary_shape(layout) for layer in layout.boundaries()}
     unfit = {*_unfit(activations, sites) - set(axes), *_unfit(boundaries, between)}
     there = {*activations.array_keys(), *boundaries.array_keys()}
 
     def void(commit: Commit, target: Target) -> bool:
-        name, chunk = _name(target), commit.rows.chunk
-        if name in unfit or name not in there:
+        if any(name in unfit or name not in there for name in _names(target)):
             return True
-        return commit.fingerprint != fingerprints.of(chunk)
+        return commit.fingerprint != fingerprints.of(commit.rows.chunk)
 
     dropped = forget(run / COMMITS, void)
     if dropped:
@@ -115,7 +120,9 @@ class Arrays:
         try:
             activations = zarr.open_group(run / ACTIVATIONS, mode="r+", use_consolidated=False)
             boundaries = zarr.open_group(run / BOUNDARIES, mode="r+", use_consolidated=False)
-            self._arrays = {site: activations[site] for site in layout.sites}
+            self._arrays = {
+                part.name: activations[part.name] for site in layout.sites for part in parts(site)
+            }
             self._arrays |= {_boundary(b): boundaries[_boundary(b)] for b in layout.boundaries()}
         except (FileNotFoundError, KeyError) as error:
             raise ValueError(
@@ -129,40 +136,48 @@ class Arrays:
     def read(self, target: Target, start: int, stop: int) -> Float32:
         """Tokens `start` to `stop` of a target, (token, channel).
 
+        Of a target of several arrays, theirs one after the other along the channels, as float32:
+        it holds whole numbers up to 2^24 exactly.
+
         Raises:
             DamagedChunkError: a chunk is damaged or missing.
         """
         size = self._layout.chunk_tokens
         for chunk in range(start // size, -(-stop // size)):
-            if self._files[_name(target)].missing(self._chunk(target, chunk)):
-                raise DamagedChunkError(target, chunk, "its file is missing")
-        array, key = self._place(target, start, stop)
+            for name in _names(target):
+                if self._files[name].missing(self._chunk(target, chunk)):
+                    raise DamagedChunkError(target, chunk, "its file is missing")
+        key = self._key(target, start, stop)
         try:
-            values = array[key]
+            values = [np.asarray(self._arrays[name][key], np.float32) for name in _names(target)]
         except (RuntimeError, ValueError) as error:
             raise DamagedChunkError(target, start // size, str(error)) from error
-        return np.asarray(values, np.float32)
+        return values[0] if len(values) == 1 else np.concatenate(values, axis=1)
 
     def write(self, target: Target, start: int, values: Float32) -> None:
-        """Write rows (token, channel) of a target that lie within one chunk, from token `start`.
+        """Write rows of a target that lie within one chunk, from token `start`.
 
-        A reader sees the chunk as it was or as it is now. Where the rows do not fill the chunk,
-        the others in it are kept, whoever wrote them.
+        They are (token, channel) as `read` gives them. A reader sees the chunk as it was or as it
+        is now. Where the rows do not fill the chunk, the others in it are kept, whoever wrote them.
         """
         stop = start + len(values)
         chunk = start // self._layout.chunk_tokens
         first, last = self._layout.chunk_range(chunk)
         assert first <= start and stop <= last, "rows of one chunk"
+        names = _names(target)
+        of_each = list(zip(names, np.split(values, len(names), axis=1), strict=True))
         if (start, stop) == (first, last):
-            self._files[_name(target)].write(self._chunk(target, chunk), values)
+            for name, part in of_each:
+                self._files[name].write(self._chunk(target, chunk), part)
             return
-        array, key = self._place(target, start, stop)
+        key = self._key(target, start, stop)
         with self._chunk_lock(chunk):
-            array[key] = values
+            for name, part in of_each:
+                self._arrays[name][key] = part.astype(self._arrays[name].dtype)
 
-    def _place(self, target: Target, start: int, stop: int) -> tuple[Any, Any]:
-        array, tokens = self._arrays[_name(target)], slice(start, stop)
-        return array, tokens if target.array == BOUNDARY else (self._rows[target.layer], tokens)
+    def _key(self, target: Target, start: int, stop: int) -> Any:
+        tokens = slice(start, stop)
+        return tokens if target.array == BOUNDARY else (self._rows[target.layer], tokens)
 
     def _chunk(self, target: Target, chunk: int) -> tuple[int, ...]:
         """Coordinates of a chunk in the array of its target."""
@@ -178,20 +193,23 @@ class Arrays:
             yield
 
 
-def _name(target: Target) -> str:
-    """Name of the array that holds a target."""
-    return _boundary(target.layer) if target.array == BOUNDARY else target.array
+def _names(target: Target) -> list[str]:
+    """Names of the arrays that hold a target."""
+    if target.array == BOUNDARY:
+        return [_boundary(target.layer)]
+    return [part.name for part in parts(target.array)]
 
 
 def _boundary(layer: int) -> str:
     return f"into_layer_{layer}"
 
 
-def _site_shape(layout: Layout, site: str) -> _Shape:
+def _part_shape(layout: Layout, site: str, part: Part) -> _Shape:
     return {
         "shape": (len(layout.layers), layout.tokens, layout.sites[site]),
         "chunks": (1, min(layout.chunk_tokens, layout.tokens), layout.sites[site]),
-        "dimension_names": ("layer", "token", "channel"),
+        "dtype": part.dtype,
+        "dimension_names": ("layer", "token", part.axis),
         "attributes": {"layers": list(layout.layers), "compression": layout.compression},
     }
 
@@ -200,6 +218,7 @@ def _boundary_shape(layout: Layout) -> _Shape:
     return {
         "shape": (layout.tokens, layout.hidden_size),
         "chunks": (min(layout.chunk_tokens, layout.tokens), layout.hidden_size),
+        "dtype": "float32",
         "dimension_names": ("token", "channel"),
         "attributes": {"compression": layout.compression},
     }
@@ -214,6 +233,7 @@ def _shape_of(array: zarr.Array[Any]) -> _Shape:
     return {
         "shape": array.shape,
         "chunks": array.chunks,
+        "dtype": str(array.dtype),
         "dimension_names": getattr(array.metadata, "dimension_names", None),
         "attributes": dict(array.attrs),
     }
@@ -223,8 +243,7 @@ def _create_array(group: zarr.Group, name: str, shape: _Shape, compression: Comp
     group.create_array(
         name,
         **shape,
-        dtype="float32",
-        fill_value=float("nan"),
+        fill_value=FILL[shape["dtype"]],
         compressors=codecs(compression),
         config={
             "write_empty_chunks": True

@@ -38,10 +38,10 @@ def codecs(compression: Compression) -> list[Any]:
     ]
 
 
-def encode(values: NDArray[np.float32], compression: Compression) -> tuple[bytes, bytes]:
-    """The bytes of a chunk as `codecs` make them of C-contiguous values, and their checksum, which
-    follows them."""
-    data = np.ascontiguousarray(values, "<f4")
+def encode(values: NDArray[Any], compression: Compression) -> tuple[bytes, bytes]:
+    """The bytes of a chunk as `codecs` make them of values of four bytes, C-contiguous and little
+    endian, and their checksum, which follows them."""
+    data = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     if compression == "none":
         encoded = data.tobytes()
     else:
@@ -54,14 +54,14 @@ class ChunkFiles:
     """The files of an array's chunks, in a folder on this machine.
 
     Args:
-        array: float32, created with `codecs(compression)`.
+        array: of a dtype of four bytes, created with `codecs(compression)`.
     """
 
     def __init__(self, array: zarr.Array[Any], compression: Compression) -> None:
         store: Any = array.store
         self._folder = Path(store.root) / array.path
         self._metadata: Any = array.metadata
-        self._shape = array.chunks
+        self._shape, self._dtype = array.chunks, array.dtype
         self._compression = compression
 
     def missing(self, coordinates: tuple[int, ...]) -> bool:
@@ -73,12 +73,14 @@ class ChunkFiles:
 
         Args:
             coordinates: of the chunk, in chunks.
-            values: of the chunk's shape, or shorter along an axis where the array ends.
+            values: of the chunk's shape, or shorter along an axis where the array ends; of
+                whole numbers, where the array has such.
         """
-        whole = np.reshape(values, (1,) * (len(self._shape) - values.ndim) + values.shape)
+        given = values.astype(self._dtype, copy=False)
+        whole = np.reshape(given, (1,) * (len(self._shape) - values.ndim) + values.shape)
         missing = [(0, full - there) for full, there in zip(self._shape, whole.shape, strict=True)]
         if any(after for _, after in missing):
-            whole = np.pad(whole, missing, constant_values=np.float32(np.nan))
+            whole = np.pad(whole, missing, constant_values=self._metadata.fill_value)
         path = self._path(coordinates)
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
         parts = encode(whole, self._compression)

@@ -6,9 +6,35 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from outlier_atlas.settings.sites import EXPERT_OUT
+
 BOUNDARY = "boundary"
 
 Compression = Literal["lz4", "zstd", "none"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the arrays that hold a site: its name, its dtype, and what its last axis counts."""
+
+    name: str
+    dtype: Literal["float32", "int32"]
+    axis: Literal["channel", "routed"]
+
+
+def parts(site: str) -> tuple[Part, ...]:
+    """The arrays that hold a site.
+
+    Of `expert_out` the values, and the expert and the channel of each. They are one target: they
+    are written, committed and given up together.
+    """
+    if site != EXPERT_OUT:
+        return (Part(site, "float32", "channel"),)
+    return (
+        Part(site, "float32", "routed"),
+        Part(f"{site}_expert", "int32", "routed"),
+        Part(f"{site}_channel", "int32", "routed"),
+    )
 
 
 @dataclass(frozen=True, order=True)
@@ -29,7 +55,8 @@ class Layout:
     """What is stored, and how it is cut.
 
     Attributes:
-        sites: channels of each measured site.
+        sites: channels of each measured site; of `expert_out`, to how many experts a token is
+            routed.
         layers: the measured layers, by the model's own numbers, ascending.
         hidden_size: channels of the residual stream.
         tokens: length of the token axis: all sequences, one after the other.
@@ -37,7 +64,8 @@ class Layout:
         compression: `lz4`, `zstd` or `none`.
         layer_groups: first and last layer of each layer group.
         sequence_shards: number of parts of the sequences.
-        dtype: that of the forward pass; everything is stored as float32.
+        dtype: that of the forward pass; values are stored as float32.
+        experts: number of routed experts in a layer; 0 where `expert_out` is not measured.
     """
 
     sites: Mapping[str, int]
@@ -49,6 +77,7 @@ class Layout:
     layer_groups: tuple[tuple[int, int], ...]
     sequence_shards: int
     dtype: str
+    experts: int = 0
 
     @property
     def chunks(self) -> int:
@@ -85,6 +114,14 @@ class Layout:
         """Channels of a target."""
         return self.hidden_size if target.array == BOUNDARY else self.sites[target.array]
 
+    def arrays(self, site: str) -> int:
+        """How many arrays hold a site."""
+        return len(parts(site))
+
+    def numbers(self, site: str) -> int:
+        """How many numbers a token has at a site, in all of its arrays together."""
+        return self.sites[site] * self.arrays(site)
+
     def record(self) -> dict[str, Any]:
         """The layout as the run's store record holds it; `from_record` reads it back."""
         record = asdict(self)
@@ -104,4 +141,5 @@ class Layout:
             layer_groups=tuple((first, last) for first, last in record["layer_groups"]),
             sequence_shards=record["sequence_shards"],
             dtype=record["dtype"],
+            experts=record["experts"],
         )

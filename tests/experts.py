@@ -1,0 +1,135 @@
+"""What experts give, worked out apart from the code: from the weights and the router's choice."""
+
+import numpy as np
+import torch
+import transformers as t
+from pipeline import Run, config
+from test_architectures import HEADS, LATENT, LOCAL, MOE, ROUTED, SIZES
+from transformers.integrations import moe
+
+from outlier_atlas.model.architecture import describe
+from outlier_atlas.model.source import load_config
+
+ARCHITECTURES = [
+    t.Qwen3MoeConfig(**SIZES, **MOE, head_dim=8),
+    t.MixtralConfig(**SIZES, **LOCAL),
+    t.GptOssConfig(**SIZES, **LOCAL, head_dim=8, sliding_window=4),
+    t.OlmoeConfig(**SIZES, num_experts=8, num_experts_per_tok=2),
+    t.Glm4MoeConfig(**SIZES, **ROUTED, head_dim=8, n_group=1),
+    t.DeepseekV3Config(**HEADS, **ROUTED, **LATENT, n_group=2),
+]
+# Nobody wrote a word of the code for these.
+UNLISTED = [t.GraniteMoeConfig(**SIZES, **LOCAL), t.PhimoeConfig(**SIZES, **LOCAL)]
+ROWS = [[5, 17, 200, 9, 33, 41, 7], [40, 6, 6, 90, 280, 14, 8], [1, 2, 3], [9, 250, 11]]
+PARTS = ("expert_out", "expert_out_expert", "expert_out_channel")
+
+
+def name(value):
+    return getattr(value, "model_type", str(value))
+
+
+def bias(experts, name):
+    return getattr(experts, f"{name}_bias", None)
+
+
+def grouped_products(experts, hidden, index):
+    """The down_proj outputs with the token and the slot of each row, made in one product."""
+    chosen, order = torch.sort(index.reshape(-1))
+    ends = torch.bincount(chosen, minlength=len(experts.down_proj)).cumsum(0).int()
+    x = hidden[order // index.shape[1]]
+    for projection in ("gate_up_proj", "down_proj"):
+        biases = bias(experts, projection)
+        x = moe._grouped_linear(
+            x, getattr(experts, projection), ends,
+            None if biases is None else biases[chosen], experts.is_transposed,
+        )  # fmt: skip
+        if projection == "gate_up_proj":
+            x = experts._apply_gate(x)
+    for row, place in enumerate(order.tolist()):
+        yield *divmod(place, index.shape[1]), x[row]
+
+
+def eager_products(experts, hidden, index):
+    """The same, expert by expert."""
+    for expert in range(len(experts.down_proj)):
+        slots, tokens = torch.where((index == expert).T)
+        if not len(tokens):
+            continue
+        x = hidden[tokens]
+        for projection in ("gate_up_proj", "down_proj"):
+            weight, biases = getattr(experts, projection)[expert], bias(experts, projection)
+            x = x @ weight if experts.is_transposed else torch.nn.functional.linear(x, weight)
+            x = x if biases is None else x + biases[expert]
+            if projection == "gate_up_proj":
+                x = experts._apply_gate(x)
+        yield from zip(tokens.tolist(), slots.tolist(), x, strict=True)
+
+
+def extremes(products, index):
+    """(3, token, routed): values, experts and channels, one row after the other."""
+    made = np.full((3, *index.shape), np.nan)
+    for token, slot, out in products:
+        values = out.float().numpy()
+        channel = int(np.abs(values).argmax())
+        made[:, token, slot] = values[channel], int(index[token, slot]), channel
+    return made
+
+
+def experts_of(model):
+    """The modules of fused experts, in the order of their layers."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "down_proj", None), torch.nn.Parameter)
+    ]
+
+
+def load(folder, dtype=torch.bfloat16):
+    return t.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def forward(model, ids):
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor(ids), use_cache=False).logits
+
+
+def reference(folder, batches=((0, 1), (2, 3)), products=grouped_products, dtype=torch.bfloat16):
+    """What the whole model gives: (3, layer, token, routed), of the layers with experts."""
+    model = load(folder, dtype)
+    found = [[] for _ in experts_of(model)]
+
+    def look(layer):
+        def hook(module, args, kwargs):
+            hidden, index = args[0], args[1]
+            with torch.inference_mode():
+                found[layer].append(extremes(products(module, hidden, index), index))
+
+        return hook
+
+    for layer, module in enumerate(experts_of(model)):
+        module.register_forward_pre_hook(look(layer), with_kwargs=True)
+    for batch in batches:
+        forward(model, [ROWS[sequence] for sequence in batch])
+    return np.stack([np.concatenate(parts, axis=1) for parts in found], axis=1)
+
+
+def routed_layers(folder):
+    taps = describe(load_config(folder)).taps
+    return [layer for layer, sites in enumerate(taps) if "expert_out" in sites]
+
+
+def extracted(folder, tmp_path, name="run", dtype="bfloat16", **extraction):
+    settings = {"sites": ["expert_out"], "layers": routed_layers(folder)} | extraction
+    data = config(
+        folder, ROWS, tmp_path / "data", run={"name": name},
+        extraction=settings, execution={"batch_size": 2},
+    )  # fmt: skip
+    data["model"]["dtype"] = dtype
+    run = Run(tmp_path, data)
+    run.prepare()
+    run.extract()
+    return run
+
+
+def stored(run):
+    return np.stack([run.array(part) for part in PARTS])
