@@ -71,6 +71,7 @@ class Run:
         )
 
     def job(self, group: int, shard: int) -> Job:
+        auto = self.settings.execution.batch_size == "auto"
         return Job(
             run=self.folder,
             store_record=self.store_record,
@@ -81,7 +82,8 @@ class Run:
             shard=shard,
             manifest=self.folder / "manifests" / "extraction" / f"group-{group}.shard-{shard}.json",
             device="cpu",
-            batch_size=self.settings.execution.batch_size,
+            batch_size=1 if auto else int(self.settings.execution.batch_size),
+            auto_batch=auto,
             verify=self.settings.extraction.verify,
         )
 

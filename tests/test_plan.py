@@ -1,14 +1,25 @@
 """The plan: what a run takes, known before a weight is read."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import quantized
 import tiny
 import transformers as t
+import yaml
+from bounded import ControlGroup, run_job
 from pipeline import Run, config
 
+from outlier_atlas.extraction import before, limits
 from outlier_atlas.extraction import run as extraction_run
-from outlier_atlas.extraction.plan import available, bytes_of, plan, shown
+from outlier_atlas.extraction.advice import Place, full_disk, refusal, remedy
+from outlier_atlas.extraction.limits import available
+from outlier_atlas.extraction.plan import PROCESS_BYTES, plan
+from outlier_atlas.extraction.planned import table
+from outlier_atlas.extraction.units import bytes_of, duration, shown
 from outlier_atlas.files import read_record
+from outlier_atlas.measured import GUESSED, Measured, rates, records
 from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.checkpoint import weight_files
 from outlier_atlas.model.footprint import file_bytes, sizes
@@ -40,7 +51,7 @@ def test_planned_weights_are_those_that_are_loaded(architecture, dtype, tmp_path
     model = tiny.checkpoint(tmp_path / "model", architecture)
     config = load_config(model)
     described = describe(config)
-    planned = sizes(config, described, dtype, 1, 16)
+    planned = sizes(config, described, dtype, 16)
     for groups in (1, 2, 3):
         for part in even_ranges(4, groups):
             loaded = load_layers(model, config, described, range(*part), dtype)
@@ -48,14 +59,21 @@ def test_planned_weights_are_those_that_are_loaded(architecture, dtype, tmp_path
 
 
 def test_the_forward_pass_holds_what_its_largest_layer_holds(llama):
-    """Grows with the batch, and not with the number of layers."""
+    """Grows with the tokens, and not with the number of layers."""
     config = load_config(llama)
     described = describe(config)
-    one, two = (sizes(config, described, "bfloat16", batch, 64).forward for batch in (1, 2))
+    one, two = (sizes(config, described, "bfloat16", tokens).forward for tokens in (64, 128))
     assert one is not None
-    assert 1.9 < two / one <= 2
+    assert 1.9 < two / one < 3
     hidden = 64 * 32 * 2
     assert 3 * hidden < one < 30 * hidden
+
+
+def test_fused_experts_are_seen(llama, qwen3_moe):
+    experts = [
+        sizes(c, describe(c), "float32", 16).fused for c in map(load_config, (llama, qwen3_moe))
+    ]
+    assert experts == [0, 8 * 2 * 16 * 32 * 4]
 
 
 def test_file_bytes_are_those_of_the_headers(llama, qwen3_moe):
@@ -105,32 +123,166 @@ def test_a_plan_counts_three_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_p
     assert made.files == 4 * 4
 
 
+def on(memory, name="device", host_memory=None):
+    return Place(name, memory, "the device", host_memory)
+
+
+def test_a_batch_of_two_takes_twice_what_a_batch_holds(run):
+    one, two = planned(run), planned(run).batched(2)
+    for a, b in zip(one.groups, two.groups, strict=True):
+        assert (b.forward, b.sites, b.boundary) == (2 * a.forward, 2 * a.sites, 2 * a.boundary)
+        assert b.weights == a.weights
+
+
 def test_what_cannot_fit_says_what_would(run):
     made = planned(run)
-    made.check(made.peak(host=False), host=False, where="the device")
-    short = made.peak(host=False) - 1
-    with pytest.raises(
-        ValueError, match=r"and the device has .*; it fits with `extraction: \{"
-    ) as e:
-        made.check(short, host=False, where="the device")
-    enough = int(str(e.value).split("layer_groups: ")[1].split("}")[0])
-    fixed = made.peak(host=False) - max(group.weights for group in made.groups)
-
-    def need(groups):
-        return fixed + max(made.sizes.weights(range(*part)) for part in even_ranges(4, groups))
-
-    assert need(enough) <= short < need(enough - 1)
-    with pytest.raises(ValueError, match="not even one layer at a time fits"):
-        made.check(fixed, host=False, where="the device")
+    assert refusal(made, on(made.peak(host=False))) is None
+    short = on(made.peak(host=False) - 1)
+    section = {"sites": ["attn_in", "mlp_in"], "layer_groups": 2}
+    assert "extraction.layer_groups = 2: a job takes up to" in refusal(made, short)
+    fits = yaml.safe_load(remedy(made, short, section))["extraction"]
+    assert fits["sites"] == section["sites"]
+    assert made.divided(fits["layer_groups"]).peak(host=False) <= short.memory
+    assert made.divided(fits["layer_groups"] - 1).peak(host=False) > short.memory
 
 
-def test_a_job_that_cannot_fit_stops_before_it_reads_a_weight(run, monkeypatch):
+def test_where_layer_groups_are_not_enough_the_batch_and_the_sequences_shrink(run):
+    made = planned(run).batched(2)
+    finest = made.divided(4)
+    said = remedy(made, on(finest.peak(host=False) - 1), {})
+    assert "layer_groups: " in said
+    assert "# and under execution:  batch_size: 1" in said
+    assert "sequence_length" not in said
+    alone = finest.batched(1)
+    assert remedy(alone, on(alone.peak(host=False) - 1), {}) is None, "16 tokens are the least"
+    longer = replace(alone, tokens=64, sizes=replace(alone.sizes, forward=2**20))
+    said = remedy(longer, on(longer.peak(host=False) - 1), {})
+    assert "# and under dataset:  sequence_length: 32" in said
+
+
+def test_a_model_that_cannot_be_divided_is_not_advised_to_be(run):
+    whole = replace(planned(run).divided(1), one_group=True)
+    assert remedy(whole, on(whole.peak(host=False) - 1), {}) is None
+
+
+def test_the_host_beside_a_device_must_hold_a_layer_group_too(run):
+    made = planned(run)
+    beside = max(group.host for group in made.groups)
+    assert refusal(made, on(2**40, host_memory=beside)) is None
+    assert "the host beside the device has" in refusal(made, on(2**40, host_memory=beside - 1))
+
+
+def test_a_full_disk_is_seen_and_what_is_written_counts(run, monkeypatch):
+    made = planned(run)
+    need = made.on_disk(made.values + made.boundary_values)
+    usage = shutil.disk_usage(run.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=need))
+    assert full_disk(made, run.folder) is None
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=need - 1))
+    assert "more on the disk" in full_disk(made, run.folder / "elsewhere")
+    (run.activations / "written").write_bytes(b"1")
+    assert full_disk(made, run.folder) is None
+
+
+def test_a_job_that_cannot_fit_stops_before_it_reads_a_weight(run, monkeypatch, caplog):
     monkeypatch.setattr(extraction_run, "load", lambda *_: pytest.fail("read weights"))
     monkeypatch.setattr(
-        "outlier_atlas.extraction.plan.available", lambda _: (bytes_of("1MiB"), "this machine")
+        "outlier_atlas.extraction.advice.available", lambda _: (bytes_of("1MiB"), "this machine")
     )
     with pytest.raises(ValueError, match=r"layer_groups = 2: a job takes up to .* machine has 1.0"):
         run.extract()
+    assert not (run.folder / "measured").exists()
+
+
+def test_one_job_says_the_plan_and_every_job_measures_itself(run, caplog):
+    caplog.set_level("INFO")
+    run.extract()
+    assert sum(record.getMessage().startswith("Plan: ") for record in caplog.records) == 1
+    first, last = records(run.folder)
+    assert (first.layers, last.layers) == ([0, 1], [2, 3])
+    assert (first.tokens, first.batch_size, first.device) == (32, 1, "cpu")
+    assert first.host > 2**20
+    assert first.predicted_host == replace(planned(run), gathers=True).groups[0].host_alone
+    before = [path.read_bytes() for path in sorted((run.folder / "measured").iterdir())]
+    run.extract()
+    assert before == [path.read_bytes() for path in sorted((run.folder / "measured").iterdir())]
+
+
+def measured(**values):
+    known = {
+        "layer_group": 0, "sequence_shard": 0, "layers": (0, 1), "model": "A", "device": "cpu",
+        "dtype": "bfloat16", "threads": 1, "batch_size": 1, "tokens": 10, "weights": 1000,
+        "load_seconds": 2.0, "compute_seconds": 5.0, "predicted_host": 1, "predicted_device": 0,
+        "host": 1, "on_device": None,
+    }  # fmt: skip
+    return Measured(**known | values)
+
+
+def test_rates_come_from_the_same_device_and_best_from_the_same_model(tmp_path):
+    assert rates(tmp_path, "A", "cpu").weights_times_tokens == GUESSED["cpu"].weights_times_tokens
+    measured().write(tmp_path / "one", "a")
+    measured(model="B", compute_seconds=1.0).write(tmp_path / "two", "b")
+    measured(device="gpu", compute_seconds=0.1).write(tmp_path / "two", "c")
+    (tmp_path / "two" / "measured" / "cut.json").write_text("{")
+    assert rates(tmp_path, "A", "cpu").weights_times_tokens == 2000
+    assert rates(tmp_path, "B", "cpu").weights_times_tokens == 10000
+    assert rates(tmp_path, "C", "cpu").weights_times_tokens == 6000
+    assert "other models" in rates(tmp_path, "C", "cpu").source
+    assert rates(tmp_path, "A", "cpu").bytes_loaded == 500
+    assert "a guess" in rates(tmp_path, "A", "another gpu").source
+
+
+def test_the_automatic_batch_is_the_largest_power_of_two_that_fits(run):
+    made = planned(run)
+    plenty = 2**40
+    assert before.batch_size(made, False, plenty, 100) == 64
+    assert before.batch_size(made, True, plenty, 1000) == 64, "1024 tokens are enough on the CPU"
+    assert before.batch_size(made, False, plenty, 5000) == 1024
+    assert before.batch_size(made, False, 1, 100) == 1
+    tight = int(made.batched(4).peak(host=False) / 0.9) + 1
+    assert before.batch_size(made, False, tight, 100) == 4
+
+
+def test_an_automatic_batch_gives_the_same_numbers_and_is_resumed(llama, tmp_path):
+    data = config(llama, ROWS, tmp_path / "data", execution={"batch_size": "auto"})
+    automatic = Run(tmp_path, data)
+    automatic.prepare()
+    automatic.extract()
+    assert records(automatic.folder)[0].batch_size == 2
+    plain = Run(tmp_path / "plain", data | {"execution": {"batch_size": 2}}, automatic.resources)
+    plain.prepare()
+    plain.extract()
+    assert (automatic.array("resid_post") == plain.array("resid_post")).all()
+
+
+def test_the_table_fits_a_terminal(run):
+    made = planned(run)
+    for name in ("cpu", "a device"):
+        said = table(made, on(2**34, name), rates(run.folder, "A", name), run.folder)
+        assert max(map(len, said.splitlines())) <= 120
+        assert "Not loaded: lm_head." in said
+
+
+@pytest.mark.parametrize(
+    ("membership", "files"),
+    [
+        ("0::/a/b", {"a/memory.max": 5000, "a/memory.current": 1000, "a/b/memory.max": "max"}),
+        (
+            "4:memory:/a/b\n0::/",
+            {"memory/a/memory.limit_in_bytes": 5000, "memory/a/memory.usage_in_bytes": 1000},
+        ),
+    ],
+)
+def test_the_limits_of_nested_control_groups_count(membership, files, tmp_path, monkeypatch):
+    for name, size in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{size}\n")
+    (tmp_path / "cgroup").write_text(f"{membership}\n")
+    monkeypatch.setattr(limits, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "cgroup")
+    monkeypatch.setattr(limits, "resident", lambda: 0)
+    assert limits.host_memory() == 4000
 
 
 def test_this_machine_says_what_it_has():
@@ -140,8 +292,50 @@ def test_this_machine_says_what_it_has():
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(2**30, "1.0 GiB"), (61_300_000_000, "57.1 GiB"), (3 * 2**19, "1.5 MiB")]
+    ("size", "text"), [(2**30, "1.00 GiB"), (61_300_000_000, "57.1 GiB"), (3 * 2**19, "1.50 MiB")]
 )
 def test_sizes_are_readable(size, text):
     assert shown(size) == text
     assert bytes_of("24GiB") == 24 * 2**30
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "1 s"), (720, "12 min"), (12600, "3.5 h")])
+def test_times_are_readable(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.fixture
+def quarter(tmp_path):
+    """A dense checkpoint, and a control group with a quarter of it beside what a process takes."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
+    model = tiny.checkpoint(
+        tmp_path / "model", t.LlamaConfig(**tiny.SIZES | sizes), max_shard_size="40MB"
+    )
+    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    group = ControlGroup(PROCESS_BYTES + size // 4)
+    try:
+        group.__enter__()
+    except OSError:
+        pytest.skip("this process may make no control group with a limit")
+    yield model, group
+    group.__exit__()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_four_times_larger_than_the_memory_goes_through(quarter, tmp_path):
+    model, group = quarter
+    runs = {}
+    for groups in (1, 8):
+        data = config(model, ROWS, tmp_path / "data", extraction={"layer_groups": groups})
+        runs[groups] = Run(tmp_path / str(groups), data)
+        runs[groups].prepare()
+    refused = run_job(runs[1].job(0, 0), tmp_path / "job.json", group)
+    assert refused.returncode == 1
+    assert "This would fit:" in refused.stderr
+    assert "loaded in" not in refused.stderr, "before a weight was read"
+    for index in range(8):
+        done = run_job(runs[8].job(index, 0), tmp_path / "job.json", group)
+        assert done.returncode == 0, done.stderr
+    assert run_job(runs[1].job(0, 0), tmp_path / "job.json").returncode == 0
+    for site in ("attn_in", "mlp_in", "resid_post"):
+        assert (runs[8].array(site) == runs[1].array(site)).all()

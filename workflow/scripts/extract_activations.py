@@ -11,6 +11,7 @@ from outlier_atlas.model.source import offline
 def main(job):
     offline()
     manifest = Path(job.output.manifest)
+    auto = job.resources.batch_size == "auto"
     extract(
         Job(
             run=manifest.parents[2],
@@ -24,7 +25,8 @@ def main(job):
             trust_remote_code=job.params.trust_remote_code,
             device=job.resources.device,
             gpus=job.resources.gpus_per_job,
-            batch_size=job.resources.batch_size,
+            batch_size=1 if auto else int(job.resources.batch_size),
+            auto_batch=auto,
             device_memory=job.resources.device_memory or None,
             threads=job.threads,
             verify=job.resources.verify,

@@ -37,6 +37,7 @@ class LayerGroup:
         self, model: nn.Module, architecture: Architecture, layers: range, taps: Sequence[Tap]
     ) -> None:
         self._module = model
+        self.model = model
         self._experts = {
             tap.module: RecordedExperts(model.get_submodule(tap.module), tap.module)
             for tap in taps

@@ -25,6 +25,7 @@ class Job:
         device: `auto`, `cuda`, `mps` or `cpu`.
         gpus: devices to spread the layer group over, where they are GPUs.
         batch_size: sequences in a forward pass.
+        auto_batch: whether `batch_size` is worked out by the job: `execution.batch_size: auto`.
         device_memory: of the device, as the configuration has it; None takes what is free.
         threads: CPU threads.
         verify: whether the first batch is compared with a direct forward pass.
@@ -42,6 +43,7 @@ class Job:
     device: str = "auto"
     gpus: int = 1
     batch_size: int = 1
+    auto_batch: bool = False
     device_memory: str | None = None
     threads: int = 1
     verify: Verify = "auto"

@@ -24,31 +24,38 @@ if TYPE_CHECKING:
 
 
 def print_plan(settings: Settings, model_record: Path, resources: Path, results: Path) -> None:
-    """Print what a run takes, and refuse one that cannot fit into `execution.device_memory`.
+    """Print what a run takes, and refuse one that cannot fit.
+
+    Without a device here and without `execution.device_memory` it is planned for the CPU.
 
     Raises:
         ValueError: it cannot fit, or the model has no such site or layer.
     """
-    from outlier_atlas.extraction.plan import bytes_of, plan
-    from outlier_atlas.model.architecture import describe
-    from outlier_atlas.model.source import load_config, locate
+    from outlier_atlas.extraction import before
+    from outlier_atlas.extraction.plan import plan
+    from outlier_atlas.extraction.planned import table
+    from outlier_atlas.measured import rates
+    from outlier_atlas.model.recorded import described
 
-    model = read_record(model_record)
+    model, dataset, execution = read_record(model_record), settings.dataset, settings.execution
     trust = settings.model.trust_remote_code
-    architecture = describe(load_config(locate(model, resources), trust), trust)
-    dataset = settings.dataset
     layout = _layout(
-        settings.extraction, architecture, dataset.sequences * dataset.sequence_length,
-        settings.chunk_tokens, settings.model.dtype,
+        settings.extraction, described(model, resources, trust)[2],
+        dataset.sequences * dataset.sequence_length, settings.chunk_tokens, settings.model.dtype,
     )  # fmt: skip
-    planned = plan(
-        layout, model, resources, settings.execution.batch_size, dataset.sequence_length,
-        dataset.packing == "document", trust, settings.execution.gpus_per_job,
+    auto = execution.batch_size == "auto"
+    made = plan(
+        layout, model, resources, 1 if auto else int(execution.batch_size),
+        dataset.sequence_length, dataset.packing == "document", trust, execution.gpus_per_job,
     )  # fmt: skip
-    print(planned.table(results))
-    given = settings.execution.device_memory
-    if given is not None:
-        planned.check(bytes_of(given), host=False, where=f"execution.device_memory = {given}")
+    place = before.foreseen(execution.device, execution.device_memory)
+    if auto:
+        sequences = dataset.sequences // settings.extraction.sequence_shards
+        made = made.batched(before.batch_size(made, place.host, place.memory, sequences))
+    print(table(made, place, rates(results.parent, made.model, place.name), results))
+    before.refuse(
+        made, place, results, settings.extraction.model_dump(mode="json", exclude_defaults=True)
+    )
 
 
 RECORDED_VERSIONS = ("torch", "transformers", "nnsight", "zarr", "numcodecs")
@@ -80,21 +87,20 @@ def prepare_store(
     Raises:
         ValueError: the model has no such site or layer, or fewer layers than layer groups.
     """
-    from outlier_atlas.model.architecture import describe
-    from outlier_atlas.model.source import load_config, locate
+    from outlier_atlas.model.recorded import described
 
     extraction = ExtractionSettings.model_validate(settings)
     model = read_record(model_record)
-    folder = locate(model, resources)
-    architecture = describe(load_config(folder, trust_remote_code), trust_remote_code)
+    _, _, architecture = described(model, resources, trust_remote_code)
     store = TokenStore.open(tokens)
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
     fingerprints = Fingerprints(
         layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
     )
     arrays.create(run, layout, _coordinates(store), fingerprints)
+    own = extraction.model_dump(mode="json", exclude_defaults=True)
     versions = {package: version(package) for package in RECORDED_VERSIONS}
-    write_record(record, layout.record() | {"versions": versions})
+    write_record(record, layout.record() | {"versions": versions, "extraction": own})
 
 
 def _layout(

@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.extraction import before
 from outlier_atlas.extraction.devices import devices
 from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.measurement import Measurement
 from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import fingerprint, read_record, write_record
+from outlier_atlas.model.frugal import few_kernels
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.layout import Layout, Target
 
@@ -38,33 +40,60 @@ def extract(job: Job) -> None:
     work = Work(
         layout, TokenStore.open(job.tokens), str(model["fingerprint"]), job.group, job.shard
     )
-    missing = work.missing(Commits.load(job.run / COMMITS), job.batch_size)
-    if missing:
+    # With `auto` the size is not known yet: the largest batches reach furthest.
+    size = len(work.sequences) if job.auto_batch else job.batch_size
+    if work.missing(Commits.load(job.run / COMMITS), size):
         gpus = min(job.gpus, len(layout.group_layers(job.group)))
         with devices(job.device, gpus, job.name) as where:
             _say_where(job, where[0])
-            _compute(job, work, missing, where)
+            _compute(job, work, where)
     else:
         log.info("layers %s: all committed already, nothing to compute", work.span)
     write_record(job.manifest, _manifest(work))
 
 
-def _compute(
-    job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
-) -> None:
-    """Load once and stream until nothing is missing, in smaller batches where memory is short."""
+def _compute(job: Job, work: Work, where: Sequence[str]) -> None:
+    """Plan, load once and stream until nothing is missing; leave a record of what it took."""
     torch.set_num_threads(job.threads)
+    few_kernels()
+    made = before.planned(job, work, len(where))
+    job = replace(job, batch_size=before.automatic(made, job, work, where[0]))
+    made = made.batched(job.batch_size)
+    missing = work.missing(Commits.load(job.run / COMMITS), job.batch_size)
+    if not missing:
+        return
     _check_boundary(job, work, missing)
-    _check_memory(job, work, where)
-    layer_group = load(job, work, missing, where)
+    before.say(made, before.place_of(where, job.device_memory), job)
+    with Measurement(job, work, made, where) as measurement:
+        layer_group = load(job, work, missing, where)
+        measurement.loaded(layer_group.model)
+        try:
+            measurement.batch_size = _stream(job, work, missing, layer_group, where)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(before.advise_after_failure(made, job, work)) from error
+    measurement.write(sum(int(rows.stop - rows.start) for rows in missing))
+
+
+def _stream(
+    job: Job,
+    work: Work,
+    missing: Mapping[Rows, frozenset[Target]],
+    layer_group: LayerGroup,
+    where: Sequence[str],
+) -> int:
+    """Stream until nothing is missing, in smaller batches where memory is short; their size.
+
+    Raises:
+        torch.OutOfMemoryError: there is too little for a single sequence.
+    """
     size = job.batch_size
     while missing:
         try:
             stream(replace(job, batch_size=size), work, missing, layer_group, where[0])
-            return
-        except torch.OutOfMemoryError as error:
+            break
+        except torch.OutOfMemoryError:
             if size == 1:
-                raise ValueError(_out_of_memory(work, where[0])) from error
+                raise
             size = size // 2
             said = "layers %s: out of memory on %s; going on with batches of %d"
             log.warning(said, work.span, ", ".join(where), size)
@@ -72,6 +101,7 @@ def _compute(
             torch.cuda.empty_cache()
         # What was committed counts; the batch in flight is done again, in smaller ones.
         missing = work.missing(Commits.load(job.run / COMMITS), size)
+    return size
 
 
 def _check_boundary(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]]) -> None:
@@ -86,50 +116,20 @@ def _check_boundary(job: Job, work: Work, missing: Mapping[Rows, frozenset[Targe
         )
 
 
-def _check_memory(job: Job, work: Work, where: Sequence[str]) -> None:
-    """Before a weight is read: whether the run's largest job fits where it is going to be."""
-    from outlier_atlas.extraction.plan import available, bytes_of, plan
-
-    lengths = np.diff(work.tokens.sequence_starts)
-    planned = plan(
-        work.layout, read_record(job.model_record), job.resources, job.batch_size,
-        int(lengths.max()), bool((lengths % work.layout.chunk_tokens).any()), job.trust_remote_code,
-        len(where),
-    )  # fmt: skip
-    log.debug("plan:\n%s", planned.table(job.run))
-    there, name = min(map(available, where), key=lambda known: known[0] or 0)
-    if job.device_memory is not None and (there is None or bytes_of(job.device_memory) < there):
-        there, name = bytes_of(job.device_memory), "execution.device_memory"
-    if there is not None:
-        planned.check(there, not where[0].startswith("cuda"), name)
-
-
-def _out_of_memory(work: Work, where: str) -> str:
-    layers = len(work.layout.group_layers(work.group))
-    advice = "a shorter dataset.sequence_length"
-    if layers > 1:
-        advice = f"more extraction.layer_groups (now {len(work.layout.layer_groups)}), or {advice}"
-    return (
-        f"layers {work.span}: out of memory on {where} with a single sequence; take {advice}. "
-        f"What was computed is kept"
-    )
-
-
 def load(
     job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
 ) -> LayerGroup:
     """The layer group with its weights on the devices, and the taps that are wanted."""
     from outlier_atlas.extraction.capture import LayerGroup
-    from outlier_atlas.model.architecture import describe
     from outlier_atlas.model.partial import load_layers, weight_bytes
     from outlier_atlas.model.placement import place
-    from outlier_atlas.model.source import load_config, locate
+    from outlier_atlas.model.recorded import described
 
     started = time.monotonic()
     layers = work.layout.group_layers(job.group)
-    folder = locate(read_record(job.model_record), job.resources)
-    config = load_config(folder, job.trust_remote_code)
-    architecture = describe(config, job.trust_remote_code)
+    folder, config, architecture = described(
+        read_record(job.model_record), job.resources, job.trust_remote_code
+    )
     dtype = work.layout.dtype
     model = load_layers(folder, config, architecture, layers, dtype, job.trust_remote_code)
     place(model, architecture.stack, layers, where)

@@ -15,7 +15,7 @@ from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.transfer import Transfer
 from outlier_atlas.extraction.verify import compared, verifies
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.extraction.writer import RowWriter
+from outlier_atlas.extraction.writer import RowWriter, queue_bytes
 from outlier_atlas.progress import progress
 from outlier_atlas.store.arrays import Arrays, DamagedChunkError
 from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Rows
@@ -50,7 +50,7 @@ def stream(
     total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
     with (
         commits,
-        RowWriter(arrays, missing, commit) as writer,
+        RowWriter(arrays, missing, commit, queue_bytes(where)) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):
         for batch, values in _inputs(job, work, arrays, batches):

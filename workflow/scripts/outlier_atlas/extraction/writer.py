@@ -19,6 +19,17 @@ from outlier_atlas.store.layout import Target
 QUEUE_BYTES = 256 * 2**20
 """Bound of what waits to be written; the forward pass waits where the disk is slower."""
 
+HOST_QUEUE_BYTES = 32 * 2**20
+"""The same where the forward pass is on the CPU, which hardly ever outruns a disk."""
+
+THREADS = 2
+"""Number of writing threads."""
+
+
+def queue_bytes(where: str) -> int:
+    """The bound of what waits to be written, for a device."""
+    return min(QUEUE_BYTES, HOST_QUEUE_BYTES) if where == "cpu" else QUEUE_BYTES
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -46,7 +57,7 @@ class RowWriter:
         arrays: where to.
         missing: the rows to write, and of which targets; everything else that comes is left out.
         written: called, in one of the threads, with rows all of whose targets have been written.
-        threads: number of writing threads.
+        bound: bytes that wait to be written before `put` waits.
 
     As a context manager: leaving the block waits until all is written, and raises what went wrong
     in a thread.
@@ -57,7 +68,7 @@ class RowWriter:
         arrays: Arrays,
         missing: Mapping[Rows, frozenset[Target]],
         written: Callable[[Rows], None],
-        threads: int = 2,
+        bound: int,
     ) -> None:
         self._arrays = arrays
         self._missing = missing
@@ -70,8 +81,9 @@ class RowWriter:
         self._queue: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._state = threading.Condition()
         self._waiting_bytes = 0
+        self._bound = bound
         self._failure: BaseException | None = None
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
 
     def put(self, target: Target, start: int, values: torch.Tensor, host: OnHost) -> None:
         """Take tokens of a target, from token `start`.
@@ -91,7 +103,7 @@ class RowWriter:
 
     def _enqueue(self, piece: _Piece) -> None:
         with self._state:
-            self._state.wait_for(lambda: self._failure or self._waiting_bytes < QUEUE_BYTES)
+            self._state.wait_for(lambda: self._failure or self._waiting_bytes < self._bound)
             self._raise()
             self._waiting_bytes += piece.values.nbytes
         self._queue.put(piece)

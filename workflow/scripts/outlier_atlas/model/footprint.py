@@ -35,13 +35,16 @@ class Sizes:
         layers: of each layer's weights.
         embedding: of the embedding, which the first layer group has.
         rest: of what every layer group has, such as the final norm and the rotation's frequencies.
-        forward: the most that the forward pass of one batch holds at a time beside the weights;
+        fused: of the largest tensor of several experts, which is put together from pieces while it
+            is loaded; 0 without any.
+        forward: the most that the forward pass of one sequence holds at a time beside the weights;
             None where the model cannot run on the meta device.
     """
 
     layers: tuple[int, ...]
     embedding: int
     rest: int
+    fused: int
     forward: int | None
 
     def weights(self, layers: range) -> int:
@@ -56,24 +59,21 @@ class Sizes:
         return max(sum(own[i] for i in part) for part in spread(own, min(devices, len(own))))
 
 
-def sizes(
-    config: PretrainedConfig, architecture: Architecture, dtype: str, batch_size: int, tokens: int
-) -> Sizes:
-    """The sizes of a decoder in a dtype, for batches of so many sequences of so many tokens."""
+def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, tokens: int) -> Sizes:
+    """The sizes of a decoder in a dtype, for a sequence of so many tokens."""
     decoder = build_on_meta(config, architecture, range(architecture.layers), dtype)
     stack = decoder.get_submodule(architecture.stack)
     assert isinstance(stack, nn.ModuleList)
     layers = tuple(weight_bytes(block) for block in stack)
     embedding = weight_bytes(decoder.get_input_embeddings())
     rest = weight_bytes(decoder) - sum(layers) - embedding
-    forward = _forward(decoder, DTYPES[dtype], batch_size, tokens)
-    return Sizes(layers, embedding, rest, forward)
+    experts = (p for p in decoder.parameters() if p.dim() > 2)
+    fused = max((p.numel() * p.element_size() for p in experts), default=0)
+    return Sizes(layers, embedding, rest, fused, _forward(decoder, DTYPES[dtype], tokens))
 
 
-def _forward(
-    decoder: PreTrainedModel, dtype: torch.dtype, batch_size: int, tokens: int
-) -> int | None:
-    ids = torch.zeros((batch_size, tokens), dtype=torch.long, device="meta")
+def _forward(decoder: PreTrainedModel, dtype: torch.dtype, tokens: int) -> int | None:
+    ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     # See `flow.watch`: the mask that is given here is not made in a run, and not counted.
     mask = torch.zeros((1, 1, tokens, tokens), dtype=dtype, device="meta")
     for masks in ({"attention_mask": mask}, {}):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from outlier_atlas.model.architecture import Architecture
+from outlier_atlas.model.frugal import frugal
 from outlier_atlas.model.quantization import ADVICE, settings_of
 
 if TYPE_CHECKING:
@@ -69,16 +70,17 @@ def load_layers(
     disable_progress_bar()  # it takes a second; the forward pass has a bar of its own
 
     try:
-        model, info = _partial_class(architecture, layers).from_pretrained(
-            folder,
-            config=_loadable(config),
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are told below
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        with frugal():
+            model, info = _partial_class(architecture, layers).from_pretrained(
+                folder,
+                config=_loadable(config),
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are told below
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
     except SafetensorError as error:
         raise ValueError(f"{folder}: damaged safetensors file ({error})") from error
     for fault in ("missing_keys", "mismatched_keys"):

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, replacing
+from outlier_atlas.measured import Measured, records
 from outlier_atlas.report import experts
 from outlier_atlas.report.figures import THEMES
 from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
@@ -112,6 +113,7 @@ def _head(
         "version": __version__,
         "facts": _facts(model, tokens, store),
         "first_array": store["sites"][0],
+        "measured": [_measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
 
@@ -173,6 +175,28 @@ def _weights(model: Row, dtype: str) -> str:
     method = model.get("quantization")
     stored = f", {method}, dequantized to {dtype}" if method else ""
     return f"{model['weight_bytes'] / 2**20:,.1f} MiB{stored}, fingerprint {model['fingerprint']}"
+
+
+def _measured(record: Measured) -> Row:
+    """What one extraction job took, beside what its plan said."""
+
+    def mebibytes(size: int | None) -> str:
+        return f"{size / 2**20:,.0f}" if size else "none"
+
+    return {
+        "group": record.layer_group,
+        "shard": record.sequence_shard,
+        "layers": _span(*record.layers),
+        "device": visible(record.device),
+        "batch": record.batch_size,
+        "weights": mebibytes(record.weights),
+        "predicted_device": mebibytes(record.predicted_device),
+        "on_device": mebibytes(record.on_device),
+        "predicted_host": mebibytes(record.predicted_host),
+        "host": mebibytes(record.host),
+        "load": f"{record.load_seconds:.1f}",
+        "rate": f"{record.tokens / record.compute_seconds:,.0f}",
+    }
 
 
 def ranges_of_groups(groups: Sequence[Sequence[int]]) -> str:

@@ -47,7 +47,11 @@ class ExecutionSettings(Section):
         description="GPUs that a job spreads the layers of its layer group over, so that more of "
         "them fit; it computes on one at a time.",
     )
-    batch_size: PositiveInt = Field(1, description="Sequences in one forward pass.")
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        1,
+        description="Sequences in one forward pass. `auto`: as many as fit into the device and "
+        "gain something, by the plan; up to 16,384 tokens, on the CPU 1,024.",
+    )
     threads: PositiveInt | None = Field(
         None,
         description="CPU threads of an extraction job; by default the cores, divided by the "

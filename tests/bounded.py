@@ -1,0 +1,79 @@
+"""One extraction job as a process of its own, with no more memory than it is given.
+
+python tests/bounded.py JOB: a JSON file with the fields of a `Job`.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from outlier_atlas.extraction.job import Job
+
+GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+class ControlGroup:
+    """A control group (version 1) below this process's own, with a limit.
+
+    A limit of the process would not do: `RLIMIT_DATA` and `RLIMIT_AS` count the whole checkpoint as
+    soon as transformers maps its files, read or not.
+
+    Raises:
+        OSError: from entering the block: this process may make no control group.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        lines = (line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines())
+        own = next((path for _, names, path in lines if names == "memory"), "")
+        self._folder = GROUPS / own.lstrip("/") / f"outlier-atlas-{os.getpid()}"
+
+    def __enter__(self) -> "ControlGroup":
+        self._folder.mkdir()
+        (self._folder / "memory.limit_in_bytes").write_text(str(self.size))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.rmdir()
+
+    def join(self) -> None:
+        """Put this process into it."""
+        (self._folder / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def run_job(
+    job: Job, file: Path, group: ControlGroup | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a job in a process.
+
+    Args:
+        file: where the job's fields are written for it.
+        group: that the process is put into.
+    """
+    file.write_text(json.dumps(dataclasses.asdict(job), default=str))
+    return subprocess.run(
+        [sys.executable, __file__, str(file)],
+        capture_output=True, text=True, check=False, preexec_fn=group.join if group else None,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+    )  # fmt: skip
+
+
+def main(file: str) -> None:
+    fields = json.loads(Path(file).read_text())
+    for name in ("run", "store_record", "tokens", "model_record", "resources", "manifest"):
+        fields[name] = Path(fields[name])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from outlier_atlas.extraction.run import extract
+
+    try:
+        extract(Job(**fields))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,135 @@
+"""What a job does before it reads a weight: it plans, says so, and refuses what cannot fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from outlier_atlas.extraction.advice import Place, block, full_disk, refusal, remedy
+from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.limits import device_name, whole
+from outlier_atlas.extraction.plan import Plan, plan
+from outlier_atlas.extraction.planned import table
+from outlier_atlas.extraction.units import bytes_of
+from outlier_atlas.extraction.work import Work
+from outlier_atlas.files import read_record
+from outlier_atlas.measured import rates
+
+log = logging.getLogger(__name__)
+
+RESERVE = 0.1
+"""Share of a device's memory that `batch_size: auto` leaves alone: the allocator's and others'."""
+
+ENOUGH_TOKENS = {True: 1024, False: 16384}
+"""Tokens of a batch beyond which a larger one gains nothing, on the CPU and on a device."""
+
+
+def planned(job: Job, work: Work, gpus: int) -> Plan:
+    """The plan of the run that a job belongs to, on so many devices a job."""
+    lengths = np.diff(work.tokens.sequence_starts)
+    return plan(
+        work.layout, read_record(job.model_record), job.resources, job.batch_size,
+        int(lengths.max()), bool((lengths % work.layout.chunk_tokens).any()), job.trust_remote_code,
+        gpus,
+    )  # fmt: skip
+
+
+def batch_size(made: Plan, host: bool, memory: int | None, sequences: int) -> int:
+    """The batch of `batch_size: auto`: the largest power of two that gains something and fits.
+
+    It is worked out from what the whole device has, and so the same for all jobs of a run on equal
+    devices: on a mixture of experts the last bits depend on the batch.
+
+    Args:
+        made: the plan in batches of any size.
+        host: whether the forward pass is on the host.
+        memory: bytes of the whole device; None where it does not say.
+        sequences: the most in a batch.
+    """
+    size = 1
+    while 2 * size <= sequences and 2 * size * made.tokens <= ENOUGH_TOKENS[host]:
+        if memory is not None and not made.batched(2 * size).fits(
+            int(memory * (1 - RESERVE)), host
+        ):
+            break
+        size *= 2
+    return size
+
+
+def automatic(made: Plan, job: Job, work: Work, where: str) -> int:
+    """The batch size of a job, with `auto` worked out."""
+    if not job.auto_batch:
+        return job.batch_size
+    memory = whole(where)
+    if job.device_memory is not None:
+        given = bytes_of(job.device_memory)
+        memory = given if memory is None else min(memory, given)
+    size = batch_size(made, where == "cpu", memory, len(work.sequences))
+    log.info("layers %s: execution.batch_size: auto is %d here", work.span, size)
+    return size
+
+
+def say(made: Plan, place: Place, job: Job) -> None:
+    """The plan, on the terminal by one job of the run and in the log of every other.
+
+    Raises:
+        ValueError: the run cannot fit; the block that would has been logged.
+    """
+    level = logging.INFO if job.group == job.shard == 0 else logging.DEBUG
+    found = rates(job.run.parent, made.model, place.name)
+    log.log(level, "%s", table(made, place, found, job.run))
+    refuse(made, place, job.run, read_record(job.store_record)["extraction"])
+
+
+def refuse(made: Plan, place: Place, run: Path, section: dict[str, object]) -> None:
+    """Refuse a run that cannot fit, after the block that would.
+
+    Raises:
+        ValueError: why, in a sentence.
+    """
+    reason = refusal(made, place)
+    if reason is not None:
+        fits = remedy(made, place, section)
+        if fits is None:
+            raise ValueError(f"{reason}; not even one layer at a time fits, in any batch")
+        log.warning("\nThis would fit:\n\n%s", fits)
+        raise ValueError(f"{reason}; the block above would fit")
+    if (full := full_disk(made, run)) is not None:
+        raise ValueError(full)
+
+
+def advise_after_failure(made: Plan, job: Job, work: Work) -> str:
+    """What to do where the plan was too hopeful, in a sentence; the block has been logged."""
+    groups = len(work.layout.layer_groups)
+    said = f"layers {work.span}: out of memory with a single sequence; "
+    kept = "What was computed is kept"
+    if made.one_group or groups == made.running:
+        return f"{said}take a shorter dataset.sequence_length. {kept}"
+    finer = made.divided(min(2 * groups, made.running))
+    section = read_record(job.store_record)["extraction"]
+    log.warning("\nThis takes less:\n\n%s", block(section, finer, finer))
+    return f"{said}take more extraction.layer_groups (now {groups}), as in the block above. {kept}"
+
+
+def place_of(where: Sequence[str], given: str | None) -> Place:
+    """The place of a job's devices."""
+    return Place.of(where, device_name(where[0]), given)
+
+
+def foreseen(device: str, given: str | None) -> Place:
+    """The place that jobs of this machine would have, or a device elsewhere.
+
+    Args:
+        device: as the configuration has it.
+        given: `execution.device_memory`.
+    """
+    from outlier_atlas.extraction.devices import visible_gpus
+
+    if device in ("auto", "cuda") and visible_gpus():
+        return place_of(["cuda:0"], given)
+    if given is not None and device != "cpu":
+        return Place.elsewhere(given)
+    return place_of(["cpu"], given)

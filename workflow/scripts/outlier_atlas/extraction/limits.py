@@ -1,0 +1,114 @@
+"""What is there to take: memory of a device or of this process, and room on the disk."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def available(device: str) -> tuple[int | None, str]:
+    """Bytes that a device can give to this process, and its name; None where it does not say.
+
+    Args:
+        device: `cuda:0`, `mps` or `cpu`.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0]), device_name(device)
+    return host_memory(), "this machine"
+
+
+def whole(device: str) -> int | None:
+    """Bytes that a device has in all, whoever uses them; the same on equal devices."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return host_memory()
+
+
+def device_name(device: str) -> str:
+    """What a device is called where runs on it are compared."""
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    return device
+
+
+def host_memory() -> int | None:
+    """Bytes that this process can have in all: what it holds, and what the machine, its control
+    groups and its limits leave to it. The plan counts the process itself, too."""
+    known = [*_machine(), *_control_groups(), *_limits()]
+    return max(0, min(known)) + (resident() or 0) if known else None
+
+
+def resident() -> int | None:
+    """Bytes of this process that nothing but itself holds (anonymous); None off Linux.
+
+    Pages of mapped files are left out: the system takes them back when it needs them.
+    """
+    try:
+        _, pages, shared, *_ = Path("/proc/self/statm").read_text("ascii").split()
+    except OSError:
+        return None
+    return (int(pages) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _machine() -> Iterator[int]:
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 2**10
+
+
+def _control_groups() -> Iterator[int]:
+    """What containers and batch systems leave: of the process's own group, and of all above it."""
+    for line in _lines(MEMBERSHIP):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, most, used = CONTROL_GROUPS, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root = CONTROL_GROUPS / "memory"
+            most, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        own = root / path.lstrip("/")
+        # In a container the path may be the host's, and the container's own group is the root.
+        for folder in (own, *own.parents):
+            if folder == root or root in folder.parents:
+                yield from _left(folder, most, used)
+
+
+def _left(folder: Path, most: str, used: str) -> Iterator[int]:
+    limit, taken = (next(_lines(folder / name), "max") for name in (most, used))
+    if limit.isdigit() and taken.isdigit():
+        # Pages of files are counted as used, and given up before anything is refused.
+        cached = (line.split() for line in _lines(folder / "memory.stat"))
+        names = {"total_inactive_file", "total_active_file", "inactive_file", "active_file"}
+        sizes = {name: int(size) for name, size in cached if name in names}
+        files = sum(
+            max(sizes.get(name, 0), sizes.get(f"total_{name}", 0))
+            for name in ("inactive_file", "active_file")
+        )
+        yield int(limit) - int(taken) + files
+
+
+def _limits() -> Iterator[int]:
+    sizes = next(_lines(Path("/proc/self/statm")), "").split()
+    for limit, column in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)):
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY and sizes:
+            yield soft - int(sizes[column]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        yield from path.read_text("ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return

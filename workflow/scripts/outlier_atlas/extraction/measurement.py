@@ -1,0 +1,146 @@
+"""What a job takes, measured while it is at work, and recorded beside what its plan said."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.limits import device_name, resident
+from outlier_atlas.extraction.plan import Plan
+from outlier_atlas.extraction.work import Work
+from outlier_atlas.measured import Measured
+from outlier_atlas.model.partial import weight_bytes
+
+INTERVAL_SECONDS = 0.02
+
+
+class Measurement:
+    """Of one job, from before it loads until all is written; a context manager.
+
+    Args:
+        made: the plan in the batches of the job.
+        where: its devices.
+    """
+
+    def __init__(self, job: Job, work: Work, made: Plan, where: Sequence[str]) -> None:
+        self.batch_size = job.batch_size
+        self._job, self._work, self._plan, self._where = job, work, made, where
+        self._peak = PeakMemory()
+        self._weights = self._mapped = 0
+        self._loaded = self._ended = 0.0
+
+    def __enter__(self) -> Measurement:
+        self._started = time.monotonic()
+        for device in self._where:
+            if device.startswith("cuda"):
+                torch.cuda.reset_peak_memory_stats(device)
+        self._peak.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._peak.__exit__(kind, error, trace)
+        self._ended = time.monotonic()
+
+    def loaded(self, model: nn.Module) -> None:
+        """The weights are there."""
+        self._loaded = time.monotonic()
+        tensors = (*model.parameters(), *model.buffers())
+        self._weights = weight_bytes(model)
+        self._mapped = mapped((t.data_ptr(), t.nbytes) for t in tensors if t.device.type == "cpu")
+
+    def write(self, tokens: int) -> None:
+        """Leave the record.
+
+        Args:
+            tokens: that were written.
+        """
+        job, group = self._job, self._plan.groups[self._job.group]
+        alone = self._where[0] == "cpu"
+        Measured(
+            layer_group=job.group,
+            sequence_shard=job.shard,
+            layers=group.layers,
+            model=self._plan.model,
+            device=device_name(self._where[0]),
+            dtype=self._work.layout.dtype,
+            threads=job.threads,
+            batch_size=self.batch_size,
+            tokens=tokens,
+            weights=self._weights,
+            load_seconds=self._loaded - self._started,
+            compute_seconds=self._ended - self._loaded,
+            predicted_host=group.host_alone if alone else group.host,
+            predicted_device=0 if alone else group.device,
+            host=None if self._peak.bytes is None else self._peak.bytes + self._mapped,
+            on_device=_on_device(self._where),
+        ).write(job.run, job.manifest.stem)
+
+
+def _on_device(where: Sequence[str]) -> int | None:
+    """Of the fullest device."""
+    peaks = [torch.cuda.max_memory_allocated(d) for d in where if d.startswith("cuda")]
+    return max(peaks, default=None)
+
+
+class PeakMemory:
+    """The most host memory that a process takes while the block lasts.
+
+    The kernel keeps no high-water mark of anonymous memory: a thread looks every 20 ms.
+    """
+
+    def __init__(self) -> None:
+        self.bytes: int | None = resident()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while self.bytes is not None:
+            self.bytes = max(self.bytes, resident() or 0)
+            if self._ends.wait(INTERVAL_SECONDS):
+                return
+
+
+def mapped(addresses: Iterable[tuple[int, int]]) -> int:
+    """How many of these bytes lie in the memory maps of files.
+
+    Args:
+        addresses: first byte, and number of bytes, of each piece.
+    """
+    spans = []
+    try:
+        lines = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5].startswith("/"):
+            first, _, last = fields[0].partition("-")
+            spans.append((int(first, 16), int(last, 16)))
+    return sum(
+        size for start, size in addresses if any(first <= start < last for first, last in spans)
+    )
