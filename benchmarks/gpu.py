@@ -37,7 +37,7 @@ from transformers import Qwen3MoeConfig
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.devices import devices, visible_gpus
-from outlier_atlas.extraction.plan import Plan, plan, shown
+from outlier_atlas.extraction.planning.plan import Plan, plan, shown
 from outlier_atlas.extraction.run import load
 from outlier_atlas.extraction.stream import stream
 from outlier_atlas.extraction.work import Work

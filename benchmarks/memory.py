@@ -31,7 +31,7 @@ from pipeline import Run, config
 from real import MODEL, TEXT, built_in
 from synthetic import mixture
 
-from outlier_atlas.extraction.units import shown
+from outlier_atlas.extraction.planning.units import shown
 from outlier_atlas.measured import Measured, records
 
 PARTS = ("groups", "tokens", "loading", "bounded")

@@ -11,13 +11,13 @@ import yaml
 from bounded import ControlGroup, run_job
 from pipeline import Run, config
 
-from outlier_atlas.extraction import before, limits
 from outlier_atlas.extraction import run as extraction_run
-from outlier_atlas.extraction.advice import Place, full_disk, refusal, remedy
-from outlier_atlas.extraction.limits import available
-from outlier_atlas.extraction.plan import PROCESS_BYTES, plan
-from outlier_atlas.extraction.planned import table
-from outlier_atlas.extraction.units import bytes_of, duration, shown
+from outlier_atlas.extraction.planning import limits, preflight
+from outlier_atlas.extraction.planning.advice import Place, full_disk, refusal, remedy
+from outlier_atlas.extraction.planning.limits import available
+from outlier_atlas.extraction.planning.plan import PROCESS_BYTES, plan
+from outlier_atlas.extraction.planning.table import table
+from outlier_atlas.extraction.planning.units import bytes_of, duration, shown
 from outlier_atlas.files import read_record
 from outlier_atlas.measured import GUESSED, Measured, rates, records
 from outlier_atlas.model.architecture import describe
@@ -187,7 +187,8 @@ def test_a_full_disk_is_seen_and_what_is_written_counts(run, monkeypatch):
 def test_a_job_that_cannot_fit_stops_before_it_reads_a_weight(run, monkeypatch, caplog):
     monkeypatch.setattr(extraction_run, "load", lambda *_: pytest.fail("read weights"))
     monkeypatch.setattr(
-        "outlier_atlas.extraction.advice.available", lambda _: (bytes_of("1MiB"), "this machine")
+        "outlier_atlas.extraction.planning.advice.available",
+        lambda _: (bytes_of("1MiB"), "this machine"),
     )
     with pytest.raises(ValueError, match=r"layer_groups = 2: a job takes up to .* machine has 1.0"):
         run.extract()
@@ -235,12 +236,12 @@ def test_rates_come_from_the_same_device_and_best_from_the_same_model(tmp_path):
 def test_the_automatic_batch_is_the_largest_power_of_two_that_fits(run):
     made = planned(run)
     plenty = 2**40
-    assert before.batch_size(made, False, plenty, 100) == 64
-    assert before.batch_size(made, True, plenty, 1000) == 64, "1024 tokens are enough on the CPU"
-    assert before.batch_size(made, False, plenty, 5000) == 1024
-    assert before.batch_size(made, False, 1, 100) == 1
+    assert preflight.batch_size(made, False, plenty, 100) == 64
+    assert preflight.batch_size(made, True, plenty, 1000) == 64, "1024 tokens are enough on the CPU"
+    assert preflight.batch_size(made, False, plenty, 5000) == 1024
+    assert preflight.batch_size(made, False, 1, 100) == 1
     tight = int(made.batched(4).peak(host=False) / 0.9) + 1
-    assert before.batch_size(made, False, tight, 100) == 4
+    assert preflight.batch_size(made, False, tight, 100) == 4
 
 
 def test_an_automatic_batch_gives_the_same_numbers_and_is_resumed(llama, tmp_path):

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from outlier_atlas.extraction.job import Job
-from outlier_atlas.extraction.limits import device_name, resident
-from outlier_atlas.extraction.plan import Plan
+from outlier_atlas.extraction.planning.limits import device_name, resident
+from outlier_atlas.extraction.planning.plan import Plan
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.measured import Measured
 from outlier_atlas.model.partial import weight_bytes

@@ -31,9 +31,9 @@ def print_plan(settings: Settings, model_record: Path, resources: Path, results:
     Raises:
         ValueError: it cannot fit, or the model has no such site or layer.
     """
-    from outlier_atlas.extraction import before
-    from outlier_atlas.extraction.plan import plan
-    from outlier_atlas.extraction.planned import table
+    from outlier_atlas.extraction.planning import preflight
+    from outlier_atlas.extraction.planning.plan import plan
+    from outlier_atlas.extraction.planning.table import table
     from outlier_atlas.measured import rates
     from outlier_atlas.model.recorded import described
 
@@ -48,12 +48,12 @@ def print_plan(settings: Settings, model_record: Path, resources: Path, results:
         layout, model, resources, 1 if auto else int(execution.batch_size),
         dataset.sequence_length, dataset.packing == "document", trust, execution.gpus_per_job,
     )  # fmt: skip
-    place = before.foreseen(execution.device, execution.device_memory)
+    place = preflight.foreseen(execution.device, execution.device_memory)
     if auto:
         sequences = dataset.sequences // settings.extraction.sequence_shards
-        made = made.batched(before.batch_size(made, place.host, place.memory, sequences))
+        made = made.batched(preflight.batch_size(made, place.host, place.memory, sequences))
     print(table(made, place, rates(results.parent, made.model, place.name), results))
-    before.refuse(
+    preflight.refuse(
         made, place, results, settings.extraction.model_dump(mode="json", exclude_defaults=True)
     )
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.extraction import before
 from outlier_atlas.extraction.devices import devices
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.measurement import Measurement
+from outlier_atlas.extraction.planning import preflight
 from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import fingerprint, read_record, write_record
@@ -56,21 +56,21 @@ def _compute(job: Job, work: Work, where: Sequence[str]) -> None:
     """Plan, load once and stream until nothing is missing; leave a record of what it took."""
     torch.set_num_threads(job.threads)
     few_kernels()
-    made = before.planned(job, work, len(where))
-    job = replace(job, batch_size=before.automatic(made, job, work, where[0]))
+    made = preflight.planned(job, work, len(where))
+    job = replace(job, batch_size=preflight.automatic(made, job, work, where[0]))
     made = made.batched(job.batch_size)
     missing = work.missing(Commits.load(job.run / COMMITS), job.batch_size)
     if not missing:
         return
     _check_boundary(job, work, missing)
-    before.say(made, before.place_of(where, job.device_memory), job)
+    preflight.say(made, preflight.place_of(where, job.device_memory), job)
     with Measurement(job, work, made, where) as measurement:
         layer_group = load(job, work, missing, where)
         measurement.loaded(layer_group.model)
         try:
             measurement.batch_size = _stream(job, work, missing, layer_group, where)
         except torch.OutOfMemoryError as error:
-            raise ValueError(before.advise_after_failure(made, job, work)) from error
+            raise ValueError(preflight.advise_after_failure(made, job, work)) from error
     measurement.write(sum(int(rows.stop - rows.start) for rows in missing))
 
 

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from outlier_atlas.extraction.advice import Place
-from outlier_atlas.extraction.plan import GroupPlan, Plan
-from outlier_atlas.extraction.units import duration, shown
+from outlier_atlas.extraction.planning.advice import Place
+from outlier_atlas.extraction.planning.plan import GroupPlan, Plan
+from outlier_atlas.extraction.planning.units import duration, shown
 from outlier_atlas.measured import Rates
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from outlier_atlas.extraction.advice import Place, block, full_disk, refusal, remedy
 from outlier_atlas.extraction.job import Job
-from outlier_atlas.extraction.limits import device_name, whole
-from outlier_atlas.extraction.plan import Plan, plan
-from outlier_atlas.extraction.planned import table
-from outlier_atlas.extraction.units import bytes_of
+from outlier_atlas.extraction.planning.advice import Place, block, full_disk, refusal, remedy
+from outlier_atlas.extraction.planning.limits import device_name, whole
+from outlier_atlas.extraction.planning.plan import Plan, plan
+from outlier_atlas.extraction.planning.table import table
+from outlier_atlas.extraction.planning.units import bytes_of
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.measured import rates

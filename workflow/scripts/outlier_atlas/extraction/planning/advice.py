@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from outlier_atlas.extraction.limits import available
-from outlier_atlas.extraction.plan import Plan
-from outlier_atlas.extraction.units import bytes_of, shown
+from outlier_atlas.extraction.planning.limits import available
+from outlier_atlas.extraction.planning.plan import Plan
+from outlier_atlas.extraction.planning.units import bytes_of, shown
 
 
 @dataclass(frozen=True)
