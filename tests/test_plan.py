@@ -110,6 +110,9 @@ def test_a_plan_adds_up(run):
     assert made.values == 4 * 3 * 32 * 32
     assert made.files == 4 * 3 + 1
     assert made.peak(host=False) == first.device
+    assert first.written == 2 * 2 * 4 * 32 * 16, "two threads, each with values and their chunk"
+    streaming = first.forward + first.sites + first.boundary + first.written
+    assert first.host_alone == PROCESS_BYTES + first.weights + streaming
 
 
 def test_a_plan_counts_three_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_path):
@@ -138,10 +141,12 @@ def test_what_cannot_fit_says_what_would(run):
     made = planned(run)
     assert refusal(made, on(made.peak(host=False))) is None
     short = on(made.peak(host=False) - 1)
-    section = {"sites": ["attn_in", "mlp_in"], "layer_groups": 2}
+    section = {
+        "sites": ["attn_in", "mlp_in"], "layer_groups": 2, "advanced": {"chunk_tokens": 16}
+    }  # fmt: skip
     assert "extraction.layer_groups = 2: a job takes up to" in refusal(made, short)
     fits = yaml.safe_load(remedy(made, short, section))["extraction"]
-    assert fits["sites"] == section["sites"]
+    assert fits | {"layer_groups": 2} == section
     assert made.divided(fits["layer_groups"]).peak(host=False) <= short.memory
     assert made.divided(fits["layer_groups"] - 1).peak(host=False) > short.memory
 

@@ -69,8 +69,9 @@ def block(section: Mapping[str, Any], current: Plan, fitting: Plan) -> str:
     changed = {**section, "layer_groups": len(fitting.layout.layer_groups)}
     lines = ["extraction:\n"]
     for key, value in changed.items():
-        said = yaml.safe_dump({key: value}, default_flow_style=None, width=100)
-        lines.append("".join(f"  {line}\n" for line in said.strip("{}\n").splitlines()))
+        # In a list, since a lone scalar is followed by `...`.
+        said = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()
+        lines.append(f"  {key}: {said[1:-1]}\n")
     if fitting.batch_size != current.batch_size:
         lines.append(f"# and under execution:  batch_size: {fitting.batch_size}\n")
     if fitting.tokens != current.tokens:

@@ -125,9 +125,7 @@ class Plan:
         taken = a_layer * sum(layer in layout.layers for layer in layers)
         left = layout.hidden_size * width if layout.boundary_after(index) else 0
         batch, forward = self.batch_size * self.tokens, self.sizes.forward
-        widest = max(*layout.sites.values(), layout.hidden_size) * min(
-            layout.chunk_tokens, self.tokens
-        )
+        widest = max(*layout.sites.values(), layout.hidden_size)
         return GroupPlan(
             layers=layout.layer_groups[index],
             file=sum(self.file.get(layer, 0) for layer in layers),
