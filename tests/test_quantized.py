@@ -69,8 +69,8 @@ def test_store_equals_hooks_on_the_whole_dense_model(pair, tmp_path):
 def test_planned_weights_are_those_that_are_loaded(pair, dtype):
     described = load_config(pair.packed)
     architecture = describe(described)
-    planned = sizes(described, architecture, dtype, 1, 16)
-    assert planned == sizes(load_config(pair.dense), architecture, dtype, 1, 16)
+    planned = sizes(described, architecture, dtype, 16)
+    assert planned == sizes(load_config(pair.dense), architecture, dtype, 16)
     for groups in (1, 2, 3):
         for part in even_ranges(4, groups):
             model = loaded(pair.packed, range(*part), dtype)

@@ -1,8 +1,8 @@
 """Dequantizing weights while transformers reads them, one by one, into the dtype of the run.
 
 transformers can do so itself; but it scales a weight wrongly whose edge cuts a block of FP8 (the
-`kv_a_proj_with_mqa` of DeepSeek-V3), leaves what is not packed in the dtype of the file, and takes
-several times the memory of what it makes. So it is given quantizers of ours.
+`kv_a_proj_with_mqa` of DeepSeek-V3), leaves what is not packed in the dtype of the file, and for
+MXFP4 takes several times the memory of what it makes. So it is given quantizers of ours.
 """
 
 from __future__ import annotations
@@ -61,9 +61,8 @@ def scaled(
     """
     rows, columns = codes.shape
     height, width = block or (rows, columns)
-    factors = (_powers(scales) if scales.dtype == torch.uint8 else scales.float()).reshape(
-        _grid(codes, block)
-    )
+    factors = _powers(scales) if scales.dtype == torch.uint8 else scales.float()
+    factors = factors.reshape(_grid(codes, block))
     dense = torch.empty(rows, columns, dtype=dtype)
     strip = height * -(-STRIP // height)
     for first in range(0, rows, strip):
