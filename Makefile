@@ -11,6 +11,8 @@ SHELL := /bin/bash -euo pipefail
 PYTHON ?= python3
 CORES ?= all
 GPUS ?= 2
+# Processes of the tests, which compute in one thread each.
+WORKERS ?= logical
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES) --resources gpu=$(GPUS)
 LIBRARY = workflow/scripts/outlier_atlas
 PYTHON_FILES = workflow tests benchmarks
@@ -30,7 +32,7 @@ plan: .venv/installed
 	$(SNAKEMAKE) $(if $(CONFIG),--configfile "$(CONFIG)") -- plan
 
 test: .venv/installed-dev
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check $(PYTHON_FILES)
