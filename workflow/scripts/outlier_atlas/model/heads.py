@@ -81,7 +81,8 @@ class _Moved:
     def channels(self) -> list[int]:
         """The channels of the first token, in the order in which the tensor has them."""
         flat = self.labels.flatten()
-        return [int(label) for label in flat[flat < self.width]]
+        first: list[int] = flat[flat < self.width].tolist()
+        return first
 
 
 @dataclass(frozen=True)
