@@ -6,7 +6,7 @@ Each job is a process of its own. "Peak" is what nothing but the process holds (
 looked at every 20 ms) and the weights that stay in the memory map of their files. The synthetic
 mixture of experts has random weights, about 200 MiB a layer in bfloat16, in a temporary folder.
 
-groups   the largest job of 1, 2, 3 and 6 layer groups, mixture and built-in model
+groups   the first job of 1, 2, 3 and 6 layer groups, mixture and built-in model
 tokens   one layer group over 8 to 80 thousand tokens
 loading  what loading takes beside the weights, also of a float32 checkpoint
 bounded  in a control group of a quarter of the checkpoint: one layer group is refused, many give
