@@ -10,6 +10,8 @@ from pipeline import Run, config, hooked
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.model.architecture import describe
+from outlier_atlas.model.checkpoint import weight_files
+from outlier_atlas.model.footprint import unknown_parts
 from outlier_atlas.model.source import load_config
 from outlier_atlas.settings.sites import CHANNEL_SITES, EXPERT_OUT, SITES
 
@@ -141,6 +143,8 @@ def test_listed_architectures_have_their_sites_exactly(architecture, sites, tmp_
     described = describe(load_config(model))
     assert offered(described) == sites
     assert described.one_group is None
+    # What GPT-NeoX's files call the head.
+    assert {*unknown_parts(model, weight_files(model), described)} <= {"embed_out"}
     assert_equal_in_layer_groups(model, sorted(sites), tmp_path)
 
 
@@ -181,6 +185,7 @@ def test_of_a_multimodal_model_the_text_decoder_alone_is_loaded(architecture, tm
     model = tiny.checkpoint(tmp_path / "model", architecture)
     described = describe(load_config(model))
     assert described.decoder == "model.language_model"
+    assert unknown_parts(model, weight_files(model), described) == ()
     assert any("vis" in path for path in described.skipped)
     assert offered(described) == DENSE
     assert_equal_in_layer_groups(model, sorted(DENSE), tmp_path)

@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import quantized
 import tiny
+import torch
 import transformers as t
 import yaml
 from bounded import ControlGroup, run_job
 from pipeline import Run, config
+from safetensors.torch import load_file
 
 from outlier_atlas.extraction import run as extraction_run
 from outlier_atlas.extraction.planning import limits, preflight
@@ -84,6 +86,23 @@ def test_file_bytes_are_those_of_the_headers(llama, qwen3_moe):
         assert len({by_layer[layer] for layer in range(4)}) == 1
         whole = sum((folder / name).stat().st_size for name in files)
         assert 0.7 * whole < sum(by_layer.values()) < whole, "all but the headers"
+
+
+def test_layers_that_predict_several_tokens_are_named_and_not_loaded(tmp_path):
+    """As DeepSeek-V3 has them, behind the last layer, and as Qwen3-Next has them."""
+    model = tiny.llama(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    before = file_bytes(model, weight_files(model), describe(load_config(model)))
+    more = {
+        f"{place}.mlp.up_proj.weight": torch.ones(8, 8)
+        for place in ("model.layers.4", "mtp.layers.0")
+    }
+    tiny.save_weights(model, weights | more)
+    run = Run(tmp_path, config(model, ROWS, tmp_path / "data"))
+    run.all()
+    assert planned(run).skipped == ("lm_head", "layers.4", "mtp")
+    after = file_bytes(model, weight_files(model), describe(load_config(model)))
+    assert after == before | {-1: before[-1] + 2 * 8 * 8 * 4}
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ class Architecture:
             keeps it in another one than its weights'; None where it does not.
         one_group: why the layers cannot be divided into layer groups; None where they can.
         skipped: parts of the model that are not the text decoder, by path: they are not loaded.
+        components: what its modules are called, for what a checkpoint has besides.
     """
 
     model_class: type[PreTrainedModel]
@@ -52,6 +53,7 @@ class Architecture:
     boundary_dtypes: tuple[torch.dtype | None, ...]
     one_group: str | None
     skipped: tuple[str, ...]
+    components: frozenset[str]
 
     def check(self, sites: Sequence[Site], layers: Sequence[int]) -> dict[str, int]:
         """The channels of each site.
@@ -148,6 +150,7 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         boundary_dtypes=_dtypes(flow, len(stack)),
         one_group=one_group,
         skipped=tuple(_beside(model, decoder)),
+        components=frozenset(part for path, _ in model.named_modules() for part in path.split(".")),
     )
 
 

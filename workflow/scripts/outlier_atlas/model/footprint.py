@@ -133,14 +133,34 @@ def file_bytes(folder: Path, files: Sequence[str], architecture: Architecture) -
 
     -1 stands for everything that belongs to no layer: embeddings, final norm, head, other parts.
     """
-    stack = architecture.stack.rpartition(".")[2]
-    layer_of = re.compile(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.")
-    beside = [f"{part.rpartition('.')[2]}." for part in architecture.skipped]
     sums: dict[int, int] = {}
     for name, tensor in headers(folder, files):
         first, last = tensor["data_offsets"]
-        match = layer_of.search(name)
-        ours = match is not None and not any(part in name for part in beside)
-        layer = int(match[1]) if match is not None and ours else -1
+        layer = -1 if _unknown(name, architecture) else _layer(name, architecture)
         sums[layer] = sums.get(layer, 0) + last - first
     return sums
+
+
+def unknown_parts(
+    folder: Path, files: Sequence[str], architecture: Architecture
+) -> tuple[str, ...]:
+    """What a checkpoint has and its model has no module for: such as layers for the prediction of
+    several tokens (`mtp`, or a layer beyond the last), which transformers does not build."""
+    names = (name for name, _ in headers(folder, files))
+    return tuple(sorted({part for name in names if (part := _unknown(name, architecture))}))
+
+
+def _unknown(name: str, architecture: Architecture) -> str | None:
+    first = name.partition(".")[0]
+    if first not in architecture.components:
+        return first
+    layer = _layer(name, architecture)
+    return f"{architecture.stack}.{layer}" if layer >= architecture.layers else None
+
+
+def _layer(name: str, architecture: Architecture) -> int:
+    """The decoder layer that a tensor of a checkpoint is named for; -1 for none."""
+    stack = architecture.stack.rpartition(".")[2]
+    match = re.search(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.", name)
+    beside = any(f"{part.rpartition('.')[2]}." in name for part in architecture.skipped)
+    return -1 if match is None or beside else int(match[1])

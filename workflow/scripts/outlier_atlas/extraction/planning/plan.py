@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas.extraction.writer import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
-from outlier_atlas.model.footprint import Sizes, file_bytes, sizes
+from outlier_atlas.model.footprint import Sizes, file_bytes, sizes, unknown_parts
 from outlier_atlas.model.recorded import described
 from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.settings.sites import EXPERT_OUT
@@ -92,7 +92,7 @@ class Plan:
         model: class of the model.
         sizes: of its parts, for a batch of one sequence.
         file: bytes of each layer in the checkpoint's files.
-        skipped: parts of the model that are not loaded, by path.
+        skipped: parts of the model and of its checkpoint that are not loaded, by path.
         one_group: whether the layers cannot be divided.
         batch_size: sequences in a forward pass.
         tokens: of the longest sequence.
@@ -245,7 +245,7 @@ def plan(
         model=architecture.model_class.__name__,
         sizes=sizes(config, architecture, layout.dtype, tokens),
         file=file_bytes(folder, model["files"], architecture),
-        skipped=architecture.skipped,
+        skipped=(*architecture.skipped, *unknown_parts(folder, model["files"], architecture)),
         one_group=architecture.one_group is not None,
         batch_size=batch_size,
         tokens=tokens,
