@@ -177,6 +177,9 @@ def test_where_layer_groups_are_not_enough_the_batch_and_the_sequences_shrink(ru
     assert "layer_groups: " in said
     assert "# and under execution:  batch_size: 1" in said
     assert "sequence_length" not in said
+    four = made.batched(4)
+    said = remedy(four, on(four.divided(4).peak(host=False) - 1), {})
+    assert "batch_size: 2" in said, "halved, and no more"
     alone = finest.batched(1)
     assert remedy(alone, on(alone.peak(host=False) - 1), {}) is None, "16 tokens are the least"
     longer = replace(alone, tokens=64, sizes=replace(alone.sizes, forward=2**20))
@@ -266,6 +269,8 @@ def test_the_automatic_batch_is_the_largest_power_of_two_that_fits(run):
     assert preflight.batch_size(made, False, 1, 100) == 1
     tight = int(made.batched(4).peak(host=False) / 0.9) + 1
     assert preflight.batch_size(made, False, tight, 100) == 4
+    exactly = made.batched(4).peak(host=False)
+    assert preflight.batch_size(made, False, exactly, 100) == 2, "a tenth is left alone"
 
 
 def test_an_automatic_batch_gives_the_same_numbers_and_is_resumed(llama, tmp_path):
