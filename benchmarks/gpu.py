@@ -37,7 +37,8 @@ from transformers import Qwen3MoeConfig
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.devices import devices, visible_gpus
-from outlier_atlas.extraction.planning.plan import Plan, plan, shown
+from outlier_atlas.extraction.planning.plan import Plan, plan
+from outlier_atlas.extraction.planning.units import shown
 from outlier_atlas.extraction.run import load
 from outlier_atlas.extraction.stream import stream
 from outlier_atlas.extraction.work import Work
@@ -164,7 +165,7 @@ def _name(device: str) -> str:
 
 def _plan(run: Run, tokens: int) -> Plan:
     layout = Layout.from_record(read_record(run.store_record))
-    size = run.settings.execution.batch_size
+    size = run.job(0, 0).batch_size
     model = read_record(run.model_record)
     return plan(layout, model, run.resources, size, tokens, gathers=False, trust_remote_code=False)
 
