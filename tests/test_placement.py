@@ -100,7 +100,7 @@ def test_the_plan_is_of_the_fullest_device(layers, tmp_path):
     """The embedding outweighs the layers, so that the first device takes one of them only."""
     folder = tiny.llama(tmp_path / "model", vocab_size=3000)
     described, model = loaded(folder, layers)
-    planned = sizes(load_config(folder), described, "bfloat16", 1, 8)
+    planned = sizes(load_config(folder), described, "bfloat16", 8)
     assert planned.fullest(layers, 1) == weight_bytes(model)
     place(model, described.stack, layers, ["cpu", "meta"])
     tensors = [*model.parameters(), *model.buffers()]
