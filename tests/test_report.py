@@ -231,6 +231,22 @@ def test_equal_runs_give_equal_pages_and_figures(hostile):
     assert after == before
 
 
+def test_what_jobs_took_stands_beside_what_was_planned(llama, tmp_path):
+    run = Run(tmp_path, config(llama, [[11] * 8], tmp_path / "data"))
+    run.all()
+    record = run.folder / "measured" / "group-0.shard-0.json"
+    took = read_record(record)
+    changed = {"predicted_host": 700 * 2**20, "host": 655 * 2**20, "device": "<b>\x1b"}
+    record.write_text(json.dumps(took | changed))
+    html, _ = rendered(run)
+    table = html.split("Memory: predicted and measured")[1].split("</table>")[0]
+    assert "<td>700</td><td>655</td>" in table
+    assert "&lt;b&gt;" in table
+    assert "\x1b" not in table
+    record.unlink()
+    assert "Memory: predicted and measured" not in rendered(run)[0]
+
+
 def test_rows_are_limited_and_the_rest_is_named(tmp_path):
     model, weights = tiny.silent(tmp_path / "model", layers=2)
     weights["model.embed_tokens.weight"][9, :10] = 2.0**20
