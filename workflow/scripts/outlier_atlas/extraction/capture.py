@@ -31,19 +31,21 @@ class LayerGroup:
         architecture: of the whole model.
         layers: those that it runs.
         taps: what is taken from them, in the order of `Architecture.taps`.
+
+    Attributes:
+        model: as it was given.
     """
 
     def __init__(
         self, model: nn.Module, architecture: Architecture, layers: range, taps: Sequence[Tap]
     ) -> None:
-        self._module = model
         self.model = model
         self._experts = {
             tap.module: RecordedExperts(model.get_submodule(tap.module), tap.module)
             for tap in taps
             if tap.side == "experts"
         }
-        self._model = NNsight(model)
+        self._traced = NNsight(model)
         self._parameter = next(model.parameters())
         self._boundary_dtype = architecture.boundary_dtypes[layers[0]] or self._parameter.dtype
         self._first_path = f"{architecture.stack}.{layers[0]}"
@@ -61,7 +63,7 @@ class LayerGroup:
         """
         inputs, boundary = self._inputs(batch)
         size, tokens = batch.shape[:2]
-        with self._model.trace(**inputs, use_cache=False) as tracer:
+        with self._traced.trace(**inputs, use_cache=False) as tracer:
             if boundary is not None:
                 self._first.input = boundary
             for tap, envoy in self._taps:
@@ -76,15 +78,15 @@ class LayerGroup:
         size, tokens = batch.shape[:2]
         with ExitStack() as hooks:
             if boundary is not None:
-                first = self._module.get_submodule(self._first_path)
+                first = self.model.get_submodule(self._first_path)
                 hooked = first.register_forward_pre_hook(
                     partial(_replace_given, boundary), with_kwargs=True
                 )
                 hooks.callback(hooked.remove)
             for tap, _ in self._taps:
-                module = self._module.get_submodule(tap.module)
+                module = self.model.get_submodule(tap.module)
                 hooks.callback(self._hook(module, tap, size, tokens, keep).remove)
-            self._module(**inputs, use_cache=False)
+            self.model(**inputs, use_cache=False)
 
     def _inputs(self, batch: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor | None]:
         """What the model is called with, and the boundary that replaces its hidden states."""
@@ -117,7 +119,7 @@ class LayerGroup:
         return reduce(
             lambda envoy, name: envoy[int(name)] if name.isdigit() else getattr(envoy, name),
             path.split("."),
-            self._model,
+            self._traced,
         )
 
 
