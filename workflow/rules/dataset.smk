@@ -40,7 +40,7 @@ rule tokenize_dataset:
     params:
         dataset=SETTINGS.dataset.model_dump(mode="json"),
         trust_remote_code=SETTINGS.model.trust_remote_code,
-        files=identities(dataset_files()),
+        files=identities_of(SETTINGS.dataset.source, dataset_files()),
     message:
         f"Tokens of {literal(SETTINGS.dataset.source)}"
     script:

@@ -33,7 +33,7 @@ rule fetch_model:
         "../../envs/model.yaml"
     params:
         model=SETTINGS.model.model_dump(mode="json", exclude={"dtype"}),
-        files=identities(model_files()),
+        files=identities_of(SETTINGS.model.source, model_files()),
     message:
         f"Model {literal(SETTINGS.model.source)}"
     script:
