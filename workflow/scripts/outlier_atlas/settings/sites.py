@@ -29,3 +29,6 @@ which the value lies."""
 CHANNEL_SITES: tuple[ChannelSite, ...] = get_args(ChannelSite)
 SITES: tuple[Site, ...] = get_args(Site)
 EXPERT_OUT: Site = "expert_out"
+
+LINEAR_INPUTS: tuple[ChannelSite, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
+"""Those that linear layers read."""

@@ -64,14 +64,16 @@ def create(
     boundaries = zarr.open_group(run / BOUNDARIES, mode="a", use_consolidated=False)
     axes = {"layer": np.array(layout.layers, np.int32), **coordinates}
     sites = {
-        part.name: _part_shape(layout, site, part) for site in layout.sites for part in parts(site)
+        part.name: _part_shape(layout, site, part) for site in layout.store for part in parts(site)
     }
     between = {_boundary(layer): _boundary_shape(layout) for layer in layout.boundaries()}
     unfit = {*_unfit(activations, sites) - set(axes), *_unfit(boundaries, between)}
     there = {*activations.array_keys(), *boundaries.array_keys()}
 
     def void(commit: Commit, target: Target) -> bool:
-        if any(name in unfit or name not in there for name in _names(target)):
+        if not target.is_summary and any(
+            name in unfit or name not in there for name in _names(target)
+        ):
             return True
         return commit.fingerprint != fingerprints.of(commit.rows.chunk)
 
@@ -121,7 +123,7 @@ class Arrays:
             activations = zarr.open_group(run / ACTIVATIONS, mode="r+", use_consolidated=False)
             boundaries = zarr.open_group(run / BOUNDARIES, mode="r+", use_consolidated=False)
             self._arrays = {
-                part.name: activations[part.name] for site in layout.sites for part in parts(site)
+                part.name: activations[part.name] for site in layout.store for part in parts(site)
             }
             self._arrays |= {_boundary(b): boundaries[_boundary(b)] for b in layout.boundaries()}
         except (FileNotFoundError, KeyError) as error:
