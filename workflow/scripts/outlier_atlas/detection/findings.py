@@ -39,7 +39,12 @@ from outlier_atlas.detection.tokens import (
     systematic_columns,
     token_outlier_columns,
 )
-from outlier_atlas.settings.detection import DetectionSettings, LlmInt8Settings
+from outlier_atlas.settings.detection import (
+    DetectionSettings,
+    LayerShare,
+    LlmInt8Settings,
+    PositionShare,
+)
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.experts import ExpertMagnitudes
 from outlier_atlas.statistics.magnitudes import Magnitudes
@@ -47,9 +52,7 @@ from outlier_atlas.statistics.massive import MassiveActivation
 from outlier_atlas.statistics.outlier_features import (
     SHARES,
     Feature,
-    LayerShare,
     OutlierFeatures,
-    PositionShare,
 )
 from outlier_atlas.statistics.sequences import BySequence, Found
 from outlier_atlas.statistics.summary import TOP

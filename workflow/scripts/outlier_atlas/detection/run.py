@@ -18,7 +18,7 @@ from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
 from outlier_atlas.files import read_record
 from outlier_atlas.settings.detection import DetectionSettings
-from outlier_atlas.store.arrays import DamagedChunkError
+from outlier_atlas.store.arrays import DamagedChunkError, forget_passed
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
@@ -73,6 +73,7 @@ def detect(
     try:
         result = scan(source, detection, defined, threads)
     except (DamagedChunkError, LostSummaryError) as damage:
+        forget_passed(run, layout)
         raise give_up(run, damage) from damage
     for table, columns in findings(result, store, special, detection, defined):
         tables.write(folder, table, columns)
@@ -122,6 +123,7 @@ def _check_committed(run: Path, layout: Layout, fingerprints: Fingerprints) -> N
         missing = commits.missing(targets, rows, fingerprints.of(chunk))
         if missing:
             first = min(missing)
+            forget_passed(run, layout)
             look_again(run)
             raise ValueError(
                 f"{run / 'activations.zarr'}: {first.site}, layer {first.layer}, tokens "

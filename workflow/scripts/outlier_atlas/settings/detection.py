@@ -15,6 +15,9 @@ from outlier_atlas.settings.section import (
 )
 from outlier_atlas.settings.sites import CHANNEL_SITES, ChannelSite
 
+LayerShare = Literal["layers", "tensors"]
+PositionShare = Literal["union", "mean", "max"]
+
 
 class LlmInt8Settings(Section):
     """Outlier features of Dettmers et al. 2022 (arXiv 2208.07339, section 4.1)."""
@@ -32,12 +35,12 @@ class LlmInt8Settings(Section):
         0.06,
         description="… and at no less than this share of the positions (sequence, position).",
     )
-    layer_share_over: Literal["layers", "tensors"] = Field(
+    layer_share_over: LayerShare = Field(
         "layers",
         description="What the layer share counts: layers (an outlier at any site of it) or tensors "
         "(each layer and site apart).",
     )
-    position_share_by: Literal["union", "mean", "max"] = Field(
+    position_share_by: PositionShare = Field(
         "union",
         description="The position share: over the union of all layers and sites, the mean over "
         "affected tensors, or the largest of one tensor.",
@@ -189,7 +192,7 @@ class DetectionSettings(Section):
         TokenOutliersSettings(), description="Token outliers as PrefixQuant has them."
     )
     token_norms: TokenNormsSettings = Field(
-        TokenNormsSettings(), description="The tokens of the largest norm."
+        TokenNormsSettings(), description="Tokens by their norm."
     )
     exclude: ExcludeSettings = Field(
         ExcludeSettings(), description="Tokens that are left out of every number."

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from outlier_atlas.settings.detection import LayerShare, PositionShare
 from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
 from outlier_atlas.statistics.codes import (
     Float32,
@@ -24,9 +25,6 @@ from outlier_atlas.statistics.codes import (
 )
 from outlier_atlas.statistics.sparse import CountsBySequence, SparseCounts
 from outlier_atlas.statistics.summary import Summary
-
-LayerShare = Literal["layers", "tensors"]
-PositionShare = Literal["union", "mean", "max"]
 
 SHARES = (
     "layer_share_layers",

@@ -118,7 +118,7 @@ def summarize(
         kept: (token,): the tokens that count; None where all do.
     """
     assert len(values_TC) == place.tokens
-    x = values_TC.float()
+    x = values_TC.float().contiguous()  # sums of another layout would have other last bits
     token = np.arange(place.tokens, dtype=np.int32)
     if kept is not None:
         token = token[kept]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,11 @@ def create(
     unfit = {*_unfit(activations, sites) - set(axes), *_unfit(boundaries, between)}
     there = {*activations.array_keys(), *boundaries.array_keys()}
 
+    passed = _passed(run, layout)
+
     def void(commit: Commit, target: Target) -> bool:
+        if passed(target, commit.rows.chunk):
+            return True
         if not target.is_summary and any(
             name in unfit or name not in there for name in _names(target)
         ):
@@ -91,6 +95,29 @@ def create(
     activations.attrs.put({"coordinates": " ".join(coordinates), "forward_dtype": layout.dtype})
     for name, values in axes.items():
         _write_coordinate(activations, name, values, "layer" if name == "layer" else "token")
+
+
+def forget_passed(run: Path, layout: Layout) -> None:
+    """Take boundaries that went when they had been read out of the commits.
+
+    Only while no job of the run is at work.
+    """
+    passed = _passed(run, layout)
+    forget(run / COMMITS, lambda commit, target: passed(target, commit.rows.chunk))
+
+
+def _passed(run: Path, layout: Layout) -> Callable[[Target, int], bool]:
+    """Whether a chunk is one of a boundary that went when it had been read."""
+    if not layout.passing_boundaries:
+        return lambda target, chunk: False
+    group = zarr.open_group(run / BOUNDARIES, mode="r", use_consolidated=False)
+    files = {name: ChunkFiles(array, layout.compression) for name, array in group.arrays()}
+
+    def passed(target: Target, chunk: int) -> bool:
+        file = files.get(_boundary(target.layer)) if target.array == BOUNDARY else None
+        return file is not None and file.missing((chunk, 0))
+
+    return passed
 
 
 class DamagedChunkError(ValueError):
@@ -176,6 +203,11 @@ class Arrays:
         with self._chunk_lock(chunk):
             for name, part in of_each:
                 self._arrays[name][key] = part.astype(self._arrays[name].dtype)
+
+    def delete_boundary(self, boundary: Target, chunk: int) -> None:
+        """Delete a chunk of a boundary that nobody will read."""
+        (name,) = _names(boundary)
+        self._files[name].delete(self._chunk(boundary, chunk))
 
     def _key(self, target: Target, start: int, stop: int) -> Any:
         tokens = slice(start, stop)

@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 
 from outlier_atlas.files import fingerprint
 from outlier_atlas.store.commits import Rows
-from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.layout import SUMMARY_VERSION, Layout
 
 NUMERICS_VERSION = 1
 """Raised when a change to the code changes numbers of the extraction: all rows are then stale."""
-
-SUMMARY_VERSION = 1
-"""Raised when a change to the code changes what a summary holds: all are then made anew."""
 
 
 @dataclass(frozen=True)

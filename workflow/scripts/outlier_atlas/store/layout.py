@@ -13,6 +13,9 @@ BOUNDARY = "boundary"
 SUMMARY = "summary:"
 """What the array of a target begins with if not a site's values but their summary is kept."""
 
+SUMMARY_VERSION = 1
+"""Raised when a change to the code changes what a summary holds: all are then made anew."""
+
 Compression = Literal["lz4", "zstd", "none"]
 
 
@@ -45,7 +48,7 @@ class Target:
     """One layer of one array: a site's activations, or the residual stream at a boundary.
 
     Attributes:
-        array: a site, `SUMMARY` and a site, or `BOUNDARY`.
+        array: a site; or `SUMMARY`, a site, `@` and what its summary depends on; or `BOUNDARY`.
         layer: the layer measured; for a boundary, the layer that it leads into.
     """
 
@@ -60,7 +63,7 @@ class Target:
     @property
     def site(self) -> str:
         """The site, whichever of the two is kept."""
-        return self.array.removeprefix(SUMMARY)
+        return self.array.removeprefix(SUMMARY).partition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,10 @@ class Layout:
 
     def target(self, site: str, layer: int) -> Target:
         """What is kept of a site."""
-        return Target(site if site in self.store else SUMMARY + site, layer)
+        if site in self.store:
+            return Target(site, layer)
+        # Of another floor it is another target, and what is committed of that one does not count.
+        return Target(f"{SUMMARY}{site}@{self.floor(site)!r}.{SUMMARY_VERSION}", layer)
 
     def floor(self, site: str) -> float:
         """The least |x| that a summary of a site keeps with its place."""

@@ -52,7 +52,7 @@ class LostSummaryError(ValueError):
 
 def path_of(run: Path, target: Target, rows: Rows) -> Path:
     """Where the summary of some rows of a site and layer lies."""
-    folder = run / SUMMARIES / target.array / f"layer-{target.layer}"
+    folder = run / SUMMARIES / target.site / f"layer-{target.layer}"
     return folder / f"chunk-{rows.chunk}.{rows.start}-{rows.stop}.safetensors"
 
 
