@@ -208,8 +208,8 @@ def test_token_criteria_of_any_split_are_those_of_the_whole(x, sequences, cuts, 
         if not known:
             continue
         for token, value in enumerate(largest, a):
-            want["mean"] += [token] * (value > 3 * np.nanmean(part))
-            want["median"] += [token] * (value > 3 * known[(len(known) - 1) // 2])
+            want["mean"] += [token] * bool(value > 3 * np.nanmean(part))
+            want["median"] += [token] * bool(value > 3 * known[(len(known) - 1) // 2])
     assert [o.token for o in systematic.found()] == want["mean"]
     assert [o.token for o in outliers.found()] == want["median"]
     lengths = np.sqrt(np.nansum(x.astype(np.float64) ** 2, axis=1))
