@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from outlier_atlas.files import replacing
+from outlier_atlas.measure_tables import MEASURE_TABLES
 from outlier_atlas.table import (
     CHANNEL,
     LAYER,
@@ -335,6 +336,7 @@ TABLES: tuple[Table, ...] = (
     MASSIVE_CHANNELS,
     EXPERT_MAGNITUDES,
     *TOKEN_TABLES,
+    *MEASURE_TABLES,
 )
 
 FORMATS = ("parquet", "csv")

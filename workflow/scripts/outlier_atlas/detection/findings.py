@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 
-from outlier_atlas import tables, token_tables
+from outlier_atlas import measure_tables, tables, token_tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.columns import (
     Columns,
@@ -28,6 +28,7 @@ from outlier_atlas.detection.criteria import (
     TOKEN_OUTLIERS,
     Criterion,
 )
+from outlier_atlas.detection.measures import measure_columns, quantization_columns
 from outlier_atlas.detection.scan import Place, Scan
 from outlier_atlas.detection.super_findings import (
     super_expert_columns,
@@ -107,6 +108,8 @@ def findings(
         token_tables.TOKEN_OUTLIERS,
         token_outlier_columns(outliers, settings.token_outliers.site, tokens),
     )
+    yield measure_tables.LAYER_MEASURES, measure_columns(scan, bootstrap)
+    yield measure_tables.QUANTIZATION_ERROR, quantization_columns(scan.quantization)
     yield token_tables.TOKEN_NORMS, norm_columns(scan.norms, settings.token_norms.site, tokens)
 
 

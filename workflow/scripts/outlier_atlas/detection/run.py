@@ -65,6 +65,7 @@ def detect(
         fingerprints=Fingerprints(layout, store.token_ids, store.sequence_starts, model),
         exclusion=Exclusion.of(detection.exclude, special),
         floors=_floors(detection, layout),
+        quantization=detection.quantization_error,
     )
     _check_unstored(source)
     _check_committed(run, layout, source.fingerprints)
@@ -94,7 +95,8 @@ def _check_unstored(source: Source) -> None:
     """What the summaries of sites that are not stored cannot answer.
 
     Raises:
-        ValueError: a threshold is below their floor, or tokens are to be left out.
+        ValueError: a threshold is below their floor, tokens are to be left out, or values to be
+            rounded.
     """
     layout = source.layout
     unstored = [site for site in layout.sites if site not in layout.store]
@@ -106,6 +108,11 @@ def _check_unstored(source: Source) -> None:
                 f"stored, and its summaries keep values from {floor:g}: raise the threshold, or "
                 f"name {site} in extraction.store, or lower "
                 f"extraction.advanced.{layout.floor_setting(site)}"
+            )
+        if site in source.quantization.sites:
+            raise ValueError(
+                f"detection.quantization_error.sites: {site} is not stored; name it in "
+                f"extraction.store, or take it out"
             )
     if unstored and source.exclusion.record() is not None:
         raise ValueError(

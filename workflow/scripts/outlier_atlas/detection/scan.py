@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,13 +15,14 @@ from outlier_atlas.detection.criteria import (
     TOKEN_OUTLIERS,
     Criterion,
 )
-from outlier_atlas.detection.tiles import Source, Tiles
+from outlier_atlas.detection.tiles import Source
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.sites import EXPERT_OUT
 from outlier_atlas.statistics.experts import ExpertMagnitudes
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.massive import MassiveActivation, massive_activations
+from outlier_atlas.statistics.measures import LayerMeasures, QuantizationErrors
 from outlier_atlas.statistics.norms import TokenNorms
 from outlier_atlas.statistics.outlier_features import OutlierFeatures
 from outlier_atlas.statistics.sequences import BySequence, Found, WholeSequence
@@ -38,6 +39,8 @@ class Scan:
 
     Attributes:
         magnitudes: of every site with channels, and layer.
+        measures: likewise.
+        quantization: of the sites that are asked for, and layer.
         outlier_features: None where the criterion was not measured.
         massive: per layer; empty where the criterion was not measured.
         systematic: likewise.
@@ -47,6 +50,8 @@ class Scan:
     """
 
     magnitudes: dict[Place, Magnitudes]
+    measures: dict[Place, LayerMeasures]
+    quantization: dict[Place, QuantizationErrors]
     outlier_features: OutlierFeatures | None = None
     massive: dict[int, BySequence[MassiveActivation]] = field(default_factory=dict)
     systematic: dict[int, BySequence[TokenOutlier]] = field(default_factory=dict)
@@ -75,18 +80,21 @@ def scan(
     last = 0
     total = layout.chunks * len(layout.sites) * len(layout.layers)
     with progress(total, " chunks", "detecting") as bar:
-        for chunk, target, tiles in source.all(threads):
+        for chunk, target, found in source.all(threads):
             if chunk != last and result.outlier_features:
                 result.outlier_features.close()
             last = chunk
-            _take(takers[target.site, target.layer], tiles)
+            place = target.site, target.layer
+            _take(takers[place], found.tiles)
+            for summary in found.quantization:
+                result.quantization[place].update(summary)
             bar.update()
     if result.outlier_features:
         result.outlier_features.close()
     return result
 
 
-def _take(takers: list[Callable[[Any], None]], tiles: Tiles) -> None:
+def _take(takers: list[Callable[[Any], None]], tiles: Sequence[Any]) -> None:
     for summary in tiles:
         for take in takers:
             take(summary)
@@ -98,7 +106,7 @@ def _takers(
     """Of each site and layer what takes its summaries."""
     takers: dict[Place, list[Callable[[Any], None]]] = defaultdict(list)
     for place, magnitudes in result.magnitudes.items():
-        takers[place].append(magnitudes.update)
+        takers[place] += [magnitudes.update, result.measures[place].update]
         if result.outlier_features and place[0] in criteria[LLM_INT8].sites:
             takers[place].append(partial(result.outlier_features.update, place))
     for site, by_layer in (
@@ -120,14 +128,20 @@ def _accumulators(
     sites = [site for site in layout.sites if site != EXPERT_OUT]
     places = [(site, layer) for site in sites for layer in layout.layers]
     sequences = len(starts) - 1
-    result = Scan({place: Magnitudes(layout.sites[place[0]], sequences) for place in places})
+    channels = layout.sites
+    rounded = [place for place in places if place[0] in settings.quantization_error.sites]
+    result = Scan(
+        {place: Magnitudes(channels[place[0]], sequences) for place in places},
+        {place: LayerMeasures(channels[place[0]], sequences) for place in places},
+        {place: QuantizationErrors() for place in rounded},
+    )
     if EXPERT_OUT in layout.sites:
         result.experts = {layer: ExpertMagnitudes(layout.experts) for layer in layout.layers}
     if criteria[LLM_INT8].measured:
         tensors = [place for place in places if place[0] in criteria[LLM_INT8].sites]
-        channels = _common_channels(layout, criteria[LLM_INT8])
+        common = _common_channels(layout, criteria[LLM_INT8])
         result.outlier_features = OutlierFeatures(
-            tensors, channels, settings.llm_int8.threshold, sequences
+            tensors, common, settings.llm_int8.threshold, sequences
         )
 
     def by_sequence(

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.exclusion import Exclusion
-from outlier_atlas.statistics.summary import Place, Summary
+from outlier_atlas.settings.detection import QuantizationErrorSettings
+from outlier_atlas.statistics.experts import ExpertSummary
+from outlier_atlas.statistics.quantization import QuantizationSummary, summarize_quantization
+from outlier_atlas.statistics.summary import Place
 from outlier_atlas.statistics.tiles import AnySummary, kind_of, summary_of
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import Rows
@@ -26,7 +34,21 @@ from outlier_atlas.store.summaries import (
     write,
 )
 
-Tiles = list[AnySummary]
+Values = Callable[[], torch.Tensor]
+"""Reads a chunk, the first time that it is called."""
+Kept = NDArray[np.bool_] | None
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a chunk of one site and layer, tile by tile.
+
+    `quantization` is empty where its error is not asked for.
+    """
+
+    tiles: list[AnySummary]
+    quantization: list[QuantizationSummary] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,7 @@ class Source:
         fingerprints: of its chunks.
         exclusion: the tokens that are left out.
         floors: of each site the least |x| that must be known with its place.
+        quantization: of which sites its error is asked for.
     """
 
     run: Path
@@ -50,8 +73,9 @@ class Source:
     fingerprints: Fingerprints
     exclusion: Exclusion
     floors: Mapping[str, float]
+    quantization: QuantizationErrorSettings
 
-    def all(self, threads: int) -> Iterator[tuple[int, Target, Tiles]]:
+    def all(self, threads: int) -> Iterator[tuple[int, Target, Found]]:
         """Chunk by chunk, and all sites and layers of a chunk together: the tiles of each.
 
         A few are read ahead while one is looked at: memory is a chunk for each thread.
@@ -75,47 +99,69 @@ class Source:
                 ahead += [readers.submit(self._of, arrays, *place) for place in following]
                 yield chunk, target, found
 
-    def _of(self, arrays: Arrays, chunk: int, target: Target) -> Tiles:
+    def _of(self, arrays: Arrays, chunk: int, target: Target) -> Found:
         if target.is_summary:
-            return self._kept(chunk, target)
+            return Found(self._kept(chunk, target))
         rows = Rows(chunk, *self.layout.chunk_range(chunk))
-        path = path_of(self.run, target, rows)
-        fingerprint = self.fingerprints.summary(rows, self.exclusion.record())
-        try:
-            found = self._read(path, target.site, fingerprint)
-            if not self._too_high(found, target.site):
-                return found
-        except DamagedSummaryError:
-            pass
-        found = self._made(arrays, rows, target)
-        write(path, fingerprint, found)
+        values = cache(lambda: torch.from_numpy(arrays.read(target, rows.start, rows.stop)))
+        found = Found(self._summaries(rows, target, values))
+        if target.site in self.quantization.sites:
+            found = replace(found, quantization=self._quantization(rows, target, values))
         return found
 
-    def _kept(self, chunk: int, target: Target) -> Tiles:
+    def _summaries(self, rows: Rows, target: Target, values: Values) -> list[AnySummary]:
+        floor, experts = self.floors[target.site], self.layout.experts
+
+        def make(part: torch.Tensor, place: Place, kept: Kept) -> AnySummary:
+            return summary_of(target.site, part, place, floor, experts, kept)
+
+        path = path_of(self.run, target, rows)
+        fingerprint = self.fingerprints.summary(rows, self.exclusion.record())
+        with suppress(DamagedSummaryError):
+            there = read(path, kind_of(target.site), fingerprint)
+            if all(isinstance(s, ExpertSummary) or s.floor <= floor for s in there):
+                return there
+        return self._make(rows, values, make, path, fingerprint)
+
+    def _quantization(
+        self, rows: Rows, target: Target, values: Values
+    ) -> list[QuantizationSummary]:
+        threshold = self.quantization.threshold
+
+        def make(part: torch.Tensor, place: Place, kept: Kept) -> QuantizationSummary:
+            return summarize_quantization(part, place, threshold, kept)
+
+        path = path_of(self.run, target, rows, "-quantization")
+        depends = {"left_out": self.exclusion.record(), "outlier_channels": threshold}
+        fingerprint = self.fingerprints.summary(rows, depends)
+        with suppress(DamagedSummaryError):
+            return read(path, QuantizationSummary, fingerprint)
+        return self._make(rows, values, make, path, fingerprint)
+
+    def _make(
+        self,
+        rows: Rows,
+        values: Values,
+        make: Callable[[torch.Tensor, Place, Kept], Made],
+        path: Path,
+        fingerprint: str,
+    ) -> list[Made]:
+        """Make something of each tile of some rows, and keep it."""
+        starts, made = self.tokens.sequence_starts, []
+        for sequence, start, stop in tiles(starts, rows):
+            kept = self.exclusion.kept(self.tokens, int(starts[sequence]), start, stop)
+            part = values()[start - rows.start : stop - rows.start]
+            made.append(make(part, Place(sequence, start, stop - start), kept))
+        write(path, fingerprint, made)
+        return made
+
+    def _kept(self, chunk: int, target: Target) -> list[AnySummary]:
         """What extraction has left of a site that is not stored."""
-        found: Tiles = []
+        found: list[AnySummary] = []
         for rows in rows_of_chunk(self.layout, self.tokens.sequence_starts, chunk):
             path = path_of(self.run, target, rows)
             try:
-                found += self._read(path, target.site, self.fingerprints.summary(rows))
+                found += read(path, kind_of(target.site), self.fingerprints.summary(rows))
             except DamagedSummaryError as error:
                 raise LostSummaryError(target, chunk, error) from error
         return found
-
-    def _read(self, path: Path, site: str, fingerprint: str) -> Tiles:
-        return read(path, kind_of(site), fingerprint)
-
-    def _too_high(self, found: Tiles, site: str) -> bool:
-        return any(isinstance(s, Summary) and s.floor > self.floors[site] for s in found)
-
-    def _made(self, arrays: Arrays, rows: Rows, target: Target) -> Tiles:
-        values = torch.from_numpy(arrays.read(target, rows.start, rows.stop))
-        starts, site = self.tokens.sequence_starts, target.site
-        floor, experts = self.floors[site], self.layout.experts
-        made = []
-        for sequence, start, stop in tiles(starts, rows):
-            kept = self.exclusion.kept(self.tokens, int(starts[sequence]), start, stop)
-            part = values[start - rows.start : stop - rows.start]
-            place = Place(sequence, start, stop - start)
-            made.append(summary_of(site, part, place, floor, experts, kept))
-        return made

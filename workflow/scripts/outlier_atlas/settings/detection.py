@@ -136,6 +136,27 @@ class TokenNormsSettings(Section):
     top: PositiveInt = Field(20, description="Tokens that are listed of each layer.")
 
 
+class QuantizationErrorSettings(Section):
+    """What INT8, FP8, MXFP8, MXFP4 and NVFP4 would take from the values of some sites."""
+
+    sites: list[ChannelSite] = Field(
+        [],
+        description="Sites to round, such as `[attn_in, mlp_in]`; they must be stored. It takes "
+        "several times as long as everything else of detection together.",
+    )
+    threshold: PositiveFloat = Field(
+        6.0,
+        description="Channels with |x| >= this in a tile (the tokens of a sequence within a chunk) "
+        "are its outlier channels, which LLM.int8() leaves as they are.",
+    )
+
+    @field_validator("sites")
+    @classmethod
+    def _canonical_sites(cls, sites: list[ChannelSite]) -> list[ChannelSite]:
+        refuse_repeats(sites)
+        return sorted(sites, key=CHANNEL_SITES.index)
+
+
 class ExcludeSettings(Section):
     """Tokens that are left out of every number of the tables; what is stored has them all."""
 
@@ -193,6 +214,9 @@ class DetectionSettings(Section):
     )
     token_norms: TokenNormsSettings = Field(
         TokenNormsSettings(), description="Tokens by their norm."
+    )
+    quantization_error: QuantizationErrorSettings = Field(
+        QuantizationErrorSettings(), description="Errors of rounding to formats of few bits."
     )
     exclude: ExcludeSettings = Field(
         ExcludeSettings(), description="Tokens that are left out of every number."

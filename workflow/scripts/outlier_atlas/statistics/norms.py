@@ -40,7 +40,8 @@ class TokenNorms:
         """Take the summary of a tile; tokens without a finite value have no norm."""
         there = summary.token_channel >= 0
         norms = np.sqrt(summary.token_square[there])
-        codes = bfloat16_codes(norms.astype(np.float32))
+        with np.errstate(over="ignore"):
+            codes = bfloat16_codes(norms.astype(np.float32))
         self.histogram += np.bincount(codes, minlength=CODES + 1)
         self._take(summary.start + summary.token[there].astype(np.int64), norms)
 

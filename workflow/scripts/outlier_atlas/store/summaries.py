@@ -50,9 +50,13 @@ class LostSummaryError(ValueError):
         self.chunk = chunk
 
 
-def path_of(run: Path, target: Target, rows: Rows) -> Path:
-    """Where the summary of some rows of a site and layer lies."""
-    folder = run / SUMMARIES / target.site / f"layer-{target.layer}"
+def path_of(run: Path, target: Target, rows: Rows, measure: str = "") -> Path:
+    """Where the summary of some rows of a site and layer lies.
+
+    Args:
+        measure: of which measure it is; empty for what all share.
+    """
+    folder = run / SUMMARIES / f"{target.site}{measure}" / f"layer-{target.layer}"
     return folder / f"chunk-{rows.chunk}.{rows.start}-{rows.stop}.safetensors"
 
 
