@@ -28,7 +28,10 @@ SEQUENCE_SHARDS = SETTINGS.extraction.sequence_shards
 TABLES = [f"{RESULTS}/tables/{table.name}.parquet" for table in tables.TABLES]
 CSV_TABLES = [f"{RESULTS}/tables/{table.name}.csv" for table in tables.TABLES]
 FIGURES = [
-    f"{RESULTS}/figures/{name}" for name in figures.names(SETTINGS.extraction.sites)
+    f"{RESULTS}/figures/{name}"
+    for name in figures.names(
+        SETTINGS.extraction.sites, SETTINGS.detection.quantization_error.sites
+    )
 ]
 PAGE_PARTS = [readable(part) for part in page.PARTS]
 REPORT = f"{RESULTS}/report.html"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from outlier_atlas.detection.exclusion import said
 from outlier_atlas.settings.detection import (
     DetectionSettings,
     LlmInt8Settings,
     MassiveActivationsSettings,
     SuperExpertsSettings,
 )
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import EXPERT_OUT, SUPER_WEIGHT_SITES
 
 LLM_INT8 = "llm_int8"
 MASSIVE_ACTIVATIONS = "massive_activations"
@@ -20,9 +19,6 @@ SUPER_WEIGHTS = "super_weights"
 SUPER_EXPERTS = "super_experts"
 SYSTEMATIC_OUTLIERS = "systematic_outliers"
 TOKEN_OUTLIERS = "token_outliers"
-
-SUPER_WEIGHT_SITES = ("mlp_hidden", "mlp_out")
-"""Input and output of the down projection."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Criterion:
 
 def criteria(settings: DetectionSettings, measured: Collection[str]) -> dict[str, Criterion]:
     """The criteria by name, given the measured sites."""
-    left_out = said(settings.exclude)
+    left_out = settings.exclude.said
 
     def criterion(name: str, sites: tuple[str, ...], definition: str) -> Criterion:
         missing = tuple(site for site in sites if site not in measured)

@@ -48,15 +48,3 @@ class Exclusion:
         if not self.first_positions and not self.token_ids:
             return None
         return {"first_positions": self.first_positions, "token_ids": list(self.token_ids)}
-
-
-def said(settings: ExcludeSettings) -> str:
-    """What is left out, in a sentence; empty where nothing is."""
-    if not settings.anything:
-        return ""
-    parts = ["special tokens"] if settings.special_tokens else []
-    if settings.first_positions:
-        parts.append(f"the first {settings.first_positions} positions of each sequence")
-    if settings.token_ids:
-        parts.append(f"token ids {', '.join(map(str, settings.token_ids))}")
-    return f"Left out (detection.exclude): {'; '.join(parts)}."

@@ -22,7 +22,6 @@ from outlier_atlas.detection.criteria import (
     LLM_INT8,
     MASSIVE_ACTIVATIONS,
     SUPER_EXPERTS,
-    SUPER_WEIGHT_SITES,
     SUPER_WEIGHTS,
     SYSTEMATIC_OUTLIERS,
     TOKEN_OUTLIERS,
@@ -46,6 +45,7 @@ from outlier_atlas.settings.detection import (
     LlmInt8Settings,
     PositionShare,
 )
+from outlier_atlas.settings.sites import SUPER_WEIGHT_SITES
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.experts import ExpertMagnitudes
 from outlier_atlas.statistics.magnitudes import Magnitudes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,17 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from outlier_atlas import tables
+from outlier_atlas import measure_tables, tables, token_tables
 from outlier_atlas.files import replacing
+from outlier_atlas.report import lines
 from outlier_atlas.report.text import SITE_NAMES
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import EXPERT_OUT, SUPER_WEIGHT_SITES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-KINDS = ("magnitudes", "maxima", "experts")
+KINDS = ("magnitudes", "maxima", "experts", "kurtosis", "down_proj", "quantization")
 COLUMNS = 1152
 """Columns of a heatmap at most; of more channels each column shows the largest of some."""
 
@@ -55,19 +57,27 @@ THEMES = (
 )
 
 
-def names(sites: list[str]) -> list[str]:
-    """File names of all figures of a run, without folder."""
+def names(sites: Sequence[str], quantized: Sequence[str] = ()) -> list[str]:
+    """File names of all figures of a run, without folder.
+
+    Args:
+        sites: that are measured.
+        quantized: those of them whose quantization error is.
+    """
+    kinds = [(site, kind) for site in sites for kind in _kinds(site)]
+    if set(SUPER_WEIGHT_SITES) <= set(sites):
+        kinds.append((SUPER_WEIGHT_SITES[1], "down_proj"))
+    kinds += [(site, "quantization") for site in quantized if site in sites]
     return [
         f"{site}-{kind}{theme.suffix}.{ending}"
-        for site in sites
-        for kind in _kinds(site)
+        for site, kind in kinds
         for theme in THEMES
         for ending in ("svg", "png")
     ]
 
 
 def _kinds(site: str) -> tuple[str, ...]:
-    return ("experts",) if site == EXPERT_OUT else ("magnitudes", "maxima")
+    return ("experts",) if site == EXPERT_OUT else ("magnitudes", "maxima", "kurtosis")
 
 
 def draw(folder: Path, tables_folder: Path) -> None:
@@ -91,6 +101,31 @@ def draw(folder: Path, tables_folder: Path) -> None:
     experts = tables.read(tables_folder, tables.EXPERT_MAGNITUDES)
     if len(experts):
         _draw_experts(folder, experts)
+    _draw_lines(folder, tables_folder)
+
+
+def _draw_lines(folder: Path, tables_folder: Path) -> None:
+    def rows_of(table: tables.Table) -> dict[str, list[dict[str, Any]]]:
+        by_site = defaultdict(list)
+        for row in tables.read(tables_folder, table).to_pylist():
+            by_site[row["site"]].append(row)
+        return by_site
+
+    for kind, drawn, table in (
+        ("kurtosis", lines.kurtosis, measure_tables.LAYER_MEASURES),
+        ("quantization", lines.quantization, measure_tables.QUANTIZATION_ERROR),
+    ):
+        for site, rows in rows_of(table).items():
+            for theme in THEMES:
+                with _figure(folder / f"{site}-{kind}{theme.suffix}", theme, 4.0) as figure:
+                    drawn(figure, rows, theme)
+    criteria = tables.read(tables_folder, tables.CRITERIA).to_pylist()
+    if any(row["criterion"] == "super_weights" and row["measured"] for row in criteria):
+        weights = tables.read(tables_folder, token_tables.SUPER_WEIGHTS).to_pylist()
+        for theme in THEMES:
+            path = folder / f"{SUPER_WEIGHT_SITES[1]}-down_proj{theme.suffix}"
+            with _figure(path, theme, 4.0) as figure:
+                lines.down_proj(figure, weights, theme)
 
 
 def _draw_experts(folder: Path, experts: Any) -> None:

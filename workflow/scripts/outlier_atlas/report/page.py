@@ -17,8 +17,8 @@ from markupsafe import Markup
 from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, replacing
-from outlier_atlas.measured import Measured, records
-from outlier_atlas.report import experts
+from outlier_atlas.measured import records
+from outlier_atlas.report import criteria, experts, facts, measures
 from outlier_atlas.report.figures import THEMES
 from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
 from outlier_atlas.report.text import (
@@ -30,12 +30,12 @@ from outlier_atlas.report.text import (
     shown,
     visible,
 )
-from outlier_atlas.settings.detection import LayerShare, PositionShare
+from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.sites import EXPERT_OUT
 
 HERE = Path(__file__).parent
-PARTS = (HERE / "template.html.j2", HERE / "style.css")
+PARTS = (HERE / "template.html.j2", HERE / "found.html.j2", HERE / "style.css")
 """The files beside this module that the page is made of."""
 
 Row = dict[str, Any]
@@ -106,14 +106,17 @@ def _head(
         f"{count(len(store['sites']), 'site')}.",
         "tokens_said": tokens_said,
         "alarms": alarms(evidence),
+        "left_out": ExcludeSettings.model_validate(
+            inputs.configuration["detection"]["exclude"]
+        ).said,
         "findings": sentences,
         # Our own file, and the only text that is not escaped.
         "style": Markup((HERE / "style.css").read_text("utf-8")),
         "folder": visible(str(inputs.folder)),
         "version": __version__,
-        "facts": _facts(model, tokens, store),
+        "facts": facts.facts(model, tokens, store),
         "first_array": store["store"][0] if store["store"] else None,
-        "measured": [_measured(record) for record in records(inputs.folder)],
+        "measured": [facts.measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
 
@@ -131,7 +134,19 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "massive": _massive(report, inputs, evidence, tokens),
         "experts": _experts(report, inputs, evidence) if evidence.experts else None,
         "text_shown": report.text,
+        **measures.pictures(inputs.figures, sites, inputs.configuration["detection"], _picture),
+        "found": _found(report, inputs, evidence),
     }
+
+
+def _found(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> list[Row]:
+    sections = criteria.sections(
+        inputs.tables, evidence.criteria, report.rows, report.text != "none"
+    )
+    for section in sections:
+        drawn = section["table"] == "super_weights" and section["criterion"]["measured"]
+        section["picture"] = measures.down_proj(inputs.figures, _picture) if drawn else None
+    return sections
 
 
 def _experts(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
@@ -144,69 +159,6 @@ def _experts(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
         "colour. An unseen expert has no colour. The experts with the largest are named above.",
     )
     return experts.section(evidence.experts, min_tokens, report.rows) | {"heatmap": heatmap}
-
-
-def _facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
-    groups = ranges_of_groups(store["layer_groups"])
-    facts = [
-        ("model", str(model["source"])),
-        ("commit", model["commit"] or "none: not from a hub"),
-        ("architecture", f"{model['architecture']}, {count(model['layers'], 'layer')}"),
-        ("weights", _weights(model, store["dtype"])),
-        ("dtype", store["dtype"]),
-        ("text", str(tokens["source"])),
-        ("its commit", tokens["commit"] or "none: not from a hub"),
-        (
-            "sequences",
-            f"{tokens['sequences']:,} of {_span(tokens['shortest'], tokens['longest'])} tokens, "
-            f"from {count(tokens['documents'], 'document')}, packing {tokens['packing']}",
-        ),
-        ("begin-of-sequence token", "at every sequence" if tokens["bos"] else "none added"),
-        ("sites", ", ".join(f"{site} ({store['channels'][site]:,})" for site in store["sites"])),
-        ("of them stored", ", ".join(store["store"]) or "none: only summaries"),
-        ("layers measured", ranges(store["layers"])),
-        ("layer groups", groups),
-        ("sequence shards", str(store["sequence_shards"])),
-        ("versions", ", ".join(f"{name} {v}" for name, v in sorted(store["versions"].items()))),
-    ]
-    return [(name, visible(value)) for name, value in facts]
-
-
-def _weights(model: Row, dtype: str) -> str:
-    method = model.get("quantization")
-    stored = f", {method}, dequantized to {dtype}" if method else ""
-    return f"{model['weight_bytes'] / 2**20:,.1f} MiB{stored}, fingerprint {model['fingerprint']}"
-
-
-def _measured(record: Measured) -> Row:
-    """What one extraction job took, beside what its plan said."""
-
-    def mebibytes(size: int | None) -> str:
-        return f"{size / 2**20:,.0f}" if size else "none"
-
-    return {
-        "group": record.layer_group,
-        "shard": record.sequence_shard,
-        "layers": _span(*record.layers),
-        "device": visible(record.device),
-        "batch": record.batch_size,
-        "weights": mebibytes(record.weights),
-        "predicted_device": mebibytes(record.predicted_device),
-        "on_device": mebibytes(record.on_device),
-        "predicted_host": mebibytes(record.predicted_host),
-        "host": mebibytes(record.host),
-        "load": f"{record.load_seconds:.1f}",
-        "rate": f"{record.tokens / record.compute_seconds:,.0f}",
-    }
-
-
-def ranges_of_groups(groups: Sequence[Sequence[int]]) -> str:
-    """The layers of each layer group: `0 to 9; 10 to 19`."""
-    return "; ".join(_span(first, last) for first, last in groups)
-
-
-def _span(first: int, last: int) -> str:
-    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
 
 
 def _site(site: str, folder: Path) -> Row:

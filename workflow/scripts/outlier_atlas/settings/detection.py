@@ -175,9 +175,14 @@ class ExcludeSettings(Section):
         return sorted(ids)
 
     @property
-    def anything(self) -> bool:
-        """Whether any token may be left out."""
-        return self.special_tokens or self.first_positions > 0 or bool(self.token_ids)
+    def said(self) -> str:
+        """What is left out, in a sentence; empty where nothing is."""
+        parts = ["special tokens"] if self.special_tokens else []
+        if self.first_positions:
+            parts.append(f"the first {self.first_positions} positions of each sequence")
+        if self.token_ids:
+            parts.append(f"token ids {', '.join(map(str, self.token_ids))}")
+        return f"Left out (detection.exclude): {'; '.join(parts)}." if parts else ""
 
 
 class BootstrapSettings(Section):

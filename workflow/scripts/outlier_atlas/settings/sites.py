@@ -32,3 +32,6 @@ EXPERT_OUT: Site = "expert_out"
 
 LINEAR_INPUTS: tuple[ChannelSite, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
 """Those that linear layers read."""
+
+SUPER_WEIGHT_SITES: tuple[ChannelSite, ChannelSite] = ("mlp_hidden", "mlp_out")
+"""Input and output of the down projection."""

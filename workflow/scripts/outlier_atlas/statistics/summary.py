@@ -273,10 +273,7 @@ def _lower_medians(a: torch.Tensor, finite: torch.Tensor | None) -> Float32:
 
 def _exceedances(x: torch.Tensor, a: torch.Tensor, floor: float) -> tuple[Int64, Int32, Float32]:
     """Rows, channels and values with |x| >= floor."""
-    if not len(a):
-        return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
-    rows = (a.amax(1) >= floor).nonzero().squeeze(1)
-    within, channels = (a[rows] >= floor).nonzero(as_tuple=True)
-    of_values = rows[within]
-    values = x[of_values, channels].cpu().numpy()
-    return of_values.cpu().numpy(), channels.cpu().numpy().astype(np.int32), values
+    flat = np.flatnonzero((a >= floor).cpu().numpy())
+    rows, channels = np.divmod(flat, a.shape[1])
+    values = x.flatten()[torch.from_numpy(flat).to(x.device)].cpu().numpy()
+    return rows, channels.astype(np.int32), values

@@ -1,0 +1,75 @@
+"""What was run, as the report tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from outlier_atlas.measured import Measured
+from outlier_atlas.report.text import count, ranges, visible
+
+Row = dict[str, Any]
+
+
+def facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
+    """Names and values of what a run was made from."""
+    groups = ranges_of_groups(store["layer_groups"])
+    facts = [
+        ("model", str(model["source"])),
+        ("commit", model["commit"] or "none: not from a hub"),
+        ("architecture", f"{model['architecture']}, {count(model['layers'], 'layer')}"),
+        ("weights", _weights(model, store["dtype"])),
+        ("dtype", store["dtype"]),
+        ("text", str(tokens["source"])),
+        ("its commit", tokens["commit"] or "none: not from a hub"),
+        (
+            "sequences",
+            f"{tokens['sequences']:,} of {_span(tokens['shortest'], tokens['longest'])} tokens, "
+            f"from {count(tokens['documents'], 'document')}, packing {tokens['packing']}",
+        ),
+        ("begin-of-sequence token", "at every sequence" if tokens["bos"] else "none added"),
+        ("sites", ", ".join(f"{site} ({store['channels'][site]:,})" for site in store["sites"])),
+        ("of them stored", ", ".join(store["store"]) or "none: only summaries"),
+        ("layers measured", ranges(store["layers"])),
+        ("layer groups", groups),
+        ("sequence shards", str(store["sequence_shards"])),
+        ("versions", ", ".join(f"{name} {v}" for name, v in sorted(store["versions"].items()))),
+    ]
+    return [(name, visible(value)) for name, value in facts]
+
+
+def _weights(model: Row, dtype: str) -> str:
+    method = model.get("quantization")
+    stored = f", {method}, dequantized to {dtype}" if method else ""
+    return f"{model['weight_bytes'] / 2**20:,.1f} MiB{stored}, fingerprint {model['fingerprint']}"
+
+
+def measured(record: Measured) -> Row:
+    """What one extraction job took, beside what its plan said."""
+
+    def mebibytes(size: int | None) -> str:
+        return f"{size / 2**20:,.0f}" if size else "none"
+
+    return {
+        "group": record.layer_group,
+        "shard": record.sequence_shard,
+        "layers": _span(*record.layers),
+        "device": visible(record.device),
+        "batch": record.batch_size,
+        "weights": mebibytes(record.weights),
+        "predicted_device": mebibytes(record.predicted_device),
+        "on_device": mebibytes(record.on_device),
+        "predicted_host": mebibytes(record.predicted_host),
+        "host": mebibytes(record.host),
+        "load": f"{record.load_seconds:.1f}",
+        "rate": f"{record.tokens / record.compute_seconds:,.0f}",
+    }
+
+
+def ranges_of_groups(groups: Sequence[Sequence[int]]) -> str:
+    """The layers of each layer group: `0 to 9; 10 to 19`."""
+    return "; ".join(_span(first, last) for first, last in groups)
+
+
+def _span(first: int, last: int) -> str:
+    return f"{first:,}" if first == last else f"{first:,} to {last:,}"

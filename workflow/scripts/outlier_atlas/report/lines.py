@@ -1,0 +1,118 @@
+"""Figures of lines over layers: kurtosis, the down projection, quantization errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from outlier_atlas.report.figures import Theme
+
+Row = dict[str, Any]
+
+KURTOSIS = {
+    "kurtosis_token": "per token, over channels",
+    "kurtosis_tensor": "all values together",
+    "kurtosis_channel": "per channel, over tokens",
+    "kurtosis_rms": "of channels' RMS",
+}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values over layers; None where there is none."""
+
+    label: str
+    values: Sequence[float | None]
+    colour: str
+    marker: str
+    style: str = "-"
+
+
+def kurtosis(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
+    """The four variants at one site; `rows` of layer_measures."""
+    lines = [
+        Line(label, [row[name] for row in rows], colour, marker)
+        for (name, label), colour, marker in zip(
+            KURTOSIS.items(), (*theme.top, theme.median), MARKERS, strict=False
+        )
+    ]
+    axes = _lines(figure, [row["layer"] for row in rows], lines, theme)
+    _logarithmic(axes, lines)
+    axes.set_ylabel("kurtosis")
+
+
+def down_proj(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
+    """Largest input and output by layer, and where super weights are; `rows` of super_weights."""
+    lines = [
+        Line("largest |input|", [abs(row["input"]) for row in rows], theme.top[1], "s"),
+        Line("largest |output|", [abs(row["output"]) for row in rows], theme.top[0], "o"),
+    ]
+    axes = _lines(figure, [row["layer"] for row in rows], lines, theme)
+    _logarithmic(axes, lines)
+    for row in rows:
+        if row["super_weight"]:
+            axes.annotate(
+                f"[{row['row']}, {row['column']}]", (row["layer"], abs(row["output"])),
+                xytext=(6, 2), textcoords="offset points", color=theme.median, fontsize=9,
+            )  # fmt: skip
+    axes.set_ylabel("down_proj")
+
+
+def quantization(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
+    """SQNR of each format at one site; `rows` of quantization_error."""
+    names = dict.fromkeys((row["format"], row["scale_of"]) for row in rows)
+    colours = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a")
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    lines = [
+        Line(
+            f"{name}, {scale}" if kept == "quantized" else "_",
+            [
+                row["sqnr"]
+                for row in rows
+                if (row["format"], row["scale_of"], row["outlier_channels"]) == (name, scale, kept)
+            ],
+            colour,
+            marker,
+            style,
+        )
+        for (name, scale), colour, marker in zip(names, colours, MARKERS, strict=True)
+        for kept, style in (("quantized", "-"), ("kept", "--"))
+    ]
+    axes = _lines(figure, layers, lines, theme)
+    axes.set_ylabel("SQNR in dB")
+
+
+def _lines(figure: Figure, layers: Sequence[int], lines: Sequence[Line], theme: Theme) -> Axes:
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.add_subplot()
+    for line in lines:
+        values = [np.nan if value is None else value for value in line.values]
+        axes.plot(
+            layers, values, line.marker, ms=4, ls=line.style, lw=1.3, color=line.colour,
+            label=line.label,
+        )  # fmt: skip
+    axes.grid(axis="y", color=theme.faint, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(
+        frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2,
+        handletextpad=0.4, columnspacing=1.4,
+    )  # fmt: skip
+    return axes
+
+
+def _logarithmic(axes: Axes, lines: Sequence[Line]) -> None:
+    """A logarithmic axis has no zero: such a point is left out, and the table has it."""
+    if any(value for line in lines for value in line.values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,g}")
