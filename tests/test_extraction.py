@@ -300,8 +300,17 @@ def test_a_boundary_that_does_not_count_is_not_read(llama, tmp_path):
         extract(run.job(1, 0))
 
 
+SHORT = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.16 GiB."),
+    "mps": RuntimeError("MPS backend out of memory (MPS allocated: 17.93 GB)"),
+    "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    "numpy": MemoryError("Unable to allocate 1.16 GiB for an array"),
+}
+
+
+@pytest.mark.parametrize("device", SHORT)
 def test_out_of_memory_goes_on_in_smaller_batches_without_loading_again(
-    llama, tmp_path, monkeypatch, caplog
+    llama, tmp_path, monkeypatch, caplog, device
 ):
     data = config(llama, rows([8] * 8), tmp_path / "data", execution={"batch_size": 8})
     run = Run(tmp_path, data | {"extraction": {"advanced": {"chunk_tokens": 8}}})
@@ -315,7 +324,7 @@ def test_out_of_memory_goes_on_in_smaller_batches_without_loading_again(
 
         def short_of_memory(tap, tensor):
             if len(batch) > 2 and next(given) == 4:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.16 GiB.")
+                raise SHORT[device]
             keep(tap, tensor)
 
         forward(self, batch, short_of_memory)
@@ -339,6 +348,22 @@ def test_out_of_memory_with_one_sequence_says_what_to_do(llama, tmp_path, monkey
     monkeypatch.setattr(LayerGroup, "run", full)
     with pytest.raises(ValueError, match=r"take more extraction\.layer_groups \(now 1\)"):
         run.extract()
+
+
+def test_another_error_is_not_taken_for_short_memory(llama, tmp_path, monkeypatch):
+    data = config(llama, rows([8] * 2), tmp_path / "data", execution={"batch_size": 2})
+    run = Run(tmp_path, data)
+    run.prepare()
+    seen = []
+
+    def broken(*_):
+        seen.append(1)
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(LayerGroup, "run", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        run.extract()
+    assert seen == [1]
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(llama, tmp_path):

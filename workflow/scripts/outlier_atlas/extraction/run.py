@@ -69,7 +69,9 @@ def _compute(job: Job, work: Work, where: Sequence[str]) -> None:
         measurement.loaded(layer_group.model)
         try:
             measurement.batch_size = _stream(job, work, missing, layer_group, where)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not short_of_memory(error):
+                raise
             raise ValueError(preflight.advise_after_failure(made, job, work)) from error
     measurement.write(sum(int(rows.stop - rows.start) for rows in missing))
 
@@ -84,15 +86,15 @@ def _stream(
     """Stream until nothing is missing, in smaller batches where memory is short; their size.
 
     Raises:
-        torch.OutOfMemoryError: there is too little for a single sequence.
+        RuntimeError: there is too little memory for a single sequence: see `short_of_memory`.
     """
     size = job.batch_size
     while missing:
         try:
             stream(replace(job, batch_size=size), work, missing, layer_group, where[0])
             break
-        except torch.OutOfMemoryError:
-            if size == 1:
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not short_of_memory(error):
                 raise
             size = size // 2
             said = "layers %s: out of memory on %s; going on with batches of %d"
@@ -102,6 +104,17 @@ def _stream(
         # What was committed counts; the batch in flight is done again, in smaller ones.
         missing = work.missing(Commits.load(job.run / COMMITS), size)
     return size
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on whatever device.
+
+    Only CUDA has an exception of its own for it; MPS and the CPU's allocator say it in words.
+    """
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in said for words in ("MPS backend out of memory", "can't allocate memory")
+    )
 
 
 def _check_boundary(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]]) -> None:

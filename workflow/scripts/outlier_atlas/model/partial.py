@@ -18,6 +18,7 @@ from torch import nn
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.frugal import frugal
 from outlier_atlas.model.quantization import ADVICE, settings_of
+from outlier_atlas.model.shards import needed_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -146,8 +147,23 @@ def _partial_class(architecture: Architecture, layers: range) -> type[PreTrained
         _strip(self, architecture, layers)
         _keep_in_float32(self)
 
+    def load(
+        model: PreTrainedModel,
+        state_dict: dict[str, torch.Tensor] | None,
+        files: list[str] | None,
+        *settings: Any,
+    ) -> Any:
+        # transformers maps every file that it is given, and counts on the system not to mind.
+        needed = [
+            path
+            for path in map(Path, files or ())
+            if needed_files(path.parent, [path.name], architecture, layers)
+        ]
+        return whole._load_pretrained_model(model, state_dict, [*map(str, needed)], *settings)
+
     members = {
         "__init__": build,
+        "_load_pretrained_model": staticmethod(load),
         "__module__": whole.__module__,
         "_keys_to_ignore_on_load_unexpected": [".*"],  # the rest of the checkpoint
         "_tied_weights_keys": None,  # ties lead to the head, which is not there

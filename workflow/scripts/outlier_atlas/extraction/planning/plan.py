@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas.extraction.writer import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
-from outlier_atlas.model.footprint import Sizes, file_bytes, sizes, unknown_parts
+from outlier_atlas.model.footprint import Sizes, sizes
 from outlier_atlas.model.recorded import described
+from outlier_atlas.model.shards import file_bytes, unknown_parts
 from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.settings.sites import EXPERT_OUT
 from outlier_atlas.store.layout import Layout
