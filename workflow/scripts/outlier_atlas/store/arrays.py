@@ -170,10 +170,12 @@ class Arrays:
             for name, part in of_each:
                 self._files[name].write(self._chunk(target, chunk), part)
             return
-        key = self._key(target, start, stop)
+        key = self._key(target, first, last)
         with self._chunk_lock(chunk):
             for name, part in of_each:
-                self._arrays[name][key] = part.astype(self._arrays[name].dtype)
+                whole = np.asarray(self._arrays[name][key])
+                whole[start - first : stop - first] = part
+                self._files[name].write(self._chunk(target, chunk), whole)
 
     def _key(self, target: Target, start: int, stop: int) -> Any:
         tokens = slice(start, stop)
