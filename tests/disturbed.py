@@ -47,16 +47,22 @@ NAME = "disturbed"
 CONFIG: dict[str, Any] = {
     "run": {"name": NAME},
     "model": {"source": "./model"},
-    "dataset": {"source": "./texts", "sequences": 7, "sequence_length": 16},
+    "dataset": {
+        "source": "./texts",
+        "sequences": 7,
+        "sequence_length": 24,
+        "packing": "document",
+    },
     # Chunks that end within a sequence, and one that both sequence shards write to.
     "extraction": {
+        "sites": ["attn_in", "resid_post"],
         "layer_groups": 2,
         "sequence_shards": 2,
         "verify": "never",
-        "advanced": {"chunk_tokens": 24},
+        "advanced": {"chunk_tokens": 10},
     },
     "detection": {
-        "llm_int8": {"threshold": 1.0},
+        "llm_int8": {"sites": ["attn_in"], "threshold": 1.0},
         "massive_activations": {"absolute": 2.0, "ratio": 3.0},
     },
     "execution": {"device": "cpu", "threads": 1},
@@ -67,8 +73,9 @@ def project(folder: Path) -> Path:
     """A folder to run in: a model, some texts, a configuration."""
     tiny.llama(folder / "model")
     (folder / "texts").mkdir()
-    for index, sentence in enumerate(tiny.SENTENCES):
-        (folder / "texts" / f"{index}.txt").write_text(sentence * 3)
+    for index in range(7):
+        text = tiny.SENTENCES[index % 3]
+        (folder / "texts" / f"{index}.txt").write_text(text[: 20 + 8 * index])
     (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
     return folder
 
@@ -78,20 +85,14 @@ def stages(config: dict[str, Any] = CONFIG) -> dict[str, SimpleNamespace]:
     settings = load(config, NAME)
     run, extraction = Path("results") / settings.name, settings.extraction
     model = f"resources/models/{slug(settings.model)}.json"
-    tokens = {
-        "tokens": str(run / "tokens.parquet"),
-        "tokens_record": str(run / "manifests/tokens.json"),
-    }
-    store = str(run / "manifests/store.json")
+    tokens = str(run / "tokens.parquet")
+    record, store = (str(run / "manifests" / f"{name}.json") for name in ("tokens", "store"))
     parquet = [str(run / "tables" / f"{table.name}.parquet") for table in tables.TABLES]
     csv = [str(run / "tables" / f"{table.name}.csv") for table in tables.TABLES]
     drawn = [str(run / "figures" / name) for name in figures.names(extraction.sites)]
     trust = settings.model.trust_remote_code
-    common = {"model": model, **tokens}
-
-    def manifest(group: int, shard: int) -> str:
-        part = f"group-{group}-of-{extraction.layer_groups}.shard-{shard}-of-{extraction.sequence_shards}"
-        return str(run / "manifests" / "extraction" / f"{part}.json")
+    common = {"model": model, "tokens": tokens, "tokens_record": record}
+    groups, shards = extraction.layer_groups, extraction.sequence_shards
 
     jobs = {
         "fetch_model": _job(
@@ -99,7 +100,7 @@ def stages(config: dict[str, Any] = CONFIG) -> dict[str, SimpleNamespace]:
             model=settings.model.model_dump(mode="json", exclude={"dtype"}),
         ),
         "tokenize_dataset": _job(
-            "tokenize_dataset", list(tokens.values()), {"model": model},
+            "tokenize_dataset", [tokens, record], {"model": model},
             dataset=settings.dataset.model_dump(mode="json"), trust_remote_code=trust,
         ),
         "create_store": _job(
@@ -108,11 +109,13 @@ def stages(config: dict[str, Any] = CONFIG) -> dict[str, SimpleNamespace]:
             dtype=settings.model.dtype, trust_remote_code=trust,
         ),
     }  # fmt: skip
-    for group in range(extraction.layer_groups):
-        for shard in range(extraction.sequence_shards):
+    for group in range(groups):
+        for shard in range(shards):
+            part = f"group-{group}-of-{groups}.shard-{shard}-of-{shards}"
+            manifest = str(run / "manifests" / "extraction" / f"{part}.json")
             name = f"extract_activations.group-{group}.shard-{shard}"
             jobs[name] = _job(
-                "extract_activations", [manifest(group, shard)], common | {"store": store},
+                "extract_activations", [manifest], common | {"store": store},
                 name=name, trust_remote_code=trust,
             )  # fmt: skip
             jobs[name].wildcards = SimpleNamespace(group=group, shard=shard)
@@ -161,7 +164,7 @@ class Ended:
 
     status: int
     said: str
-    operations: int
+    operations: list[str]
     batches: list[tuple[int, int]]
 
 
@@ -212,14 +215,19 @@ def ended(folder: Path, process: Any) -> Ended:
     lines = _lines(_batches(folder))
     return Ended(
         status=process.exitcode,
-        said=_said(folder).read_text(errors="replace"),
-        operations=len(_lines(_trace(folder))),
+        said=said(folder),
+        operations=_lines(_trace(folder)),
         batches=[tuple(json.loads(line)) for line in lines],
     )
 
 
+def said(folder: Path) -> str:
+    """What the last process has said so far."""
+    return "\n".join(_lines(_said(folder)))
+
+
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def SERVER() -> Any:  # noqa: N802
@@ -282,11 +290,12 @@ def _watch_operations(fault: Fault | None) -> None:
     roots = tuple(str(Path(part).absolute()) + "/" for part in ("results", "resources"))
 
     def operation(kind: str, path: Any) -> None:
-        name = os.path.abspath(os.fsdecode(path))
-        if not name.startswith(roots) or "/logs/" in name:
+        name = str(Path(os.fsdecode(path)).absolute())
+        if not name.startswith(roots) or {"logs", "locks"} & set(name.split("/")):
             return
         if fault is not None:
             fault(kind, name)
+            return
         os.write(trace, f"{kind} {name}\n".encode("utf-8", "replace"))
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -343,13 +352,13 @@ class History:
     """An undisturbed run, as it was before each stage and at the end of each.
 
     Attributes:
-        operations: of each stage the number of operations that change a file.
+        operations: of each stage, in their order; each is a kind and a path.
         batches: that each stage ran.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.operations: dict[str, int] = {}
+        self.operations: dict[str, list[str]] = {}
         self.batches: dict[str, list[tuple[int, int]]] = {}
         self._left: dict[str, dict[str, str]] = {}
         current = project(folder / "undisturbed")

@@ -40,7 +40,10 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
 
 
 def _line(error: Exception, log: str) -> str:
-    message = " ".join(str(error).split()) or type(error).__name__
+    said = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        said = f"{error.filename}: {error.strerror}"
+    message = " ".join(said.split()) or type(error).__name__
     if isinstance(error, ValueError | OSError):
         return message
     return f"{type(error).__name__}: {message} (this should not happen; the trace is in {log})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -69,9 +70,9 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; with the path, and the bytes that were to be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb", buffering=0) as file:
             write_all(file, content)
             os.fsync(file.fileno())
@@ -115,8 +116,11 @@ def partial(path: Path) -> Path:
 
 
 def unwritten(error: OSError, path: Path, size: str) -> OSError:
-    """An error of writing that says which file it was, and how much it takes."""
-    return OSError(error.errno, f"{error.strerror or error}; {size}", str(path))
+    """An error of writing that says which file it was, how much it takes, and what to do."""
+    said = f"{error.strerror or error}; {size}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        said += "; make room for it and run again: what is finished or committed counts"
+    return OSError(error.errno, said, str(path))
 
 
 def canonical(value: Any) -> str:

@@ -78,7 +78,7 @@ def drop_stale_locks(run: Path, folder: Path = Path(".snakemake/locks")) -> None
         folder: of Snakemake's lock files: each names files, one a line.
     """
     others = (p for p in run.parent.glob(f"*/{LOCKS}/{SNAKEMAKE}") if p.parents[1] != run)
-    ours = [f"{run}/"] if any(_held(path) for path in others) else [f"{run}/", "resources/"]
+    ours = [f"{run}/"] if any(is_held(path) for path in others) else [f"{run}/", "resources/"]
     for path in folder.glob("*.lock"):
         named = path.read_text(encoding="utf-8", errors="replace").splitlines()
         if any(name.startswith(tuple(ours)) for name in named):
@@ -95,7 +95,8 @@ def _wait_for(path: Path, say: Callable[[str], object]) -> None:
             _taken(file, fcntl.LOCK_EX)
 
 
-def _held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock."""
     with _open(path) as file:
         return not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
