@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ CONFIG: dict[str, Any] = {
         "layer_groups": 2,
         "sequence_shards": 2,
         "verify": "never",
-        "advanced": {"chunk_tokens": 10},
+        "advanced": {"chunk_tokens": 6},
     },
     "detection": {
         "llm_int8": {"sites": ["attn_in"], "threshold": 1.0},
@@ -354,17 +355,21 @@ class History:
     Attributes:
         operations: of each stage, in their order; each is a kind and a path.
         batches: that each stage ran.
+        seconds: that each took.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, config: dict[str, Any] = CONFIG) -> None:
+        self.folder, self.config = folder, config
         self.operations: dict[str, list[str]] = {}
         self.batches: dict[str, list[tuple[int, int]]] = {}
+        self.seconds: dict[str, float] = {}
         self._left: dict[str, dict[str, str]] = {}
         current = project(folder / "undisturbed")
-        for name in stages():
+        for name in stages(config):
             copy(current, self.before(name))
-            done = launch(current, name)
+            begun = time.monotonic()
+            done = launch(current, name, None, config)
+            self.seconds[name] = time.monotonic() - begun
             assert done.status == 0, done.said
             self.operations[name], self.batches[name] = done.operations, done.batches
             self._left[name] = left(current)
@@ -404,15 +409,22 @@ class Survival:
         return self.killed and not self.status and not self.differences and not self.in_vain
 
 
-def survive(history: History, name: str, at: int, folder: Path) -> Survival:
-    """Kill a stage before its operation `at`, start it again, and look at what it leaves."""
+def survive(
+    history: History, name: str, folder: Path, kill: Callable[[Path, str], Any]
+) -> Survival:
+    """Kill a stage, start it again, and look at what it leaves.
+
+    Args:
+        folder: for a copy of the run as it was before the stage.
+        kill: starts the stage and ends with it; gives its process.
+    """
     copy(history.before(name), folder)
-    first = launch(folder, name, Kill(at))
+    process = kill(folder, name)
+    process.join()
+    first = ended(folder, process)
     missing = missing_batches(folder, name) if history.batches[name] else []
-    second = launch(folder, name)
+    second = launch(folder, name, None, history.config)
     again = set(first.batches) & set(second.batches)
-    if second.status:
-        print(second.said)
     return Survival(
         killed=first.status == -signal.SIGKILL,
         status=second.status,
@@ -420,3 +432,20 @@ def survive(history: History, name: str, at: int, folder: Path) -> Survival:
         repeated=len(again),
         in_vain=len(again - set(missing)),
     )
+
+
+def at_operation(history: History, at: int) -> Callable[[Path, str], Any]:
+    """Kills a stage before one of its operations on files."""
+    return lambda folder, name: start(folder, name, Kill(at), history.config)
+
+
+def after(history: History, seconds: float) -> Callable[[Path, str], Any]:
+    """Kills a stage at a moment, wherever it is."""
+
+    def kill(folder: Path, name: str) -> Any:
+        process = start(folder, name, None, history.config)
+        process.join(seconds)
+        process.kill()
+        return process
+
+    return kill

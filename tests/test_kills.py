@@ -10,7 +10,7 @@ from pathlib import Path
 
 import disturbed
 import pytest
-from disturbed import NAME, SERVER, History, Kill, copy, launch, start, survive
+from disturbed import NAME, SERVER, History, Kill, at_operation, copy, launch, start, survive
 
 from outlier_atlas import locks
 from outlier_atlas.store.commits import COMMITS
@@ -45,7 +45,7 @@ def test_a_killed_stage_goes_on_and_leaves_the_same(history, name, tmp_path):
     points = random.Random(f"{SEED} {name}").sample(range(count), KILLS[name])
     for at in points:
         print(f"{name}: seed {SEED}, before operation {at} of {count}")
-        survival = survive(history, name, at, tmp_path / str(at))
+        survival = survive(history, name, tmp_path / str(at), at_operation(history, at))
         assert survival.killed
         assert survival.status == 0
         assert survival.differences == []

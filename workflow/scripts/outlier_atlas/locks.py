@@ -12,7 +12,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -118,10 +118,10 @@ def _taken(file: IO[str], how: int) -> bool:
 
 
 def _sign(file: IO[str]) -> None:
-    """For those who wait."""
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    """For those who wait; on a full disk they wait for somebody without a name."""
+    with suppress(OSError):
+        os.truncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 def _holder(file: IO[str]) -> str:
