@@ -12,6 +12,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from outlier_atlas import locks
 from outlier_atlas.settings import configuration
 from outlier_atlas.workflow import Sources, closing_words, readable, wants_closing_words
 
@@ -31,6 +32,16 @@ except ValueError as error:
             f"{readable(CONFIGFILE)}: {fault}" for fault in str(error).splitlines()
         )
     )
+
+# One Snakemake makes a run; jobs that outlived a killed one are waited for, and its locks dropped.
+if workflow.is_main_process and not workflow.output_settings.dryrun:
+    try:
+        OWNED = locks.own(
+            Path("results") / SETTINGS.name, lambda said: print(said, file=sys.stderr)
+        )
+        locks.drop_stale_locks(Path("results") / SETTINGS.name)
+    except ValueError as error:
+        sys.exit(str(error))
 
 # A rule's script and the library modules behind it, as inputs of the rule.
 code = Sources(SCRIPTS).of

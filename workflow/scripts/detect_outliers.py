@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.detection.run import detect
 
 
 def main(job):
+    from outlier_atlas.detection.run import detect
+
     detect(
         settings=job.params.detection,
         run=Path(job.input.store).parents[1],

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from outlier_atlas.files import replacing
+from outlier_atlas.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -287,11 +287,14 @@ def write(folder: Path, table: Table, columns: Mapping[str, Any]) -> None:
     """
     assert set(columns) == {column.name for column in table.columns}, table.name
     data = pa.table({name: columns[name] for name in table.schema.names}, schema=table.schema)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / f"{table.name}.parquet") as path:
-        pa.parquet.write_table(data, path, compression="zstd")
-    with replacing(folder / f"{table.name}.csv") as path:
-        pa.csv.write_csv(data, path)
+    for ending, write_table in (("parquet", _write_parquet), ("csv", pa.csv.write_csv)):
+        content = pa.BufferOutputStream()
+        write_table(data, content)
+        write_whole(folder / f"{table.name}.{ending}", content.getvalue().to_pybytes())
+
+
+def _write_parquet(data: pa.Table, content: pa.BufferOutputStream) -> None:
+    pa.parquet.write_table(data, content, compression="zstd")
 
 
 def read(folder: Path, table: Table) -> pa.Table:

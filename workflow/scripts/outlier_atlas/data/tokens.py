@@ -76,7 +76,8 @@ def write_tokens(
     ids_digest = hashlib.sha256()
     with (
         replacing(path) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+        temporary.open("wb") as file,
+        pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer,
     ):
         waiting: list[pa.RecordBatch] = []
         for index, sequence in enumerate(sequences):

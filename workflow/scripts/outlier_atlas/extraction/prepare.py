@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.files import read_record, write_record
+from outlier_atlas.files import read_record, unwritten, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
 from outlier_atlas.settings.sites import EXPERT_OUT
@@ -86,6 +86,7 @@ def prepare_store(
 
     Raises:
         ValueError: the model has no such site or layer, or fewer layers than layer groups.
+        OSError: the disk is full; with the path, and the bytes that are needed.
     """
     from outlier_atlas.model.recorded import described
 
@@ -97,7 +98,13 @@ def prepare_store(
     fingerprints = Fingerprints(
         layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
     )
-    arrays.create(run, layout, _coordinates(store), fingerprints)
+    coordinates = _coordinates(store)
+    try:
+        arrays.create(run, layout, coordinates, fingerprints)
+    except OSError as error:
+        size = sum(values.nbytes for values in coordinates.values())
+        needed = f"its coordinates take up to {size:,} bytes"
+        raise unwritten(error, run / arrays.ACTIVATIONS, needed) from error
     own = extraction.model_dump(mode="json", exclude_defaults=True)
     versions = {package: version(package) for package in RECORDED_VERSIONS}
     write_record(record, layout.record() | {"versions": versions, "extraction": own})

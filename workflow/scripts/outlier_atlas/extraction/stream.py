@@ -49,7 +49,6 @@ def stream(
     starts = work.tokens.sequence_starts
     total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
     with (
-        commits,
         RowWriter(arrays, missing, commit, queue_bytes(where)) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.files import read_record, replacing
+from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.measured import Measured, records
 from outlier_atlas.report import experts
 from outlier_atlas.report.figures import THEMES
@@ -82,11 +82,9 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
         **_head(report, inputs, evidence, sentences),
         **_body(report, inputs, evidence, tokens),
     )
-    with replacing(page) as temporary:
-        temporary.write_text(html, encoding="utf-8", errors="replace")
+    write_whole(page, html.encode("utf-8", errors="replace"))
     told = {"findings": [asdict(f) for f in sentences], "alarms": alarms(evidence)}
-    with replacing(findings_file) as temporary:
-        temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="ascii")
+    write_whole(findings_file, f"{json.dumps(told, indent=2)}\n".encode("ascii"))
 
 
 def _head(

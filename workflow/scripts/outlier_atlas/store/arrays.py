@@ -60,6 +60,7 @@ def create(
         coordinates: `token_id`, `sequence` and `position`, each (token,).
         fingerprints: of the chunks.
     """
+    _remove_leftovers(run)
     activations = zarr.open_group(run / ACTIVATIONS, mode="a", use_consolidated=False)
     boundaries = zarr.open_group(run / BOUNDARIES, mode="a", use_consolidated=False)
     axes = {"layer": np.array(layout.layers, np.int32), **coordinates}
@@ -170,10 +171,12 @@ class Arrays:
             for name, part in of_each:
                 self._files[name].write(self._chunk(target, chunk), part)
             return
-        key = self._key(target, start, stop)
+        key = self._key(target, first, last)
         with self._chunk_lock(chunk):
             for name, part in of_each:
-                self._arrays[name][key] = part.astype(self._arrays[name].dtype)
+                whole = np.asarray(self._arrays[name][key])
+                whole[start - first : stop - first] = part
+                self._files[name].write(self._chunk(target, chunk), whole)
 
     def _key(self, target: Target, start: int, stop: int) -> Any:
         tokens = slice(start, stop)
@@ -249,6 +252,14 @@ def _create_array(group: zarr.Group, name: str, shape: _Shape, compression: Comp
             "write_empty_chunks": True
         },  # a chunk that happens to be all fill value counts, too
     )
+
+
+def _remove_leftovers(run: Path) -> None:
+    """What a killed zarr had not finished: metadata and coordinates, under random names."""
+    for store in (ACTIVATIONS, BOUNDARIES):
+        for pattern in ("*.partial", "*/*.partial", "*/c/*.partial"):
+            for path in (run / store).glob(pattern):
+                path.unlink()
 
 
 def _write_coordinate(

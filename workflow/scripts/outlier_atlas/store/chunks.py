@@ -7,8 +7,6 @@ Its bytes are the compressed values and a checksum, and zarr reads what is writt
 
 from __future__ import annotations
 
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from outlier_atlas.files import partial, unwritten, write_all
 from outlier_atlas.store.layout import Compression
 
 LEVELS = {"lz4": 5, "zstd": 1}
@@ -82,16 +81,14 @@ class ChunkFiles:
         if any(after for _, after in missing):
             whole = np.pad(whole, missing, constant_values=self._metadata.fill_value)
         path = self._path(coordinates)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
         parts = encode(whole, self._compression)
         try:
-            _write(temporary, parts)
-            temporary.replace(path)
+            _write(partial(path), parts)
+            partial(path).replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            partial(path).unlink(missing_ok=True)
             size = sum(map(len, parts))
-            said = f"{error.strerror}; {size:,} bytes were to be written"
-            raise OSError(error.errno, said, str(path)) from error
+            raise unwritten(error, path, f"{size:,} bytes were to be written") from error
 
     def _path(self, coordinates: tuple[int, ...]) -> Path:
         return self._folder / str(self._metadata.encode_chunk_key(coordinates))
@@ -105,6 +102,4 @@ def _write(path: Path, parts: tuple[bytes, ...]) -> None:
         file = path.open("wb", buffering=0)
     with file:
         for part in parts:
-            view = memoryview(part)
-            while view:
-                view = view[file.write(view) :]
+            write_all(file, part)

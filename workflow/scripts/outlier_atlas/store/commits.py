@@ -10,14 +10,13 @@ the files of all.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas.files import canonical, replacing
+from outlier_atlas.files import append, canonical, replacing
 from outlier_atlas.store.layout import Target
 
 COMMITS = Path("manifests") / "commits"
@@ -90,23 +89,13 @@ class CommitFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
-        end = self._file.seek(0, os.SEEK_END)
-        if end:
-            self._file.seek(end - 1)
-            if self._file.read(1) != b"\n":  # a kill cut the last line short: close it off
-                self._file.write(b"\n")
+        self._path = path
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+            append(path, b"\n")  # a kill cut the last line short: close it off
 
     def append(self, commit: Commit) -> None:
-        """Append a commit, in one write."""
-        self._file.write(commit.line().encode())
-        self._file.flush()
-
-    def __enter__(self) -> CommitFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+        """Append a commit, all of it or nothing."""
+        append(self._path, commit.line().encode())
 
 
 def forget(folder: Path, void: Callable[[Commit, Target], bool]) -> int:
