@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from outlier_atlas.files import DamagedFileError
+
 
 def job(main: Callable[[Any], None], snakemake: Any) -> None:
     """Run a rule's script.
@@ -28,6 +30,8 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
         if os.environ.get("OUTLIER_ATLAS_TRACEBACK"):
             traceback.print_exc()
         log.error("%s: %s", snakemake.rule, _line(error, str(snakemake.log[0])))
+        if isinstance(error, DamagedFileError):
+            error.path.unlink(missing_ok=True)  # Snakemake makes anew what is not there
         sys.exit(1)
 
 
