@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def detect(
     model_record: Path,
     folder: Path,
     threads: int,
+    manifests: Sequence[Path] = (),
 ) -> None:
     """Find the outliers of a run and write its tables.
 
@@ -41,12 +42,15 @@ def detect(
         model_record: the record of the model.
         folder: for the tables.
         threads: that read and decode.
+        manifests: of the extraction jobs.
 
     Raises:
         ValueError: the store or the tokens are damaged, rows of the store do not count, or sites do
             not fit a criterion.
     """
     detection = DetectionSettings.model_validate(settings)
+    for manifest in manifests:
+        read_record(manifest)
     layout = Layout.from_record(read_record(store_record))
     store = TokenStore.recorded(tokens, run / RECORD)
     defined = criteria(detection, layout.sites)
