@@ -11,6 +11,7 @@ import pytest
 import zarr
 from pipeline import Run, config
 from safetensors.torch import load_file, save_file
+from store_files import chunk_files, written
 
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.extraction import compute
@@ -63,22 +64,6 @@ def loads(monkeypatch):
     return counted
 
 
-def chunks(run):
-    """Each chunk's file, with its time and its bytes."""
-    files = [
-        p for z in ("activations.zarr", "boundaries.zarr") for p in run.folder.glob(f"{z}/*/c/**/*")
-    ]
-    return {
-        path.relative_to(run.folder): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in files
-        if path.is_file()
-    }
-
-
-def written(before, after):
-    return {str(path) for path in after if before.get(path) != after[path]}
-
-
 def values(run):
     group = zarr.open_group(run.activations, mode="r", use_consolidated=False)
     return {site: np.asarray(group[site][:]) for site in SITES}
@@ -86,7 +71,7 @@ def values(run):
 
 def assert_repaired(run, before):
     """All bytes are what they were."""
-    assert {p: data for p, (_, data) in chunks(run).items()} == {
+    assert {p: data for p, (_, data) in chunk_files(run).items()} == {
         p: data for p, (_, data) in before.items()
     }
 
@@ -128,7 +113,7 @@ def test_a_damaged_chunk_is_named_refused_and_alone_made_anew(
     kind, damage, request, tmp_path, loads
 ):
     run = request.getfixturevalue(kind).copy(tmp_path)
-    before = chunks(run)
+    before = chunk_files(run)
     place = Path("activations.zarr") / "mlp_in" / "c" / "1" / "1" / "0"
     DAMAGES[damage](run.folder / place)
     with pytest.raises(ValueError, match=r"mlp_in, layer 1, chunk 1: damaged \(.*\); run again"):
@@ -136,7 +121,7 @@ def test_a_damaged_chunk_is_named_refused_and_alone_made_anew(
     loads.clear()
     run.extract()
     assert len(loads) == (2 if kind == "shared" else 1), "a load for each shard that has a part"
-    assert written(before, chunks(run)) == {str(place)}
+    assert written(before, chunk_files(run)) == {str(place)}
     assert_repaired(run, before)
     run.detect()
 
@@ -156,7 +141,7 @@ def test_a_chunk_of_an_earlier_configuration_is_not_current(whole, llama, tmp_pa
 
 def test_all_damage_is_named_at_once_and_made_anew_in_one_go(whole, tmp_path, loads):
     run = whole.copy(tmp_path)
-    before = chunks(run)
+    before = chunk_files(run)
     places = [
         f"activations.zarr/{site}/c/{layer}/{layer}/0" for layer in range(4) for site in SITES
     ]
@@ -168,7 +153,7 @@ def test_all_damage_is_named_at_once_and_made_anew_in_one_go(whole, tmp_path, lo
     run.extract()
     assert len(loads) == 2
     # Whoever runs the upper layers again needs the boundary, which is there.
-    assert written(before, chunks(run)) == set(places)
+    assert written(before, chunk_files(run)) == set(places)
     assert_repaired(run, before)
     run.detect()
 
@@ -178,7 +163,7 @@ def test_a_damaged_boundary_is_named_refused_and_alone_made_anew(whole, damage, 
     run = Run(tmp_path, whole.config)
     run.prepare()
     extract(run.job(0, 0))
-    before = chunks(run)
+    before = chunk_files(run)
     place = Path("boundaries.zarr") / "into_layer_2" / "c" / "1" / "0"
     if damage == "intact, but another":
         shutil.copy(run.folder / place.parent.parent / "0" / "0", run.folder / place)
@@ -186,11 +171,11 @@ def test_a_damaged_boundary_is_named_refused_and_alone_made_anew(whole, damage, 
         DAMAGES[damage](run.folder / place)
     with pytest.raises(ValueError, match=r"boundary, layer 2, chunk 1: damaged .* run again"):
         extract(run.job(1, 0))
-    before = chunks(run)  # with the first sequence, which came before the damage
+    before = chunk_files(run)  # with the first sequence, which came before the damage
     loads.clear()
     extract(run.job(0, 0))
     assert len(loads) == 1
-    assert written(before, chunks(run)) == {str(place)}
+    assert written(before, chunk_files(run)) == {str(place)}
     extract(run.job(1, 0))
     for site, want in values(whole.copy(tmp_path / "whole")).items():
         assert np.array_equal(values(run)[site], want)
@@ -213,7 +198,7 @@ def test_no_flipped_bit_of_a_commit_is_believed(whole):
 
 def test_what_a_damaged_commit_stood_for_is_computed_again_and_nothing_else(whole, tmp_path, loads):
     run = whole.copy(tmp_path)
-    before = chunks(run)
+    before = chunk_files(run)
     path = next((run.folder / COMMITS).glob("group-1*.jsonl"))
     lines = path.read_bytes().splitlines(keepends=True)
     chunk = json.loads(lines[1])["chunk"]
@@ -226,7 +211,7 @@ def test_what_a_damaged_commit_stood_for_is_computed_again_and_nothing_else(whol
     loads.clear()
     run.extract()
     assert len(loads) == 1
-    places = written(before, chunks(run))
+    places = written(before, chunk_files(run))
     assert places == {f"activations.zarr/{s}/c/{k}/{chunk}/0" for s in SITES for k in (2, 3)}
     assert_repaired(run, before)
     verify(records(run), 2)

@@ -12,6 +12,7 @@ from outlier_atlas.detection.criteria import criteria
 from outlier_atlas.detection.findings import findings
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.files import read_record
+from outlier_atlas.measured import keep_only
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
@@ -67,6 +68,7 @@ def detect(
     for table, columns in findings(result, store, detection, defined):
         tables.write(folder, table, columns)
     clear_up(run, layout)
+    keep_only(run, [manifest.stem for manifest in manifests])
 
 
 def _check_committed(

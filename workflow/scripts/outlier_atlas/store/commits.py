@@ -146,7 +146,7 @@ class CommitFile:
     def append(self, commit: Commit) -> None:
         """Append a commit, in one write."""
         # Opened each time: `revise`, in another job, may have replaced the file.
-        with _lock(self._path.parent, fcntl.LOCK_SH), self._path.open("a+b", buffering=0) as file:
+        with _lock(self._path.parent, fcntl.LOCK_SH), self._path.open("ab") as file:
             file.write(_close_off(self._path) + commit.line().encode())
 
 
@@ -157,22 +157,24 @@ def revise(folder: Path, revised: Callable[[Commit], Commit]) -> int:
         revised: a commit as it shall be; one without targets goes.
 
     Returns:
-        How many commits are not what they were.
+        How many commits stand for less than they did.
     """
     if not folder.is_dir():
         return 0
-    changed = 0
+    fewer = 0
     with _lock(folder, fcntl.LOCK_EX):
         for path in sorted(folder.glob("*.jsonl")):
             commits, damaged = _read(path)
             kept = [revised(commit) for commit in commits]
-            lost = sum(a != b for a, b in zip(commits, kept, strict=True))
-            changed += lost
-            if lost or damaged:
+            pairs = list(zip(commits, kept, strict=True))
+            fewer += sum(a.rows != b.rows or len(a.checksums) > len(b.checksums) for a, b in pairs)
+            text = "".join(commit.line() for commit in kept if commit.checksums)
+            if not text:
+                path.unlink()
+            elif damaged or commits != kept:
                 with replacing(path) as temporary:
-                    text = "".join(commit.line() for commit in kept if commit.checksums)
                     temporary.write_text(text, encoding="ascii")
-    return changed
+    return fewer
 
 
 def without(commit: Commit, void: Callable[[Target], bool]) -> Commit:
