@@ -4,6 +4,7 @@ snakemake --cores all --resources gpu=2                 the demo, config/config.
 snakemake --cores all --configfile mine.yaml            a run of your own
 snakemake --cores 1 fetch                               only what needs the network
 snakemake --cores 1 plan                                what the run takes, before it takes it
+snakemake --cores 2 verify                              whether all that is committed is undamaged
 """
 
 import sys
@@ -53,6 +54,7 @@ include: "workflow/rules/dataset.smk"
 include: "workflow/rules/extraction.smk"
 include: "workflow/rules/detection.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/verification.smk"
 
 
 wildcard_constraints:
@@ -64,6 +66,7 @@ localrules:
     all,
     fetch,
     plan,
+    verify,
 
 
 rule all:

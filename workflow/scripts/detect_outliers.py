@@ -16,6 +16,7 @@ def main(job):
         model_record=Path(job.input.model),
         folder=Path(job.output[0]).parent,
         threads=job.threads,
+        manifests=[Path(path) for path in job.input.manifests],
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from outlier_atlas.files import DamagedFileError
 from outlier_atlas.locks import LOCKS, at_work
 
 
@@ -36,6 +37,8 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
         if os.environ.get("OUTLIER_ATLAS_TRACEBACK"):
             traceback.print_exc()
         log.error("%s: %s", snakemake.rule, _line(error, str(snakemake.log[0])))
+        if isinstance(error, DamagedFileError):
+            error.path.unlink(missing_ok=True)  # Snakemake makes anew what is not there
         sys.exit(1)
 
 

@@ -139,9 +139,33 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class DamagedFileError(ValueError):
+    """A file of ours that is not what was written.
+
+    Attributes:
+        path: the file; once it is gone, the rule that makes it makes it anew.
+        cause: in words.
+    """
+
+    def __init__(self, path: Path, cause: str) -> None:
+        super().__init__(f"{path}: damaged ({cause}); run again: it is made anew")
+        self.path = path
+        self.cause = cause
+
+
+CHECKSUM = "checksum"
+"""Key of a record under which it has the checksum of everything else in it."""
+
+
+def checksum(entry: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that stand for what a record holds, its checksum left out."""
+    return fingerprint({key: value for key, value in entry.items() if key != CHECKSUM})[:16]
+
+
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as readable JSON with sorted keys; equal records give equal bytes."""
-    text = json.dumps(record, sort_keys=True, indent=2, ensure_ascii=True)
+    whole = {**record, CHECKSUM: checksum(record)}
+    text = json.dumps(whole, sort_keys=True, indent=2, ensure_ascii=True)
     write_whole(path, f"{text}\n".encode("ascii"))
 
 
@@ -149,12 +173,14 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read a record.
 
     Raises:
-        ValueError: the file holds no JSON object.
+        DamagedFileError: it is not what was written.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: damaged record ({error}); delete it and run again") from error
+        raise DamagedFileError(path, str(error)) from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path}: damaged record (no JSON object); delete it and run again")
+        raise DamagedFileError(path, "no JSON object")
+    if record.pop(CHECKSUM, None) != checksum(record):
+        raise DamagedFileError(path, "its checksum does not agree")
     return record

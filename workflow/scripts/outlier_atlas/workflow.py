@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from outlier_atlas.files import read_record, sha256
+from outlier_atlas.files import sha256
 from outlier_atlas.settings.configuration import load
 
 
@@ -53,7 +54,7 @@ def closing_words(run: str) -> str:
     findings = Path("results") / run / "findings.json"
     if not report.exists() or not findings.exists():
         return ""
-    first = read_record(findings)["findings"][0]["text"]
+    first = json.loads(findings.read_text("utf-8"))["findings"][0]["text"]
     plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(first))
     return f"\n{plain}\n\nReport: {report}\n"
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.criteria import LLM_INT8, MASSIVE_ACTIVATIONS, Criterion
@@ -42,7 +41,7 @@ class Scan:
 
 
 def scan(
-    run: Path,
+    arrays: Arrays,
     layout: Layout,
     tokens: TokenStore,
     settings: DetectionSettings,
@@ -54,14 +53,15 @@ def scan(
     Memory is a few chunks and the accumulators, however many tokens there are.
 
     Raises:
-        ValueError: the store is damaged, or the sites of a criterion do not fit together.
+        DamagedChunkError: a chunk is not the one that was committed.
+        ValueError: the sites of a criterion do not fit together.
     """
     result = _accumulators(layout, tokens, settings, criteria)
     int8_sites = criteria[LLM_INT8].sites
     massive_site = criteria[MASSIVE_ACTIVATIONS].sites[0]
     targets = [*result.magnitudes, *(Target(EXPERT_OUT, layer) for layer in result.experts)]
     with progress(layout.chunks * len(targets), " chunks", "detecting") as bar:
-        for target, tile in _tiles(run, layout, targets, threads):
+        for target, tile in _tiles(arrays, layout, targets, threads):
             if tile is None:
                 if result.outlier_features:
                     result.outlier_features.close()
@@ -116,13 +116,12 @@ def _common_channels(layout: Layout, criterion: Criterion) -> int:
 
 
 def _tiles(
-    run: Path, layout: Layout, targets: list[Target], threads: int
+    arrays: Arrays, layout: Layout, targets: list[Target], threads: int
 ) -> Iterator[tuple[Target, Tile | None]]:
     """Every tile, chunk by chunk; (a target, None) after the last of a chunk.
 
     A few are read ahead while one is looked at.
     """
-    arrays = Arrays(run, layout)
 
     def read(target: Target, chunk: int) -> Tile:
         start, stop = layout.chunk_range(chunk)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.files import read_record, unwritten, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
 from outlier_atlas.settings.sites import EXPERT_OUT
-from outlier_atlas.store import arrays
+from outlier_atlas.store import shape
+from outlier_atlas.store.arrays import ACTIVATIONS
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
 
@@ -93,18 +94,18 @@ def prepare_store(
     extraction = ExtractionSettings.model_validate(settings)
     model = read_record(model_record)
     _, _, architecture = described(model, resources, trust_remote_code)
-    store = TokenStore.open(tokens)
+    store = TokenStore.recorded(tokens, run / RECORD)
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
     fingerprints = Fingerprints(
         layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
     )
     coordinates = _coordinates(store)
     try:
-        arrays.create(run, layout, coordinates, fingerprints)
+        shape.create(run, layout, coordinates, fingerprints)
     except OSError as error:
         size = sum(values.nbytes for values in coordinates.values())
         needed = f"its coordinates take up to {size:,} bytes"
-        raise unwritten(error, run / arrays.ACTIVATIONS, needed) from error
+        raise unwritten(error, run / ACTIVATIONS, needed) from error
     own = extraction.model_dump(mode="json", exclude_defaults=True)
     versions = {package: version(package) for package in RECORDED_VERSIONS}
     write_record(record, layout.record() | {"versions": versions, "extraction": own})

@@ -71,9 +71,15 @@ def choose_weights(where: str, names: Collection[str]) -> list[str]:
 
 
 def fingerprint(folder: Path, files: Sequence[str], code: bool) -> str:
-    """sha256 over `config.json` and the weights, file by file; all that a forward pass depends on.
+    """sha256 over all that a forward pass depends on: `checked_files`, file by file.
 
-    Every byte counts: a single changed weight is another model. The files are read side by side.
+    Every byte counts: a single changed weight is another model.
+    """
+    return fingerprint_of(sums_of(folder, checked_files(folder, files, code)))
+
+
+def checked_files(folder: Path, files: Sequence[str], code: bool) -> list[str]:
+    """Names of the files that a forward pass depends on: `config.json` and the weights.
 
     Args:
         files: the weights.
@@ -85,18 +91,19 @@ def fingerprint(folder: Path, files: Sequence[str], code: bool) -> str:
     for name in files:
         _check_header(folder / name)
     modules = sorted(path.name for path in folder.glob("*.py")) if code else []
-    return _sums(folder, ["config.json", *modules, *files])
+    return ["config.json", *modules, *files]
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """sha256 over the files of the tokenizer and the chat template, those that are there."""
-    return _sums(folder, [name for name in TOKENIZER if (folder / name).is_file()])
+    return fingerprint_of(sums_of(folder, [n for n in TOKENIZER if (folder / n).is_file()]))
 
 
-def _sums(folder: Path, names: Sequence[str]) -> str:
+def sums_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """sha256 of each file; they are read side by side."""
     with ThreadPoolExecutor() as threads:
         sums = threads.map(sha256, [folder / name for name in names])
-        return fingerprint_of(dict(zip(names, sums, strict=True)))
+        return dict(zip(names, sums, strict=True))
 
 
 def headers(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:

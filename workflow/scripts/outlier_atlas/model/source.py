@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from outlier_atlas import builtin
 from outlier_atlas.files import canonical, write_record
-from outlier_atlas.model.checkpoint import fingerprint, tokenizer_fingerprint, weight_files
+from outlier_atlas.files import fingerprint as fingerprint_of
+from outlier_atlas.model.checkpoint import (
+    checked_files,
+    sums_of,
+    tokenizer_fingerprint,
+    weight_files,
+)
 from outlier_atlas.model.hub import CONFIGURATION, FETCH_AGAIN
 from outlier_atlas.model.quantization import check
+from outlier_atlas.model.seen import Seen, remember, stamps
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.source import local_path, source_kind
 
@@ -76,7 +83,7 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         source = gguf_file(settings, resources)
         assert source is not None
         gguf.dequantize(source, folder)
-    described = _describe(settings, folder)
+    seen, described = _describe(settings, folder)
     where = {
         "kind": kind,
         "source": settings.source,
@@ -85,9 +92,11 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         "folder": relative,
     }
     write_record(record, described | where)
+    remember(record, seen)
 
 
-def _describe(settings: ModelSettings, folder: Path) -> dict[str, Any]:
+def _describe(settings: ModelSettings, folder: Path) -> tuple[Seen, dict[str, Any]]:
+    """Sizes and times of the files before they were read, and what a model is."""
     if not folder.is_dir():
         raise ValueError(f"model.source = {settings.source!r}: no such folder")
     if not (folder / "config.json").is_file():
@@ -96,8 +105,11 @@ def _describe(settings: ModelSettings, folder: Path) -> dict[str, Any]:
     config = load_config(folder, settings.trust_remote_code)
     quantization = check(settings.source, config, folder, files)
     text = text_config(config)
-    return {
-        "fingerprint": fingerprint(folder, files, settings.trust_remote_code),
+    counted = checked_files(folder, files, settings.trust_remote_code)
+    seen, sums = stamps(folder, counted), sums_of(folder, counted)
+    return seen, {
+        "fingerprint": fingerprint_of(sums),
+        "sums": sums,
         "tokenizer": tokenizer_fingerprint(folder),
         "model_type": config.model_type,
         "architecture": (config.architectures or ["unknown"])[0],

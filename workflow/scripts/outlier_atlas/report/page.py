@@ -67,7 +67,7 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
         ValueError: the token store or a record is damaged.
     """
     report = ReportSettings.model_validate(settings)
-    tokens = TokenStore.open(inputs.tokens)
+    tokens = TokenStore.recorded(inputs.tokens, inputs.tokens_record)
     evidence = Evidence.read(inputs.tables, tokens.sequences)
     sentences = findings(evidence, report.text != "none")
     environment = Environment(

@@ -37,6 +37,18 @@ def parts(site: str) -> tuple[Part, ...]:
     )
 
 
+def arrays_of(target: Target) -> list[str]:
+    """Names of the arrays that hold a target."""
+    if target.array == BOUNDARY:
+        return [boundary_array(target.layer)]
+    return [part.name for part in parts(target.array)]
+
+
+def boundary_array(layer: int) -> str:
+    """Name of the array that holds the residual stream into a layer."""
+    return f"into_layer_{layer}"
+
+
 @dataclass(frozen=True, order=True)
 class Target:
     """One layer of one array: a site's activations, or the residual stream at a boundary.
@@ -103,6 +115,11 @@ class Layout:
         for layer in self.group_layers(group):
             if layer in self.layers:
                 yield from (Target(site, layer) for site in self.sites)
+
+    def targets(self) -> Iterator[Target]:
+        """All that is measured, and the boundaries."""
+        yield from (Target(site, layer) for site in self.sites for layer in self.layers)
+        yield from (Target(BOUNDARY, layer) for layer in self.boundaries())
 
     def boundary_after(self, group: int) -> Target | None:
         """The boundary that a layer group leaves for the next; none after the last."""
