@@ -7,13 +7,16 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from outlier_atlas.visible import VisibleFormatter
+
 
 def job(main: Callable[[Any], None], snakemake: Any) -> None:
     """Run a rule's script.
 
     The log has everything, traces too; the terminal has what concerns the user. `ValueError` and
     `OSError` are the user's to mend: one line and exit status 1. Anything else is ours, and the
-    line says so. `OUTLIER_ATLAS_TRACEBACK=1` shows the trace on the terminal as well.
+    line says so. `OUTLIER_ATLAS_TRACEBACK=1` shows the trace on the terminal as well. Neither has
+    a character that a terminal would obey, nor a secret of the environment.
 
     Args:
         main: takes the `snakemake` object.
@@ -24,15 +27,16 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
         main(snakemake)
     except Exception as error:
         log = logging.getLogger("outlier_atlas")
-        log.debug("%s", traceback.format_exc())
-        if os.environ.get("OUTLIER_ATLAS_TRACEBACK"):
-            traceback.print_exc()
+        level = logging.INFO if os.environ.get("OUTLIER_ATLAS_TRACEBACK") else logging.DEBUG
+        log.log(level, "%s", traceback.format_exc().rstrip())
         log.error("%s: %s", snakemake.rule, _line(error, str(snakemake.log[0])))
         sys.exit(1)
 
 
 def _line(error: Exception, log: str) -> str:
     message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return message
     return f"{type(error).__name__}: {message} (this should not happen; the trace is in {log})"
@@ -42,9 +46,9 @@ def _set_up_logging(path: str) -> None:
     """Everything of ours into the log file, with times; what concerns the user to the terminal."""
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.INFO)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(VisibleFormatter("%(message)s"))
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     ours = logging.getLogger("outlier_atlas")
     ours.setLevel(logging.DEBUG)
     ours.handlers = [terminal, file]
