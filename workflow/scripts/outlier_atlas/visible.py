@@ -7,6 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 
 SYMBOLS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
@@ -38,6 +39,24 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
             text = text.replace(value, "***")
     return text
+
+
+def gist(error: BaseException, folder: Path | None = None) -> str:
+    """What another library's error says, short enough to stand in a sentence of ours.
+
+    Args:
+        folder: that is named in our sentence already.
+    """
+    said = " ".join(str(error).replace(f"{folder}/", "").split()) or type(error).__name__
+    # Of an error that wraps another one, the other one.
+    said = re.sub(r"^.*?\b[A-Za-z]+Error: |^Error while deserializing header: ", "", said)
+    sentence = re.split(r"(?<=[a-z0-9`'\")\]])\. (?=[A-Z])", said)[0].rstrip(".")
+    return shortened(sentence, 160)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or as much of it as there is room for."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 class VisibleFormatter(logging.Formatter):

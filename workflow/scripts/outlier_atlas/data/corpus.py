@@ -13,6 +13,7 @@ from typing import Any, Literal
 from outlier_atlas import builtin
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.source import local_path, source_kind
+from outlier_atlas.visible import shortened
 
 ENDINGS = (".csv", ".jsonl", ".parquet", ".txt")
 SHUFFLE_BUFFER = 10_000
@@ -218,5 +219,5 @@ def _parquet(path: Path, column: str) -> Documents:
 
 
 def _no_column(where: str, column: str, there: Iterable[str]) -> str:
-    columns = ", ".join(map(repr, there)) or "none"
+    columns = shortened(", ".join(map(repr, there)) or "none", 120)
     return f"{where}: there is no column {column!r}; there are {columns}"

@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from outlier_atlas.visible import gist
+
 log = logging.getLogger(__name__)
 
 
@@ -38,9 +40,9 @@ def dequantize(source: Path, folder: Path) -> None:
                 quantization_config=GgufConfig(dequantize=True),
                 **where,
             )
-        except (ValueError, NotImplementedError, KeyError, OSError) as error:
+        except Exception as error:  # readers of a damaged file raise what they like
             raise ValueError(
-                f"{source}: transformers cannot read this GGUF file ({error})"
+                f"{source}: transformers cannot read this GGUF file ({gist(error)})"
             ) from error
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
