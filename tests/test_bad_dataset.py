@@ -22,6 +22,7 @@ from outlier_atlas.model.source import fetch
 TEXT = json.dumps({"text": tiny.SENTENCES[0] * 9}) + "\n"
 IDS = {"input_ids_column": "ids"}
 CHAT = {"messages_column": "chat"}
+MORE = {"sequences": 99}  # than the first document gives
 
 
 def ids(*rows):
@@ -40,6 +41,7 @@ def parquet(**columns):
 
 
 WORDS = parquet(text=["word " * 200] * 50, other=list(range(50)))
+NOT_UTF8 = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
 SMALL = {"packing": "document", "sequences": 1}
 
 FILES = {
@@ -52,11 +54,11 @@ FILES = {
     "ending: .gz": ("t.jsonl.gz", b"\x1f\x8b", {}, "ends in '.gz'; known are .csv"),
     "ending: .pkl": ("t.pkl", b"\x80\x04N.", {}, "ends in '.pkl'; known are .csv"),
     "ending: .npy": ("t.npy", b"\x93NUMPY", {}, "ends in '.npy'; known are .csv"),
-    "jsonl: cut in line 2": ("t.jsonl", TEXT + TEXT[:30], {}, "t.jsonl:2: not a JSON line"),
+    "jsonl: cut in line 2": ("t.jsonl", TEXT + TEXT[:30], MORE, "t.jsonl:2: not a JSON line"),
     "jsonl: one array": ("t.jsonl", "[\n" + TEXT, {}, "t.jsonl:1: not a JSON line"),
     "jsonl: a word": ("t.jsonl", '"text"\n', {}, "t.jsonl:1: a JSON object is needed, with key 't"),
     "jsonl: another column": ("t.jsonl", TEXT, {"text_column": "body"}, "no column 'body'; there ar"),
-    "jsonl: lost in line 2": ("t.jsonl", TEXT + '{"x": 1}\n', {}, "t.jsonl:2: there is no column"),
+    "jsonl: lost in line 2": ("t.jsonl", TEXT + '{"x": 1}\n', MORE, "t.jsonl:2: there is no column"),
     "jsonl: a number": ("t.jsonl", '{"text": 3.5}\n', {}, "row 1: text is needed, not a number"),
     "jsonl: a truth": ("t.jsonl", '{"text": true}\n', {}, "row 1: text is needed, not true or fal"),
     "jsonl: a list": ("t.jsonl", '{"text": ["a"]}\n', {}, "row 1: text is needed, not a list"),
@@ -83,11 +85,9 @@ FILES = {
     "parquet: no rows": ("t.parquet", parquet(text=pa.array([], pa.string())), {}, "empty; 0 rows"),
     "parquet: bad text": (
         "t.parquet",
-        parquet(text=pa.array([b"\xff\xfe"]).cast(pa.string(), safe=False)
-                if False else pa.Array.from_buffers(
-                    pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())),
+        parquet(text=NOT_UTF8),
         {},
-        "t.parquet: a text is not UTF-8",
+        "t.parquet: column 'text' holds text that is not UTF-8",
     ),
     "ids: negative": ("t.jsonl", ids([4, -1]), IDS, "token id -1 is not in the model's vocabulary"),
     "ids: beyond": ("t.jsonl", ids([4, 320]), IDS, "token id 320 is not in the model's vocabulary of"),
