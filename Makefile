@@ -15,6 +15,8 @@ GPUS ?= 2
 # Processes of the tests, which compute in one thread each.
 WORKERS ?= logical
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES) --resources gpu=$(GPUS)
+# Before Snakemake, which ends in a stack trace where the file cannot be read.
+CHECK = @.venv/bin/python -m outlier_atlas.settings.document "$(or $(CONFIG),config/config.yaml)"
 LIBRARY = workflow/scripts/outlier_atlas
 PYTHON_FILES = workflow tests benchmarks
 
@@ -24,12 +26,12 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: run plan verify test lint format docs bench constraints clean
 
 run: .venv/installed
-	@test -z "$(CONFIG)" || test -f "$(CONFIG)" || { \
-	  echo "CONFIG = $(CONFIG): no such file; see config/README.md" >&2; exit 1; }
+	$(CHECK)
 	OUTLIER_ATLAS_MAKE=1 $(SNAKEMAKE) $(if $(CONFIG),--configfile "$(CONFIG)")
 	@.venv/bin/python -m outlier_atlas.workflow "$(or $(CONFIG),config/config.yaml)"
 
 plan: .venv/installed
+	$(CHECK)
 	$(SNAKEMAKE) $(if $(CONFIG),--configfile "$(CONFIG)") -- plan
 
 verify: .venv/installed

@@ -14,8 +14,16 @@ SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from outlier_atlas import locks
-from outlier_atlas.settings import configuration
-from outlier_atlas.workflow import Sources, closing_words, readable, wants_closing_words
+from outlier_atlas.settings import document
+from outlier_atlas.workflow import (
+    Sources,
+    closing_words,
+    short_errors,
+    wants_closing_words,
+)
+from snakemake.logging import logger
+
+logger.addFilter(short_errors(SCRIPTS))
 
 # A user's file inherits nothing from the demo: neither its name nor its dataset.
 if not workflow.config_settings.configfiles:
@@ -23,16 +31,8 @@ if not workflow.config_settings.configfiles:
     configfile: "config/config.yaml"
 
 
-# Of several files the last one names the run: it is the one that varies.
-CONFIGFILE = Path(["config/config.yaml", *workflow.config_settings.configfiles][-1])
-try:
-    SETTINGS = configuration.load(config, default_name=CONFIGFILE.stem)
-except ValueError as error:
-    sys.exit(
-        "\n".join(
-            f"{readable(CONFIGFILE)}: {fault}" for fault in str(error).splitlines()
-        )
-    )
+CONFIGFILES = workflow.config_settings.configfiles or ["config/config.yaml"]
+SETTINGS = document.settings([Path(file) for file in CONFIGFILES], config)
 
 # One Snakemake makes a run; jobs that outlived a killed one are waited for, and its locks dropped.
 if workflow.is_main_process and not workflow.output_settings.dryrun:

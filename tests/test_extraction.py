@@ -386,7 +386,7 @@ def test_a_checkpoint_with_a_weight_of_another_shape_is_refused(tmp_path):
     run = Run(tmp_path, config(model, rows([8]), tmp_path / "data"))
     run.prepare()
     with pytest.raises(
-        ValueError, match=r"1 weights.*mismatched in the checkpoint.*1\.mlp\.up_proj"
+        ValueError, match=r"in another shape than its config\.json says \(1\).*1\.mlp\.up_proj"
     ):
         extract(run.job(0, 0))
 

@@ -123,6 +123,14 @@ def unwritten(error: OSError, path: Path, size: str) -> OSError:
     return OSError(error.errno, said, str(path))
 
 
+def readable(path: Path) -> str:
+    """A path as Snakemake shows it: relative to the working directory where it lies in there."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys and nothing left to taste, so that equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -86,7 +86,8 @@ def prepare_store(
         record: where the layout is recorded.
 
     Raises:
-        ValueError: the model has no such site or layer, or fewer layers than layer groups.
+        ValueError: the model has no such site or layer, fewer layers than layer groups, or fewer
+            positions than a sequence has tokens.
         OSError: the disk is full; with the path, and the bytes that are needed.
     """
     from outlier_atlas.model.recorded import described
@@ -95,6 +96,12 @@ def prepare_store(
     model = read_record(model_record)
     _, _, architecture = described(model, resources, trust_remote_code)
     store = TokenStore.recorded(tokens, run / RECORD)
+    longest = int(np.diff(store.sequence_starts).max())
+    if architecture.positions is not None and longest > architecture.positions:
+        raise ValueError(
+            f"dataset.sequence_length = {longest}: {architecture.model_class.__name__} has learned "
+            f"positions for {architecture.positions} tokens; take at most as many"
+        )
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
     fingerprints = Fingerprints(
         layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])

@@ -17,6 +17,7 @@ from torch import nn
 from outlier_atlas.model.flow import Flow, watch
 from outlier_atlas.model.roles import Tap, taps_of_block
 from outlier_atlas.settings.sites import EXPERT_OUT, SITES, Site
+from outlier_atlas.visible import gist
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -41,6 +42,8 @@ class Architecture:
             keeps it in another one than its weights'; None where it does not.
         one_group: why the layers cannot be divided into layer groups; None where they can.
         skipped: parts of the model that are not the text decoder, by path: they are not loaded.
+        positions: tokens in a sequence at most, where positions are learned; None where they are
+            not, and a longer one is only beyond what the model was trained on.
         components: what its modules are called, for what a checkpoint has besides.
     """
 
@@ -53,6 +56,7 @@ class Architecture:
     boundary_dtypes: tuple[torch.dtype | None, ...]
     one_group: str | None
     skipped: tuple[str, ...]
+    positions: int | None
     components: frozenset[str]
 
     def check(self, sites: Sequence[Site], layers: Sequence[int]) -> dict[str, int]:
@@ -150,8 +154,18 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         boundary_dtypes=_dtypes(flow, len(stack)),
         one_group=one_group,
         skipped=tuple(_beside(model, decoder)),
+        positions=_positions(decoder, text),
         components=frozenset(part for path, _ in model.named_modules() for part in path.split(".")),
     )
+
+
+def _positions(decoder: PreTrainedModel, text: PretrainedConfig) -> int | None:
+    limit = getattr(text, "max_position_embeddings", None)
+    words = decoder.get_input_embeddings()
+    tables = [m for m in decoder.modules() if isinstance(m, nn.Embedding) and m is not words]
+    # OPT and its kin keep two more rows than they have positions.
+    learned = limit is not None and any(0 <= m.num_embeddings - limit <= 2 for m in tables)
+    return limit if learned else None
 
 
 def _dtypes(flow: Flow | None, layers: int) -> tuple[torch.dtype | None, ...]:
@@ -162,7 +176,7 @@ def _dtypes(flow: Flow | None, layers: int) -> tuple[torch.dtype | None, ...]:
 def _on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     import transformers
 
-    failed: ValueError | None = None
+    failed: Exception | None = None
     kinds: tuple[Any, ...] = (
         transformers.AutoModelForCausalLM,
         transformers.AutoModelForImageTextToText,
@@ -174,11 +188,14 @@ def _on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedMod
                     config, dtype=META_DTYPE, trust_remote_code=trust_remote_code
                 )
             return model.eval()
-        except ValueError as error:
+        except Exception as error:  # sizes that fit nothing fail wherever they are used first
             failed = failed or error
-    raise ValueError(
-        f"model type {config.model_type!r}: transformers has no decoder-only language model for it"
-    ) from failed
+    if isinstance(failed, ValueError):
+        said = "transformers has no decoder-only language model for it"
+    else:
+        assert failed is not None
+        said = f"its config.json describes no model that can be built ({gist(failed)})"
+    raise ValueError(f"model type {config.model_type!r}: {said}") from failed
 
 
 def _decoder(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from outlier_atlas.files import fingerprint as fingerprint_of
 from outlier_atlas.files import sha256
+from outlier_atlas.visible import gist
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -25,6 +26,8 @@ TOKENIZER = (
     "chat_template.jinja",
     "chat_template.json",
 )
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that `git clone` leaves where Git LFS is not installed."""
 LARGEST_HEADER = 100 * 2**20
 """As the safetensors library has it."""
 
@@ -41,13 +44,30 @@ def weight_files(folder: Path) -> list[str]:
     single = choose_weights(str(folder), names)
     if single:
         return single
-    try:
-        files = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{folder / INDEX}: not a safetensors index ({error})") from error
+    files = index_files(folder / INDEX)
     for name in files:
         if name not in names:
             raise ValueError(f"{folder}: {INDEX} names {name!r}, which is not there")
+    return files
+
+
+def index_files(path: Path) -> list[str]:
+    """Names of the files that an index names, sorted; each lies beside the index.
+
+    Raises:
+        ValueError: it is no index, or names something that is no safetensors file beside it.
+    """
+    try:
+        files = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a safetensors index; fetch it again") from error
+    if not files:
+        raise ValueError(f"{path}: names no file; fetch it again")
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{path}: names {name!r}, and a file beside it is needed")
+        if not name.endswith(".safetensors"):
+            raise ValueError(f"{path}: names {name!r}, which is no safetensors file")
     return files
 
 
@@ -67,6 +87,9 @@ def choose_weights(where: str, names: Collection[str]) -> list[str]:
             f"{where}: it has only pickled weights ({pickled[0]}), which can run code when they "
             f"are loaded and are refused; convert them to safetensors"
         )
+    gguf = sorted(name for name in names if name.endswith(".gguf"))
+    if gguf:
+        raise ValueError(f"{where}: it holds {gguf[0]}; name that file itself as model.source")
     raise ValueError(f"{where}: no {SINGLE} and no {INDEX}: it holds no weights")
 
 
@@ -123,9 +146,38 @@ def headers(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, Mapping[s
         yield from ((key, tensor) for key, tensor in header.items() if key != "__metadata__")
 
 
+def check_files(folder: Path, files: Sequence[str], layers: int) -> None:
+    """Hold the headers of the weights against their files and the configuration; no weight is read.
+
+    Raises:
+        ValueError: a file is damaged, or there are fewer tensors than the model has layers.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    tensors = 0
+    for name in files:
+        _check_header(folder / name)
+        try:
+            with safe_open(folder / name, framework="np") as file:
+                tensors += len(file.keys())
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / name}: damaged safetensors file ({gist(error)}); fetch it again"
+            ) from error
+    # The model is built to be described: a made-up number of layers would take all memory.
+    if layers > tensors:
+        raise ValueError(
+            f"{folder / 'config.json'}: num_hidden_layers is {layers}, and the weights are "
+            f"{tensors} tensors: the configuration is of another model"
+        )
+
+
 def _check_header(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise ValueError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
+    header = int.from_bytes(start[:8], "little")
     if size < 8 or header > min(size - 8, LARGEST_HEADER):
         raise ValueError(f"{path}: cut short, or no safetensors file; fetch it again")

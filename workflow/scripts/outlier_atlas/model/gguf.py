@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from outlier_atlas.files import replacing_folder
+from outlier_atlas.visible import gist
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ def dequantize(source: Path, folder: Path) -> None:
                 quantization_config=GgufConfig(dequantize=True),
                 **where,
             )
-        except (ValueError, NotImplementedError, KeyError, OSError) as error:
+        except Exception as error:  # readers of a damaged file raise what they like
             raise ValueError(
-                f"{source}: transformers cannot read this GGUF file ({error})"
+                f"{source}: transformers cannot read this GGUF file ({gist(error)})"
             ) from error
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,17 +85,26 @@ def load_layers(
             )
     except SafetensorError as error:
         raise ValueError(f"{folder}: damaged safetensors file ({error})") from error
-    for fault in ("missing_keys", "mismatched_keys"):
-        if info[fault]:
-            key = sorted(map(str, info[fault]))[0]
-            raise ValueError(
-                f"{folder}: {len(info[fault])} weights of layers {layers[0]} to {layers[-1]} are "
-                f"{fault.removesuffix('_keys')} in the checkpoint, such as {key}"
-            )
+    _check_complete(folder, layers, info)
     decoder = model.get_submodule(architecture.decoder)
     assert isinstance(decoder, nn.Module)
     _check_held(folder, decoder, build_on_meta(config, architecture, layers, dtype))
     return decoder.eval().requires_grad_(False)
+
+
+def _check_complete(folder: Path, layers: range, info: Mapping[str, Any]) -> None:
+    where = f"{folder}: of layers {layers[0]} to {layers[-1]}"
+    if info["missing_keys"]:
+        key = min(info["missing_keys"])
+        raise ValueError(
+            f"{where} the checkpoint lacks weights ({len(info['missing_keys'])}), such as {key}"
+        )
+    if info["mismatched_keys"]:
+        key, held, wanted = min(info["mismatched_keys"])
+        raise ValueError(
+            f"{where} the checkpoint has weights in another shape than its config.json says "
+            f"({len(info['mismatched_keys'])}), such as {key}: {list(held)}, not {list(wanted)}"
+        )
 
 
 def _loadable(config: PretrainedConfig) -> PretrainedConfig:

@@ -28,11 +28,11 @@ from outlier_atlas.report.text import (
     percent,
     ranges,
     shown,
-    visible,
 )
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.sites import EXPERT_OUT
 from outlier_atlas.statistics.outlier_features import LayerShare, PositionShare
+from outlier_atlas.visible import visible, visible_lines
 
 HERE = Path(__file__).parent
 PARTS = (HERE / "template.html.j2", HERE / "style.css")
@@ -114,11 +114,6 @@ def _head(
         "measured": [_measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
-
-
-def visible_lines(text: str) -> str:
-    """Text of several lines, everything else that does not print made visible."""
-    return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: TokenStore) -> Row:
