@@ -151,16 +151,19 @@ class ErrorSums:
 NO_ERROR = ErrorSums(0, 0.0, 0.0, 0.0)
 
 
-def error_sums(values: Tensor, returned: Tensor) -> ErrorSums:
-    """The errors of values that came back as `returned`, in float64."""
-    errors = returned.double().sub_(values).flatten()
-    exact = values.double().flatten()
-    return ErrorSums(
-        values.numel(),
-        exact.dot(exact).item(),
-        errors.abs().sum().item(),
-        errors.dot(errors).item(),
-    )
+def error_sums(values: Tensor, returned: Tensor, squares: float | None = None) -> ErrorSums:
+    """The errors of values that came back as `returned`, summed in float64.
+
+    Args:
+        squares: sum of x^2, where it is known.
+    """
+    # Exact in float32: the two are within a factor of two, or one of them is zero.
+    errors = (returned - values).double().flatten()
+    if squares is None:
+        exact = values.double().flatten()
+        squares = exact.dot(exact).item()
+    squared = errors.dot(errors).item()
+    return ErrorSums(values.numel(), squares, errors.abs_().sum().item(), squared)
 
 
 def _scaled(values: Tensor, scales: Tensor, round_: Callable[[Tensor], Tensor]) -> Tensor:
