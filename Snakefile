@@ -53,6 +53,7 @@ include: "workflow/rules/model.smk"
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/extraction.smk"
 include: "workflow/rules/detection.smk"
+include: "workflow/rules/weights.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/verification.smk"
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from outlier_atlas.model.flow import Flow, watch
-from outlier_atlas.model.roles import Tap, taps_of_block
+from outlier_atlas.model.roles import Tap, readers_of_block, taps_of_block
 from outlier_atlas.settings.sites import EXPERT_OUT, SITES, Site
 from outlier_atlas.visible import gist
 
@@ -45,6 +45,8 @@ class Architecture:
         positions: tokens in a sequence at most, where positions are learned; None where they are
             not, and a longer one is only beyond what the model was trained on.
         components: what its modules are called, for what a checkpoint has besides.
+        readers: for each layer, by path as in its taps, the modules whose input is that of
+            attention, of the MLP, or of the last projection of one of them, and the site it is.
     """
 
     model_class: type[PreTrainedModel]
@@ -58,6 +60,7 @@ class Architecture:
     skipped: tuple[str, ...]
     positions: int | None
     components: frozenset[str]
+    readers: tuple[dict[str, Site], ...]
 
     def check(self, sites: Sequence[Site], layers: Sequence[int]) -> dict[str, int]:
         """The channels of each site.
@@ -114,7 +117,7 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         ValueError: transformers has no text generation model for it, or its decoder stack cannot
             be told for sure.
     """
-    model = _on_meta(config, trust_remote_code)
+    model = on_meta(config, trust_remote_code)
     name = type(model).__name__
     text = config.get_text_config(decoder=True)
     where, decoder = _decoder(model)
@@ -156,6 +159,10 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         skipped=tuple(_beside(model, decoder)),
         positions=_positions(decoder, text),
         components=frozenset(part for path, _ in model.named_modules() for part in path.split(".")),
+        readers=tuple(
+            readers_of_block(flow.blocks[layer], f"{path}.{layer}", taps[layer]) if flow else {}
+            for layer in range(len(stack))
+        ),
     )
 
 
@@ -173,7 +180,12 @@ def _dtypes(flow: Flow | None, layers: int) -> tuple[torch.dtype | None, ...]:
     return tuple(None if dtype == META_DTYPE else dtype for dtype in given)
 
 
-def _on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+def on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The whole model with its head, with shapes and without weights.
+
+    Raises:
+        ValueError: transformers has no text generation model for the configuration.
+    """
     import transformers
 
     failed: Exception | None = None

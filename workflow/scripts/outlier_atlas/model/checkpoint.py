@@ -135,6 +135,17 @@ def headers(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, Mapping[s
     Raises:
         ValueError: a file is cut short or is no safetensors file.
     """
+    yield from ((key, tensor) for _, key, tensor in tensors_by_file(folder, files))
+
+
+def tensors_by_file(
+    folder: Path, files: Sequence[str]
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The same, each with the name of its file before it.
+
+    Raises:
+        ValueError: a file is cut short or is no safetensors file.
+    """
     for name in files:
         _check_header(folder / name)
         with (folder / name).open("rb") as file:
@@ -143,7 +154,7 @@ def headers(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, Mapping[s
             header = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{folder / name}: no safetensors file; fetch it again") from error
-        yield from ((key, tensor) for key, tensor in header.items() if key != "__metadata__")
+        yield from ((name, key, header[key]) for key in header if key != "__metadata__")
 
 
 def check_files(folder: Path, files: Sequence[str], layers: int) -> None:

@@ -77,6 +77,16 @@ class ExpertsSettings(Section):
     )
 
 
+class SmoothQuantSettings(Section):
+    """Scales of Xiao et al. 2023 (arXiv 2211.10438), where weights are measured."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="How much of an outlier is moved into the weights: s = max|X|^alpha / "
+        "max|W|^(1 - alpha).",
+    )
+
+
 class DetectionSettings(Section):
     llm_int8: LlmInt8Settings = Field(LlmInt8Settings(), description="LLM.int8() outlier features.")
     massive_activations: MassiveActivationsSettings = Field(
@@ -84,4 +94,7 @@ class DetectionSettings(Section):
     )
     experts: ExpertsSettings = Field(
         ExpertsSettings(), description="The experts of a mixture of experts."
+    )
+    smoothquant: SmoothQuantSettings = Field(
+        SmoothQuantSettings(), description="SmoothQuant scales."
     )
