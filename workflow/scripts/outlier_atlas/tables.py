@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from outlier_atlas.files import write_whole
+from outlier_atlas.files import replacing, write_whole
 
 
 @dataclass(frozen=True)
