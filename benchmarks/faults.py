@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import disturbed
+import tiny
 from disturbed import History, Survival
 
 SEQUENCES = 48
@@ -35,7 +36,7 @@ def main() -> None:
     asked = parser.parse_args()
     print(f"{asked.kills} kills, seed {asked.seed}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        history = History(Path(temporary), config())
+        history = History(Path(temporary), config(), [text * 20 for text in tiny.SENTENCES])
         tried = kills(history, asked.kills, random.Random(asked.seed), Path(temporary) / "struck")
     report(history, tried)
 

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,13 +70,16 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def project(folder: Path) -> Path:
+TEXTS = [tiny.SENTENCES[index % 3][: 20 + 8 * index] for index in range(7)]
+"""Of different lengths."""
+
+
+def project(folder: Path, texts: Sequence[str] = TEXTS) -> Path:
     """A folder to run in: a model, some texts, a configuration."""
     tiny.llama(folder / "model")
     (folder / "texts").mkdir()
-    for index in range(7):
-        text = tiny.SENTENCES[index % 3]
-        (folder / "texts" / f"{index}.txt").write_text(text[: 20 + 8 * index])
+    for index, text in enumerate(texts):
+        (folder / "texts" / f"{index}.txt").write_text(text)
     (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
     return folder
 
@@ -358,13 +361,15 @@ class History:
         seconds: that each took.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any] = CONFIG) -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, Any] = CONFIG, texts: Sequence[str] = TEXTS
+    ) -> None:
         self.folder, self.config = folder, config
         self.operations: dict[str, list[str]] = {}
         self.batches: dict[str, list[tuple[int, int]]] = {}
         self.seconds: dict[str, float] = {}
         self._left: dict[str, dict[str, str]] = {}
-        current = project(folder / "undisturbed")
+        current = project(folder / "undisturbed", texts)
         for name in stages(config):
             copy(current, self.before(name))
             begun = time.monotonic()

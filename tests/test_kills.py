@@ -10,6 +10,7 @@ from pathlib import Path
 
 import disturbed
 import pytest
+import yaml
 from disturbed import NAME, SERVER, History, Kill, at_operation, copy, launch, start, survive
 
 from outlier_atlas import locks
@@ -104,6 +105,13 @@ def test_a_job_waits_for_the_one_that_outlived_its_snakemake(history, tmp_path):
     assert history.differences(folder, name) == []
 
 
+def test_every_profile_goes_on_after_a_kill():
+    """Profiles of the user replace the default one, but ours all do."""
+    profiles = [yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")]
+    assert profiles
+    assert all(profile["rerun-incomplete"] for profile in profiles)
+
+
 def wait(for_what):
     """Until it is so; whether it came to be so in time."""
     end = time.monotonic() + PATIENCE
@@ -169,9 +177,8 @@ def locked(path):
 
 
 def own_a_run(run):
-    os.chdir(run.parents[1])
-    locks.own(run, print)
-    time.sleep(PATIENCE)
+    with locks.own(run, print):
+        time.sleep(PATIENCE)
 
 
 def test_locks_of_a_killed_snakemake_go_and_those_of_a_living_one_stay(tmp_path, monkeypatch):
