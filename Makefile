@@ -1,6 +1,7 @@
 # make run                    the demo; ends by naming the report and the most striking finding
 # make run CONFIG=mine.yaml   a run of your own
 # make plan [CONFIG=...]      what a run takes, before it takes it
+# make verify [CONFIG=...]    whether what a run has committed is undamaged
 # make test | lint | docs     the tests; the linters; the generated documentation
 # make bench                  what is measured, and against what
 # make constraints            pins all dependencies anew
@@ -14,22 +15,27 @@ GPUS ?= 2
 # Processes of the tests, which compute in one thread each.
 WORKERS ?= logical
 SNAKEMAKE = .venv/bin/snakemake --cores $(CORES) --resources gpu=$(GPUS)
+# Before Snakemake, which ends in a stack trace where the file cannot be read.
+CHECK = @.venv/bin/python -m outlier_atlas.settings.document "$(or $(CONFIG),config/config.yaml)"
 LIBRARY = workflow/scripts/outlier_atlas
 PYTHON_FILES = workflow tests benchmarks
 
 # Jobs and pip find the environment's own programs, whatever is active outside.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: run plan test lint format docs bench constraints clean
+.PHONY: run plan verify test lint format docs bench constraints clean
 
 run: .venv/installed
-	@test -z "$(CONFIG)" || test -f "$(CONFIG)" || { \
-	  echo "CONFIG = $(CONFIG): no such file; see config/README.md" >&2; exit 1; }
+	$(CHECK)
 	OUTLIER_ATLAS_MAKE=1 $(SNAKEMAKE) $(if $(CONFIG),--configfile "$(CONFIG)")
 	@.venv/bin/python -m outlier_atlas.workflow "$(or $(CONFIG),config/config.yaml)"
 
 plan: .venv/installed
+	$(CHECK)
 	$(SNAKEMAKE) $(if $(CONFIG),--configfile "$(CONFIG)") -- plan
+
+verify: .venv/installed
+	$(SNAKEMAKE) $(if $(CONFIG),--configfile "$(CONFIG)") -- verify
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)

@@ -4,6 +4,7 @@ snakemake --cores all --resources gpu=2                 the demo, config/config.
 snakemake --cores all --configfile mine.yaml            a run of your own
 snakemake --cores 1 fetch                               only what needs the network
 snakemake --cores 1 plan                                what the run takes, before it takes it
+snakemake --cores 2 verify                              whether all that is committed is undamaged
 """
 
 import sys
@@ -12,8 +13,17 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from outlier_atlas.settings import configuration
-from outlier_atlas.workflow import Sources, closing_words, readable, wants_closing_words
+from outlier_atlas import locks
+from outlier_atlas.settings import document
+from outlier_atlas.workflow import (
+    Sources,
+    closing_words,
+    short_errors,
+    wants_closing_words,
+)
+from snakemake.logging import logger
+
+logger.addFilter(short_errors(SCRIPTS))
 
 # A user's file inherits nothing from the demo: neither its name nor its dataset.
 if not workflow.config_settings.configfiles:
@@ -21,16 +31,18 @@ if not workflow.config_settings.configfiles:
     configfile: "config/config.yaml"
 
 
-# Of several files the last one names the run: it is the one that varies.
-CONFIGFILE = Path(["config/config.yaml", *workflow.config_settings.configfiles][-1])
-try:
-    SETTINGS = configuration.load(config, default_name=CONFIGFILE.stem)
-except ValueError as error:
-    sys.exit(
-        "\n".join(
-            f"{readable(CONFIGFILE)}: {fault}" for fault in str(error).splitlines()
+CONFIGFILES = workflow.config_settings.configfiles or ["config/config.yaml"]
+SETTINGS = document.settings([Path(file) for file in CONFIGFILES], config)
+
+# One Snakemake makes a run; jobs that outlived a killed one are waited for, and its locks dropped.
+if workflow.is_main_process and not workflow.output_settings.dryrun:
+    try:
+        OWNED = locks.own(
+            Path("results") / SETTINGS.name, lambda said: print(said, file=sys.stderr)
         )
-    )
+        locks.drop_stale_locks(Path("results") / SETTINGS.name)
+    except ValueError as error:
+        sys.exit(str(error))
 
 # A rule's script and the library modules behind it, as inputs of the rule.
 code = Sources(SCRIPTS).of
@@ -41,7 +53,9 @@ include: "workflow/rules/model.smk"
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/extraction.smk"
 include: "workflow/rules/detection.smk"
+include: "workflow/rules/weights.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/verification.smk"
 
 
 wildcard_constraints:
@@ -53,6 +67,7 @@ localrules:
     all,
     fetch,
     plan,
+    verify,
 
 
 rule all:

@@ -5,9 +5,9 @@
 The simplest pass is `abs().max()` of each chunk, one after the other, read as detection reads them.
 Both have the same threads: the simplest pass takes chunks side by side as detection does. The store
 is that of the built-in model on the built-in text, in the demo's sites. Both run in turn, in pairs.
-Prints each pair and the median of their ratios, by the clock and in CPU time: with nothing kept; the
-same without what measures alone need; and from the summaries alone, as after a changed threshold.
-Then milliseconds of CPU time for a chunk of each part of a summary.
+Prints each pair and the median of their ratios, by the clock and in CPU time: with nothing kept,
+the same without what measures alone need, and from the summaries alone, as after a changed
+threshold. Then milliseconds of CPU time for a chunk of each part of a summary.
 """
 
 import argparse

@@ -37,7 +37,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import core_model_loading
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.extraction.run import load
+from outlier_atlas.extraction.compute import load
 from outlier_atlas.extraction.stream import stream
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record

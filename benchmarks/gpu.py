@@ -36,10 +36,10 @@ from transformers import Qwen3MoeConfig
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.capture import LayerGroup
+from outlier_atlas.extraction.compute import load
 from outlier_atlas.extraction.devices import devices, visible_gpus
 from outlier_atlas.extraction.planning.plan import Plan, plan
 from outlier_atlas.extraction.planning.units import shown
-from outlier_atlas.extraction.run import load
 from outlier_atlas.extraction.stream import stream
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record

@@ -9,6 +9,8 @@ mixture of experts has random weights, about 200 MiB a layer in bfloat16, in a t
 groups   the first job of 1, 2, 3 and 6 layer groups, mixture and built-in model
 tokens   one layer group over 8 to 80 thousand tokens
 loading  what loading takes beside the weights, also of a float32 checkpoint
+held     models on which no term of the plan was set: dense ones of three families, and a small
+         mixture of another shape in float32 and float16
 bounded  in a control group of a quarter of the checkpoint: one layer group is refused, many give
          the same bytes as one without a limit
 """
@@ -25,7 +27,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import numpy as np
+import tiny
 import torch
+import transformers
 from bounded import ControlGroup, run_job
 from pipeline import Run, config
 from real import MODEL, TEXT, built_in
@@ -34,7 +38,7 @@ from synthetic import mixture
 from outlier_atlas.extraction.planning.units import shown
 from outlier_atlas.measured import Measured, records
 
-PARTS = ("groups", "tokens", "loading", "bounded")
+PARTS = ("groups", "tokens", "loading", "held", "bounded")
 
 
 def main() -> None:
@@ -86,6 +90,23 @@ class Bench:
             for dtype in ("bfloat16", "float32"):
                 run = self.run(folder, 1, self.layers // 4 if folder == self.mixture else 1, dtype)
                 self.show(f"{name} loaded as {dtype}", self.job(run))
+
+    def held(self) -> None:
+        sizes = {"num_hidden_layers": 12, "bos_token_id": 0, "eos_token_id": 1}
+        heads = {"num_attention_heads": 16, "num_key_value_heads": 4}
+        dense = {"hidden_size": 1536, "intermediate_size": 6144, "vocab_size": 50000, **heads}
+        models = {
+            "qwen2": transformers.Qwen2Config(**sizes, **dense),
+            "gemma2": transformers.Gemma2Config(**sizes, **dense, head_dim=96),
+            "gpt2": transformers.GPT2Config(n_embd=1280, n_head=20, n_layer=12),
+        }
+        for name, settings in models.items():
+            folder = tiny.checkpoint(self.folder / name, settings, max_shard_size="200MB")
+            for count in (1, 3):
+                self.show(f"{name}, {count} groups", self.job(self.run(folder, 2, count)))
+        other = mixture(self.folder / "other", 6, 512, 24)
+        for dtype in ("float32", "float16"):
+            self.show(f"mixture in {dtype}", self.job(self.run(other, 4, 1, dtype)))
 
     def bounded(self) -> None:
         size = sum(path.stat().st_size for path in self.mixture.glob("*.safetensors"))

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,6 @@ GROUPS = Path("/sys/fs/cgroup/memory")
 
 class ControlGroup:
     """A control group (version 1) below this process's own, with a limit.
-
-    A limit of the process would not do: `RLIMIT_DATA` and `RLIMIT_AS` count the whole checkpoint as
-    soon as transformers maps its files, read or not.
 
     Raises:
         OSError: from entering the block: this process may make no control group.
@@ -45,20 +43,32 @@ class ControlGroup:
         (self._folder / "cgroup.procs").write_text(str(os.getpid()))
 
 
+class Limit:
+    """A limit of what a process may write to, mapped files among it (`RLIMIT_DATA`)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def join(self) -> None:
+        """Put this process under it."""
+        resource.setrlimit(resource.RLIMIT_DATA, (self.size, self.size))
+
+
 def run_job(
-    job: Job, file: Path, group: ControlGroup | None = None
+    job: Job, file: Path, bound: ControlGroup | Limit | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a job in a process.
 
     Args:
         file: where the job's fields are written for it.
-        group: that the process is put into.
+        bound: that the process is put under.
     """
     file.write_text(json.dumps(dataclasses.asdict(job), default=str))
     return subprocess.run(
         [sys.executable, __file__, str(file)],
-        capture_output=True, text=True, check=False, preexec_fn=group.join if group else None,
-        env=os.environ | {"TQDM_DISABLE": "1"},
+        capture_output=True, text=True, check=False, preexec_fn=bound.join if bound else None,
+        # BLAS sets memory aside for every core.
+        env=os.environ | {"TQDM_DISABLE": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

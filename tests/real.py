@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from outlier_atlas import builtin
-from outlier_atlas.files import sha256
+from outlier_atlas.files import read_record, sha256
 from outlier_atlas.model import source
 from outlier_atlas.settings.model import ModelSettings
 
@@ -19,6 +19,9 @@ def built_in(resources: Path) -> Path:
             builtin.fetch(package, path)
     settings = ModelSettings(source=MODEL)
     folder = resources / "models" / source.slug(settings)
-    if not (folder / "config.json").exists():
-        source.fetch(settings, resources, folder.with_name(f"{folder.name}.json"))
+    record = folder.with_name(f"{folder.name}.json")
+    try:
+        read_record(record)
+    except (OSError, ValueError):
+        source.fetch(settings, resources, record)
     return folder

@@ -374,5 +374,5 @@ def test_equal_tokens_have_equal_fingerprints_and_others_have_not(tmp_path):
 def test_a_damaged_token_store_says_what_to_do(tmp_path):
     path = tmp_path / "tokens.parquet"
     path.write_bytes(b"PAR1 and nothing")
-    with pytest.raises(ValueError, match=r"token store cannot be read .*delete it and run"):
+    with pytest.raises(ValueError, match=r"token store cannot be read.*run again"):
         TokenStore.open(path)

@@ -15,6 +15,7 @@ from pipeline import Run, config, hooked
 from safetensors.torch import load_file
 
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.extraction import compute
 from outlier_atlas.extraction import run as extraction_run
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
@@ -144,7 +145,7 @@ def test_the_store_opens_as_documented(llama, tmp_path):
     assert array.shape == (4, 32, 32)
     assert array.dtype == np.float32
     assert array.metadata.dimension_names == ("layer", "token", "channel")
-    assert array.chunks == (1, 32, 32)
+    assert array.chunks == (1, 2048, 32), "also where there are fewer tokens yet"
     assert np.isnan(array.fill_value)
 
 
@@ -300,14 +301,23 @@ def test_a_boundary_that_does_not_count_is_not_read(llama, tmp_path):
         extract(run.job(1, 0))
 
 
+SHORT = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.16 GiB."),
+    "mps": RuntimeError("MPS backend out of memory (MPS allocated: 17.93 GB)"),
+    "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    "numpy": MemoryError("Unable to allocate 1.16 GiB for an array"),
+}
+
+
+@pytest.mark.parametrize("device", SHORT)
 def test_out_of_memory_goes_on_in_smaller_batches_without_loading_again(
-    llama, tmp_path, monkeypatch, caplog
+    llama, tmp_path, monkeypatch, caplog, device
 ):
     data = config(llama, rows([8] * 8), tmp_path / "data", execution={"batch_size": 8})
     run = Run(tmp_path, data | {"extraction": {"advanced": {"chunk_tokens": 8}}})
     run.prepare()
     loads, seen = [], []
-    load, forward = extraction_run.load, LayerGroup.run
+    load, forward = compute.load, LayerGroup.run
 
     def limited(self, batch, keep):
         seen.append(len(batch))
@@ -315,12 +325,12 @@ def test_out_of_memory_goes_on_in_smaller_batches_without_loading_again(
 
         def short_of_memory(tap, tensor):
             if len(batch) > 2 and next(given) == 4:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.16 GiB.")
+                raise SHORT[device]
             keep(tap, tensor)
 
         forward(self, batch, short_of_memory)
 
-    monkeypatch.setattr(extraction_run, "load", lambda *a: loads.append(1) or load(*a))
+    monkeypatch.setattr(compute, "load", lambda *a: loads.append(1) or load(*a))
     monkeypatch.setattr(LayerGroup, "run", limited)
     with caplog.at_level("WARNING", "outlier_atlas"):
         run.extract()
@@ -339,6 +349,22 @@ def test_out_of_memory_with_one_sequence_says_what_to_do(llama, tmp_path, monkey
     monkeypatch.setattr(LayerGroup, "run", full)
     with pytest.raises(ValueError, match=r"take more extraction\.layer_groups \(now 1\)"):
         run.extract()
+
+
+def test_another_error_is_not_taken_for_short_memory(llama, tmp_path, monkeypatch):
+    data = config(llama, rows([8] * 2), tmp_path / "data", execution={"batch_size": 2})
+    run = Run(tmp_path, data)
+    run.prepare()
+    seen = []
+
+    def broken(*_):
+        seen.append(1)
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(LayerGroup, "run", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        run.extract()
+    assert seen == [1]
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(llama, tmp_path):
@@ -360,7 +386,7 @@ def test_a_checkpoint_with_a_weight_of_another_shape_is_refused(tmp_path):
     run = Run(tmp_path, config(model, rows([8]), tmp_path / "data"))
     run.prepare()
     with pytest.raises(
-        ValueError, match=r"1 weights.*mismatched in the checkpoint.*1\.mlp\.up_proj"
+        ValueError, match=r"in another shape than its config\.json says \(1\).*1\.mlp\.up_proj"
     ):
         extract(run.job(0, 0))
 

@@ -9,7 +9,7 @@ import tiny
 import torch
 import transformers as t
 import yaml
-from bounded import ControlGroup, run_job
+from bounded import Limit, run_job
 from pipeline import Run, config
 from safetensors.torch import load_file
 
@@ -24,8 +24,9 @@ from outlier_atlas.files import read_record
 from outlier_atlas.measured import GUESSED, Measured, rates, records
 from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.checkpoint import weight_files
-from outlier_atlas.model.footprint import file_bytes, sizes
+from outlier_atlas.model.footprint import sizes
 from outlier_atlas.model.partial import load_layers, weight_bytes
+from outlier_atlas.model.shards import file_bytes
 from outlier_atlas.model.source import load_config
 from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.store.layout import Layout
@@ -69,6 +70,16 @@ def test_the_forward_pass_holds_what_its_largest_layer_holds(llama):
     assert 1.9 < two / one < 3
     hidden = 64 * 32 * 2
     assert 3 * hidden < one < 30 * hidden
+
+
+def test_the_forward_pass_of_experts_is_known_in_every_dtype(qwen3_moe):
+    config = load_config(qwen3_moe)
+    half, other, single = (
+        sizes(config, describe(config), dtype, 16).forward
+        for dtype in ("bfloat16", "float16", "float32")
+    )
+    assert half is not None
+    assert (other, single) == (half, 2 * half)
 
 
 def test_fused_experts_are_seen(llama, qwen3_moe):
@@ -352,37 +363,29 @@ def test_times_are_readable(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.fixture
-def quarter(tmp_path):
-    """A dense checkpoint, and a control group with a quarter of it beside what a process takes."""
-    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8}
-    model = tiny.checkpoint(
-        tmp_path / "model", t.LlamaConfig(**tiny.SIZES | sizes), max_shard_size="40MB"
-    )
-    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    group = ControlGroup(PROCESS_BYTES + size // 4)
-    try:
-        group.__enter__()
-    except OSError:
-        pytest.skip("this process may make no control group with a limit")
-    yield model, group
-    group.__exit__()
+IMPORTED = 600 * 2**20
+"""What a job's imports and threads count against `RLIMIT_DATA`, with some room; measured."""
 
 
 @pytest.mark.slow
-def test_a_checkpoint_four_times_larger_than_the_memory_goes_through(quarter, tmp_path):
-    model, group = quarter
+def test_a_checkpoint_four_times_larger_than_the_memory_goes_through(tmp_path):
+    sizes = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8}
+    model = tiny.checkpoint(
+        tmp_path / "model", t.LlamaConfig(**tiny.SIZES | sizes), max_shard_size="16MB"
+    )
+    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    quarter = Limit(IMPORTED + size // 4)
     runs = {}
     for groups in (1, 8):
         data = config(model, ROWS, tmp_path / "data", extraction={"layer_groups": groups})
         runs[groups] = Run(tmp_path / str(groups), data)
         runs[groups].prepare()
-    refused = run_job(runs[1].job(0, 0), tmp_path / "job.json", group)
+    refused = run_job(runs[1].job(0, 0), tmp_path / "job.json", quarter)
     assert refused.returncode == 1
     assert "This would fit:" in refused.stderr
     assert "loaded in" not in refused.stderr, "before a weight was read"
     for index in range(8):
-        done = run_job(runs[8].job(index, 0), tmp_path / "job.json", group)
+        done = run_job(runs[8].job(index, 0), tmp_path / "job.json", quarter)
         assert done.returncode == 0, done.stderr
     assert run_job(runs[1].job(0, 0), tmp_path / "job.json").returncode == 0
     for site in ("attn_in", "mlp_in", "resid_post"):

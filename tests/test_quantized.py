@@ -16,8 +16,9 @@ from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
 from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.checkpoint import weight_files
-from outlier_atlas.model.footprint import file_bytes, sizes
+from outlier_atlas.model.footprint import sizes
 from outlier_atlas.model.partial import load_layers, weight_bytes
+from outlier_atlas.model.shards import file_bytes
 from outlier_atlas.model.source import load_config
 from outlier_atlas.settings.extraction import even_ranges
 

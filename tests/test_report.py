@@ -14,7 +14,7 @@ from pipeline import Run, config
 from safetensors.torch import load_file
 from tokenizers import AddedToken
 
-from outlier_atlas.files import read_record
+from outlier_atlas.files import read_record, write_record
 from outlier_atlas.model.source import load_tokenizer
 from outlier_atlas.report import figures, text
 from outlier_atlas.report.page import Inputs, render
@@ -58,7 +58,7 @@ def rendered(run, **report):
         run.figures, run.tokens, run.model_record, run.tokens_record, run.store_record,
     )  # fmt: skip
     render(report, inputs, page, findings)
-    return page.read_text(encoding="utf-8"), read_record(findings)
+    return page.read_text(encoding="utf-8"), json.loads(findings.read_text())
 
 
 def massive(folder, name="model", words=()):
@@ -237,7 +237,7 @@ def test_what_jobs_took_stands_beside_what_was_planned(llama, tmp_path):
     record = run.folder / "measured" / "group-0.shard-0.json"
     took = read_record(record)
     changed = {"predicted_host": 700 * 2**20, "host": 655 * 2**20, "device": "<b>\x1b"}
-    record.write_text(json.dumps(took | changed))
+    write_record(record, took | changed)
     html, _ = rendered(run)
     table = html.split("Memory: predicted and measured")[1].split("</table>")[0]
     assert "<td>700</td><td>655</td>" in table

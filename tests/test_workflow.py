@@ -22,13 +22,13 @@ from outlier_atlas.workflow import Sources
 ROOT = Path(__file__).parents[1]
 
 
-def snakemake(folder, *arguments, check=True):
+def snakemake(folder, *arguments, check=True, root=ROOT, env=None):
     """Run Snakemake on the project, in a folder of its own."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
+    command += ["--workflow-profile", str(root / "profiles" / "default"), "--cores", "2"]
     done = subprocess.run(
         [*command, *arguments], cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "OUTLIER_ATLAS_MAKE": ""} | {"HF_HUB_OFFLINE": "1"},
+        env=(env or os.environ | {"HF_HUB_OFFLINE": "1"}) | {"OUTLIER_ATLAS_MAKE": ""},
     )  # fmt: skip
     if check:
         assert done.returncode == 0, done.stdout + done.stderr

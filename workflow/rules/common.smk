@@ -18,6 +18,9 @@ DATASET_SLUG = data_stage.slug(SETTINGS.dataset, MODEL_SLUG)
 HUB_DOCUMENTS = f"resources/datasets/{DATASET_SLUG}.jsonl"
 HUB_DATASET_RECORD = f"resources/datasets/{DATASET_SLUG}.json"
 
+# Of the model and not of a run: the next run of the same model finds them.
+WEIGHTS = f"resources/weights/{MODEL_SLUG}"
+
 TOKENS = f"{RESULTS}/tokens.parquet"
 TOKENS_RECORD = f"{RESULTS}/manifests/tokens.json"
 STORE_RECORD = f"{RESULTS}/manifests/store.json"
@@ -26,6 +29,12 @@ LAYER_GROUPS = SETTINGS.extraction.layer_groups
 SEQUENCE_SHARDS = SETTINGS.extraction.sequence_shards
 
 TABLES = [f"{RESULTS}/tables/{table.name}.parquet" for table in tables.TABLES]
+WEIGHT_TABLES = [
+    f"{RESULTS}/tables/{table.name}.parquet" for table in tables.WEIGHT_TABLES
+]
+CSV_WEIGHT_TABLES = [
+    f"{RESULTS}/tables/{table.name}.csv" for table in tables.WEIGHT_TABLES
+]
 CSV_TABLES = [f"{RESULTS}/tables/{table.name}.csv" for table in tables.TABLES]
 FIGURES = [
     f"{RESULTS}/figures/{name}"

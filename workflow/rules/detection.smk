@@ -18,7 +18,7 @@ rule detect_outliers:
         "../../envs/detection.yaml"
     threads: 2
     params:
-        detection=SETTINGS.detection.model_dump(mode="json"),
+        detection=SETTINGS.detection.model_dump(mode="json", exclude={"smoothquant"}),
     message:
         "Outliers, in one pass over the store"
     script:

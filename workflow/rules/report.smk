@@ -22,6 +22,7 @@ rule render_report:
         code=code("render_report.py"),
         parts=PAGE_PARTS,
         tables=TABLES,
+        weight_tables=WEIGHT_TABLES,
         figures=FIGURES,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,

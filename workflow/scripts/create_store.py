@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.extraction.prepare import prepare_store
-from outlier_atlas.model.source import offline
 
 
 def main(job):
+    from outlier_atlas.extraction.prepare import prepare_store
+    from outlier_atlas.model.source import offline
+
     offline()
     prepare_store(
         settings=job.params.extraction,

@@ -5,7 +5,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from outlier_atlas.files import DamagedFileError
+from outlier_atlas.locks import LOCKS, at_work
+from outlier_atlas.visible import VisibleFormatter
 
 
 def job(main: Callable[[Any], None], snakemake: Any) -> None:
@@ -13,41 +18,52 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
 
     The log has everything, traces too; the terminal has what concerns the user. `ValueError` and
     `OSError` are the user's to mend: one line and exit status 1. Anything else is ours, and the
-    line says so. `OUTLIER_ATLAS_TRACEBACK=1` shows the trace on the terminal as well.
+    line says so. `OUTLIER_ATLAS_TRACEBACK=1` shows the trace on the terminal as well. Neither has
+    a character that a terminal would obey, nor a secret of the environment.
+
+    The job holds its lock from here on. `main` imports what it needs itself, so that the seconds
+    that torch takes pass under the lock: whoever starts meanwhile sees that the job is at work.
 
     Args:
         main: takes the `snakemake` object.
         snakemake: as Snakemake hands it to a script.
     """
-    _set_up_logging(str(snakemake.log[0]))
+    path = Path(str(snakemake.log[0]))
+    _set_up_logging(path)
+    log = logging.getLogger("outlier_atlas")
     try:
-        main(snakemake)
+        with at_work(path.parents[1] / LOCKS / path.stem, log.warning):
+            main(snakemake)
     except Exception as error:
-        log = logging.getLogger("outlier_atlas")
-        log.debug("%s", traceback.format_exc())
-        if os.environ.get("OUTLIER_ATLAS_TRACEBACK"):
-            traceback.print_exc()
+        level = logging.INFO if os.environ.get("OUTLIER_ATLAS_TRACEBACK") else logging.DEBUG
+        log.log(level, "%s", traceback.format_exc().rstrip())
         log.error("%s: %s", snakemake.rule, _line(error, str(snakemake.log[0])))
+        if isinstance(error, DamagedFileError):
+            error.path.unlink(missing_ok=True)  # Snakemake makes anew what is not there
         sys.exit(1)
 
 
 def _line(error: Exception, log: str) -> str:
-    message = " ".join(str(error).split()) or type(error).__name__
+    said = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        said = f"{error.filename}: {error.strerror}"
+    message = " ".join(said.split()) or type(error).__name__
     if isinstance(error, ValueError | OSError):
         return message
     return f"{type(error).__name__}: {message} (this should not happen; the trace is in {log})"
 
 
-def _set_up_logging(path: str) -> None:
+def _set_up_logging(path: Path) -> None:
     """Everything of ours into the log file, with times; what concerns the user to the terminal."""
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.INFO)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    terminal.setFormatter(VisibleFormatter("%(message)s"))
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     ours = logging.getLogger("outlier_atlas")
     ours.setLevel(logging.DEBUG)
     ours.handlers = [terminal, file]
     ours.propagate = False
     logging.getLogger().handlers = [file]
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a log on a full disk: the job's own error says so

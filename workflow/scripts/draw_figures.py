@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.report.figures import draw
 
 
 def main(job):
+    from outlier_atlas.report.figures import draw
+
     draw(Path(job.output[0]).parent, Path(job.input.tables[0]).parent)
 
 

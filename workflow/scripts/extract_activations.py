@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.extraction.job import Job
-from outlier_atlas.extraction.run import extract
-from outlier_atlas.model.source import offline
 
 
 def main(job):
+    from outlier_atlas.extraction.job import Job
+    from outlier_atlas.extraction.run import extract
+    from outlier_atlas.model.source import offline
+
     offline()
     manifest = Path(job.output.manifest)
     auto = job.resources.batch_size == "auto"

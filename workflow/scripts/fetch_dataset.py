@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.data.prepare import fetch_dataset
-from outlier_atlas.settings.dataset import DatasetSettings
 
 
 def main(job):
+    from outlier_atlas.data.prepare import fetch_dataset
+    from outlier_atlas.settings.dataset import DatasetSettings
+
     fetch_dataset(
         settings=DatasetSettings.model_validate(job.params.dataset),
         model_record=Path(job.input.model),

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.model.source import fetch
-from outlier_atlas.settings.model import ModelSettings
 
 
 def main(job):
+    from outlier_atlas.model.source import fetch
+    from outlier_atlas.settings.model import ModelSettings
+
     fetch(ModelSettings.model_validate(job.params.model), Path("resources"), Path(job.output[0]))
 
 

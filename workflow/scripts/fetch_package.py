@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.builtin import PACKAGES, fetch
 
 
 def main(job):
+    from outlier_atlas.builtin import PACKAGES, fetch
+
     fetch(PACKAGES[job.wildcards.package], Path(job.output[0]))
 
 

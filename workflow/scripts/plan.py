@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.extraction.prepare import print_plan
-from outlier_atlas.model.source import offline
-from outlier_atlas.settings.configuration import load
 
 
 def main(job):
+    from outlier_atlas.extraction.prepare import print_plan
+    from outlier_atlas.model.source import offline
+    from outlier_atlas.settings.configuration import load
+
     offline()
     print_plan(
         settings=load(job.params.settings, "run"),

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.report.page import Inputs, render
 
 
 def main(job):
+    from outlier_atlas.report.page import Inputs, render
+
     page = Path(job.output.page)
     inputs = Inputs(
         configuration=job.params.configuration,

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.data.prepare import tokenize_dataset
-from outlier_atlas.model.source import offline
-from outlier_atlas.settings.dataset import DatasetSettings
-from outlier_atlas.settings.source import source_kind
 
 
 def main(job):
+    from outlier_atlas.data.prepare import tokenize_dataset
+    from outlier_atlas.model.source import offline
+    from outlier_atlas.settings.dataset import DatasetSettings
+    from outlier_atlas.settings.source import source_kind
+
     offline()
     settings = DatasetSettings.model_validate(job.params.dataset)
     hub = source_kind(settings.source) == "hub"

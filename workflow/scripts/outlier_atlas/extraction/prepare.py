@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.files import read_record, write_record
+from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.files import read_record, unwritten, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
 from outlier_atlas.settings.sites import EXPERT_OUT
-from outlier_atlas.store import arrays
+from outlier_atlas.store import shape
+from outlier_atlas.store.arrays import ACTIVATIONS
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
 
@@ -85,19 +86,33 @@ def prepare_store(
         record: where the layout is recorded.
 
     Raises:
-        ValueError: the model has no such site or layer, or fewer layers than layer groups.
+        ValueError: the model has no such site or layer, fewer layers than layer groups, or fewer
+            positions than a sequence has tokens.
+        OSError: the disk is full; with the path, and the bytes that are needed.
     """
     from outlier_atlas.model.recorded import described
 
     extraction = ExtractionSettings.model_validate(settings)
     model = read_record(model_record)
     _, _, architecture = described(model, resources, trust_remote_code)
-    store = TokenStore.open(tokens)
+    store = TokenStore.recorded(tokens, run / RECORD)
+    longest = int(np.diff(store.sequence_starts).max())
+    if architecture.positions is not None and longest > architecture.positions:
+        raise ValueError(
+            f"dataset.sequence_length = {longest}: {architecture.model_class.__name__} has learned "
+            f"positions for {architecture.positions} tokens; take at most as many"
+        )
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
     fingerprints = Fingerprints(
         layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
     )
-    arrays.create(run, layout, _coordinates(store), fingerprints)
+    coordinates = _coordinates(store)
+    try:
+        shape.create(run, layout, coordinates, fingerprints)
+    except OSError as error:
+        size = sum(values.nbytes for values in coordinates.values())
+        needed = f"its coordinates take up to {size:,} bytes"
+        raise unwritten(error, run / ACTIVATIONS, needed) from error
     own = extraction.model_dump(mode="json", exclude_defaults=True)
     versions = {package: version(package) for package in RECORDED_VERSIONS}
     write_record(record, layout.record() | {"versions": versions, "extraction": own})

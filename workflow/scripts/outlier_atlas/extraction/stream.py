@@ -17,11 +17,14 @@ from outlier_atlas.extraction.transfer import Transfer
 from outlier_atlas.extraction.verify import compared, verifies
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.extraction.writer import RowWriter, queue_bytes
+from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.progress import progress
-from outlier_atlas.store.arrays import Arrays, DamagedChunkError, forget_passed
-from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Rows
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Commits, Rows
 from outlier_atlas.store.layout import BOUNDARY, Target
 from outlier_atlas.store.repair import give_up
+from outlier_atlas.store.shape import forget_passed
+from outlier_atlas.store.targets import DamagedChunkError
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import Keep, LayerGroup
@@ -34,24 +37,47 @@ def stream(
     """Run the batches behind the missing rows, and write and commit the rows on the way.
 
     The next batch is read and the last one written while one computes.
+
+    Raises:
+        ValueError: a chunk is damaged that is read or that others share.
     """
-    arrays = Arrays(job.run, work.layout)
+    arrays = Arrays(job.run, work.layout, work.counted(Commits.load(job.run / COMMITS)))
+    try:
+        _stream(job, work, missing, group, where, arrays)
+    except DamagedChunkError as damage:
+        forget_passed(job.run, arrays, work.layout)
+        raise give_up(job.run, arrays, [damage]) from damage
+
+
+def _stream(
+    job: Job,
+    work: Work,
+    missing: Mapping[Rows, frozenset[Target]],
+    group: LayerGroup,
+    where: str,
+    arrays: Arrays,
+) -> None:
     summaries = SummaryWriter(job.run, work)
     destinations = destinations_of(missing)
     transfer = Transfer()
     commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
     # Facts for whoever wonders about last bits: they make no row stale.
     details = {"batch_size": job.batch_size, "device": where, "threads": job.threads}
+    weights = Weights(job.model_record, job.resources)
 
     def commit(rows: Rows) -> None:
+        weights.check()  # a file that was overwritten may have changed under a memory map
+        summarized = frozenset(target for target in missing[rows] if target.is_summary)
+        checksums = arrays.written(rows, missing[rows] - summarized)
+        checksums |= summaries.written(rows, summarized)
+        sequences = work.fingerprints.sequences(rows.start, rows.stop)
         current = work.fingerprint(rows.chunk)
-        commits.append(Commit(rows, current, missing[rows], details))
+        commits.append(Commit(rows, current, checksums, sequences, details))
 
     batches = work.batches(missing, job.batch_size)
     starts = work.tokens.sequence_starts
     total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
     with (
-        commits,
         RowWriter(arrays, summaries, missing, commit, queue_bytes(where)) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):
@@ -118,9 +144,5 @@ def _input(job: Job, work: Work, arrays: Arrays, batch: range) -> torch.Tensor:
     boundary = work.layout.boundary_after(job.group - 1)
     assert boundary is not None
     starts = work.tokens.sequence_starts
-    try:
-        rows = [arrays.read(boundary, int(starts[s]), int(starts[s + 1])) for s in batch]
-    except DamagedChunkError as damage:
-        forget_passed(job.run, work.layout)
-        raise give_up(job.run, damage) from damage
+    rows = [arrays.read(boundary, int(starts[s]), int(starts[s + 1])) for s in batch]
     return torch.from_numpy(np.stack(rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class SummaryWriter:
     _tiles: dict[tuple[Rows, Target], list[AnySummary]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    _written: dict[tuple[Rows, Target], str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, target: Target, rows: Rows, start: int, values: torch.Tensor) -> bool:
@@ -58,6 +59,11 @@ class SummaryWriter:
         self._write(target, rows, tiles)
         return True
 
+    def written(self, rows: Rows, targets: Iterable[Target]) -> dict[Target, str]:
+        """The checksums of summaries that were written here, for their commit; told once."""
+        return {target: self._written.pop((rows, target)) for target in targets}
+
     def _write(self, target: Target, rows: Rows, tiles: Sequence[AnySummary]) -> None:
         ordered = sorted(tiles, key=lambda tile: tile.start)
-        write(path_of(self.run, target, rows), self.work.fingerprints.summary(rows), ordered)
+        path, fingerprint = path_of(self.run, target, rows), self.work.fingerprints.summary(rows)
+        self._written[rows, target] = write(path, fingerprint, ordered)

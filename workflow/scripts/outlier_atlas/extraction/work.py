@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.settings.extraction import even_ranges
-from outlier_atlas.store.commits import Commits, Rows
+from outlier_atlas.store.commits import Commits, Counted, Rows
 from outlier_atlas.store.fingerprints import Fingerprints, sequences_of
 from outlier_atlas.store.layout import Layout, Target
 from outlier_atlas.store.rows import shard_rows
@@ -59,6 +60,10 @@ class Work:
             self.layout, tokens.token_ids, tokens.sequence_starts, self.model_fingerprint
         )
 
+    def counted(self, commits: Commits) -> Counted:
+        """What must agree with what is read."""
+        return self.fingerprints.counted(commits)
+
     def fingerprint(self, chunk: int) -> str:
         """Stands for all that the numbers of a chunk depend on."""
         return self.fingerprints.of(chunk)
@@ -93,14 +98,32 @@ class Work:
             # Whole batches: a layer group reads its boundary a batch at a time.
             later = self._to_run(group + 1, commits, batch_size)
             wanted = self._rows_of(self.batches(later, batch_size))
-        to_run = {}
+        to_run: dict[Rows, frozenset[Target]] = {}
         for rows in self.rows:
             targets = [*self.layout.measured(group)]
             if boundary and rows in wanted:
                 targets.append(boundary)
-            if lacking := commits.missing(targets, rows, self.fingerprint(rows.chunk)):
-                to_run[rows] = lacking
+            to_run |= self._lacking(commits, rows, targets)
         return to_run
+
+    def _lacking(
+        self, commits: Commits, rows: Rows, targets: Iterable[Target]
+    ) -> dict[Rows, frozenset[Target]]:
+        """Of some rows of a chunk those that targets lack: no two of them overlap."""
+        current = self.fingerprint(rows.chunk)
+        gaps = {target: commits.gaps(target, rows, current) for target in targets}
+        all_gaps = [gap for of_one in gaps.values() for gap in of_one]
+        cuts = sorted({edge for gap in all_gaps for edge in (gap.start, gap.stop)})
+        lacking = {}
+        for start, stop in pairwise(cuts):
+            without = {
+                target
+                for target, of_one in gaps.items()
+                if any(gap.start <= start and stop <= gap.stop for gap in of_one)
+            }
+            if without:
+                lacking[Rows(rows.chunk, start, stop)] = frozenset(without)
+        return lacking
 
     def _rows_of(self, batches: Iterable[range]) -> frozenset[Rows]:
         """The rows that the tokens of batches lie in."""

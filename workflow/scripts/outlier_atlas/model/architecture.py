@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from outlier_atlas.model.flow import Flow, watch
-from outlier_atlas.model.roles import Tap, taps_of_block
+from outlier_atlas.model.roles import Tap, readers_of_block, taps_of_block
 from outlier_atlas.settings.sites import EXPERT_OUT, SITES, Site
+from outlier_atlas.visible import gist
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -41,7 +42,11 @@ class Architecture:
             keeps it in another one than its weights'; None where it does not.
         one_group: why the layers cannot be divided into layer groups; None where they can.
         skipped: parts of the model that are not the text decoder, by path: they are not loaded.
+        positions: tokens in a sequence at most, where positions are learned; None where they are
+            not, and a longer one is only beyond what the model was trained on.
         components: what its modules are called, for what a checkpoint has besides.
+        readers: for each layer, by path as in its taps, the modules whose input is that of
+            attention, of the MLP, or of the last projection of one of them, and the site it is.
     """
 
     model_class: type[PreTrainedModel]
@@ -53,7 +58,9 @@ class Architecture:
     boundary_dtypes: tuple[torch.dtype | None, ...]
     one_group: str | None
     skipped: tuple[str, ...]
+    positions: int | None
     components: frozenset[str]
+    readers: tuple[dict[str, Site], ...]
 
     def check(self, sites: Sequence[Site], layers: Sequence[int]) -> dict[str, int]:
         """The channels of each site.
@@ -110,7 +117,7 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         ValueError: transformers has no text generation model for it, or its decoder stack cannot
             be told for sure.
     """
-    model = _on_meta(config, trust_remote_code)
+    model = on_meta(config, trust_remote_code)
     name = type(model).__name__
     text = config.get_text_config(decoder=True)
     where, decoder = _decoder(model)
@@ -150,8 +157,22 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         boundary_dtypes=_dtypes(flow, len(stack)),
         one_group=one_group,
         skipped=tuple(_beside(model, decoder)),
+        positions=_positions(decoder, text),
         components=frozenset(part for path, _ in model.named_modules() for part in path.split(".")),
+        readers=tuple(
+            readers_of_block(flow.blocks[layer], f"{path}.{layer}", taps[layer]) if flow else {}
+            for layer in range(len(stack))
+        ),
     )
+
+
+def _positions(decoder: PreTrainedModel, text: PretrainedConfig) -> int | None:
+    limit = getattr(text, "max_position_embeddings", None)
+    words = decoder.get_input_embeddings()
+    tables = [m for m in decoder.modules() if isinstance(m, nn.Embedding) and m is not words]
+    # OPT and its kin keep two more rows than they have positions.
+    learned = limit is not None and any(0 <= m.num_embeddings - limit <= 2 for m in tables)
+    return limit if learned else None
 
 
 def _dtypes(flow: Flow | None, layers: int) -> tuple[torch.dtype | None, ...]:
@@ -159,10 +180,15 @@ def _dtypes(flow: Flow | None, layers: int) -> tuple[torch.dtype | None, ...]:
     return tuple(None if dtype == META_DTYPE else dtype for dtype in given)
 
 
-def _on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+def on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The whole model with its head, with shapes and without weights.
+
+    Raises:
+        ValueError: transformers has no text generation model for the configuration.
+    """
     import transformers
 
-    failed: ValueError | None = None
+    failed: Exception | None = None
     kinds: tuple[Any, ...] = (
         transformers.AutoModelForCausalLM,
         transformers.AutoModelForImageTextToText,
@@ -174,11 +200,14 @@ def _on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedMod
                     config, dtype=META_DTYPE, trust_remote_code=trust_remote_code
                 )
             return model.eval()
-        except ValueError as error:
+        except Exception as error:  # sizes that fit nothing fail wherever they are used first
             failed = failed or error
-    raise ValueError(
-        f"model type {config.model_type!r}: transformers has no decoder-only language model for it"
-    ) from failed
+    if isinstance(failed, ValueError):
+        said = "transformers has no decoder-only language model for it"
+    else:
+        assert failed is not None
+        said = f"its config.json describes no model that can be built ({gist(failed)})"
+    raise ValueError(f"model type {config.model_type!r}: {said}") from failed
 
 
 def _decoder(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from outlier_atlas.files import fingerprint as fingerprint_of
 from outlier_atlas.files import sha256
+from outlier_atlas.visible import gist
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -25,6 +26,8 @@ TOKENIZER = (
     "chat_template.jinja",
     "chat_template.json",
 )
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that `git clone` leaves where Git LFS is not installed."""
 LARGEST_HEADER = 100 * 2**20
 """As the safetensors library has it."""
 
@@ -41,13 +44,30 @@ def weight_files(folder: Path) -> list[str]:
     single = choose_weights(str(folder), names)
     if single:
         return single
-    try:
-        files = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{folder / INDEX}: not a safetensors index ({error})") from error
+    files = index_files(folder / INDEX)
     for name in files:
         if name not in names:
             raise ValueError(f"{folder}: {INDEX} names {name!r}, which is not there")
+    return files
+
+
+def index_files(path: Path) -> list[str]:
+    """Names of the files that an index names, sorted; each lies beside the index.
+
+    Raises:
+        ValueError: it is no index, or names something that is no safetensors file beside it.
+    """
+    try:
+        files = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a safetensors index; fetch it again") from error
+    if not files:
+        raise ValueError(f"{path}: names no file; fetch it again")
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{path}: names {name!r}, and a file beside it is needed")
+        if not name.endswith(".safetensors"):
+            raise ValueError(f"{path}: names {name!r}, which is no safetensors file")
     return files
 
 
@@ -67,13 +87,22 @@ def choose_weights(where: str, names: Collection[str]) -> list[str]:
             f"{where}: it has only pickled weights ({pickled[0]}), which can run code when they "
             f"are loaded and are refused; convert them to safetensors"
         )
+    gguf = sorted(name for name in names if name.endswith(".gguf"))
+    if gguf:
+        raise ValueError(f"{where}: it holds {gguf[0]}; name that file itself as model.source")
     raise ValueError(f"{where}: no {SINGLE} and no {INDEX}: it holds no weights")
 
 
 def fingerprint(folder: Path, files: Sequence[str], code: bool) -> str:
-    """sha256 over `config.json` and the weights, file by file; all that a forward pass depends on.
+    """sha256 over all that a forward pass depends on: `checked_files`, file by file.
 
-    Every byte counts: a single changed weight is another model. The files are read side by side.
+    Every byte counts: a single changed weight is another model.
+    """
+    return fingerprint_of(sums_of(folder, checked_files(folder, files, code)))
+
+
+def checked_files(folder: Path, files: Sequence[str], code: bool) -> list[str]:
+    """Names of the files that a forward pass depends on: `config.json` and the weights.
 
     Args:
         files: the weights.
@@ -85,22 +114,34 @@ def fingerprint(folder: Path, files: Sequence[str], code: bool) -> str:
     for name in files:
         _check_header(folder / name)
     modules = sorted(path.name for path in folder.glob("*.py")) if code else []
-    return _sums(folder, ["config.json", *modules, *files])
+    return ["config.json", *modules, *files]
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """sha256 over the files of the tokenizer and the chat template, those that are there."""
-    return _sums(folder, [name for name in TOKENIZER if (folder / name).is_file()])
+    return fingerprint_of(sums_of(folder, [n for n in TOKENIZER if (folder / n).is_file()]))
 
 
-def _sums(folder: Path, names: Sequence[str]) -> str:
+def sums_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """sha256 of each file; they are read side by side."""
     with ThreadPoolExecutor() as threads:
         sums = threads.map(sha256, [folder / name for name in names])
-        return fingerprint_of(dict(zip(names, sums, strict=True)))
+        return dict(zip(names, sums, strict=True))
 
 
 def headers(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each tensor's name and its `dtype`, `shape` and `data_offsets`; no weight is read.
+
+    Raises:
+        ValueError: a file is cut short or is no safetensors file.
+    """
+    yield from ((key, tensor) for _, key, tensor in tensors_by_file(folder, files))
+
+
+def tensors_by_file(
+    folder: Path, files: Sequence[str]
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The same, each with the name of its file before it.
 
     Raises:
         ValueError: a file is cut short or is no safetensors file.
@@ -113,12 +154,41 @@ def headers(folder: Path, files: Sequence[str]) -> Iterator[tuple[str, Mapping[s
             header = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{folder / name}: no safetensors file; fetch it again") from error
-        yield from ((key, tensor) for key, tensor in header.items() if key != "__metadata__")
+        yield from ((name, key, header[key]) for key in header if key != "__metadata__")
+
+
+def check_files(folder: Path, files: Sequence[str], layers: int) -> None:
+    """Hold the headers of the weights against their files and the configuration; no weight is read.
+
+    Raises:
+        ValueError: a file is damaged, or there are fewer tensors than the model has layers.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    tensors = 0
+    for name in files:
+        _check_header(folder / name)
+        try:
+            with safe_open(folder / name, framework="np") as file:
+                tensors += len(file.keys())
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / name}: damaged safetensors file ({gist(error)}); fetch it again"
+            ) from error
+    # The model is built to be described: a made-up number of layers would take all memory.
+    if layers > tensors:
+        raise ValueError(
+            f"{folder / 'config.json'}: num_hidden_layers is {layers}, and the weights are "
+            f"{tensors} tensors: the configuration is of another model"
+        )
 
 
 def _check_header(path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise ValueError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
+    header = int.from_bytes(start[:8], "little")
     if size < 8 or header > min(size - 8, LARGEST_HEADER):
         raise ValueError(f"{path}: cut short, or no safetensors file; fetch it again")

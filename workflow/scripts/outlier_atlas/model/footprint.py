@@ -6,11 +6,9 @@ counted from when it is made until it is let go.
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +16,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from outlier_atlas.model.architecture import Architecture
-from outlier_atlas.model.checkpoint import headers
 from outlier_atlas.model.flow import tensors_in
 from outlier_atlas.model.partial import DTYPES, build_on_meta, weight_bytes
 from outlier_atlas.model.placement import spread
@@ -37,8 +34,9 @@ class Sizes:
         rest: of what every layer group has, such as the final norm and the rotation's frequencies.
         fused: of the largest tensor of several experts, which is put together from pieces while it
             is loaded; 0 without any.
-        forward: the most that the forward pass of one sequence holds at a time beside the weights;
-            None where the model cannot run on the meta device.
+        forward: the most that the forward pass of one sequence holds at a time beside the weights,
+            or as much in bfloat16, scaled to the dtype; None where the model cannot run on the meta
+            device.
     """
 
     layers: tuple[int, ...]
@@ -69,7 +67,13 @@ def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, toke
     rest = weight_bytes(decoder) - sum(layers) - embedding
     experts = (p for p in decoder.parameters() if p.dim() > 2)
     fused = max((p.numel() * p.element_size() for p in experts), default=0)
-    return Sizes(layers, embedding, rest, fused, _forward(decoder, DTYPES[dtype], tokens))
+    forward = _forward(decoder, DTYPES[dtype], tokens)
+    if forward is None and dtype != "bfloat16":
+        # Fused experts have a form without content-dependent shapes in bfloat16 alone.
+        alike = build_on_meta(config, architecture, range(architecture.layers), "bfloat16")
+        known = _forward(alike, torch.bfloat16, tokens)
+        forward = None if known is None else known * DTYPES[dtype].itemsize // 2
+    return Sizes(layers, embedding, rest, fused, forward)
 
 
 def _forward(decoder: PreTrainedModel, dtype: torch.dtype, tokens: int) -> int | None:
@@ -126,41 +130,3 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _storage(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def file_bytes(folder: Path, files: Sequence[str], architecture: Architecture) -> dict[int, int]:
-    """Bytes of the checkpoint's tensors by layer, from the headers of its files alone.
-
-    -1 stands for everything that belongs to no layer: embeddings, final norm, head, other parts.
-    """
-    sums: dict[int, int] = {}
-    for name, tensor in headers(folder, files):
-        first, last = tensor["data_offsets"]
-        layer = -1 if _unknown(name, architecture) else _layer(name, architecture)
-        sums[layer] = sums.get(layer, 0) + last - first
-    return sums
-
-
-def unknown_parts(
-    folder: Path, files: Sequence[str], architecture: Architecture
-) -> tuple[str, ...]:
-    """What a checkpoint has and its model has no module for: such as layers for the prediction of
-    several tokens (`mtp`, or a layer beyond the last), which transformers does not build."""
-    names = (name for name, _ in headers(folder, files))
-    return tuple(sorted({part for name in names if (part := _unknown(name, architecture))}))
-
-
-def _unknown(name: str, architecture: Architecture) -> str | None:
-    first = name.partition(".")[0]
-    if first not in architecture.components:
-        return first
-    layer = _layer(name, architecture)
-    return f"{architecture.stack}.{layer}" if layer >= architecture.layers else None
-
-
-def _layer(name: str, architecture: Architecture) -> int:
-    """The decoder layer that a tensor of a checkpoint is named for; -1 for none."""
-    stack = architecture.stack.rpartition(".")[2]
-    match = re.search(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.", name)
-    beside = any(f"{part.rpartition('.')[2]}." in name for part in architecture.skipped)
-    return -1 if match is None or beside else int(match[1])

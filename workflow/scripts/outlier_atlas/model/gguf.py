@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from pathlib import Path
+
+from outlier_atlas.files import replacing_folder
+from outlier_atlas.visible import gist
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +28,7 @@ def dequantize(source: Path, folder: Path) -> None:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{source}: not a GGUF file")
     where = {"gguf_file": source.name, "local_files_only": True}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".dequantize-") as temporary:
-        target = Path(temporary) / "model"
+    with replacing_folder(folder) as target:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
             model = AutoModelForCausalLM.from_pretrained(
@@ -38,12 +37,10 @@ def dequantize(source: Path, folder: Path) -> None:
                 quantization_config=GgufConfig(dequantize=True),
                 **where,
             )
-        except (ValueError, NotImplementedError, KeyError, OSError) as error:
+        except Exception as error:  # readers of a damaged file raise what they like
             raise ValueError(
-                f"{source}: transformers cannot read this GGUF file ({error})"
+                f"{source}: transformers cannot read this GGUF file ({gist(error)})"
             ) from error
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        shutil.rmtree(folder, ignore_errors=True)
-        target.rename(folder)
     log.info("%s: dequantized to float32", source.name)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from outlier_atlas.model.checkpoint import INDEX, choose_weights
+from outlier_atlas.model.checkpoint import INDEX, choose_weights, index_files
 
 FETCH_AGAIN = (
     "fetch it again: `snakemake --cores 1 --forcerun fetch_model --configfile YOURS -- fetch`"
@@ -36,7 +35,7 @@ def download(repository: str, revision: str | None, trust_remote_code: bool) -> 
         wanted = [name for name in names if name.endswith(endings)]
         folder = _snapshot(repository, info.sha, wanted)
         if not weights:
-            weights = _of_index(folder)
+            weights = index_files(folder / INDEX)
         missing = sorted(set(weights) - set(names))
         if missing:
             raise ValueError(f"{repository}: {INDEX} names {missing[0]!r}, which is not there")
@@ -101,8 +100,3 @@ def _snapshot(repository: str, commit: str, names: Sequence[str]) -> Path:
     import huggingface_hub as hub
 
     return Path(hub.snapshot_download(repository, revision=commit, allow_patterns=list(names)))
-
-
-def _of_index(folder: Path) -> list[str]:
-    weight_map = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-    return sorted(set(weight_map.values()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.frugal import frugal
 from outlier_atlas.model.quantization import ADVICE, settings_of
+from outlier_atlas.model.shards import needed_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -83,17 +85,26 @@ def load_layers(
             )
     except SafetensorError as error:
         raise ValueError(f"{folder}: damaged safetensors file ({error})") from error
-    for fault in ("missing_keys", "mismatched_keys"):
-        if info[fault]:
-            key = sorted(map(str, info[fault]))[0]
-            raise ValueError(
-                f"{folder}: {len(info[fault])} weights of layers {layers[0]} to {layers[-1]} are "
-                f"{fault.removesuffix('_keys')} in the checkpoint, such as {key}"
-            )
+    _check_complete(folder, layers, info)
     decoder = model.get_submodule(architecture.decoder)
     assert isinstance(decoder, nn.Module)
     _check_held(folder, decoder, build_on_meta(config, architecture, layers, dtype))
     return decoder.eval().requires_grad_(False)
+
+
+def _check_complete(folder: Path, layers: range, info: Mapping[str, Any]) -> None:
+    where = f"{folder}: of layers {layers[0]} to {layers[-1]}"
+    if info["missing_keys"]:
+        key = min(info["missing_keys"])
+        raise ValueError(
+            f"{where} the checkpoint lacks weights ({len(info['missing_keys'])}), such as {key}"
+        )
+    if info["mismatched_keys"]:
+        key, held, wanted = min(info["mismatched_keys"])
+        raise ValueError(
+            f"{where} the checkpoint has weights in another shape than its config.json says "
+            f"({len(info['mismatched_keys'])}), such as {key}: {list(held)}, not {list(wanted)}"
+        )
 
 
 def _loadable(config: PretrainedConfig) -> PretrainedConfig:
@@ -146,8 +157,23 @@ def _partial_class(architecture: Architecture, layers: range) -> type[PreTrained
         _strip(self, architecture, layers)
         _keep_in_float32(self)
 
+    def load(
+        model: PreTrainedModel,
+        state_dict: dict[str, torch.Tensor] | None,
+        files: list[str] | None,
+        *settings: Any,
+    ) -> Any:
+        # transformers maps every file that it is given, and counts on the system not to mind.
+        needed = [
+            path
+            for path in map(Path, files or ())
+            if needed_files(path.parent, [path.name], architecture, layers)
+        ]
+        return whole._load_pretrained_model(model, state_dict, [*map(str, needed)], *settings)
+
     members = {
         "__init__": build,
+        "_load_pretrained_model": staticmethod(load),
         "__module__": whole.__module__,
         "_keys_to_ignore_on_load_unexpected": [".*"],  # the rest of the checkpoint
         "_tied_weights_keys": None,  # ties lead to the head, which is not there

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +92,27 @@ def taps_of_block(
     elif flow:
         yield from _mlp_in_the_block(found, flow, hidden)
     yield found.tap("resid_post", "", "output", hidden)
+
+
+INPUTS: tuple[Site, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
+"""Sites that are multiplied with weights."""
+
+
+def readers_of_block(flow: BlockFlow, path: str, taps: Mapping[Site, Tap]) -> dict[str, Site]:
+    """The modules that are given a site's own tensor, by path seen from the decoder.
+
+    Where attention and the MLP are given the same one, a module reads the site that it is in.
+    """
+    found: dict[str, Site] = {}
+    for site in INPUTS:
+        if site not in taps:
+            continue
+        inside = taps[site].module.removeprefix(f"{path}.")
+        whole = flow.calls.get(inside)
+        for name, call in flow.calls.items():
+            if whole and f"{name}.".startswith(f"{inside}.") and call.given is whole.given:
+                found[f"{path}.{name}"] = site
+    return found
 
 
 @dataclass(frozen=True)
@@ -203,3 +224,19 @@ def width(module: nn.Module) -> tuple[int, int]:
     if type(module).__name__ == "Conv1D" and isinstance(weight, torch.Tensor):
         return int(weight.shape[0]), int(weight.shape[1])  # GPT-2's, transposed: (in, out)
     return 0, 0
+
+
+def is_transposed(module: nn.Module, hidden: int) -> bool | None:
+    """Whether the weights of a linear layer or of fused experts lie (..., in, out).
+
+    Most experts say so; of the others the down projection does, whose output is as wide as the
+    residual stream. None where it cannot be told.
+    """
+    down = down_projection(module)
+    if down is None:
+        return type(module).__name__ == "Conv1D"
+    said = getattr(module, "is_transposed", None)
+    if said is not None:
+        return bool(said)
+    ways = {down.shape[1] == hidden: False, down.shape[2] == hidden: True}
+    return ways.get(True) if down.shape[1] != down.shape[2] else None

@@ -8,6 +8,7 @@ the Snakefile asks for names only.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -17,11 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 from outlier_atlas import builtin
 from outlier_atlas.files import canonical, write_record
-from outlier_atlas.model.checkpoint import fingerprint, tokenizer_fingerprint, weight_files
+from outlier_atlas.files import fingerprint as fingerprint_of
+from outlier_atlas.model.checkpoint import (
+    check_files,
+    checked_files,
+    sums_of,
+    tokenizer_fingerprint,
+    weight_files,
+)
 from outlier_atlas.model.hub import CONFIGURATION, FETCH_AGAIN
 from outlier_atlas.model.quantization import check
+from outlier_atlas.model.seen import Seen, remember, stamps
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.source import local_path, source_kind
+from outlier_atlas.visible import gist
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -76,7 +86,7 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         source = gguf_file(settings, resources)
         assert source is not None
         gguf.dequantize(source, folder)
-    described = _describe(settings, folder)
+    seen, described = _describe(settings, folder)
     where = {
         "kind": kind,
         "source": settings.source,
@@ -85,19 +95,25 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         "folder": relative,
     }
     write_record(record, described | where)
+    remember(record, seen)
 
 
-def _describe(settings: ModelSettings, folder: Path) -> dict[str, Any]:
+def _describe(settings: ModelSettings, folder: Path) -> tuple[Seen, dict[str, Any]]:
+    """Sizes and times of the files before they were read, and what a model is."""
     if not folder.is_dir():
         raise ValueError(f"model.source = {settings.source!r}: no such folder")
     if not (folder / "config.json").is_file():
         raise ValueError(f"model.source = {settings.source!r}: the folder has no config.json")
     files = weight_files(folder)
     config = load_config(folder, settings.trust_remote_code)
+    check_files(folder, files, text_config(config).num_hidden_layers)
     quantization = check(settings.source, config, folder, files)
     text = text_config(config)
-    return {
-        "fingerprint": fingerprint(folder, files, settings.trust_remote_code),
+    counted = checked_files(folder, files, settings.trust_remote_code)
+    seen, sums = stamps(folder, counted), sums_of(folder, counted)
+    return seen, {
+        "fingerprint": fingerprint_of(sums),
+        "sums": sums,
         "tokenizer": tokenizer_fingerprint(folder),
         "model_type": config.model_type,
         "architecture": (config.architectures or ["unknown"])[0],
@@ -137,28 +153,51 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     from transformers import AutoConfig
 
     path = folder / "config.json"
+    _check_config(path)
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # every architecture checks its own configuration in its own way
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{path}: the model needs Python code that comes with it; if you trust that code, "
                 f"set model.trust_remote_code: true"
             ) from error
         raise ValueError(
-            f"{path}: not a configuration that transformers knows ({error})"
+            f"{path}: not a configuration that transformers knows ({gist(error, folder)})"
         ) from error
     text = text_config(config)
-    for key in ("num_hidden_layers", "hidden_size"):
-        if not isinstance(getattr(text, key, None), int):
+    for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
+        value = getattr(text, key, None)
+        if value is None:
             raise ValueError(f"{path}: {config.model_type!r} has no {key}: not a decoder model")
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{path}: {key} is {value!r}, and must be a whole number above 0")
+    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
+    chosen = getattr(text, "num_experts_per_tok", None)
+    if experts and chosen and chosen > experts:
+        raise ValueError(
+            f"{path}: num_experts_per_tok is {chosen}, and there are {experts} experts"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{path}: {config.model_type!r} is an encoder-decoder, not a decoder model"
         )
     return config
+
+
+def _check_config(path: Path) -> None:
+    """What transformers would stumble over, and say in its own way."""
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({gist(error)}); fetch it again") from error
+    if not isinstance(held, dict) or not isinstance(held.get("model_type"), str):
+        raise ValueError(f"{path}: names no model_type, and is no configuration of transformers")
+    for key in ("auto_map", "quantization_config"):
+        if not isinstance(held.get(key), dict | None):
+            raise ValueError(f"{path}: {key} is {str(held[key])[:40]!r}, and must be an object")
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -182,7 +221,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # the tokenizers library raises bare `Exception`
-        raise ValueError(f"{folder}: its tokenizer cannot be read ({error})") from error
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{folder}: the tokenizer needs Python code that comes with it; if you trust that "
+                f"code, set model.trust_remote_code: true"
+            ) from error
+        said = gist(error, folder)
+        raise ValueError(
+            f"{folder}: its tokenizer cannot be read ({said}); fetch it again"
+        ) from error
 
 
 def offline() -> None:

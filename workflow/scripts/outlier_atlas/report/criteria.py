@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas import tables, token_tables
-from outlier_atlas.report.text import count, listed, number, shown, visible
+from outlier_atlas.report.text import count, listed, number, shown
+from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
 Cells = list[str]

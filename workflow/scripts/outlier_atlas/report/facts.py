@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from outlier_atlas.measured import Measured
-from outlier_atlas.report.text import count, ranges, visible
+from outlier_atlas.report.text import count, ranges
+from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from outlier_atlas import measure_tables, tables, token_tables
-from outlier_atlas.files import replacing
+from outlier_atlas.files import write_whole
 from outlier_atlas.report import lines
 from outlier_atlas.report.text import SITE_NAMES
 from outlier_atlas.settings.sites import EXPERT_OUT, SUPER_WEIGHT_SITES
@@ -164,8 +165,9 @@ def _figure(path: Path, theme: Theme, height: float) -> Iterator[Figure]:
         FigureCanvasAgg(figure)
         yield figure
         for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-            with replacing(path.with_name(f"{path.name}.{ending}")) as temporary:
-                figure.savefig(temporary, format=ending, dpi=144, metadata=metadata)
+            content = io.BytesIO()
+            figure.savefig(content, format=ending, dpi=144, metadata=metadata)
+            write_whole(path.with_name(f"{path.name}.{ending}"), content.getvalue())
 
 
 def _draw_magnitudes(figure: Figure, rows: list[dict[str, Any]], site: str, theme: Theme) -> None:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.files import read_record, replacing
+from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.measured import records
 from outlier_atlas.report import criteria, experts, facts, measures
 from outlier_atlas.report.figures import THEMES
@@ -28,11 +28,11 @@ from outlier_atlas.report.text import (
     percent,
     ranges,
     shown,
-    visible,
 )
 from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.visible import visible, visible_lines
 
 HERE = Path(__file__).parent
 PARTS = (HERE / "template.html.j2", HERE / "found.html.j2", HERE / "style.css")
@@ -67,7 +67,7 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
         ValueError: the token store or a record is damaged.
     """
     report = ReportSettings.model_validate(settings)
-    tokens = TokenStore.open(inputs.tokens)
+    tokens = TokenStore.recorded(inputs.tokens, inputs.tokens_record)
     evidence = Evidence.read(inputs.tables, tokens.sequences)
     sentences = findings(evidence, report.text != "none")
     environment = Environment(
@@ -82,11 +82,9 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
         **_head(report, inputs, evidence, sentences),
         **_body(report, inputs, evidence, tokens),
     )
-    with replacing(page) as temporary:
-        temporary.write_text(html, encoding="utf-8", errors="replace")
+    write_whole(page, html.encode("utf-8", errors="replace"))
     told = {"findings": [asdict(f) for f in sentences], "alarms": alarms(evidence)}
-    with replacing(findings_file) as temporary:
-        temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="ascii")
+    write_whole(findings_file, f"{json.dumps(told, indent=2)}\n".encode("ascii"))
 
 
 def _head(
@@ -119,11 +117,6 @@ def _head(
         "measured": [facts.measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
-
-
-def visible_lines(text: str) -> str:
-    """Text of several lines, everything else that does not print made visible."""
-    return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: TokenStore) -> Row:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable
 from itertools import pairwise
+
+from outlier_atlas.visible import visible
 
 SITE_NAMES = {
     "resid_pre": "residual stream before the block",
@@ -23,27 +24,6 @@ SITE_NAMES = {
     "resid_post": "residual stream after the block",
     "expert_out": "largest output of each routed expert",
 }
-SYMBOLS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
-
-
-def visible(text: str) -> str:
-    """Text from a dataset or a tokenizer, with everything in it that does not print made visible.
-
-    Control characters could move a terminal's cursor, and direction marks turn a line around; what
-    is left still has to be escaped where it is put into HTML.
-    """
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    if character in SYMBOLS:
-        return SYMBOLS[character]
-    category = unicodedata.category(character)
-    if category == "Cc" and ord(character) < 0x20:
-        return chr(0x2400 + ord(character))
-    if category in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-        return f"⟨U+{ord(character):04X}⟩"
-    return character
 
 
 def quoted(text: str | None) -> str:

@@ -15,6 +15,7 @@ from outlier_atlas.settings.faults import faults
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.section import PositiveInt, Section
+from outlier_atlas.settings.weights import WeightsSettings
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -77,6 +78,9 @@ class Settings(Section):
     )
     detection: DetectionSettings = Field(
         DetectionSettings(), description="One block a criterion, with its thresholds."
+    )
+    weights: WeightsSettings = Field(
+        WeightsSettings(), description="Whether the model's weights are measured."
     )
     report: ReportSettings = Field(ReportSettings(), description="What the report shows.")
     execution: ExecutionSettings = Field(

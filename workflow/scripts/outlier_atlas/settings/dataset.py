@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from outlier_atlas.settings.section import PositiveInt, Section
-from outlier_atlas.settings.source import known_builtin, source_kind
+from outlier_atlas.settings.source import known_source, source_kind
 
 BUILTIN_DATASETS = ("builtin:sotu",)
 
@@ -66,7 +66,7 @@ class DatasetSettings(Section):
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        return known_builtin(source, BUILTIN_DATASETS)
+        return known_source(source, BUILTIN_DATASETS)
 
     @model_validator(mode="after")
     def _consistent(self) -> DatasetSettings:

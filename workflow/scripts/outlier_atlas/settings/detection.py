@@ -80,6 +80,16 @@ class ExpertsSettings(Section):
     )
 
 
+class SmoothQuantSettings(Section):
+    """Scales of Xiao et al. 2023 (arXiv 2211.10438), where weights are measured."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="How much of an outlier is moved into the weights: s = max|X|^alpha / "
+        "max|W|^(1 - alpha).",
+    )
+
+
 class SuperWeightsSettings(Section):
     """Super weights of Yu et al. 2024 (arXiv 2411.07191), from `mlp_hidden` and `mlp_out`."""
 
@@ -204,6 +214,9 @@ class DetectionSettings(Section):
     )
     experts: ExpertsSettings = Field(
         ExpertsSettings(), description="The experts of a mixture of experts."
+    )
+    smoothquant: SmoothQuantSettings = Field(
+        SmoothQuantSettings(), description="SmoothQuant scales."
     )
     super_weights: SuperWeightsSettings = Field(
         SuperWeightsSettings(), description="Super weights: where they are."

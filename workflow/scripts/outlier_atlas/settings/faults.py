@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from outlier_atlas.visible import shortened
 
 Loc = tuple[int | str, ...]
 
@@ -113,8 +116,11 @@ def _is_union_member(part: str) -> bool:
 
 def _shown(value: Any) -> str:
     """A value as an error names it: one short line, whatever is in it."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    if isinstance(value, str):
+        text = repr(value) if value.isprintable() else ascii(value)
+    else:
+        text = reprlib.repr(value)  # an alias may stand for billions of values
+    return shortened(text, 80)
 
 
 def _section(loc: Loc, root: type[BaseModel]) -> type[BaseModel]:

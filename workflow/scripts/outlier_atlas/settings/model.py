@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from outlier_atlas.settings.section import Section
-from outlier_atlas.settings.source import known_builtin, source_kind
+from outlier_atlas.settings.source import known_source, source_kind
 
 DType = Literal["bfloat16", "float16", "float32"]
 
@@ -37,7 +37,7 @@ class ModelSettings(Section):
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
-        return known_builtin(source, BUILTIN_MODELS)
+        return known_source(source, BUILTIN_MODELS)
 
     @model_validator(mode="after")
     def _revision_of_a_hub_id(self) -> ModelSettings:

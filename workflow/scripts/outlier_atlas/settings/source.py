@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os.path
+import re
 from pathlib import Path, PurePath
 from typing import Literal
 
+HUB_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 LOCAL_PREFIXES = ("/", "./", "../", "~")
 
 
@@ -31,8 +33,19 @@ def local_path(source: str) -> Path:
     return Path(os.path.expanduser(source))  # noqa: PTH111 - Path's raises for unknown users
 
 
-def known_builtin(source: str, known: tuple[str, ...]) -> str:
-    """`source`, unless it names a built-in that there is not."""
+def known_source(source: str, known: tuple[str, ...]) -> str:
+    """`source`, unless it can name nothing.
+
+    Args:
+        known: the built-ins.
+
+    Raises:
+        ValueError: it names a built-in that there is not, or is neither a path nor a hub id.
+    """
+    if "\0" in source:
+        raise ValueError("a path has no NUL character")
+    if source_kind(source) == "hub" and not HUB_ID.fullmatch(source):
+        raise ValueError("neither a hub id (`name`, `owner/name`) nor a path (begins with ./ or /)")
     if source.startswith("builtin:") and source not in known:
         raise ValueError(f"no such built-in; there is {', '.join(known)}")
     return source

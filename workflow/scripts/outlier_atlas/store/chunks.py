@@ -1,14 +1,13 @@
-"""Whole chunks, written straight to their files.
+"""Chunks, written straight to their files and read from them.
 
 zarr takes every chunk through its event loop and several copies: four times the CPU time of
-compressing it, taken from the forward pass that runs beside it. A whole chunk needs none of that.
-Its bytes are the compressed values and a checksum, and zarr reads what is written here.
+compressing it, taken from the forward pass that runs beside it. A chunk needs none of that. Its
+bytes are the compressed values and a checksum, and zarr reads what is written here.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,11 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from outlier_atlas.files import DamagedFileError, partial, unwritten, write_all
 from outlier_atlas.store.layout import Compression
+
+CHECKSUM_BYTES = 4
+"""At the end of a chunk's file: the crc32c of what comes before."""
 
 LEVELS = {"lz4": 5, "zstd": 1}
 """Of each codec the level beyond which the chunks get slower and hardly smaller."""
@@ -50,6 +53,27 @@ def encode(values: NDArray[Any], compression: Compression) -> tuple[bytes, bytes
     return encoded, int(google_crc32c.value(encoded)).to_bytes(4, "little")
 
 
+def decode(
+    encoded: bytes, compression: Compression, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """The values of a chunk, from its bytes without their checksum.
+
+    Raises:
+        RuntimeError: they were not made by `encode`.
+        ValueError: the same.
+    """
+    if compression == "none":
+        return np.frombuffer(encoded, dtype).reshape(shape).copy()
+    values = np.empty(shape, dtype)
+    numcodecs.blosc.decompress(encoded, values)
+    return values
+
+
+def checksum(data: bytes) -> str:
+    """crc32c as commit records have it: eight hexadecimal digits."""
+    return f"{google_crc32c.value(data):08x}"
+
+
 class ChunkFiles:
     """The files of an array's chunks, in a folder on this machine.
 
@@ -64,12 +88,44 @@ class ChunkFiles:
         self._shape, self._dtype = array.chunks, array.dtype
         self._compression = compression
 
-    def missing(self, coordinates: tuple[int, ...]) -> bool:
-        """Whether a chunk has no file: zarr would read the fill value without a word."""
-        return not self._path(coordinates).exists()
+    def read(self, coordinates: tuple[int, ...]) -> tuple[NDArray[Any], str]:
+        """A chunk's values, of the chunk's shape, and the checksum of its stored bytes.
 
-    def write(self, coordinates: tuple[int, ...], values: NDArray[np.float32]) -> None:
+        Raises:
+            DamagedFileError: the file is missing, or is not what was written.
+        """
+        path = self._path(coordinates)
+        encoded, stored = _checked(path)
+        try:
+            return decode(encoded, self._compression, self._shape, self._dtype), stored
+        except (RuntimeError, ValueError) as error:
+            raise DamagedFileError(path, str(error)) from error
+
+    def checksum(self, coordinates: tuple[int, ...]) -> str:
+        """The checksum of a chunk's stored bytes, which are all read and compared with it.
+
+        Raises:
+            DamagedFileError: the file is missing, or is not what was written.
+        """
+        return _checked(self._path(coordinates))[1]
+
+    def exists(self, coordinates: tuple[int, ...]) -> bool:
+        """Whether a chunk has a file."""
+        return self._path(coordinates).exists()
+
+    def blank(self) -> NDArray[Any]:
+        """A chunk of what a number is that was never written."""
+        return np.full(self._shape, self._metadata.fill_value, self._dtype)
+
+    def remove(self, coordinates: tuple[int, ...]) -> None:
+        """Remove a chunk's file, if it is there."""
+        self._path(coordinates).unlink(missing_ok=True)
+
+    def write(self, coordinates: tuple[int, ...], values: NDArray[np.float32]) -> str:
         """Write a chunk; a reader sees the one before, or this one.
+
+        Returns:
+            The checksum of its stored bytes.
 
         Args:
             coordinates: of the chunk, in chunks.
@@ -82,16 +138,15 @@ class ChunkFiles:
         if any(after for _, after in missing):
             whole = np.pad(whole, missing, constant_values=self._metadata.fill_value)
         path = self._path(coordinates)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
         parts = encode(whole, self._compression)
         try:
-            _write(temporary, parts)
-            temporary.replace(path)
+            _write(partial(path), parts)
+            partial(path).replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            partial(path).unlink(missing_ok=True)
             size = sum(map(len, parts))
-            said = f"{error.strerror}; {size:,} bytes were to be written"
-            raise OSError(error.errno, said, str(path)) from error
+            raise unwritten(error, path, f"{size:,} bytes were to be written") from error
+        return f"{int.from_bytes(parts[1], 'little'):08x}"
 
     def delete(self, coordinates: tuple[int, ...]) -> None:
         """Delete a chunk, if it is there."""
@@ -99,6 +154,19 @@ class ChunkFiles:
 
     def _path(self, coordinates: tuple[int, ...]) -> Path:
         return self._folder / str(self._metadata.encode_chunk_key(coordinates))
+
+
+def _checked(path: Path) -> tuple[bytes, str]:
+    """A chunk's bytes without their checksum, and that."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            encoded = file.read(max(0, os.fstat(file.fileno()).st_size - CHECKSUM_BYTES))
+            stored = f"{int.from_bytes(file.read(), 'little'):08x}"
+    except FileNotFoundError as error:
+        raise DamagedFileError(path, "its file is missing") from error
+    if stored != checksum(encoded):
+        raise DamagedFileError(path, "its checksum does not agree")
+    return encoded, stored
 
 
 def _write(path: Path, parts: tuple[bytes, ...]) -> None:
@@ -109,6 +177,4 @@ def _write(path: Path, parts: tuple[bytes, ...]) -> None:
         file = path.open("wb", buffering=0)
     with file:
         for part in parts:
-            view = memoryview(part)
-            while view:
-                view = view[file.write(view) :]
+            write_all(file, part)

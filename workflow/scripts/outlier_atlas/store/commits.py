@@ -2,29 +2,30 @@
 
 What lies in the arrays proves nothing: a missing chunk reads as the fill value, and an old one
 looks like a new one. So rows count only once a line of a commit file names them, with the
-fingerprint of all that their numbers depend on. A line is appended after its rows were written; a
-kill in between costs those rows and nothing else. Each job appends to a file of its own, and reads
-the files of all.
+fingerprint of all that their numbers depend on and a checksum of what was written. A line is
+appended after its rows were written; a kill in between costs those rows and nothing else. Each job
+appends to a file of its own, and reads the files of all. `docs/store.md` describes the format.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas.files import canonical, replacing
+from outlier_atlas.files import CHECKSUM, append, canonical, checksum, replacing
 from outlier_atlas.store.layout import Target
 
 COMMITS = Path("manifests") / "commits"
 """Folder of the commit files, seen from the run's folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Rows:
     """Tokens `start` to `stop` of one chunk."""
 
@@ -33,56 +34,105 @@ class Rows:
     stop: int
 
 
+Counted = Callable[[Target, int], Sequence[tuple[Rows, str]]]
+"""Of a target and a chunk the rows that count, and their checksums."""
+
+
 @dataclass(frozen=True)
 class Commit:
-    """Rows that were written, of which targets, under which fingerprint."""
+    """Rows that were written, of which targets, under which fingerprint.
+
+    Attributes:
+        checksums: of each target what its writer says that was written.
+        sequences: what the fingerprint stands for, sequence by sequence: `Fingerprints.sequences`.
+        details: facts that make nothing stale.
+    """
 
     rows: Rows
     fingerprint: str
-    targets: frozenset[Target]
-    details: Mapping[str, Any]
+    checksums: Mapping[Target, str]
+    sequences: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def line(self) -> str:
-        arrays: dict[str, list[int]] = defaultdict(list)
-        for target in sorted(self.targets):
-            arrays[target.array].append(target.layer)
+        arrays: dict[str, dict[str, str]] = defaultdict(dict)
+        for target, value in self.checksums.items():
+            arrays[target.array][str(target.layer)] = value
         rows = {"chunk": self.rows.chunk, "start": self.rows.start, "stop": self.rows.stop}
-        entry = rows | {"fingerprint": self.fingerprint, "arrays": arrays, **self.details}
-        return canonical(entry) + "\n"
+        what = {"fingerprint": self.fingerprint, "sequences": list(self.sequences)}
+        entry = {**rows, **what, "arrays": arrays, **self.details}
+        return canonical({**entry, CHECKSUM: checksum(entry)}) + "\n"
 
     @classmethod
     def parse(cls, line: str) -> Commit:
+        """The commit of a line.
+
+        Raises:
+            ValueError: the line is not what was written.
+        """
         entry = json.loads(line)
+        if not isinstance(entry, dict) or entry.pop(CHECKSUM, None) != checksum(entry):
+            raise ValueError("its checksum does not agree")
         rows = Rows(entry.pop("chunk"), entry.pop("start"), entry.pop("stop"))
-        targets = frozenset(
-            Target(array, layer)
+        checksums = {
+            Target(array, int(layer)): value
             for array, layers in entry.pop("arrays").items()
-            for layer in layers
-        )
-        return cls(rows, entry.pop("fingerprint"), targets, entry)
+            for layer, value in layers.items()
+        }
+        fingerprint, sequences = entry.pop("fingerprint"), tuple(entry.pop("sequences"))
+        return cls(rows, fingerprint, checksums, sequences, entry)
 
 
 class Commits:
-    """The commits of a run, as its files hold them at this moment."""
+    """The commits of a run, as its files hold them at this moment.
+
+    Attributes:
+        damaged: of each file with such lines, how many lines are not what was written; they do not
+            count. A kill leaves one, cut short.
+    """
 
     def __init__(self, commits: Iterable[Commit]) -> None:
+        self.damaged: dict[Path, int] = {}
         self._by_chunk: dict[int, list[Commit]] = defaultdict(list)
         for commit in commits:
             self._by_chunk[commit.rows.chunk].append(commit)
 
     @classmethod
     def load(cls, folder: Path) -> Commits:
-        """Read all commit files of a folder; a line that a kill cut short does not count."""
-        return cls(commit for path in sorted(folder.glob("*.jsonl")) for commit in _read(path))
+        """Read all commit files of a folder."""
+        found: list[Commit] = []
+        damaged = {}
+        for path in sorted(folder.glob("*.jsonl")):
+            good, bad = _read(path)
+            found += good
+            if bad:
+                damaged[path] = bad
+        commits = cls(found)
+        commits.damaged = damaged
+        return commits
+
+    def of(self, target: Target, chunk: int, fingerprint: str) -> list[tuple[Rows, str]]:
+        """The rows of a target that are committed under a fingerprint, and their checksums."""
+        return [
+            (commit.rows, commit.checksums[target])
+            for commit in self._by_chunk.get(chunk, ())
+            if commit.fingerprint == fingerprint and target in commit.checksums
+        ]
 
     def missing(self, targets: Iterable[Target], rows: Rows, fingerprint: str) -> frozenset[Target]:
         """Those of the targets whose rows are not all committed under this fingerprint."""
-        current = [c for c in self._by_chunk[rows.chunk] if c.fingerprint == fingerprint]
-        return frozenset(
-            target
-            for target in targets
-            if not _covered(rows, [c.rows for c in current if target in c.targets])
-        )
+        return frozenset(t for t in targets if self.gaps(t, rows, fingerprint))
+
+    def gaps(self, target: Target, rows: Rows, fingerprint: str) -> list[Rows]:
+        """Those of the rows of a target that are not committed under this fingerprint."""
+        found, reached = [], rows.start
+        for part in sorted(part for part, _ in self.of(target, rows.chunk, fingerprint)):
+            if reached < min(part.start, rows.stop):
+                found.append(Rows(rows.chunk, reached, min(part.start, rows.stop)))
+            reached = max(reached, part.stop)
+        if reached < rows.stop:
+            found.append(Rows(rows.chunk, reached, rows.stop))
+        return found
 
 
 class CommitFile:
@@ -90,63 +140,73 @@ class CommitFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
-        end = self._file.seek(0, os.SEEK_END)
-        if end:
-            self._file.seek(end - 1)
-            if self._file.read(1) != b"\n":  # a kill cut the last line short: close it off
-                self._file.write(b"\n")
+        self._path = path
+        path.touch()
 
     def append(self, commit: Commit) -> None:
-        """Append a commit, in one write."""
-        self._file.write(commit.line().encode())
-        self._file.flush()
-
-    def __enter__(self) -> CommitFile:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
+        """Append a commit, all of it or nothing."""
+        # Opened each time: `revise`, in another job, may have replaced the file.
+        with _lock(self._path.parent, fcntl.LOCK_SH):
+            append(self._path, _close_off(self._path) + commit.line().encode())
 
 
-def forget(folder: Path, void: Callable[[Commit, Target], bool]) -> int:
-    """Take targets out of the commits of a folder, before their content goes.
-
-    Only while no job of the run is at work.
+def revise(folder: Path, revised: Callable[[Commit], Commit]) -> int:
+    """Change the commits of a folder, before what they stand for changes.
 
     Args:
-        void: whether a target of a commit does not count any more.
+        revised: a commit as it shall be; one without targets goes.
 
     Returns:
-        How many commits lost targets.
+        How many commits stand for less than they did.
     """
-    changed = 0
-    for path in sorted(folder.glob("*.jsonl")):
-        commits = list(_read(path))
-        kept = [
-            replace(c, targets=frozenset(t for t in c.targets if not void(c, t))) for c in commits
-        ]
-        lost = sum(a.targets != b.targets for a, b in zip(commits, kept, strict=True))
-        if lost:
-            changed += lost
-            with replacing(path) as temporary:
-                text = "".join(commit.line() for commit in kept if commit.targets)
-                temporary.write_text(text, encoding="ascii")
-    return changed
+    if not folder.is_dir():
+        return 0
+    fewer = 0
+    with _lock(folder, fcntl.LOCK_EX):
+        for path in sorted(folder.glob("*.jsonl")):
+            commits, damaged = _read(path)
+            kept = [revised(commit) for commit in commits]
+            pairs = list(zip(commits, kept, strict=True))
+            fewer += sum(a.rows != b.rows or len(a.checksums) > len(b.checksums) for a, b in pairs)
+            text = "".join(commit.line() for commit in kept if commit.checksums)
+            if not text:
+                path.unlink()
+            elif damaged or commits != kept:
+                with replacing(path) as temporary:
+                    temporary.write_text(text, encoding="ascii")
+    return fewer
 
 
-def _read(path: Path) -> Iterator[Commit]:
+def without(commit: Commit, void: Callable[[Target], bool]) -> Commit:
+    """A commit that some of its targets are taken out of."""
+    kept = {target: value for target, value in commit.checksums.items() if not void(target)}
+    return Commit(commit.rows, commit.fingerprint, kept, commit.sequences, commit.details)
+
+
+@contextmanager
+def _lock(folder: Path, kind: int) -> Iterator[None]:
+    """Whoever appends has the lock with others, whoever revises has it alone."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, kind)
+        yield
+
+
+def _close_off(path: Path) -> bytes:
+    """A line break, where a kill cut the last line short."""
+    with path.open("rb") as file:
+        end = file.seek(0, 2)
+        if not end:
+            return b""
+        file.seek(end - 1)
+        return b"" if file.read(1) == b"\n" else b"\n"
+
+
+def _read(path: Path) -> tuple[list[Commit], int]:
+    """The commits of a file, and how many lines are not what was written."""
+    commits, damaged = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            yield Commit.parse(line)
+            commits.append(Commit.parse(line))
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-
-
-def _covered(rows: Rows, parts: Sequence[Rows]) -> bool:
-    reached = rows.start
-    for part in sorted(parts, key=lambda p: p.start):
-        if part.start > reached:
-            break
-        reached = max(reached, part.stop)
-    return reached >= rows.stop
+            damaged += bool(line)
+    return commits, damaged

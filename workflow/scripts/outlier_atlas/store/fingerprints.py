@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas.files import fingerprint
-from outlier_atlas.store.commits import Rows
+from outlier_atlas.store.commits import Commits, Counted, Rows
 from outlier_atlas.store.layout import SUMMARY_VERSION, Layout
 
 NUMERICS_VERSION = 1
@@ -38,7 +39,7 @@ class Fingerprints:
     def of(self, chunk: int) -> str:
         """The fingerprint of a chunk."""
         if chunk not in self._known:
-            self._known[chunk] = self._of(chunk)
+            self._known[chunk] = fingerprint(self.sequences(*self.layout.chunk_range(chunk)))
         return self._known[chunk]
 
     def summary(self, rows: Rows, left_out: Any = None) -> str:
@@ -49,32 +50,51 @@ class Fingerprints:
         """
         return fingerprint(
             {
-                "values": self.of(rows.chunk),
+                "sequences": self.sequences(rows.start, rows.stop),
                 "rows": [rows.start, rows.stop],
                 "left_out": left_out,
                 "summary": SUMMARY_VERSION,
             }
         )
 
+    def counted(self, commits: Commits) -> Counted:
+        """The rows that are committed as configured now."""
+        return lambda target, chunk: commits.of(target, chunk, self.of(chunk))
+
+    def sequences(self, start: int, stop: int) -> tuple[str, ...]:
+        """What stands for each sequence that reaches into a range of tokens.
+
+        The numbers of a token depend on its own sequence, whole, and on no other.
+        """
+        return tuple(
+            self._sequence(index) for index in sequences_of(self.sequence_starts, start, stop)
+        )
+
+    def same_until(self, start: int, stop: int, sequences: tuple[str, ...]) -> int:
+        """The token until which a range is what it was when its sequences were such."""
+        last = min(stop, int(self.sequence_starts[-1]))
+        if start >= last:
+            return start
+        reached = sequences_of(self.sequence_starts, start, last)
+        pairs = zip(reached, sequences, strict=False)
+        same = list(takewhile(lambda pair: self._sequence(pair[0]) == pair[1], pairs))
+        return min(last, int(self.sequence_starts[same[-1][0] + 1])) if same else start
+
     @cached_property
     def _known(self) -> dict[int, str]:
         return {}
 
-    def _of(self, chunk: int) -> str:
-        start, stop = self.layout.chunk_range(chunk)
-        digest = hashlib.sha256()
-        for sequence in sequences_of(self.sequence_starts, start, stop):
-            first, end = self.sequence_starts[sequence : sequence + 2]
-            digest.update(int(first).to_bytes(8, "little"))
-            digest.update(np.ascontiguousarray(self.token_ids[first:end], "<i4").tobytes())
-        return fingerprint(
-            {
-                "model": self.model,
-                "dtype": self.layout.dtype,
-                "numerics": NUMERICS_VERSION,
-                "tokens": digest.hexdigest(),
-            }
-        )
+    def _sequence(self, index: int) -> str:
+        first, end = self.sequence_starts[index : index + 2]
+        digest = hashlib.sha256(self._common.encode())
+        digest.update(int(first).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(self.token_ids[first:end], "<i4").tobytes())
+        return digest.hexdigest()[:32]
+
+    @cached_property
+    def _common(self) -> str:
+        numerics = {"dtype": self.layout.dtype, "numerics": NUMERICS_VERSION}
+        return fingerprint({"model": self.model, **numerics})
 
 
 def sequences_of(starts: NDArray[np.int64], start: int, stop: int) -> range:

@@ -43,6 +43,18 @@ def parts(site: str) -> tuple[Part, ...]:
     )
 
 
+def arrays_of(target: Target) -> list[str]:
+    """Names of the arrays that hold a target."""
+    if target.array == BOUNDARY:
+        return [boundary_array(target.layer)]
+    return [part.name for part in parts(target.array)]
+
+
+def boundary_array(layer: int) -> str:
+    """Name of the array that holds the residual stream into a layer."""
+    return f"into_layer_{layer}"
+
+
 @dataclass(frozen=True, order=True)
 class Target:
     """One layer of one array: a site's activations, or the residual stream at a boundary.
@@ -147,6 +159,11 @@ class Layout:
         """Whether boundaries go when they have been read: a run that stores no values keeps none
         for later."""
         return not self.store
+
+    def targets(self) -> Iterator[Target]:
+        """All that lies in arrays: what is stored, and the boundaries."""
+        yield from (Target(site, layer) for site in self.store for layer in self.layers)
+        yield from (Target(BOUNDARY, layer) for layer in self.boundaries())
 
     def boundary_after(self, group: int) -> Target | None:
         """The boundary that a layer group leaves for the next; none after the last."""

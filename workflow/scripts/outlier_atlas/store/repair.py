@@ -1,35 +1,74 @@
-"""What to do about a damaged chunk: it no longer counts, and the job that makes it runs again."""
+"""What to do about damage: it no longer counts, and the job that makes it looks again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from outlier_atlas.store.arrays import ACTIVATIONS, DamagedChunkError
-from outlier_atlas.store.commits import COMMITS, Commit, forget
-from outlier_atlas.store.layout import Target
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import COMMITS, Commit, revise, without
+from outlier_atlas.store.layout import Layout, Target
 from outlier_atlas.store.summaries import SUMMARIES, LostSummaryError
+from outlier_atlas.store.targets import DamagedChunkError
 
 MANIFESTS = Path("manifests") / "extraction"
 """Folder of the extraction jobs' manifests, seen from the run's folder."""
 
 
-def give_up(run: Path, damage: DamagedChunkError | LostSummaryError) -> ValueError:
-    """Take a damaged chunk out of the commits, and have the extraction jobs look again.
+def damaged(arrays: Arrays, layout: Layout, threads: int) -> Iterator[DamagedChunkError]:
+    """Hold every chunk of a run that counts against its commits."""
+
+    def look(target: Target, chunk: int) -> DamagedChunkError | None:
+        try:
+            arrays.check(target, chunk)
+        except DamagedChunkError as damage:
+            return damage
+        return None
+
+    with ThreadPoolExecutor(threads) as readers:
+        for target in layout.targets():
+            found = readers.map(look, [target] * layout.chunks, range(layout.chunks))
+            yield from filter(None, found)
+
+
+def give_up(run: Path, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> ValueError:
+    """Take damaged chunks out of the store and its commits; have the extraction jobs look again.
 
     Returns:
         The error to raise: it says what was damaged and that the same command repairs it.
     """
+    gone = {(damage.target, damage.chunk) for damage in damages}
+    for target, chunk in gone:
+        arrays.chunks.remove(target, chunk)
 
-    def void(commit: Commit, target: Target) -> bool:
-        return target == damage.target and commit.rows.chunk == damage.chunk
+    def revised(commit: Commit) -> Commit:
+        return without(commit, lambda target: (target, commit.rows.chunk) in gone)
 
-    forget(run / COMMITS, void)
+    revise(run / COMMITS, revised)
     look_again(run)
-    where = run / (SUMMARIES if damage.target.is_summary else ACTIVATIONS)
-    return ValueError(f"{where}: {damage}; run again: it alone is made anew")
+    more = f", and {len(damages) - 1} more" if len(damages) > 1 else ""
+    alone = "they alone are" if more else "it alone is"
+    said = f"{damages[0]}{more}; run again: {alone} made anew"
+    return ValueError(f"{run / 'activations.zarr'}: {said}")
+
+
+def give_up_summary(run: Path, lost: LostSummaryError) -> ValueError:
+    """Take a summary that cannot be read out of the commits; have the extraction jobs look again.
+
+    Returns:
+        The error to raise: it says what was lost and that the same command repairs it.
+    """
+
+    def revised(commit: Commit) -> Commit:
+        return without(commit, lambda t: (t, commit.rows.chunk) == (lost.target, lost.chunk))
+
+    revise(run / COMMITS, revised)
+    look_again(run)
+    return ValueError(f"{run / SUMMARIES}: {lost}; run again: it alone is made anew")
 
 
 def look_again(run: Path) -> None:
     """Have every extraction job of a run look for what is missing, the next time it is started."""
     for manifest in (run / MANIFESTS).glob("*.json"):
-        manifest.unlink()
+        manifest.unlink(missing_ok=True)

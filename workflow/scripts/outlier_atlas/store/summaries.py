@@ -8,8 +8,6 @@ one; no order of writing matters, and nothing has to be forced to the disk.
 from __future__ import annotations
 
 import json
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from outlier_atlas.files import partial, unwritten
 from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
 
@@ -60,21 +59,26 @@ def path_of(run: Path, target: Target, rows: Rows, measure: str = "") -> Path:
     return folder / f"chunk-{rows.chunk}.{rows.start}-{rows.stop}.safetensors"
 
 
-def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> None:
+def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
     """Write the summaries of tiles, of one kind; a reader sees the file before, or this one.
+
+    Returns:
+        Their checksum.
 
     Raises:
         OSError: the file cannot be written.
     """
     arrays = _joined(tiles)
-    metadata = {"fingerprint": fingerprint, "checksum": _checksum(arrays)}
+    checksum = _checksum(arrays)
+    content = safetensors.numpy.save(arrays, {"fingerprint": fingerprint, "checksum": checksum})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        partial(path).write_bytes(content)
+        partial(path).replace(path)
+    except OSError as error:
+        partial(path).unlink(missing_ok=True)
+        raise unwritten(error, path, f"{len(content):,} bytes were to be written") from error
+    return checksum
 
 
 def read(path: Path, kind: type[Kind], fingerprint: str) -> list[Kind]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas.extraction.writer import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
-from outlier_atlas.model.footprint import Sizes, file_bytes, sizes, unknown_parts
+from outlier_atlas.model.footprint import Sizes, sizes
 from outlier_atlas.model.recorded import described
+from outlier_atlas.model.shards import file_bytes, unknown_parts
 from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.settings.sites import EXPERT_OUT
 from outlier_atlas.store.layout import Layout
@@ -20,9 +21,9 @@ MIB = 2**20
 PROCESS_BYTES = 330 * MIB
 """What Python, torch and transformers take of a job's memory before there is a model; measured."""
 
-KERNEL_BYTES = 96 * MIB
+KERNEL_BYTES = 48 * MIB
 """What a mixture's prepared matrix products take on the CPU (`few_kernels`), and the heap between
-them: set on a mixture of 64 experts, where it was 100; of 16 experts it is about 50."""
+them: between 0 and 100 on mixtures of 16 to 64 experts, by dtype and number of tokens."""
 
 DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
 """What is left of the float32 values after lossless compression, by the dtype they came in:

@@ -1,0 +1,96 @@
+"""SIGKILL at random moments of every stage: what survives, and how much work is done again.
+
+    .venv/bin/python benchmarks/faults.py [--kills 200] [--seed 0]
+
+Each kill strikes a copy of a small run: every other one before a random operation on a file (what
+is being written has come half way), the others at a random moment. Then the stage is started again.
+It survived if it comes to its end, every file that it leaves equals that of an undisturbed run byte
+for byte, and no batch ran again whose rows had all been committed. Of commit files, which hold
+lines in another order, what they stand for is compared; of the report everything but the table of
+what jobs took.
+"""
+
+import argparse
+import copy
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import disturbed
+import tiny
+from disturbed import History, Survival
+
+SEQUENCES = 48
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    print(f"{asked.kills} kills, seed {asked.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        history = History(Path(temporary), config(), [text * 20 for text in tiny.SENTENCES])
+        tried = kills(history, asked.kills, random.Random(asked.seed), Path(temporary) / "struck")
+    report(history, tried)
+
+
+def config() -> dict:
+    """Chunks of one batch each, and many of them."""
+    settings = copy.deepcopy(disturbed.CONFIG)
+    settings["dataset"] |= {"sequences": SEQUENCES, "sequence_length": 16, "packing": "concat"}
+    settings["extraction"]["advanced"]["chunk_tokens"] = 16
+    return settings
+
+
+def kills(
+    history: History, count: int, chance: random.Random, folder: Path
+) -> list[tuple[str, Survival]]:
+    """Strike stages; where one ended before the kill came, strike again."""
+    names = [*history.operations]
+    # Half of the kills strike an extraction job, where the work is.
+    weights = [1 if history.batches[name] else 4 / 6 for name in names]
+    tried: list[tuple[str, Survival]] = []
+    while len(tried) < count:
+        name = chance.choices(names, weights)[0]
+        at = chance.randrange(len(history.operations[name]))
+        moment = chance.uniform(0, history.seconds[name])
+        kill = (
+            disturbed.at_operation(history, at)
+            if len(tried) % 2
+            else disturbed.after(history, moment)
+        )
+        survival = disturbed.survive(history, name, folder, kill)
+        shutil.rmtree(folder)
+        if survival.killed:
+            tried.append((name, survival))
+        if survival.killed and not survival.survived:
+            print(f"LOST: {name}, operation {at} or after {moment:.2f} s: {survival}", flush=True)
+    return tried
+
+
+def report(history: History, tried: list[tuple[str, Survival]]) -> None:
+    stages = Counter(name for name, _ in tried)
+    survived = Counter(name for name, survival in tried if survival.survived)
+    for name in history.operations:
+        print(f"{name:36} {survived[name]:4} of {stages[name]:4}")
+    print(f"survived {survived.total()} of {stages.total()}")
+    repeated = [survival.repeated for name, survival in tried if history.batches[name]]
+    batches = max(map(len, history.batches.values()))
+    print(
+        f"batches computed again, of {batches} in an extraction job: "
+        f"{sum(repeated) / max(1, len(repeated)):.2f} on average, {max(repeated, default=0)} at "
+        f"most; of them committed before: {sum(survival.in_vain for _, survival in tried)}"
+    )
+    for number, kills_ in sorted(Counter(repeated).items()):
+        print(f"  {number} batches again after {kills_} kills")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""Damaged checkpoints, of each kind one: refused before their weights are loaded, in one line."""
+
+import json
+import shutil
+import struct
+
+import pytest
+import tiny
+import torch
+import transformers
+from pipeline import Run
+from refused import refused
+from safetensors.torch import load_file, save_file
+
+from outlier_atlas.model.source import fetch
+
+UP = "model.layers.1.mlp.up_proj.weight"
+INDEX = "model.safetensors.index.json"
+
+
+def config(**changes):
+    def damage(folder):
+        path = folder / "config.json"
+        held = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in held.items() if v is not ...}))
+
+    return damage
+
+
+def content(name, content):
+    def damage(folder):
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return damage
+
+
+def cut(name, keep):
+    def damage(folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+
+    return damage
+
+
+def header(held, length=None):
+    """A safetensors file of 64 zero bytes under a header."""
+    text = held if isinstance(held, bytes) else json.dumps(held).encode()
+    start = struct.pack("<Q", len(text) if length is None else length)
+    return content("model.safetensors", start + text + bytes(64))
+
+
+def norm(**changes):
+    """The header of one tensor of 64 bytes, with something wrong in it."""
+    right = {"dtype": "BF16", "shape": [32], "data_offsets": [0, 64]}
+    return header({"model.norm.weight": right | changes})
+
+
+def weights(change):
+    def damage(folder):
+        held = load_file(folder / "model.safetensors")
+        change(held)
+        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return damage
+
+
+def index(**entries):
+    def damage(folder):
+        held = json.loads((folder / INDEX).read_text())
+        held["weight_map"] |= entries
+        (folder / INDEX).write_text(json.dumps(held))
+
+    return damage
+
+
+def renamed(name):
+    return lambda folder: (folder / "model.safetensors").rename(folder / name)
+
+
+def instead(make):
+    """Something in place of the weights."""
+
+    def damage(folder):
+        path = folder / "model.safetensors"
+        path.unlink()
+        make(path)
+
+    return damage
+
+
+def quantized(method):
+    return config(quantization_config=method)
+
+
+FETCH = {
+    "config: empty": (content("config.json", ""), "config.json: not JSON (Expecting value"),
+    "config: cut": (cut("config.json", 80), "config.json: not JSON ("),
+    "config: not UTF-8": (content("config.json", b"\xff\xfe"), "config.json: not JSON ("),
+    "config: deep": (content("config.json", "[" * 100_000), "config.json: not JSON (maximum"),
+    "config: a list": (content("config.json", "[]"), "names no model_type"),
+    "config: null": (content("config.json", "null"), "names no model_type"),
+    "model_type: missing": (config(model_type=...), "names no model_type"),
+    "model_type: a number": (config(model_type=7), "names no model_type"),
+    "model_type: whisper": (config(model_type="whisper"), "'whisper' is an encoder-decoder"),
+    "model_type: bart": (config(model_type="bart"), "'bart' is an encoder-decoder, not a decoder"),
+    "model_type: terminal": (config(model_type="\x1b[2J"), "not a configuration that transform"),
+    "encoder-decoder": (config(is_encoder_decoder=True), "is an encoder-decoder"),
+    "layers: text": (config(num_hidden_layers="4"), "'num_hidden_layers' expected int, got str"),
+    "layers: a fraction": (config(num_hidden_layers=4.5), "expected int, got float"),
+    "layers: true": (config(num_hidden_layers=True), "expected int, got bool"),
+    "layers: negative": (config(num_hidden_layers=-1), "num_hidden_layers is -1, and must be a w"),
+    "layers: none": (config(num_hidden_layers=0), "num_hidden_layers is 0, and must be a whole"),
+    "layers: absurd": (config(num_hidden_layers=10**9), "1000000000, and the weights are 39 tens"),
+    "hidden_size: negative": (config(hidden_size=-32), "hidden_size is -32, and must be"),
+    "hidden_size: zero": (config(hidden_size=0), "hidden_size is 0, and must be"),
+    "hidden_size: odd": (config(hidden_size=33), "The hidden size (33) is not a multiple of"),
+    "vocabulary: negative": (config(vocab_size=-1), "vocab_size is -1, and must be"),
+    "epsilon: text": (config(rms_norm_eps="x"), "'rms_norm_eps' expected float, got str"),
+    "rotation: incomplete": (
+        config(rope_parameters={"rope_type": "yarn"}),
+        "Missing required keys",
+    ),
+    "dtype: unknown": (config(dtype="nonsense"), "no attribute 'nonsense'"),
+    "auto_map: a number": (config(auto_map=7), "auto_map is '7', and must be an object"),
+    "code of another repository": (
+        config(model_type="own", auto_map={"AutoConfig": "else/where--own.Own"}),
+        "if you trust that code, set model.trust_remote_code: true",
+    ),
+    "quantized: gptq": (quantized({"quant_method": "gptq"}), "'gptq') in a way that cannot be"),
+    "quantized: bitsandbytes": (
+        quantized({"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "take the checkpoint that it was made from",
+    ),
+    "quantized: nameless": (quantized({"bits": 4}), "names no quant_method"),
+    "quantized: a list": (quantized([4]), "quantization_config is '[4]', and must be an object"),
+    "quantized: a word": (quantized("fp8"), "quantization_config is 'fp8', and must be an object"),
+    "quantized: blocks of none": (
+        quantized({"quant_method": "fp8", "weight_block_size": [0, 128]}),
+        "weight_block_size '[0, 128]', which is no pair of sizes",
+    ),
+    "weights: empty": (content("model.safetensors", ""), "cut short, or no safetensors file"),
+    "weights: seven bytes": (cut("model.safetensors", 7), "cut short, or no safetensors file"),
+    "weights: header cut": (cut("model.safetensors", 500), "cut short, or no safetensors file"),
+    "weights: data cut": (cut("model.safetensors", -100), "damaged safetensors file (incomplete"),
+    "weights: absurd length": (header({}, 2**62), "cut short, or no safetensors file"),
+    "weights: long header": (header({}, 200 * 2**20), "cut short, or no safetensors file"),
+    "weights: half a header": (header(b'{"a": {"dtype"'), "damaged safetensors file"),
+    "weights: a list": (header([]), "damaged safetensors file"),
+    "weights: not UTF-8": (header(b"\xff\xfe\x00\x01"), "damaged safetensors file"),
+    "weights: null": (header({"x": None}), "damaged safetensors file"),
+    "weights: no dtype": (header({"x": {"shape": [1]}}), "missing field `dtype`"),
+    "weights: beyond the end": (norm(data_offsets=[0, 6400]), "damaged safetensors file"),
+    "weights: before the start": (norm(data_offsets=[-64, 0]), "damaged safetensors file"),
+    "weights: shape and bytes": (norm(shape=[33]), "invalid shape, data type, or offset"),
+    "weights: unknown dtype": (norm(dtype="XX"), "unknown variant `XX`"),
+    "weights: a pickle": (
+        content("model.safetensors", b"\x80\x04\x95" + bytes(200)),
+        "model.safetensors: ",
+    ),
+    "weights: a page": (content("model.safetensors", "<!doctype html>"), "no safetensors file"),
+    "weights: a pointer": (
+        content("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid x\n"),
+        "a Git LFS pointer, not the weights; run `git lfs pull`",
+    ),
+    "weights: a folder": (instead(lambda p: p.mkdir()), "model.safetensors: Is a directory"),
+    "weights: a dead link": (
+        instead(lambda p: p.symlink_to("/nowhere")),
+        "model.safetensors: No such file or directory",
+    ),
+    "weights: none": (weights(dict.clear), "the weights are 0 tensors"),
+    "weights: float8, unsaid": (
+        weights(lambda w: w.update({UP: w[UP].to(torch.float8_e4m3fn)})),
+        f"{UP} is stored as F8_E4M3, and no quantization_config",
+    ),
+    "weights: booleans": (weights(lambda w: w.update({UP: w[UP].bool()})), "is stored as BOOL"),
+    "weights: .pth": (renamed("consolidated.00.pth"), "only pickled weights (consolidated.00.pth)"),
+    "weights: .ckpt": (renamed("model.ckpt"), "only pickled weights (model.ckpt)"),
+    "weights: .pkl": (renamed("model.pkl"), "which can run code when they are loaded and are ref"),
+    "weights: .gguf": (renamed("m.gguf"), "it holds m.gguf; name that file itself as model.source"),
+    "weights: .h5": (renamed("tf_model.h5"), "it holds no weights"),
+}
+
+INDEXED = {
+    "index: not JSON": (content(INDEX, "{"), f"{INDEX}: not a safetensors index; fetch it again"),
+    "index: not UTF-8": (content(INDEX, b"\xff"), "not a safetensors index"),
+    "index: deep": (content(INDEX, "[" * 100_000), "not a safetensors index"),
+    "index: no map": (content(INDEX, "{}"), "not a safetensors index"),
+    "index: a list": (content(INDEX, '{"weight_map": []}'), "not a safetensors index"),
+    "index: an empty map": (content(INDEX, '{"weight_map": {}}'), "names no file"),
+    "index: a number": (index(x=7), "not a safetensors index"),
+    "index: up and away": (index(x="../../m/model.safetensors"), "names '../../m/model.safetenso"),
+    "index: an absolute path": (index(x="/etc/passwd"), "names '/etc/passwd', and a file beside"),
+    "index: the folder": (index(x="."), "names '.', and a file beside it is needed"),
+    "index: a pickle": (index(x="pytorch_model.bin"), "which is no safetensors file"),
+    "index: an escape": (index(x="\x1b[2J.safetensors"), r"names '\x1b[2J.safetensors', which is"),
+    "experts: more than there are": (
+        config(num_experts_per_tok=99),
+        "num_experts_per_tok is 99, and there are 8 experts",
+    ),
+}
+
+LATER = {
+    "heads: none": ("store", config(num_key_value_heads=0), "describes no model that can be built"),
+    "heads: negative": ("store", config(num_attention_heads=-4), "describes no model that can be"),
+    "mlp: negative": ("store", config(intermediate_size=-5), "describes no model that can be buil"),
+    "activation: unknown": ("store", config(hidden_act="nonsense"), "can be built ('nonsense')"),
+    "model_type: vit": ("store", config(model_type="vit"), "no decoder-only language model for it"),
+    "model_type: mamba": ("store", config(model_type="mamba"), "has no attn_in in layer 0 that ca"),
+    "layers: more than there are": (
+        "extract",
+        config(num_hidden_layers=9),
+        "of layers 0 to 8 the checkpoint lacks weights (45), such as model.layers.4.input_layern",
+    ),
+    "hidden_size: another": (
+        "extract",
+        config(hidden_size=64),
+        "in another shape than its config.json says (38), such as model.embed_tokens.weight: [320,",
+    ),
+    "vocabulary: absurd": ("extract", config(vocab_size=10**12), "not even one layer at a time fi"),
+    "a weight: missing": ("extract", weights(lambda w: w.pop(UP)), f"weights (1), such as {UP}"),
+    "a weight: another shape": (
+        "extract",
+        weights(lambda w: w.update({UP: torch.zeros(3, 3)})),
+        f"such as {UP}: [3, 3], not [64, 32]",
+    ),
+    "a weight: fewer axes": (
+        "extract",
+        weights(lambda w: w.update({UP: torch.zeros(64)})),
+        f"such as {UP}: [64], not [64, 32]",
+    ),
+    "the embedding: missing": (
+        "extract",
+        weights(lambda w: w.pop("model.embed_tokens.weight")),
+        "lacks weights (1), such as model.embed_tokens.weight",
+    ),
+    "names: of nobody": (
+        "extract",
+        weights(lambda w: [w.update({f"x.{k}": w.pop(k)}) for k in list(w)]),
+        "lacks weights (38), such as model.embed_tokens.weight",
+    ),
+}  # fmt: skip
+
+
+def run(tmp_path, model, **sections):
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"ids": list(range(4, 44))}))
+    dataset = {"source": str(text), "input_ids_column": "ids", "sequences": 2}
+    dataset["sequence_length"] = 16
+    return Run(tmp_path, {"model": {"source": str(model)}, "dataset": dataset} | sections)
+
+
+def damaged(original, damage, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(original, folder)
+    damage(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*FETCH, *INDEXED])
+def test_what_is_damaged_is_refused_before_anything_else(name, llama, qwen3_moe, tmp_path):
+    damage, sentence = (FETCH | INDEXED)[name]
+    folder = damaged(llama if name in FETCH else qwen3_moe, damage, tmp_path)
+    made = run(tmp_path, folder)
+    said = refused(lambda: fetch(made.settings.model, made.resources, made.model_record), tmp_path)
+    assert sentence in said
+    assert "model" in said
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_does_not_fit_together_is_refused_with_nothing_committed(name, llama, tmp_path):
+    stage, damage, sentence = LATER[name]
+    made = run(tmp_path, damaged(llama, damage, tmp_path))
+    if stage == "store":
+        said = refused(made.prepare, tmp_path / "results" / "run" / "activations.zarr")
+        assert not made.store_record.exists()
+    else:
+        made.prepare()
+        said = refused(made.extract, made.folder)
+    assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("extraction", "sentence"),
+    [
+        ({"layers": [0, 7]}, "extraction.layers: the model has no layer 7; it has 4 (0 to 3)"),
+        ({"layer_groups": 5}, "extraction.layer_groups = 5: above the 4 layers that run; take at"),
+        ({"sites": ["expert_out"]}, "LlamaForCausalLM has no expert_out in layer 0"),
+        ({"sites": ["router_logits"]}, "has no router_logits in layer 0 that can be told for sur"),
+    ],
+)
+def test_what_the_model_has_not_is_named(extraction, sentence, llama, tmp_path):
+    made = run(tmp_path, llama, extraction=extraction)
+    assert sentence in refused(made.prepare, tmp_path / "results" / "run" / "activations.zarr")
+    assert not made.store_record.exists()
+
+
+def test_more_tokens_than_learned_positions_are_refused(tmp_path):
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 8, "vocab_size": 320}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 1}
+    tiny.checkpoint(tmp_path / "model", transformers.GPT2Config(**sizes))
+    made = run(tmp_path, tmp_path / "model")
+    said = refused(made.prepare, tmp_path / "results" / "run" / "activations.zarr")
+    assert "dataset.sequence_length = 16: GPT2LMHeadModel has learned positions for 8 tok" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "not a GGUF file"),
+        (b"GGML" + bytes(99), "not a GGUF file"),
+        (b"GGUF", "transformers cannot read this GGUF file"),
+        (b"GGUF" + bytes(20), "transformers cannot read this GGUF file"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60), "transformers cannot read this GGUF file"),
+        (b"GGUF" + struct.pack("<IQQ", 99, 0, 0), "transformers cannot read this GGUF file"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "transformers cannot read this GGUF file"),
+    ],
+    ids=["empty", "another", "cut", "half a header", "absurd", "a later version", "nothing in it"],
+)
+def test_a_damaged_gguf_file_leaves_nothing_behind(content, sentence, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(content)
+    made = run(tmp_path, tmp_path / "m.gguf")
+    said = refused(lambda: fetch(made.settings.model, made.resources, made.model_record), tmp_path)
+    assert sentence in said

@@ -1,0 +1,216 @@
+"""Wrong configurations: of each kind one, as files, and what is said of them.
+
+Single values of wrong types and ranges are in `test_settings.py`, too.
+"""
+
+import subprocess
+import sys
+
+import pytest
+from refused import assert_readable
+
+from outlier_atlas.settings.document import settings
+
+LEAST = "model: {source: ./m}\ndataset: {source: ./t}\n"
+
+
+def with_line(line):
+    return LEAST + line + "\n"
+
+
+def model(line):
+    return f"model: {{source: ./m, {line}}}\ndataset: {{source: ./t}}\n"
+
+
+def dataset(line):
+    return f"model: {{source: ./m}}\ndataset: {{source: ./t, {line}}}\n"
+
+
+def source(name):
+    return f"model: {{source: {name}}}\ndataset: {{source: ./t}}\n"
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefghijk", "bcdefghijkl", strict=True)
+)
+MERGE_BOMB = "a: &a {x: 1}\n" + "".join(
+    f"{name}: &{name} {{<<: [{', '.join([f'*{before}'] * 9)}]}}\n"
+    for before, name in zip("abcdefghijk", "bcdefghijkl", strict=True)
+)
+
+FILES = {
+    "empty": ("", "a configuration has keys"),
+    "only a comment": ("# nothing\n", "a configuration has keys"),
+    "a list": ("- model\n- dataset\n", "a configuration has keys"),
+    "a word": ("model\n", "a configuration has keys"),
+    "a number": ("7\n", "a configuration has keys"),
+    "null": ("null\n", "a configuration has keys"),
+    "no closing brace": ("model: {source: ./m\n", "line 2, column 1: not YAML"),
+    "a tab": ("model:\n\tsource: ./m\n", "line 2, column 1: not YAML (found character"),
+    "an open quote": ('model: {source: "./m}\n', "not YAML (found unexpected end of stream)"),
+    "bad indentation": ("model:\n  source: ./m\n dtype: x\n", "line 3, column 2: not YAML"),
+    "a colon too many": ("model: source: ./m\n", "line 1, column 14: not YAML (mapping values"),
+    "an unknown alias": ("model: *m\n", "line 1, column 8: not YAML (found undefined alias"),
+    "two documents": (LEAST + "---\n" + LEAST, "line 3, column 1: not YAML"),
+    "a control character": ("model: \x07\n", "not YAML (unacceptable character"),
+    "not UTF-8": (b"model: {source: \xff}\n", "not UTF-8, at byte 16; convert it"),
+    "UTF-16": (LEAST.encode("utf-16"), "not UTF-8, at byte 0"),
+    "binary": (bytes(range(256)), "not UTF-8, at byte 128"),
+    "a section twice": (LEAST + "model: {source: ./n}\n", "line 3: 'model' is there already, in l"),
+    "a key twice": (model("dtype: float32, dtype: float16"), "'dtype' is there already"),
+    "a key twice, by merging": ("a: &a {x: 1}\n<<: *a\n<<: *a\n", "line 3: '<<' is there already"),
+    "an unhashable key": ("? [1]\n: 2\n", "line 1: found unhashable key"),
+    "a Python object": ("model: !!python/object/apply:os.system [ls]\n", "line 1: could not det"),
+    "an unknown tag": ("model: !mine {source: ./m}\n", "line 1: could not determine a constructor"),
+    "no date": ("model: {source: 2024-13-45}\n", "a value cannot be read"),
+    "an alias bomb": (BOMB, "more than 10,000 values, with its aliases (`*name`) written out"),
+    "a merge bomb": (MERGE_BOMB, "more than 10,000 values, with its aliases"),
+    "an alias of itself": ("a: &a [*a]\n", "more than 10,000 values, with its aliases"),
+    "a deep nest": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    "expressions": ("__use_yte__: true\n" + LEAST, "__use_yte__ lets a configuration run Python"),
+    "no keys of ours": (with_line("layers: 3"), "layers: unknown key; known here: run, model, dat"),
+    # Values that YAML takes for something else.
+    "bos: no is false": (dataset("bos: no"), "dataset.bos = False: must be 'auto', 'always' or"),
+    "a number for a name": (with_line("run: {name: 2024}"), "run.name = 2024: must be text (in qu"),
+    "a date for a name": (with_line("run: {name: 2024-01-02}"), "run.name = datetime.date"),
+    "an exponent without point": (
+        with_line("detection: {llm_int8: {threshold: 6e0}}"),
+        "detection.llm_int8.threshold = '6e0': must be a number",
+    ),
+    "base sixty": (dataset("sequences: 1:30, packing: x"), "dataset.packing = 'x': must be"),
+    "infinity": (
+        with_line("detection: {massive_activations: {ratio: .inf}}"),
+        "detection.massive_activations.ratio = inf: must be a finite number",
+    ),
+    "a list for a section": (with_line("report: [title]"), "report = ['title']: must be a section"),
+    "a null for a section": (with_line("detection:"), "detection = None: must be a section"),
+    "a mapping for a value": (dataset("sequences: {a: 1}"), "dataset.sequences = {'a': 1}: must b"),
+    "a list for a word": (dataset("split: [train]"), "dataset.split = ['train']: must be text"),
+    "a null for a word": (dataset("split:"), "dataset.split = None: must be text"),
+    "a null for a number": (dataset("sequences:"), "dataset.sequences = None: must be a whole nu"),
+    # Ranges that `test_settings.py` has not.
+    "huge sequences": (dataset(f"sequences: {10**30}"), "must be below 2147483648"),
+    "a negative length": (dataset("sequence_length: -5"), "dataset.sequence_length = -5: must be"),
+    "a huge seed": (dataset("shuffle_seed: 4294967296"), "shuffle_seed = 4294967296: must be belo"),
+    "a negative threshold": (
+        with_line("detection: {massive_activations: {absolute: -1}}"),
+        "detection.massive_activations.absolute = -1: must be above 0",
+    ),
+    "a share of nothing": (
+        with_line("detection: {llm_int8: {position_share: 0}}"),
+        "detection.llm_int8.position_share = 0: must be above 0",
+    ),
+    "no sites for a criterion": (
+        with_line("detection: {llm_int8: {sites: []}}"),
+        "detection.llm_int8.sites = []: must not be empty",
+    ),
+    "a site without channels": (
+        with_line("detection: {llm_int8: {sites: [expert_out]}}"),
+        "detection.llm_int8.sites[0] = 'expert_out': must be 'resid_pre'",
+    ),
+    "too much context": (
+        with_line("report: {context_tokens: 201}"),
+        "report.context_tokens = 201: must be at most 200",
+    ),
+    "no threads": (with_line("execution: {threads: 0}"), "execution.threads = 0: must be at least"),
+    "half a GPU": (with_line("execution: {gpus_per_job: 0.5}"), "execution.gpus_per_job = 0.5: mu"),
+    "memory without unit": (
+        with_line('execution: {device_memory: "24"}'),
+        "execution.device_memory = '24': must be a number and MiB, GiB or TiB",
+    ),
+    "a batch of words": (
+        with_line("execution: {batch_size: all}"),
+        "execution.batch_size = 'all': must be a whole number or 'auto'",
+    ),
+    "a long run name": (with_line(f"run: {{name: {'x' * 101}}}"), "must have at most 100 characte"),
+    "a layer of words": (
+        with_line("extraction: {layers: [first]}"),
+        "extraction.layers[0] = 'first': must be a whole number",
+    ),
+    # Combinations.
+    "groups above layers": (
+        with_line("extraction: {layers: [0], layer_groups: 2}"),
+        "layer_groups 2 is above the 1 layers that have to run to measure layer 0",
+    ),
+    "shards above sequences": (
+        dataset("sequences: 1") + "extraction: {sequence_shards: 2}\n",
+        "extraction.sequence_shards = 2: above dataset.sequences = 1; take at most 1",
+    ),
+    "texts and ids": (
+        dataset("text_column: a, input_ids_column: b"),
+        "text_column and input_ids_column are both set: name one column only",
+    ),
+    "chats and ids": (
+        dataset("messages_column: a, input_ids_column: b"),
+        "messages_column and input_ids_column are both set",
+    ),
+    "a revision of a folder": (model("revision: v1"), "revision 'v1': only a hub id has revisions"),
+    "a revision of a file": (dataset("revision: v1"), "revision 'v1': only a hub dataset has one"),
+    "least above most": (
+        dataset("packing: document, min_length: 9, sequence_length: 8"),
+        "min_length 9 is above sequence_length 8",
+    ),
+    # Sources.
+    "a URL": (source("https://hf.co/a/b"), "neither a hub id (`name`, `owner/name`) nor a path"),
+    "a bucket": (source("s3://bucket/model"), "neither a hub id"),
+    "a path without ./": (source("models/llama/7b"), "neither a hub id (`name`, `owner/name`) nor"),
+    "a name with spaces": (source("my model"), "model.source = 'my model': neither a hub id"),
+    "dots that climb": (source("a/../../etc"), "neither a hub id"),
+    "a NUL": (source('"./m\\0"'), r"model.source = './m\x00': a path has no NUL character"),
+    "Windows' path": (source(r"C:\models\x"), r"model.source = 'C:\\models\\x': neither a hub id"),
+    "another's built-in": (source("builtin:sotu"), "no such built-in; there is builtin:smollm2"),
+    "text for a model": (source('"builtin:"'), "model.source = 'builtin:': no such built-in"),
+}  # fmt: skip
+
+
+def check(path):
+    with pytest.raises(SystemExit) as ended:
+        settings([path])
+    return str(ended.value).splitlines()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_wrong_configuration_is_one_line_that_says_what_and_where(name, tmp_path):
+    content, sentence = FILES[name]
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    first, *_ = check(path)
+    assert first.startswith(f"{path}: ")
+    assert sentence in first
+    assert_readable(first.removeprefix(f"{path}: "))
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"), [("nothing.yaml", "no such file"), (".", "Is a directory")]
+)
+def test_what_is_no_file_is_said(path, sentence, tmp_path):
+    (line,) = check(tmp_path / path)
+    assert sentence in line
+
+
+def test_credentials_in_a_wrong_source_are_not_repeated(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(source("https://me:pass-word-9@mirror.example/model"))
+    (line,) = check(path)
+    assert "neither a hub id" in line
+    assert "pass-word-9" not in line
+
+
+def test_aliases_and_anchors_as_people_use_them_are_fine(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("x: &x 5\n" + dataset("sequences: 3"))
+    assert "x: unknown key" in check(path)[0]
+    path.write_text(
+        "model: {source: ./m}\ndataset: {source: ./t, sequences: &n 8, sequence_length: *n}\n"
+    )
+    assert settings([path]).dataset.sequence_length == 8
+
+
+def test_make_checks_the_file_before_snakemake_reads_it(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "outlier_atlas.settings.document", "nothing.yaml"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "nothing.yaml: no such file; see config/README.md\n"

@@ -1,0 +1,351 @@
+"""Damage: said in a line, never counted, and made anew, it alone, by the same command."""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from pipeline import Run, config
+from safetensors.torch import load_file, save_file
+from store_files import chunk_files, written
+
+from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.extraction import compute
+from outlier_atlas.extraction.capture import LayerGroup
+from outlier_atlas.extraction.run import extract
+from outlier_atlas.files import DamagedFileError, read_record
+from outlier_atlas.store.commits import COMMITS, Commit, Commits
+from outlier_atlas.verification import Records, verify
+
+SITES = ("attn_in", "mlp_in", "resid_post")
+
+
+def rows(count, length=8):
+    return [[4 + (7 * i + 3 * k) % 290 for k in range(length)] for i in range(count)]
+
+
+class Finished:
+    """A finished run that every test takes a copy of."""
+
+    def __init__(self, model: Path, folder: Path, **extraction):
+        self.folder = folder / "finished"
+        self.config = config(model, rows(7), folder / "data", extraction=extraction)
+        Run(self.folder, self.config).all()
+
+    def copy(self, folder: Path) -> Run:
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return Run(folder, self.config)
+
+
+@pytest.fixture(scope="module")
+def whole(llama, tmp_path_factory):
+    """Each chunk is one job's."""
+    advanced = {"chunk_tokens": 8}
+    return Finished(llama, tmp_path_factory.mktemp("whole"), layer_groups=2, advanced=advanced)
+
+
+@pytest.fixture(scope="module")
+def shared(llama, tmp_path_factory):
+    """The chunk in the middle is shared by two sequence shards, and the last is not filled."""
+    extraction = {"layer_groups": 2, "sequence_shards": 2, "advanced": {"chunk_tokens": 16}}
+    return Finished(llama, tmp_path_factory.mktemp("shared"), **extraction)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """How often a model was loaded."""
+    counted = []
+    load = compute.load
+    monkeypatch.setattr(compute, "load", lambda *args: counted.append(1) or load(*args))
+    return counted
+
+
+def values(run):
+    group = zarr.open_group(run.activations, mode="r", use_consolidated=False)
+    return {site: np.asarray(group[site][:]) for site in SITES}
+
+
+def assert_repaired(run, before):
+    """All bytes are what they were."""
+    assert {p: data for p, (_, data) in chunk_files(run).items()} == {
+        p: data for p, (_, data) in before.items()
+    }
+
+
+def records(run):
+    manifests = [
+        run.job(group, shard).manifest
+        for group in range(run.settings.extraction.layer_groups)
+        for shard in range(run.settings.extraction.sequence_shards)
+    ]
+    store, tokens = run.store_record, run.tokens
+    return Records(run.folder, run.model_record, run.resources, tokens, store, manifests)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def neighbour(path):
+    """Intact, and of another layer: what an interrupted copy or a mixed-up backup leaves."""
+    other = path.parents[2] / "3" / path.parent.name / path.name
+    path.write_bytes(other.read_bytes())
+
+
+DAMAGES = {
+    "a flipped bit": flip,
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "deleted": Path.unlink,
+    "intact, but another": neighbour,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["whole", "shared"])
+def test_a_damaged_chunk_is_named_refused_and_alone_made_anew(
+    kind, damage, request, tmp_path, loads
+):
+    run = request.getfixturevalue(kind).copy(tmp_path)
+    before = chunk_files(run)
+    place = Path("activations.zarr") / "mlp_in" / "c" / "1" / "1" / "0"
+    DAMAGES[damage](run.folder / place)
+    with pytest.raises(ValueError, match=r"mlp_in, layer 1, chunk 1: damaged \(.*\); run again"):
+        run.detect()
+    loads.clear()
+    run.extract()
+    assert len(loads) == (2 if kind == "shared" else 1), "a load for each shard that has a part"
+    assert written(before, chunk_files(run)) == {str(place)}
+    assert_repaired(run, before)
+    run.detect()
+
+
+def test_a_chunk_of_an_earlier_configuration_is_not_current(whole, llama, tmp_path):
+    run = whole.copy(tmp_path / "run")
+    place = run.activations / "mlp_in" / "c" / "2" / "0" / "0"
+    older = Run(
+        tmp_path / "older", whole.config | {"model": {"source": str(llama), "dtype": "float32"}}
+    )
+    older.prepare()
+    older.extract()
+    shutil.copy2(older.activations / "mlp_in" / "c" / "2" / "0" / "0", place)
+    with pytest.raises(ValueError, match=r"chunk 0: damaged .it is not the one that was committed"):
+        run.detect()
+
+
+def test_all_damage_is_named_at_once_and_made_anew_in_one_go(whole, tmp_path, loads):
+    run = whole.copy(tmp_path)
+    before = chunk_files(run)
+    places = [
+        f"activations.zarr/{site}/c/{layer}/{layer}/0" for layer in range(4) for site in SITES
+    ]
+    for place in places:
+        flip(run.folder / place)
+    with pytest.raises(ValueError, match="and 11 more; run again: they alone are made anew"):
+        run.detect()
+    loads.clear()
+    run.extract()
+    assert len(loads) == 2
+    # Whoever runs the upper layers again needs the boundary, which is there.
+    assert written(before, chunk_files(run)) == set(places)
+    assert_repaired(run, before)
+    run.detect()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_boundary_is_named_refused_and_alone_made_anew(whole, damage, tmp_path, loads):
+    run = Run(tmp_path, whole.config)
+    run.prepare()
+    extract(run.job(0, 0))
+    before = chunk_files(run)
+    place = Path("boundaries.zarr") / "into_layer_2" / "c" / "1" / "0"
+    if damage == "intact, but another":
+        shutil.copy(run.folder / place.parent.parent / "0" / "0", run.folder / place)
+    else:
+        DAMAGES[damage](run.folder / place)
+    with pytest.raises(ValueError, match=r"boundary, layer 2, chunk 1: damaged .* run again"):
+        extract(run.job(1, 0))
+    before = chunk_files(run)  # with the first sequence, which came before the damage
+    loads.clear()
+    extract(run.job(0, 0))
+    assert len(loads) == 1
+    assert written(before, chunk_files(run)) == {str(place)}
+    extract(run.job(1, 0))
+    for site, want in values(whole.copy(tmp_path / "whole")).items():
+        assert np.array_equal(values(run)[site], want)
+
+
+def test_no_flipped_bit_of_a_commit_is_believed(whole):
+    line = (
+        next((whole.folder / "results/run" / COMMITS).glob("*.jsonl")).read_bytes().splitlines()[0]
+    )
+    commit = Commit.parse(line.decode())
+    for index in range(8 * len(line)):
+        flipped = bytearray(line)
+        flipped[index // 8] ^= 1 << index % 8
+        try:
+            read = Commit.parse(bytes(flipped).decode("utf-8", "replace"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        assert read == commit
+
+
+def test_what_a_damaged_commit_stood_for_is_computed_again_and_nothing_else(whole, tmp_path, loads):
+    run = whole.copy(tmp_path)
+    before = chunk_files(run)
+    path = next((run.folder / COMMITS).glob("group-1*.jsonl"))
+    lines = path.read_bytes().splitlines(keepends=True)
+    chunk = json.loads(lines[1])["chunk"]
+    lines[1] = lines[1].replace(b'"start":', b'"start": ', 1).replace(b"a", b"b", 1)
+    path.write_bytes(b"".join(lines))
+    assert (
+        f"{path}: damaged (not all commits are there of layers 2 to 3, sequence shard 0)"
+        in said(run)
+    )
+    loads.clear()
+    run.extract()
+    assert len(loads) == 1
+    places = written(before, chunk_files(run))
+    assert places == {f"activations.zarr/{s}/c/{k}/{chunk}/0" for s in SITES for k in (2, 3)}
+    assert_repaired(run, before)
+    verify(records(run), 2)
+
+
+def said(run):
+    """What `verify` says of a damaged run."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log = logging.getLogger("outlier_atlas.verification")
+    log.addHandler(handler)
+    try:
+        with pytest.raises(ValueError, match=f"{run.folder}: .* run the same snakemake command"):
+            verify(records(run), 2)
+    finally:
+        log.removeHandler(handler)
+    return "\n".join(lines)
+
+
+RECORDS = {
+    "store": "manifests/store.json",
+    "tokens": "manifests/tokens.json",
+    "manifest": "manifests/extraction/group-1.shard-0.json",
+    "token store": "tokens.parquet",
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_damaged_record_is_named_refused_and_taken_away(whole, name, tmp_path):
+    run = whole.copy(tmp_path)
+    path = run.folder / RECORDS[name]
+    flip(path)
+    with pytest.raises(DamagedFileError, match=f"{path}: damaged .*run again: it is made anew"):
+        run.detect()
+    assert said(run).count(str(path)) == 1
+    assert not path.exists()
+
+
+def test_a_damaged_record_of_the_model_is_named_and_taken_away(whole, tmp_path):
+    run = whole.copy(tmp_path)
+    flip(run.model_record)
+    with pytest.raises(DamagedFileError, match=f"{run.model_record}: damaged"):
+        run.detect()
+    assert str(run.model_record) in said(run)
+    assert not run.model_record.exists()
+
+
+def test_no_flipped_bit_of_a_record_is_believed(whole):
+    path = whole.folder / "results/run/manifests/store.json"
+    copy = path.with_name("copy.json")
+    want, data = read_record(path), path.read_bytes()
+    for index in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[index // 8] ^= 1 << index % 8
+        copy.write_bytes(flipped)
+        try:
+            assert read_record(copy) == want
+        except DamagedFileError:
+            continue
+    copy.unlink()
+
+
+def test_no_flipped_bit_of_the_token_store_is_believed(whole, tmp_path):
+    run = whole.copy(tmp_path)
+    data = run.tokens.read_bytes()
+    for index in range(0, len(data), 97):
+        flipped = bytearray(data)
+        flipped[index] ^= 4
+        run.tokens.write_bytes(flipped)
+        with pytest.raises(DamagedFileError, match=r"not the file that tokens\.json describes"):
+            TokenStore.recorded(run.tokens, run.folder / RECORD)
+
+
+@pytest.fixture
+def own_model(llama, tmp_path):
+    return Path(shutil.copytree(llama, tmp_path / "model"))
+
+
+def own_run(model, folder):
+    data = config(model, rows(5), folder / "data", extraction={"advanced": {"chunk_tokens": 8}})
+    run = Run(folder, data)
+    run.prepare()
+    return run
+
+
+def change(model):
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.3.mlp.down_proj.weight"] *= 0.5
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_were_replaced_are_not_run(own_model, tmp_path, loads):
+    run = own_run(own_model, tmp_path)
+    change(own_model)
+    with pytest.raises(DamagedFileError, match=r"model\.safetensors: not the file that .*replaced"):
+        run.extract()
+    assert not loads, "not even loaded"
+    assert "model.safetensors: not the file that" in said(run)
+    assert not run.model_record.exists(), "and is made anew"
+
+
+def test_weights_that_change_under_a_run_are_not_committed(own_model, tmp_path, monkeypatch):
+    run = own_run(own_model, tmp_path)
+    forward, batches = LayerGroup.run, []
+
+    def replaced_at_the_third(self, batch, keep):
+        batches.append(1)
+        if len(batches) == 3:
+            change(own_model)
+        forward(self, batch, keep)
+
+    monkeypatch.setattr(LayerGroup, "run", replaced_at_the_third)
+    with pytest.raises(DamagedFileError, match="not the file that"):
+        run.extract()
+    commits = Commits.load(run.folder / COMMITS)
+    committed = sum(len(c) for c in commits._by_chunk.values())
+    assert committed <= 2
+
+
+def test_weights_that_were_only_touched_are_the_same(own_model, tmp_path, loads):
+    run = own_run(own_model, tmp_path)
+    os.utime(own_model / "model.safetensors", (1, 1))
+    loads.clear()
+    run.extract()
+    assert len(loads) == 1
+    verify(records(run), 2)
+
+
+def test_what_is_undamaged_is_said_to_be(whole, shared, tmp_path):
+    for finished in (whole, shared):
+        verify(records(finished.copy(tmp_path / finished.folder.parent.name)), 2)
+
+
+def test_without_a_store_there_is_nothing_to_verify(whole, tmp_path):
+    with pytest.raises(ValueError, match="there is no store yet"):
+        verify(records(Run(tmp_path, whole.config)), 2)

@@ -1,0 +1,227 @@
+"""A full disk, and activations that are no numbers: said in a sentence, and nothing lost."""
+
+import os
+import re
+import resource
+import subprocess
+from contextlib import contextmanager
+
+import disturbed
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import zarr
+from disturbed import NAME, History, copy, launch
+
+from outlier_atlas.files import read_record
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import COMMITS, Commits
+from outlier_atlas.store.layout import Layout
+
+DISK = 4 * 2**20
+EXTRACTION = "extract_activations.group-0.shard-0"
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> History:
+    return History(tmp_path_factory.mktemp("history"))
+
+
+@contextmanager
+def small_disk(folder):
+    """A file system of `DISK` bytes, where this process may mount one."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no program to mount a file system with")
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder, free):
+    """Leave so many bytes free; the file that takes the others."""
+    ballast = folder / "ballast"
+    room = os.statvfs(folder)
+    ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - free))
+    return ballast
+
+
+NO_SPACE = r"No space left on device; (its coordinates take up to |more than )?[\d,]+ bytes"
+REFUSED = r"the run will take about [\d.]+ KiB more on the disk, and \S+ has [\d.]+ KiB; "
+
+
+@pytest.mark.parametrize(
+    ("name", "free", "said"),
+    [
+        ("tokenize_dataset", 0, NO_SPACE),
+        ("create_store", 4096, NO_SPACE),
+        ("create_store", 40960, NO_SPACE),
+        (EXTRACTION, 0, REFUSED),
+        (EXTRACTION, 98304, NO_SPACE),
+        (EXTRACTION, 131072, NO_SPACE),
+        ("detect_outliers", 0, NO_SPACE),
+        ("detect_outliers", 16384, NO_SPACE),
+        ("draw_figures", 65536, NO_SPACE),
+        ("render_report", 8192, NO_SPACE),
+    ],
+)
+def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(history, name, free, said, tmp_path):
+    folder = copy(history.before(name), tmp_path / "project")
+    results = folder / "results"
+    kept = results.rename(folder / "kept") if results.exists() else None
+    results.mkdir()
+    with small_disk(results):
+        if kept:
+            subprocess.run(["cp", "-a", f"{kept}/.", str(results)], check=True)
+        (results / NAME / "logs").mkdir(parents=True, exist_ok=True)
+        ballast = fill(results, free)
+        full = launch(folder, name)
+        assert_said_in_one_line(full, name, said)
+        assert_nothing_half_written(results)
+        assert_readable(results / NAME)
+        ballast.unlink()
+        again = launch(folder, name)
+        assert again.status == 0, again.said
+        assert history.differences(folder, name) == []
+
+
+def assert_said_in_one_line(ended, name, said):
+    """With the path, and the bytes that are needed."""
+    assert ended.status == 1, ended.said
+    lines = re.findall(rf"\b{name.split('.')[0]}: .*", ended.said)
+    assert len(lines) == 1, ended.said
+    assert re.search(said, lines[0]), lines[0]
+    assert f"results/{NAME}" in lines[0]
+    assert "make room" in lines[0]
+    assert "Traceback" not in ended.said and "Logging error" not in ended.said
+
+
+def assert_nothing_half_written(results):
+    assert [path.name for path in results.rglob("*.partial*")] == []
+    for path in (results / NAME).rglob("commits/*.jsonl"):
+        assert path.read_bytes()[-1:] in (b"", b"\n")
+
+
+def assert_readable(run):
+    """Whatever is committed can be read, with nothing but zarr as well."""
+    commits = Commits.load(run / COMMITS)
+    counted = [commit for chunk in commits._by_chunk.values() for commit in chunk]
+    if not counted:
+        return
+    layout = Layout.from_record(read_record(run / "manifests" / "store.json"))
+    arrays = Arrays(run, layout)
+    for commit in counted:
+        for target in commit.targets:
+            assert np.isfinite(arrays.read(target, commit.rows.start, commit.rows.stop)).all()
+    zarr.open_group(run / "activations.zarr", mode="r")["attn_in"][:]
+
+
+class Limit:
+    """No file may grow beyond so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, kind: str, path: str) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+
+
+def test_a_commit_that_finds_no_room_is_not_there_by_half(history, tmp_path):
+    """Chunks are small enough, the commit file is not, in the middle of a line."""
+    folder = copy(history.before(EXTRACTION), tmp_path / "project")
+    assert launch(folder, EXTRACTION).status == 0
+    done = next((folder / "results" / NAME / COMMITS).glob("*.jsonl"))
+    lines = done.read_bytes().splitlines(keepends=True)
+    limit = sum(map(len, lines[:-1])) + len(lines[-1]) // 2
+    chunks = (folder / "results" / NAME).glob("*.zarr/*/c/**/*")
+    assert max(path.stat().st_size for path in chunks if path.is_file()) < limit
+
+    folder = copy(history.before(EXTRACTION), tmp_path / "again")
+    full = launch(folder, EXTRACTION, Limit(limit))
+    assert_said_in_one_line(full, EXTRACTION, r"/commits/\S+ File too large; [\d,]+ bytes were ")
+    assert_nothing_half_written(folder / "results")
+    assert_readable(folder / "results" / NAME)
+    again = launch(folder, EXTRACTION)
+    assert again.status == 0
+    assert len(again.batches) < len(history.batches[EXTRACTION]), "what was committed counts"
+    assert history.differences(folder, EXTRACTION) == []
+
+
+@pytest.fixture(scope="module")
+def no_numbers(tmp_path_factory):
+    """A finished run of a model whose last layer makes infinite values and NaN of everything."""
+    folder = disturbed.project(tmp_path_factory.mktemp("no-numbers"))
+    model, weights = tiny.silent(folder / "model", layers=3)
+    norm = weights["model.layers.2.post_attention_layernorm.weight"]
+    norm[3], norm[4] = float("inf"), float("nan")
+    weights["model.embed_tokens.weight"][:, 5] = 2
+    tiny.save_weights(model, weights)
+    config = disturbed.CONFIG | {
+        "extraction": {"sites": ["attn_in", "mlp_in", "resid_post"]},
+        "detection": {"llm_int8": {"threshold": 1.5}},
+    }
+    for name in disturbed.stages(config):
+        done = launch(folder, name, config=config)
+        assert done.status == 0, done.said
+    return folder / "results" / NAME
+
+
+def rows(run, table):
+    return pq.read_table(run / "tables" / f"{table}.parquet").to_pylist()
+
+
+def test_nan_and_infinity_are_counted_by_site_and_layer(no_numbers):
+    tokens = read_record(no_numbers / "manifests" / "tokens.json")["tokens"]
+    counted = {
+        (row["site"], row["layer"]): (row["nan"], row["infinite"])
+        for row in rows(no_numbers, "layer_magnitudes")
+        if row["nan"] or row["infinite"]
+    }
+    assert counted == {
+        ("mlp_in", 2): (tokens, tokens),
+        ("resid_post", 2): (32 * tokens, 0),
+    }
+
+
+def test_extremes_are_those_of_the_finite_rest(no_numbers):
+    store = zarr.open_group(no_numbers / "activations.zarr", mode="r")
+    for row in rows(no_numbers, "layer_magnitudes"):
+        values = np.abs(np.asarray(store[row["site"]][row["layer"]]))
+        finite = np.sort(values[np.isfinite(values)])
+        if row["site"] == "resid_post" and row["layer"] == 2:
+            assert (row["top1"], row["median"], row["channel"]) == (None, None, None)
+            continue
+        assert (row["top1"], row["channel"]) == (finite[-1], 5)
+        assert row["median"] == finite[(len(finite) - 1) // 2]
+    for table in ("channel_maxima", "llm_int8_features", "massive_activations"):
+        for row in rows(no_numbers, table):
+            numbers = [value for value in row.values() if isinstance(value, float)]
+            assert np.isfinite(numbers).all(), (table, row)
+    nameless = [
+        (row["site"], row["layer"], row["channel"])
+        for row in rows(no_numbers, "channel_maxima")
+        if row["value"] is None
+    ]
+    assert nameless == [
+        ("mlp_in", 2, 3), ("mlp_in", 2, 4), *(("resid_post", 2, channel) for channel in range(32)),
+    ]  # fmt: skip
+
+
+def test_the_report_says_so_before_anything_else(no_numbers):
+    tokens = read_record(no_numbers / "manifests" / "tokens.json")["tokens"]
+    page = (no_numbers / "report.html").read_text()
+    said = [
+        f"mlp_in holds {tokens:,} NaN and {tokens:,} infinite values, in layer 2: every number "
+        f"here leaves them out.",
+        f"resid_post holds {32 * tokens:,} NaN and 0 infinite values, in layer 2: every number "
+        f"here leaves them out.",
+    ]
+    for sentence in said:
+        assert 0 < page.index(f'role="alert">{sentence}') < page.index('class="findings')
+    assert read_record(no_numbers / "findings.json")["alarms"] == said

@@ -1,0 +1,218 @@
+"""SIGKILL at any moment, then the same command again: it goes on, and leaves the same."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import disturbed
+import pytest
+import yaml
+from disturbed import NAME, SERVER, History, Kill, at_operation, copy, launch, start, survive
+
+from outlier_atlas import locks
+from outlier_atlas.store.commits import COMMITS
+
+ROOT = Path(__file__).parents[1]
+SEED = 20
+KILLS = {
+    "fetch_model": 1,
+    "tokenize_dataset": 2,
+    "create_store": 5,
+    "extract_activations.group-0.shard-0": 5,
+    "extract_activations.group-0.shard-1": 4,
+    "extract_activations.group-1.shard-0": 2,
+    "extract_activations.group-1.shard-1": 4,
+    "detect_outliers": 3,
+    "draw_figures": 1,
+    "render_report": 2,
+}
+PATIENCE = 240
+"""Seconds after which what should have happened at once did not."""
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> History:
+    return History(tmp_path_factory.mktemp("history"))
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_a_killed_stage_goes_on_and_leaves_the_same(history, name, tmp_path):
+    """A kill before an operation on a file, and half way through what it was writing."""
+    count = len(history.operations[name])
+    points = random.Random(f"{SEED} {name}").sample(range(count), KILLS[name])
+    for at in points:
+        print(f"{name}: seed {SEED}, before operation {at} of {count}")
+        survival = survive(history, name, tmp_path / str(at), at_operation(history, at))
+        assert survival.killed
+        assert survival.status == 0
+        assert survival.differences == []
+        assert survival.in_vain == 0, "nothing committed is computed again"
+
+
+def test_a_stage_that_is_killed_again_and_again_comes_to_its_end(history, tmp_path):
+    name = "extract_activations.group-0.shard-1"
+    folder = copy(history.before(name), tmp_path / "project")
+    left_to_do = [disturbed.missing_batches(folder, name)]
+    for _ in range(6):
+        assert launch(folder, name, Kill(45)).status == -signal.SIGKILL
+        left_to_do.append(disturbed.missing_batches(folder, name))
+        if len(left_to_do[-1]) < 3:
+            break
+    assert len(left_to_do[-1]) < len(left_to_do[0]), "each start commits more than the one before"
+    assert launch(folder, name).status == 0
+    assert history.differences(folder, name) == []
+
+
+def test_a_commit_that_was_cut_short_does_not_count_and_hurts_no_other(history, tmp_path):
+    name = "extract_activations.group-0.shard-0"
+    folder = copy(history.before(name), tmp_path / "project")
+    assert launch(folder, name).status == 0
+    file = next((folder / "results" / NAME / COMMITS).glob("*.jsonl"))
+    os.truncate(file, file.stat().st_size - 20)
+    assert 0 < len(disturbed.missing_batches(folder, name)) < len(history.batches[name])
+    assert launch(folder, name).status == 0
+    assert disturbed.missing_batches(folder, name) == []
+    assert history.differences(folder, name) == []
+
+
+def test_files_are_written_under_another_name_and_take_their_place_when_whole(history):
+    """What is opened for writing is a `.partial`, or a commit file, to which whole lines come."""
+    written = [
+        path
+        for operations in history.operations.values()
+        for kind, path in (line.split(" ", 1) for line in operations)
+        if kind == "open" and not path.endswith(".partial")
+    ]
+    assert written
+    assert {Path(path).parent.name for path in written} <= {"commits", "locks"}
+
+
+def test_a_job_waits_for_the_one_that_outlived_its_snakemake(history, tmp_path):
+    """Both at once would write the same files; the second finds the work of the first done."""
+    name = "extract_activations.group-0.shard-0"
+    folder = copy(history.before(name), tmp_path / "project")
+    lock = folder / "results" / NAME / locks.LOCKS / name
+    with locks.at_work(lock, print):
+        second = start(folder, name)
+        assert wait(lambda: "waiting for process" in disturbed.said(folder))
+        assert not list((folder / "results" / NAME / COMMITS).glob("*"))
+    second.join()
+    assert second.exitcode == 0
+    assert history.differences(folder, name) == []
+
+
+def test_every_profile_goes_on_after_a_kill():
+    """Profiles of the user replace the default one, but ours all do."""
+    profiles = [yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")]
+    assert profiles
+    assert all(profile["rerun-incomplete"] for profile in profiles)
+
+
+def wait(for_what):
+    """Until it is so; whether it came to be so in time."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if for_what():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def snakemake(folder, *arguments):
+    """Start Snakemake on a project, in a process group of its own."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
+    return subprocess.Popen(
+        [*command, "--configfile", "mine.yaml", *arguments], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        env=os.environ | {"OUTLIER_ATLAS_MAKE": "", "TQDM_DISABLE": "1"},
+    )  # fmt: skip
+
+
+def said(process):
+    return process.communicate(timeout=PATIENCE)[0]
+
+
+@pytest.mark.slow
+def test_snakemake_itself_is_killed_and_the_same_command_goes_on(history, tmp_path):
+    """With its jobs, and alone; a second one is told, and jobs left at work are waited for."""
+    folder = copy(history.before("extract_activations.group-1.shard-0"), tmp_path / "project")
+    held = folder / "results" / NAME / locks.LOCKS
+
+    with_jobs = snakemake(folder)
+    assert wait(lambda: locked(held / "extract_activations.group-1.shard-0"))
+    os.killpg(with_jobs.pid, signal.SIGKILL)
+    with_jobs.wait()
+
+    alone = snakemake(folder)
+    assert wait(lambda: locked(held / "extract_activations.group-1.shard-0"))
+    second = snakemake(folder)
+    refused = said(second)
+    assert second.returncode == 1
+    line = f"results/{NAME}: process {alone.pid} on "
+    assert [text for text in refused.splitlines() if text.startswith(line)]
+    assert "Traceback" not in refused and "Exception" not in refused
+    os.kill(alone.pid, signal.SIGKILL)
+    alone.wait()
+    assert locked(held / "extract_activations.group-1.shard-0"), "its job is still at work"
+
+    at_the_end = snakemake(folder)
+    assert wait(lambda: locked(held / "detect_outliers"))
+    os.killpg(at_the_end.pid, signal.SIGKILL)
+    assert "waiting for process" in said(at_the_end)
+
+    last = snakemake(folder)
+    text = said(last)
+    assert last.returncode == 0, text
+    assert history.differences(folder, "render_report") == []
+
+
+def locked(path):
+    """Whether a process holds a lock."""
+    return path.exists() and locks.is_held(path)
+
+
+def own_a_run(run):
+    with locks.own(run, print):
+        time.sleep(PATIENCE)
+
+
+def test_locks_of_a_killed_snakemake_go_and_those_of_a_living_one_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(".snakemake/locks")
+    folder.mkdir(parents=True)
+    mine, other = Path("results/mine"), Path("results/other")
+    lines = {
+        "0.output.lock": "results/mine/report.html\n",
+        "1.output.lock": "results/other/report.html\n",
+        "2.output.lock": "resources/models/a.json\n",
+        "3.output.lock": "somebody/elses\n",
+    }
+    for name, text in lines.items():
+        (folder / name).write_text(text)
+    living = SERVER().Process(target=own_a_run, args=(tmp_path / other,))
+    living.start()
+    assert wait(lambda: locked(other / locks.LOCKS / locks.SNAKEMAKE))
+    with locks.own(mine, print):
+        locks.drop_stale_locks(mine)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(lines)[1:]
+        living.kill()
+        living.join()
+        locks.drop_stale_locks(mine)
+        assert sorted(path.name for path in folder.iterdir()) == ["1.output.lock", "3.output.lock"]
+
+
+def test_a_run_has_one_owner(tmp_path):
+    living = SERVER().Process(target=own_a_run, args=(tmp_path / "results" / "mine",))
+    living.start()
+    run = tmp_path / "results" / "mine"
+    assert wait(lambda: locked(run / locks.LOCKS / locks.SNAKEMAKE))
+    with pytest.raises(ValueError, match=f"process {living.pid} on .* is making this run already"):
+        locks.own(run, print)
+    living.kill()
+    living.join()
+    locks.own(run, print).close()

@@ -1,0 +1,406 @@
+"""What a change runs again: as the table says, and not more. Nothing that is still right is lost.
+
+`outlier_atlas/staleness.py` is the table. Every key of it is held against the jobs that Snakemake
+plans; a key of each kind against a real run, whose jobs, model loads and written chunks are
+counted. What extraction computes after each kind of change is counted on its stages themselves.
+"""
+
+import copy
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import zarr
+from hub_server import HubServer
+from pipeline import Run, config
+from snakemake.api import SnakemakeApi
+from snakemake.settings.enums import Quietness, RerunTrigger
+from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
+from store_files import chunk_files, site_chunks, written
+from test_hub import dataset, environment, hub  # noqa: F401 - a fixture
+from test_workflow import ROOT, snakemake, write
+
+from outlier_atlas import staleness
+from outlier_atlas.extraction import compute
+from outlier_atlas.measured import records
+from outlier_atlas.store import shape
+from outlier_atlas.store.commits import COMMITS
+
+CONFIG = {
+    "run": {"name": "mine"},
+    "model": {"source": "./model"},
+    "dataset": {"source": "./texts", "sequences": 4, "sequence_length": 16},
+    "detection": {"llm_int8": {"threshold": 2.0}},
+}
+DOCUMENTS = {"packing": "document"}
+CHANGES = {
+    "run.name": "other",
+    "model.source": "./other",
+    "model.dtype": "float32",
+    "model.trust_remote_code": True,
+    "dataset.source": "./others",
+    "dataset.split": "test",
+    "dataset.text_column": "body",
+    "dataset.messages_column": "chat",
+    "dataset.input_ids_column": "ids",
+    "dataset.shuffle_seed": 1,
+    "dataset.sequences": 5,
+    "dataset.sequence_length": 8,
+    "dataset.packing": "document",
+    "dataset.min_length": {"dataset": DOCUMENTS | {"min_length": 2}},
+    "dataset.bos": "never",
+    "extraction.sites": ["attn_in", "mlp_in", "resid_post", "mlp_out"],
+    "extraction.layers": [0, 1],
+    "extraction.layer_groups": 2,
+    "extraction.sequence_shards": 2,
+    "extraction.verify": "never",
+    "extraction.advanced.chunk_tokens": 8,
+    "extraction.advanced.compression": "zstd",
+    "detection.llm_int8.sites": ["attn_in"],
+    "detection.llm_int8.threshold": 3.0,
+    "detection.llm_int8.layer_share": 0.5,
+    "detection.llm_int8.position_share": 0.1,
+    "detection.llm_int8.layer_share_over": "tensors",
+    "detection.llm_int8.position_share_by": "max",
+    "detection.massive_activations.site": "mlp_in",
+    "detection.massive_activations.absolute": 50.0,
+    "detection.massive_activations.ratio": 500.0,
+    "detection.massive_activations.median": "token",
+    "detection.experts.min_tokens": 2,
+    "report.title": "Another title",
+    "report.text": "none",
+    "report.context_tokens": 3,
+    "report.rows": 7,
+    "execution.device": "cpu",
+    "execution.device_memory": "24GiB",
+    "execution.gpus_per_job": 2,
+    "execution.batch_size": 2,
+    "execution.threads": 1,
+}
+"""Another value of every key; or sections, where a value needs others beside it."""
+
+OF_A_HUB = {
+    "model.revision": None,
+    "dataset.revision": "v1",
+    "dataset.subset": "long",
+    "dataset.split": "test",
+}
+
+
+def changed(base, key, value):
+    """A configuration with another value of a key."""
+    result = copy.deepcopy(base)
+    if isinstance(value, dict):
+        for section, keys in value.items():
+            result[section] = result.get(section, {}) | keys
+        return result
+    section = result
+    *path, last = key.split(".")
+    for name in path:
+        section = section.setdefault(name, {})
+    section[last] = value
+    return result
+
+
+def planned(folder, changed_config):
+    """How many jobs of each rule Snakemake would run; in this process, ten times as fast."""
+    write(folder, changed_config, "planned.yaml")
+    triggers = {RerunTrigger[name] for name in ("MTIME", "PARAMS", "INPUT", "SOFTWARE_ENV")}
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        workflow = api.workflow(
+            ResourceSettings(cores=2),
+            ConfigSettings(configfiles=[folder / "planned.yaml"]),
+            snakefile=folder / "Snakefile",
+            workdir=folder,
+        )
+        dag = workflow.dag(DAGSettings(rerun_triggers=frozenset(triggers)))
+        dag.execute_workflow(executor="dryrun")
+        jobs = Counter(job.rule.name for job in workflow._workflow.dag.needrun_jobs())
+    jobs.pop("all", None)
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run in a checkout of its own, which no test changes."""
+    folder = checkout(tmp_path_factory.mktemp("finished"))
+    tiny.llama(folder / "model")
+    shutil.copytree(folder / "model", folder / "other")
+    (folder / "texts").mkdir()
+    for index, sentence in enumerate(tiny.SENTENCES):
+        (folder / "texts" / f"{index}.txt").write_text(sentence * 3)
+    shutil.copytree(folder / "texts", folder / "others")
+    write(folder, CONFIG)
+    snakemake(folder, "--configfile", "mine.yaml", root=folder)
+    return folder
+
+
+def checkout(folder):
+    shutil.copy(ROOT / "Snakefile", folder)
+    for name in ("workflow", "profiles"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    return folder
+
+
+def test_the_table_knows_every_key():
+    known = set(CHANGES) | set(OF_A_HUB)
+    assert known == set(staleness.keys())
+    for key in known:
+        assert set(staleness.effect(key).rules) <= set(staleness.RULES)
+
+
+def test_every_line_of_the_table_is_what_snakemake_plans(finished):
+    assert planned(finished, CONFIG) == {}
+    for key, value in CHANGES.items():
+        jobs = planned(finished, changed(CONFIG, key, value))
+        assert set(jobs) == set(staleness.effect(key).rules), key
+
+
+@pytest.mark.slow
+def test_every_line_about_a_hub_is_what_snakemake_plans(hub, tmp_path):  # noqa: F811
+    base = dataset() | {"run": {"name": "mine"}}
+    base["model"]["revision"] = "v1"
+    checkout(tmp_path)
+    with HubServer(hub) as server:
+        write(tmp_path, base)
+        env = environment(tmp_path / "home", server.url)
+        snakemake(tmp_path, "--configfile", "mine.yaml", root=tmp_path, env=env)
+        for key, value in OF_A_HUB.items():
+            jobs = planned(tmp_path, changed(base, key, value))
+            assert set(jobs) == {"fetch_dataset", *staleness.effect(key).rules}, key
+
+
+def test_spelling_order_and_touch_make_nothing_stale(finished):
+    spelled = {key: CONFIG[key] for key in reversed(CONFIG)}
+    spelled |= {"report": {"rows": 25}, "extraction": {"layers": "all", "verify": "auto"}}
+    for folder in ("workflow", "model", "texts", "results/mine/manifests"):
+        for path in (finished / folder).rglob("*"):
+            path.touch()  # as a fresh checkout, or a copy, does
+    assert planned(finished, spelled) == {}
+
+
+class Project:
+    """A copy of a finished run; counts what is done to it."""
+
+    def __init__(self, finished: Path, folder: Path) -> None:
+        self.folder = shutil.copytree(finished, folder)
+        self.run = Run(folder, CONFIG)
+
+    def again(self, changed_config):
+        """Run it: how many jobs of each rule, how many loads of a model, which chunks."""
+        before = chunk_files(self.run)
+        write(self.folder, changed_config)
+        done = snakemake(self.folder, "--configfile", "mine.yaml", root=self.folder)
+        said = done.stdout + done.stderr
+        jobs = Counter(re.findall(r"^(?:local)?rule (\w+):$", said, re.MULTILINE))
+        jobs.pop("all", None)
+        loads = len(re.findall(r"of weights, as .* loaded in", said))
+        return jobs, loads, written(before, chunk_files(self.run))
+
+
+SITES = ("attn_in", "mlp_in", "resid_post")
+ONCE = dict.fromkeys(staleness.STORE, 1)
+
+
+def test_a_report_setting_runs_the_report_alone_and_then_nothing(finished, tmp_path):
+    project = Project(finished, tmp_path / "project")
+    other = CONFIG | {"report": {"rows": 3}}
+    assert project.again(other) == ({"render_report": 1}, 0, set())
+    assert project.again(other | {"execution": {"batch_size": 2}}) == ({}, 0, set())
+
+
+def test_more_sequences_another_cut_and_edited_code_in_real_runs(finished, tmp_path):
+    project = Project(finished, tmp_path / "project")
+    more = changed(CONFIG, "dataset.sequences", 5)
+    jobs, loads, chunks = project.again(more)
+    assert (jobs, loads) == (ONCE | {"tokenize_dataset": 1}, 1)
+    assert chunks == site_chunks(SITES, range(4), range(4, 5))
+
+    cut = changed(changed(more, "extraction.layer_groups", 2), "extraction.sequence_shards", 2)
+    assert project.again(cut) == (ONCE | {"extract_activations": 4}, 0, set())
+
+    edited = project.folder / "workflow/scripts/outlier_atlas/extraction/stream.py"
+    edited.write_text(edited.read_text() + "# edited\n")
+    assert project.again(cut) == (
+        {"extract_activations": 4, "detect_outliers": 1, "draw_figures": 1, "render_report": 1},
+        0, set(),
+    )  # fmt: skip
+
+
+REPRESENTATIVES = {
+    "run.name": (1, "all"),
+    "model.source": (0, "none"),
+    "model.dtype": (1, "all"),
+    "dataset.bos": (1, "all"),
+    "extraction.sites": (1, site_chunks(("mlp_out",), range(4), range(4))),
+    "extraction.layers": (0, "none"),
+    "extraction.layer_groups": (0, "none"),
+    "extraction.verify": (0, "none"),
+    "extraction.advanced.compression": (1, "all"),
+    "detection.llm_int8.threshold": (0, "none"),
+    "report.rows": (0, "none"),
+    "execution.batch_size": (0, "none"),
+}
+"""A key of each kind: how often a model is loaded, and which chunks are written."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", REPRESENTATIVES)
+def test_a_key_of_each_kind_in_a_real_run(finished, tmp_path, key):
+    assert {staleness.effect(k) for k in REPRESENTATIVES} == set(staleness.EFFECTS.values())
+    project = Project(finished, tmp_path / "project")
+    loads, chunks = REPRESENTATIVES[key]
+    every = site_chunks(SITES, range(4), range(4))
+    want = {"all": every, "none": set()}[chunks] if isinstance(chunks, str) else chunks
+    if key == "run.name":
+        project.run = Run(project.folder, changed(CONFIG, key, CHANGES[key]))
+    jobs, *counted = project.again(changed(CONFIG, key, CHANGES[key]))
+    assert set(jobs) == set(staleness.effect(key).rules)
+    assert counted == [loads, want]
+    assert project.again(changed(CONFIG, key, CHANGES[key])) == ({}, 0, set())
+
+
+class Stages:
+    """A run whose stages are called themselves; counts loads and written chunks."""
+
+    def __init__(self, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.model, self.loads = folder, model, 0
+        load = compute.load
+
+        def counted(*args):
+            self.loads += 1
+            return load(*args)
+
+        monkeypatch.setattr(compute, "load", counted)
+
+    def configured(self, folder=None, count=4, chunk_tokens=8, **sections) -> Run:
+        """Sequences of 8 tokens; the same ones, however many."""
+        rows = [[4 + (7 * i + 3 * k) % 290 for k in range(8)] for i in range(count)]
+        folder = folder or self.folder
+        extraction = {"advanced": {"chunk_tokens": chunk_tokens}} | sections.pop("extraction", {})
+        model = {"source": str(self.model)} | sections.pop("model", {})
+        made = config(self.model, rows, folder / "data", extraction=extraction, **sections)
+        return Run(folder, made | {"model": model})
+
+    def extracted(self, **changes) -> tuple[int, set[str]]:
+        """Extract as configured: how often a model was loaded, and which chunks were written.
+
+        What is stored is what a run of its own stores.
+        """
+        run = self.configured(**changes)
+        before = chunk_files(run)
+        self.loads = 0
+        run.prepare()
+        run.extract()
+        counted = self.loads, written(before, chunk_files(run))
+        fresh = self.configured(self.folder / "fresh", **changes)
+        shutil.rmtree(fresh.folder, ignore_errors=True)
+        fresh.prepare()
+        fresh.extract()
+        for site in run.settings.extraction.sites:
+            assert np.array_equal(run.array(site), fresh.array(site))
+        layers = zarr.open_group(run.activations, mode="r")["layer"][:]
+        assert np.array_equal(layers, zarr.open_group(fresh.activations, mode="r")["layer"][:])
+        return counted
+
+
+@pytest.fixture
+def stages(llama, tmp_path, monkeypatch):
+    return Stages(tmp_path, llama, monkeypatch)
+
+
+NONE: tuple[int, set[str]] = (0, set())
+EVERY = (1, site_chunks(SITES, range(4), range(4)))
+MLP_OUT = site_chunks(("mlp_out",), range(4), range(4))
+SECOND = site_chunks(SITES, range(4), range(1, 2))
+SOME_LAYERS = {"extraction": {"layers": [1, 3]}}
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "computed"),
+    [
+        ({}, {}, NONE),
+        ({}, {"count": 6}, (1, site_chunks(SITES, range(4), range(4, 6)))),
+        ({}, {"count": 2}, NONE),
+        ({}, {"extraction": {"sites": ["attn_in", "mlp_out"]}}, (1, MLP_OUT)),
+        ({}, {"extraction": {"sites": ["attn_in"]}}, NONE),
+        ({}, SOME_LAYERS, NONE),
+        ({}, {"extraction": {"layer_groups": 3}}, NONE),
+        ({}, {"extraction": {"sequence_shards": 3}}, NONE),
+        ({}, {"extraction": {"layer_groups": 2, "sequence_shards": 2}, "count": 3}, NONE),
+        ({}, {"execution": {"batch_size": 4}}, NONE),
+        ({}, {"model": {"dtype": "float32"}}, EVERY),
+        ({}, {"extraction": {"advanced": {"chunk_tokens": 8, "compression": "zstd"}}}, EVERY),
+        # The last chunk is not filled: of it what is there stays, and the rest comes into it.
+        ({"chunk_tokens": 24}, {"chunk_tokens": 24, "count": 5}, (1, SECOND)),
+        ({"chunk_tokens": 24}, {"chunk_tokens": 24, "count": 1}, NONE),
+        ({"chunk_tokens": 24, "count": 3}, {"chunk_tokens": 24, "count": 2}, NONE),
+        ({"chunk_tokens": 64}, {"chunk_tokens": 64, "extraction": {"sequence_shards": 4}}, NONE),
+    ],
+)  # fmt: skip
+def test_extraction_computes_what_is_missing_and_touches_nothing_else(
+    stages, first, then, computed
+):
+    stages.extracted(**first)
+    assert stages.extracted(**then) == computed
+    assert stages.extracted(**then) == NONE
+
+
+def test_more_layers_are_computed_alone_and_the_others_find_their_rows(stages):
+    stages.extracted(**SOME_LAYERS)
+    assert stages.extracted() == (1, site_chunks(SITES, range(0, 4, 2), range(4)))
+
+
+def test_a_change_that_is_taken_back_costs_nothing_until_the_run_is_complete(stages):
+    stages.extracted()
+    fewer = {"extraction": {"layers": [2], "sites": ["attn_in"], "layer_groups": 3}}
+    assert stages.extracted(**fewer) == NONE
+    assert stages.extracted() == NONE
+    assert stages.extracted(**fewer) == NONE
+    run = stages.configured(**fewer)
+    run.detect()
+    assert {path.split("/")[1] for path in chunk_files(run)} == {"attn_in"}
+    assert not list(run.folder.rglob(shape.ASIDE))
+    for lines in (run.folder / COMMITS).glob("*.jsonl"):
+        for line in lines.read_text().splitlines():
+            assert json.loads(line)["arrays"].keys() == {"attn_in"}
+
+
+def test_boundaries_and_measurements_of_another_cut_go_when_the_run_is_complete(stages):
+    stages.extracted(extraction={"layer_groups": 2})
+    run = stages.configured(extraction={"layer_groups": 3}, count=5)
+    run.prepare()
+    run.extract()
+    another = run.folder / "measured" / "group-0-of-2.shard-0-of-1.json"
+    shutil.copy(run.folder / "measured" / "group-0.shard-0.json", another)
+    run.detect()
+    groups = json.loads(run.store_record.read_text())["layer_groups"]
+    first = [f"into_layer_{first}" for first, _ in groups]
+    assert sorted(p.name for p in (run.folder / "boundaries.zarr").glob("into*")) == first[1:]
+    assert len(records(run.folder)) == 3
+
+
+@pytest.mark.parametrize("moves", range(0, 16, 2))
+def test_a_kill_while_layers_move_loses_nothing(stages, monkeypatch, moves):
+    stages.extracted()
+    other = stages.configured(**SOME_LAYERS)
+    rename, left = Path.rename, [moves]
+
+    def killed(self, target):
+        if shape.ASIDE in (self.parent.name, Path(target).parent.name):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        other.prepare()
+    assert stages.extracted(**SOME_LAYERS) == NONE
+    assert stages.extracted() == NONE

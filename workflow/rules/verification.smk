@@ -1,0 +1,19 @@
+"""Damage, on demand: everything that a run has committed, held against its records."""
+
+
+# No inputs: what is damaged or stale is to be named here, not made anew.
+rule verify:
+    input:
+        code=code("verify.py"),
+    log:
+        f"{RESULTS}/logs/verify.log",
+    conda:
+        "../../envs/model.yaml"
+    threads: 2
+    params:
+        records=dict(run=RESULTS, model=MODEL_RECORD, tokens=TOKENS, store=STORE_RECORD),
+        manifests=manifests(),
+    message:
+        "What is committed, against its records"
+    script:
+        "../scripts/verify.py"

@@ -1,0 +1,19 @@
+"""Rule `join_weights`: the tables of a run that weights have a part in."""
+
+from pathlib import Path
+
+from doorway import job
+from outlier_atlas.weights.join import join
+
+
+def main(job):
+    weights = list(job.input.get("weights", []))
+    join(
+        settings=job.params.smoothquant,
+        weights=Path(weights[0]).parent if weights else None,
+        run_tables=Path(job.input.maxima).parent,
+    )
+
+
+if __name__ == "__main__":
+    job(main, snakemake)  # noqa: F821

@@ -1,0 +1,22 @@
+"""Rule `measure_weights`: one pass over a model's checkpoint, without a forward pass."""
+
+from pathlib import Path
+
+from doorway import job
+from outlier_atlas.model.source import offline
+from outlier_atlas.weights.measure import measure
+
+
+def main(job):
+    offline()
+    measure(
+        model_record=Path(job.input.model),
+        resources=Path("resources"),
+        trust_remote_code=job.params.trust_remote_code,
+        folder=Path(job.output[0]).parent,
+        threads=job.threads,
+    )
+
+
+if __name__ == "__main__":
+    job(main, snakemake)  # noqa: F821

@@ -1,0 +1,157 @@
+"""The work of an extraction job: one layer group over one sequence shard, loaded once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from outlier_atlas.extraction.devices import devices
+from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.measurement import Measurement
+from outlier_atlas.extraction.planning import preflight
+from outlier_atlas.extraction.stream import destinations_of, stream
+from outlier_atlas.extraction.work import Work
+from outlier_atlas.files import read_record
+from outlier_atlas.model.frugal import few_kernels
+from outlier_atlas.model.unchanged import Weights
+from outlier_atlas.store.commits import COMMITS, Commits, Rows
+from outlier_atlas.store.layout import Target
+
+if TYPE_CHECKING:
+    from outlier_atlas.extraction.capture import LayerGroup
+
+log = logging.getLogger(__name__)
+
+
+def compute(job: Job, work: Work) -> None:
+    """Lease the job's devices, and compute and commit the rows that are missing.
+
+    Raises:
+        ValueError: the model or the store are not what their records say.
+        OSError: a file cannot be read or written.
+    """
+    gpus = min(job.gpus, len(work.layout.group_layers(job.group)))
+    with devices(job.device, gpus, job.name) as where:
+        _say_where(job, where[0])
+        _compute(job, work, where)
+
+
+def _compute(job: Job, work: Work, where: Sequence[str]) -> None:
+    """Plan, load once and stream until nothing is missing; leave a record of what it took."""
+    torch.set_num_threads(job.threads)
+    few_kernels()
+    made = preflight.planned(job, work, len(where))
+    job = replace(job, batch_size=preflight.automatic(made, job, work, where[0]))
+    made = made.batched(job.batch_size)
+    missing = work.missing(Commits.load(job.run / COMMITS), job.batch_size)
+    if not missing:
+        return
+    Weights(job.model_record, job.resources).check()
+    _check_boundary(job, work, missing)
+    preflight.say(made, preflight.place_of(where, job.device_memory), job)
+    with Measurement(job, work, made, where) as measurement:
+        layer_group = load(job, work, missing, where)
+        measurement.loaded(layer_group.model)
+        try:
+            measurement.batch_size = _stream(job, work, missing, layer_group, where)
+        except (RuntimeError, MemoryError) as error:
+            if not short_of_memory(error):
+                raise
+            raise ValueError(preflight.advise_after_failure(made, job, work)) from error
+    measurement.write(sum(int(rows.stop - rows.start) for rows in missing))
+
+
+def _stream(
+    job: Job,
+    work: Work,
+    missing: Mapping[Rows, frozenset[Target]],
+    layer_group: LayerGroup,
+    where: Sequence[str],
+) -> int:
+    """Stream until nothing is missing, in smaller batches where memory is short; their size.
+
+    Raises:
+        RuntimeError: there is too little memory for a single sequence: see `short_of_memory`.
+    """
+    size = job.batch_size
+    while missing:
+        try:
+            stream(replace(job, batch_size=size), work, missing, layer_group, where[0])
+            break
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not short_of_memory(error):
+                raise
+            size = size // 2
+            said = "layers %s: out of memory on %s; going on with batches of %d"
+            log.warning(said, work.span, ", ".join(where), size)
+        if where[0].startswith("cuda"):
+            torch.cuda.empty_cache()
+        # What was committed counts; the batch in flight is done again, in smaller ones.
+        missing = work.missing(Commits.load(job.run / COMMITS), size)
+    return size
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on whatever device.
+
+    Only CUDA has an exception of its own for it; MPS and the CPU's allocator say it in words.
+    """
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in said for words in ("MPS backend out of memory", "can't allocate memory")
+    )
+
+
+def _check_boundary(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]]) -> None:
+    commits = Commits.load(job.run / COMMITS)
+    unfounded = work.unfounded(commits, missing, job.batch_size)
+    if unfounded:
+        rows = min(unfounded, key=lambda rows: rows.start)
+        raise ValueError(
+            f"layers {work.span}: the residual stream before them lacks tokens {rows.start} to "
+            f"{rows.stop - 1}; delete {job.manifest.parent} and run again: only what is missing is "
+            f"computed"
+        )
+
+
+def load(
+    job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
+) -> LayerGroup:
+    """The layer group with its weights on the devices, and the taps that are wanted."""
+    from outlier_atlas.extraction.capture import LayerGroup
+    from outlier_atlas.model.partial import load_layers, weight_bytes
+    from outlier_atlas.model.placement import place
+    from outlier_atlas.model.recorded import described
+
+    started = time.monotonic()
+    layers = work.layout.group_layers(job.group)
+    folder, config, architecture = described(
+        read_record(job.model_record), job.resources, job.trust_remote_code
+    )
+    dtype = work.layout.dtype
+    model = load_layers(folder, config, architecture, layers, dtype, job.trust_remote_code)
+    place(model, architecture.stack, layers, where)
+    log.info(
+        "layers %s: %.1f MiB of weights, as %s on %s, loaded in %.1f s",
+        work.span, weight_bytes(model) / 2**20, dtype, ", ".join(where), time.monotonic() - started,
+    )  # fmt: skip
+    destinations = destinations_of(missing)
+    taps = [
+        tap
+        for layer in layers
+        for tap in architecture.taps[layer].values()
+        if (tap.site, layer) in destinations
+    ]
+    return LayerGroup(model, architecture, layers, taps)
+
+
+def _say_where(job: Job, where: str) -> None:
+    """One job of the run says it on the terminal; every job has it in its log."""
+    if where == "cpu" and job.device == "auto":
+        level = logging.WARNING if job.group == job.shard == 0 else logging.DEBUG
+        log.log(level, "no CUDA device here: running on the CPU, %d threads a job", job.threads)

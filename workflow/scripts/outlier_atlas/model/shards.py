@@ -1,0 +1,67 @@
+"""Which tensors of a checkpoint belong to which layers, from the headers of its files alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from outlier_atlas.model.architecture import Architecture
+from outlier_atlas.model.checkpoint import headers
+
+
+def file_bytes(folder: Path, files: Sequence[str], architecture: Architecture) -> dict[int, int]:
+    """Bytes of the checkpoint's tensors by layer, from the headers of its files alone.
+
+    -1 stands for everything that belongs to no layer: embeddings, final norm, head, other parts.
+    """
+    sums: dict[int, int] = {}
+    for name, tensor in headers(folder, files):
+        first, last = tensor["data_offsets"]
+        layer = -1 if _unknown(name, architecture) else _layer(name, architecture)
+        sums[layer] = sums.get(layer, 0) + last - first
+    return sums
+
+
+def unknown_parts(
+    folder: Path, files: Sequence[str], architecture: Architecture
+) -> tuple[str, ...]:
+    """What a checkpoint has and its model has no module for: such as layers for the prediction of
+    several tokens (`mtp`, or a layer beyond the last), which transformers does not build."""
+    names = (name for name, _ in headers(folder, files))
+    return tuple(sorted({part for name in names if (part := _unknown(name, architecture))}))
+
+
+def needed_files(
+    folder: Path, files: Sequence[str], architecture: Architecture, layers: range
+) -> list[str]:
+    """Those files of a checkpoint that hold something of the layers, or of no layer at all.
+
+    Opening a file maps all of it, and the system counts that against the limits of a process; of
+    the many files of a large checkpoint a layer group needs a few.
+    """
+    wanted = {-1, *layers}
+    return [
+        name
+        for name in files
+        if any(
+            not _unknown(tensor, architecture) and _layer(tensor, architecture) in wanted
+            for tensor, _ in headers(folder, [name])
+        )
+    ]
+
+
+def _unknown(name: str, architecture: Architecture) -> str | None:
+    first = name.partition(".")[0]
+    if first not in architecture.components:
+        return first
+    layer = _layer(name, architecture)
+    return f"{architecture.stack}.{layer}" if layer >= architecture.layers else None
+
+
+def _layer(name: str, architecture: Architecture) -> int:
+    """The decoder layer that a tensor of a checkpoint is named for; -1 for none."""
+    stack = architecture.stack.rpartition(".")[2]
+    match = re.search(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.", name)
+    beside = any(f"{part.rpartition('.')[2]}." in name for part in architecture.skipped)
+    return -1 if match is None or beside else int(match[1])

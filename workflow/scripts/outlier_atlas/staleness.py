@@ -1,0 +1,110 @@
+"""What a change to the configuration runs again: one table for documentation and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from outlier_atlas.settings.configuration import Settings
+
+REPORT = ("render_report",)
+FIGURES = ("draw_figures", *REPORT)
+DETECTION = ("detect_outliers", *FIGURES)
+STORE = ("create_store", "extract_activations", *DETECTION)
+TOKENS = ("tokenize_dataset", *STORE)
+MODEL = ("fetch_model", *TOKENS)
+RULES = MODEL
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a change to a key runs again.
+
+    Attributes:
+        rules: that run.
+        computed: what extraction computes anew then; empty where it does not run.
+    """
+
+    rules: tuple[str, ...]
+    computed: str = ""
+
+
+NOTHING = Effect(())
+MISSING = Effect(STORE, "what is missing")
+NO_ROW = Effect(STORE, "nothing")
+EVERYTHING = Effect(STORE, "everything")
+SUMMARIES = Effect(STORE, "summaries of sites that are not stored")
+OTHER_SEQUENCES = Effect(TOKENS, "sequences that are not there")
+OTHER_MODEL = Effect(MODEL, "everything, where the weights are other ones")
+
+EFFECTS = {
+    "run.name": Effect(TOKENS, "everything, in another folder"),
+    "model": OTHER_MODEL,
+    "model.dtype": EVERYTHING,
+    "dataset": OTHER_SEQUENCES,
+    "extraction.sites": MISSING,
+    "extraction.store": MISSING,
+    "extraction.layers": MISSING,
+    "extraction.layer_groups": NO_ROW,
+    "extraction.sequence_shards": NO_ROW,
+    "extraction.verify": NOTHING,
+    "extraction.advanced": EVERYTHING,
+    "extraction.advanced.outlier_floor": SUMMARIES,
+    "extraction.advanced.massive_floor": SUMMARIES,
+    "detection": Effect(DETECTION),
+    "report": Effect(REPORT),
+    "execution": NOTHING,
+}
+"""By key, or by section for all keys of it that are not named themselves."""
+
+INTRODUCTION = """\
+# What a change runs again
+
+Generated from `outlier_atlas/staleness.py` by `make docs`; do not edit. `tests/test_staleness.py`
+holds every line of it against the jobs that Snakemake plans, and a line of each kind against a real
+run, whose jobs, model loads and written chunks it counts.
+
+A rule runs again where there is a cross. Extraction jobs that run look first at what is committed:
+what is there under the same fingerprint (weights, tokens, dtype, version of the numerics) is kept,
+only what is missing is computed, and where nothing is missing a job ends within seconds, without a
+model or a GPU. The last column says what that comes to.
+
+Of a hub dataset `fetch_dataset` runs before `tokenize_dataset`, with the same crosses. Nothing runs
+again after the keys were put in another order, after comments, defaults spelled out, `touch`, or a
+fresh checkout of the code. After a change to the code those rules run again that use the module;
+extraction computes nothing anew, unless the change says that it gives other numbers
+(`NUMERICS_VERSION`).
+"""
+
+
+def keys(section: type[BaseModel] = Settings, path: str = "") -> Iterator[str]:
+    """Every key of the configuration, with dots."""
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def effect(key: str) -> Effect:
+    """What a change to a key runs again.
+
+    Raises:
+        KeyError: the table does not say.
+    """
+    names = (key.rsplit(".", parts)[0] for parts in range(key.count(".") + 1))
+    return EFFECTS[next((name for name in names if name in EFFECTS), key)]
+
+
+def table() -> str:
+    """The documentation: every key, and the rules that run again, in Markdown."""
+    rows: list[Sequence[str]] = [("key", *(f"`{rule}`" for rule in RULES), "extraction computes")]
+    rows.append(["---"] * len(rows[0]))
+    for key in keys():
+        of_key = effect(key)
+        crosses = ("x" if rule in of_key.rules else "" for rule in RULES)
+        rows.append((f"`{key}`", *crosses, of_key.computed))
+    lines = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([INTRODUCTION, *lines, ""])

@@ -1,0 +1,192 @@
+"""Number formats of quantization: what a tensor is after it was quantized and dequantized again.
+
+Every function takes (row, channel) values in float32, computes in float32 on their device, and
+returns what comes back. Rounding is to nearest, ties to even; what exceeds the largest number of a
+format becomes that number, with its sign; where a scale is zero, zeros come back. Values must be
+finite.
+
+INT8 and FP8 take the largest |x| under each scale, shaped to broadcast (`largest`): one scale for
+the tensor, for each row (a token's or an output channel's) or for each column. The block formats
+have a scale for each block along the last axis, which is the one that a matrix product sums over;
+the last block of a row may be shorter.
+
+Sources: FP8 e4m3 and e2m1 as in OCP's OFP8 and MX v1.0 specifications, and MX v1.0, section 6.3,
+for its scales; NVFP4 as in Nvidia 2025, arXiv 2509.25149, appendix C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Granularity = Literal["tensor", "row", "column"]
+AXES: dict[Granularity, tuple[int, ...]] = {"tensor": (0, 1), "row": (1,), "column": (0,)}
+
+INT8_LARGEST = 127
+"""Symmetric: -128 is not used."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """A floating-point format of few bits, without infinities.
+
+    Attributes:
+        mantissa: its mantissa bits.
+        smallest: exponent of its smallest normal number.
+        exponent: exponent of its largest number.
+        largest: its largest number.
+    """
+
+    mantissa: int
+    smallest: int
+    exponent: int
+    largest: float
+
+    def round_(self, values: Tensor) -> Tensor:
+        """Put the nearest numbers of the format in place, ties to even, saturating.
+
+        Adding 1.5 x 2^k to a float32 and taking it away again rounds at 2^(k - 23).
+        """
+        values = values.clamp_(-self.largest, self.largest)
+        bits = values.view(torch.int32) & 0x7F800000
+        bits = bits.clamp_(min=(self.smallest + 127) << 23)
+        shift = bits.add_(((23 - self.mantissa) << 23) | 0x400000).view(torch.float32)
+        return values.add_(shift).sub_(shift)
+
+
+E4M3 = Element(mantissa=3, smallest=-6, exponent=8, largest=448.0)
+E2M1 = Element(mantissa=1, smallest=0, exponent=2, largest=6.0)
+
+
+def largest(values: Tensor, granularity: Granularity) -> Tensor:
+    """The largest |x| under each scale: (1, 1), (row, 1) or (1, channel)."""
+    return values.abs().amax(AXES[granularity], keepdim=True)
+
+
+def int8(values: Tensor, maxima: Tensor) -> Tensor:
+    """Symmetric INT8: scale = maximum / 127."""
+    limit = INT8_LARGEST
+    return _scaled(values, maxima / limit, lambda x: x.round_().clamp_(-limit, limit))
+
+
+def fp8_e4m3(values: Tensor, maxima: Tensor) -> Tensor:
+    """FP8 e4m3 (no infinities): scale = maximum / 448."""
+    return _scaled(values, maxima / E4M3.largest, E4M3.round_)
+
+
+def mxfp8(values: Tensor) -> Tensor:
+    """MXFP8: blocks of 32 e4m3 elements with an E8M0 scale of 2^(floor(log2 maximum) - 8)."""
+    return _mx(values, E4M3)
+
+
+def mxfp4(values: Tensor) -> Tensor:
+    """MXFP4: blocks of 32 e2m1 elements with an E8M0 scale of 2^(floor(log2 maximum) - 2)."""
+    return _mx(values, E2M1)
+
+
+def nvfp4(values: Tensor, maximum: Tensor) -> Tensor:
+    """NVFP4: blocks of 16 e2m1 elements, an e4m3 scale for each, a float32 scale for the tensor.
+
+    The tensor's scale is its maximum / (6 x 448); a block's is its maximum / 6, divided by the
+    tensor's and rounded to e4m3. A block whose scale rounds to zero comes back as zeros.
+
+    Args:
+        maximum: the largest |x| of the tensor, which `values` may be a part of; (1, 1).
+    """
+    blocks = _blocks(values, 16)
+    scale = maximum / (E2M1.largest * E4M3.largest)
+    block_maxima = blocks.abs().amax(-1, keepdim=True)
+    block_scales = _scaled(block_maxima / E2M1.largest, scale, E4M3.round_)
+    return _unblocked(_scaled(blocks, block_scales, E2M1.round_), values)
+
+
+@dataclass(frozen=True)
+class ErrorSums:
+    """What a round trip did to some values; the sums of parts add up to those of the whole.
+
+    Attributes:
+        values: number of values.
+        squares: sum of x^2.
+        absolute_errors: sum of |e|, e being what came back minus x.
+        squared_errors: sum of e^2.
+    """
+
+    values: int
+    squares: float
+    absolute_errors: float
+    squared_errors: float
+
+    def __add__(self, other: ErrorSums) -> ErrorSums:
+        return ErrorSums(
+            self.values + other.values,
+            self.squares + other.squares,
+            self.absolute_errors + other.absolute_errors,
+            self.squared_errors + other.squared_errors,
+        )
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared error; NaN of no values."""
+        return math.sqrt(self.squared_errors / self.values) if self.values else math.nan
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute error; NaN of no values."""
+        return self.absolute_errors / self.values if self.values else math.nan
+
+    @property
+    def sqnr(self) -> float:
+        """10 log10(sum x^2 / sum e^2) in dB; infinite without an error, NaN of zeros only."""
+        if not self.squared_errors:
+            return math.inf if self.squares else math.nan
+        return 10 * math.log10(self.squares / self.squared_errors)
+
+
+NO_ERROR = ErrorSums(0, 0.0, 0.0, 0.0)
+
+
+def error_sums(values: Tensor, returned: Tensor, squares: float | None = None) -> ErrorSums:
+    """The errors of values that came back as `returned`, summed in float64.
+
+    Args:
+        squares: sum of x^2, where it is known.
+    """
+    # Exact in float32: the two are within a factor of two, or one of them is zero.
+    errors = (returned - values).double().flatten()
+    if squares is None:
+        exact = values.double().flatten()
+        squares = exact.dot(exact).item()
+    squared = errors.dot(errors).item()
+    return ErrorSums(values.numel(), squares, errors.abs_().sum().item(), squared)
+
+
+def _scaled(values: Tensor, scales: Tensor, round_: Callable[[Tensor], Tensor]) -> Tensor:
+    divisors = torch.where(scales > 0, scales, 1)
+    return round_(values / divisors).mul_(scales)
+
+
+def _mx(values: Tensor, element: Element) -> Tensor:
+    blocks = _blocks(values, 32)
+    maxima = blocks.abs().amax(-1, keepdim=True)
+    # A float32's exponent bits are floor(log2) + 127. Subnormals, which have none, are far below
+    # the smallest E8M0 scale, 2^-127.
+    exponents = (maxima.view(torch.int32) >> 23) - 127 - element.exponent
+    scales = torch.ldexp(torch.ones_like(maxima), exponents.clamp_(min=-127))
+    return _unblocked(_scaled(blocks, scales, element.round_), values)
+
+
+def _blocks(values: Tensor, size: int) -> Tensor:
+    """(row, block, element), the last block of a row filled up with zeros."""
+    missing = -values.shape[1] % size
+    padded = functional.pad(values, (0, missing)) if missing else values
+    return padded.view(len(values), -1, size)
+
+
+def _unblocked(blocks: Tensor, values: Tensor) -> Tensor:
+    return blocks.flatten(1)[:, : values.shape[1]]

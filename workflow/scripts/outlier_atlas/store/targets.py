@@ -1,0 +1,139 @@
+"""The chunks of a target, held against the commits that stand for them.
+
+The checksum of a target's rows is that of the stored bytes where they fill the chunk, so that it
+can be compared without decoding anything, and that of their values where others share it. Of a
+target of several arrays it is theirs, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outlier_atlas.files import DamagedFileError
+from outlier_atlas.store.chunks import ChunkFiles, checksum
+from outlier_atlas.store.commits import Rows
+from outlier_atlas.store.layout import BOUNDARY, Target, arrays_of
+
+
+class DamagedChunkError(ValueError):
+    """A chunk that cannot be read, is not there, or is not the one that was committed.
+
+    Attributes:
+        target: which array and layer.
+        chunk: which chunk of tokens.
+    """
+
+    def __init__(self, target: Target, chunk: int, cause: str) -> None:
+        super().__init__(f"{target.array}, layer {target.layer}, chunk {chunk}: damaged ({cause})")
+        self.target = target
+        self.chunk = chunk
+
+
+class TargetChunks:
+    """The chunks of targets, whole, in the arrays that hold them.
+
+    Args:
+        arrays: by name.
+        chunk_tokens: tokens in a chunk.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any], chunk_tokens: int) -> None:
+        self._size = chunk_tokens
+        self._files = {
+            name: ChunkFiles(array, array.attrs["compression"]) for name, array in arrays.items()
+        }
+        self._rows = {
+            name: {layer: row for row, layer in enumerate(array.attrs.get("layers", []))}
+            for name, array in arrays.items()
+        }
+
+    def read(self, target: Target, chunk: int) -> tuple[list[NDArray[Any]], str]:
+        """The values of each array, (token, channel), and the checksum of the stored bytes.
+
+        Raises:
+            DamagedChunkError: a file is missing, or not what was written.
+        """
+        try:
+            read = [files.read(at) for files, at in self._of(target, chunk)]
+        except DamagedFileError as error:
+            raise DamagedChunkError(target, chunk, error.cause) from error
+        values = [part.reshape(self._size, -1) for part, _ in read]
+        return values, "".join(stored for _, stored in read)
+
+    def write(self, target: Target, chunk: int, values: Iterable[NDArray[Any]]) -> str:
+        """Write the values of each array; the checksum of the stored bytes."""
+        places = zip(self._of(target, chunk), values, strict=True)
+        return "".join(files.write(at, part) for (files, at), part in places)
+
+    def blank(self, target: Target) -> list[NDArray[Any]]:
+        """The values of a chunk that was never written."""
+        return [np.reshape(f.blank(), (self._size, -1)) for f, _ in self._of(target, 0)]
+
+    def has(self, target: Target) -> bool:
+        """Whether a target has a place in the arrays."""
+        names = arrays_of(target)
+        return target.array == BOUNDARY or all(target.layer in self._rows[n] for n in names)
+
+    def exists(self, target: Target, chunk: int) -> bool:
+        """Whether a chunk has a file."""
+        return any(files.exists(at) for files, at in self._of(target, chunk))
+
+    def remove(self, target: Target, chunk: int) -> None:
+        """Remove a chunk's files."""
+        for files, at in self._of(target, chunk):
+            files.remove(at)
+
+    def check(self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]) -> None:
+        """Hold the rows that count against their checksums, decoding only where that is needed.
+
+        Raises:
+            DamagedChunkError: they do not agree.
+        """
+        counted = list(counted)
+        if all(self._fills(rows) for rows, _ in counted):
+            try:
+                stored = "".join(files.checksum(at) for files, at in self._of(target, chunk))
+            except DamagedFileError as error:
+                raise DamagedChunkError(target, chunk, error.cause) from error
+            self._compare(target, chunk, [], stored, counted)
+        else:
+            self._compare(target, chunk, *self.read(target, chunk), counted)
+
+    def checked(
+        self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]
+    ) -> list[NDArray[Any]]:
+        """`read`, and `check` of what was read."""
+        values, stored = self.read(target, chunk)
+        self._compare(target, chunk, values, stored, counted)
+        return values
+
+    def sum_of(self, values: Iterable[NDArray[Any]], rows: Rows) -> str:
+        """The checksum of values (token, channel) of a whole chunk, of some of its rows."""
+        first = rows.chunk * self._size
+        pieces = (part[rows.start - first : rows.stop - first] for part in values)
+        return "".join(checksum(piece.tobytes()) for piece in pieces)
+
+    def _compare(
+        self,
+        target: Target,
+        chunk: int,
+        values: list[NDArray[Any]],
+        stored: str,
+        counted: Iterable[tuple[Rows, str]],
+    ) -> None:
+        for rows, committed in counted:
+            if committed != (stored if self._fills(rows) else self.sum_of(values, rows)):
+                raise DamagedChunkError(target, chunk, "it is not the one that was committed")
+
+    def _fills(self, rows: Rows) -> bool:
+        return rows.stop - rows.start == self._size
+
+    def _of(self, target: Target, chunk: int) -> Iterator[tuple[ChunkFiles, tuple[int, ...]]]:
+        """The files of a target's arrays, and the coordinates of a chunk in them."""
+        for name in arrays_of(target):
+            row = () if target.array == BOUNDARY else (self._rows[name][target.layer],)
+            yield self._files[name], (*row, chunk, 0)

@@ -1,0 +1,140 @@
+"""Holds everything that a run has committed against its records, byte by byte.
+
+Whatever is damaged is taken away, so that the same `snakemake` command makes it anew, and nothing
+else. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.extraction.run import manifest
+from outlier_atlas.extraction.work import Work
+from outlier_atlas.files import DamagedFileError, read_record
+from outlier_atlas.model.unchanged import Weights
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import COMMITS, Commits, revise
+from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.repair import damaged, give_up, look_again
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Records:
+    """Where the records of a run lie.
+
+    Attributes:
+        run: its folder.
+        model: record of its model; `resources` is the folder that it is relative to.
+        tokens: its token store.
+        store: record of its store.
+        manifests: of its extraction jobs, layer group by layer group.
+    """
+
+    run: Path
+    model: Path
+    resources: Path
+    tokens: Path
+    store: Path
+    manifests: Sequence[Path]
+
+
+def verify(records: Records, threads: int) -> None:
+    """Say on a line each what of a run is damaged, and have the next run make it anew.
+
+    Raises:
+        ValueError: something was damaged, or there is no run.
+    """
+    if not records.store.exists() or not records.tokens.exists():
+        raise ValueError(f"{records.run}: there is no store yet, so nothing to verify")
+    faults = list(_faults(records, threads))
+    for fault in faults:
+        log.error("%s", fault)
+    if faults:
+        noun = "file" if len(faults) == 1 else "files"
+        raise ValueError(
+            f"{records.run}: {len(faults)} damaged {noun} or chunks, all named above; run the same "
+            f"snakemake command without `verify`: what is named is made anew, and nothing else"
+        )
+    log.info("%s: the model, the tokens and every chunk are what was committed", records.run)
+
+
+def _faults(records: Records, threads: int) -> Iterator[str]:
+    """Each damage in a line; what is damaged is gone when its line comes."""
+    of_stages = (records.model, records.run / RECORD, records.store)
+    damages = [*_records((*of_stages, *records.manifests)), *_weights_and_tokens(records)]
+    yield from map(str, damages)
+    if not all(path.exists() for path in (*of_stages, records.tokens)):
+        return  # what the store should hold is known once these are made anew
+    layout = Layout.from_record(read_record(records.store))
+    tokens = TokenStore.open(records.tokens)
+    model = str(read_record(records.model)["fingerprint"])
+    whole = Work(layout, tokens, model, 0, 0)
+    commits = Commits.load(records.run / COMMITS)
+    yield from _jobs(records, whole, commits)
+    arrays = Arrays(records.run, layout, whole.counted(commits))
+    chunks = list(damaged(arrays, layout, threads))
+    if chunks:
+        give_up(records.run, arrays, chunks)
+    yield from (
+        f"{records.run}: {chunk}; extraction makes it anew where it is needed" for chunk in chunks
+    )
+
+
+def _records(paths: Sequence[Path]) -> Iterator[DamagedFileError]:
+    for path in filter(Path.exists, paths):
+        try:
+            read_record(path)
+        except DamagedFileError as damage:
+            path.unlink()
+            yield damage
+
+
+def _weights_and_tokens(records: Records) -> Iterator[DamagedFileError]:
+    def weights() -> None:
+        Weights(records.model, records.resources).verify()
+
+    def tokens() -> None:
+        TokenStore.recorded(records.tokens, records.run / RECORD)
+
+    for record, look in ((records.model, weights), (records.run / RECORD, tokens)):
+        try:
+            if record.exists():
+                look()
+        except DamagedFileError as damage:
+            damage.path.unlink(missing_ok=True)
+            yield damage
+
+
+def _jobs(records: Records, whole: Work, commits: Commits) -> Iterator[str]:
+    """Finished extraction jobs whose manifests or commits are not what they were."""
+    layout = whole.layout
+    parts = list(product(range(len(layout.layer_groups)), range(layout.sequence_shards)))
+    if len(parts) != len(records.manifests):
+        return  # configured otherwise meanwhile: the jobs of now are still to run
+    lost = []
+    for (group, shard), path in zip(parts, records.manifests, strict=True):
+        work = Work(layout, whole.tokens, whole.model_fingerprint, group, shard)
+        if path.exists() and read_record(path) != manifest(work):
+            path.unlink()
+            yield str(DamagedFileError(path, "it is not the manifest of this job"))
+        elif path.exists() and work.missing(commits, len(work.sequences)):
+            lost.append(f"layers {work.span}, sequence shard {shard}")
+    if lost:
+        yield _lost(records.run, lost, commits)
+
+
+def _lost(run: Path, lost: Sequence[str], commits: Commits) -> str:
+    where = ", ".join(str(path) for path in commits.damaged) or str(run / COMMITS)
+    revise(run / COMMITS, lambda commit: commit)  # damaged lines go
+    look_again(run)
+    return (
+        f"{where}: damaged (not all commits are there of {'; '.join(lost)}); extraction makes anew "
+        f"what they stood for"
+    )
