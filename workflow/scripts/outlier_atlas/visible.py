@@ -49,7 +49,9 @@ def gist(error: BaseException, folder: Path | None = None) -> str:
     """
     said = " ".join(str(error).replace(f"{folder}/", "").split()) or type(error).__name__
     # Of an error that wraps another one, the other one.
-    said = re.sub(r"^.*?\b[A-Za-z]+(?:Error|Exception): |^Error while deserializing header: ", "", said)
+    said = re.sub(
+        r"^.*?\b[A-Za-z]+(?:Error|Exception): |^Error while deserializing header: ", "", said
+    )
     sentence = re.split(r"(?<=[a-z0-9`'\")\]])\. (?=[A-Z])", said)[0].rstrip(".")
     return shortened(sentence, 160)
 

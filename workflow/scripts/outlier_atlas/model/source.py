@@ -169,7 +169,9 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
     chosen = getattr(text, "num_experts_per_tok", None)
     if experts and chosen and chosen > experts:
-        raise ValueError(f"{path}: num_experts_per_tok is {chosen}, and there are {experts} experts")
+        raise ValueError(
+            f"{path}: num_experts_per_tok is {chosen}, and there are {experts} experts"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{path}: {config.model_type!r} is an encoder-decoder, not a decoder model"
@@ -217,7 +219,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
                 f"code, set model.trust_remote_code: true"
             ) from error
         said = gist(error, folder)
-        raise ValueError(f"{folder}: its tokenizer cannot be read ({said}); fetch it again") from error
+        raise ValueError(
+            f"{folder}: its tokenizer cannot be read ({said}); fetch it again"
+        ) from error
 
 
 def offline() -> None:
