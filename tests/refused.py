@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import doorway
 import pytest
+
+import doorway
 
 LONGEST = 330
 """Characters of a line; a few names of columns or files have to fit in."""

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,11 @@ JOBS = {
     "pickled": ("fetch_model", {"model": {"source": "./pickled"}}, "only pickled weights"),
     "cut": ("fetch_model", {"model": {"source": "./cut"}}, "cut short, or no safetensors file"),
     "gguf": ("fetch_model", {"model": {"source": "./none.gguf"}}, "no such GGUF file"),
-    "offline": ("fetch_model", {"model": {"source": "lab/model"}}, "the hub cannot be reached (offl"),
-    "no-data": ("tokenize_dataset", {"dataset": {"source": "./none.txt"}}, "no such file or folder"),
+    "offline": ("fetch_model", {"model": {"source": "lab/model"}}, "the hub cannot be reached (of"),
+    "no-data": ("tokenize_dataset", {"dataset": {"source": "./none.txt"}}, "no such file or folde"),
     "esc": ("tokenize_dataset", {"dataset": {"source": "esc.csv"}}, r"there are '\x1b[2Jcolumn'"),
-    "tokenizer": ("tokenize_dataset", {"model": {"source": "./bad-tokenizer"}}, "its tokenizer cannot"),
-    "no-layer": ("create_store", {"extraction": {"layers": [9]}}, "the model has no layer 9; it has 4"),
+    "tokenizer": ("tokenize_dataset", {"model": {"source": "./bad-tokenizer"}}, "its tokenizer ca"),
+    "no-layer": ("create_store", {"extraction": {"layers": [9]}}, "the model has no layer 9; it h"),
 }  # fmt: skip
 
 
@@ -94,10 +95,10 @@ CONFIGURATIONS = {
     "twice": ("model: {source: ./a}\nmodel: {source: ./b}\n", "line 2: 'model' is there already"),
     "bomb": (
         "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
-        + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcde", "bcdef", strict=True)),
+        + "".join(f"{b}: &{b} [{f'*{a},' * 10}]\n" for a, b in pairwise("abcdef")),
         "more than 10,000 values, with its aliases",
     ),
-    "unknown": ("model: {source: ./a}\ndataset: {source: ./t}\nrun: {nam: x}\n", "did you mean 'nam"),
+    "unknown": ("model: {source: ./a}\ndataset: {source: ./t}\nrun: {nam: x}\n", "did you mean 'n"),
     "escape": ('model: {source: "\\e[2J"}\ndataset: {source: ./t}\n', r"model.source = '\x1b[2J'"),
 }  # fmt: skip
 

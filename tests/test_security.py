@@ -1,4 +1,4 @@
-"""Text of strangers stays text, their code never runs, and secrets of the environment stay there."""
+"""Text of strangers stays text, their code never runs, and secrets stay in the environment."""
 
 import ast
 import json
@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import doorway
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +22,7 @@ import yaml
 from hub_server import HubServer
 from pipeline import Run, config
 
+import doorway
 from outlier_atlas import tables
 from outlier_atlas.builtin import Package
 from outlier_atlas.builtin import fetch as fetch_package
@@ -214,7 +214,7 @@ CODE = "import pathlib\npathlib.Path({!r}).touch()\n"
 
 @pytest.fixture
 def poisoned(llama, tmp_path):
-    """A checkpoint that runs, with everything in it that must not run; and the mark it would leave."""
+    """A checkpoint that runs, with all that must not; and the mark that would leave."""
     mark, folder = tmp_path / "it ran", tmp_path / "model"
     shutil.copytree(llama, folder)
     for name in ("pytorch_model.bin", "model.pt", "training_args.bin", "optimizer.pt"):
