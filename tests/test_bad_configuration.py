@@ -69,7 +69,7 @@ FILES = {
     "an alias of itself": ("a: &a [*a]\n", "more than 10,000 values, with its aliases"),
     "a deep nest": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
     "expressions": ("__use_yte__: true\n" + LEAST, "__use_yte__ lets a configuration run Python"),
-    "no keys of ours": (with_line("layers: 3"), "layers: unknown key; known here: run, model, dataset"),
+    "no keys of ours": (with_line("layers: 3"), "layers: unknown key; known here: run, model, dat"),
     # Values that YAML takes for something else.
     "bos: no is false": (dataset("bos: no"), "dataset.bos = False: must be 'auto', 'always' or"),
     "a number for a name": (with_line("run: {name: 2024}"), "run.name = 2024: must be text (in qu"),
@@ -91,8 +91,8 @@ FILES = {
     "a null for a number": (dataset("sequences:"), "dataset.sequences = None: must be a whole nu"),
     # Ranges that `test_settings.py` has not.
     "huge sequences": (dataset(f"sequences: {10**30}"), "must be below 2147483648"),
-    "a negative length": (dataset("sequence_length: -5"), "dataset.sequence_length = -5: must be at"),
-    "a huge seed": (dataset("shuffle_seed: 4294967296"), "shuffle_seed = 4294967296: must be below"),
+    "a negative length": (dataset("sequence_length: -5"), "dataset.sequence_length = -5: must be"),
+    "a huge seed": (dataset("shuffle_seed: 4294967296"), "shuffle_seed = 4294967296: must be belo"),
     "a negative threshold": (
         with_line("detection: {massive_activations: {absolute: -1}}"),
         "detection.massive_activations.absolute = -1: must be above 0",
@@ -114,7 +114,7 @@ FILES = {
         "report.context_tokens = 201: must be at most 200",
     ),
     "no threads": (with_line("execution: {threads: 0}"), "execution.threads = 0: must be at least"),
-    "half a GPU": (with_line("execution: {gpus_per_job: 0.5}"), "execution.gpus_per_job = 0.5: must"),
+    "half a GPU": (with_line("execution: {gpus_per_job: 0.5}"), "execution.gpus_per_job = 0.5: mu"),
     "memory without unit": (
         with_line('execution: {device_memory: "24"}'),
         "execution.device_memory = '24': must be a number and MiB, GiB or TiB",
@@ -123,7 +123,7 @@ FILES = {
         with_line("execution: {batch_size: all}"),
         "execution.batch_size = 'all': must be a whole number or 'auto'",
     ),
-    "a long run name": (with_line(f"run: {{name: {'x' * 101}}}"), "must have at most 100 characters"),
+    "a long run name": (with_line(f"run: {{name: {'x' * 101}}}"), "must have at most 100 characte"),
     "a layer of words": (
         with_line("extraction: {layers: [first]}"),
         "extraction.layers[0] = 'first': must be a whole number",

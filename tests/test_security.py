@@ -1,4 +1,4 @@
-"""Text of strangers stays text, their code never runs, and secrets of the environment stay there."""
+"""Text of strangers stays text, their code never runs, and secrets stay in the environment."""
 
 import ast
 import json
@@ -214,7 +214,7 @@ CODE = "import pathlib\npathlib.Path({!r}).touch()\n"
 
 @pytest.fixture
 def poisoned(llama, tmp_path):
-    """A checkpoint that runs, with everything in it that must not run; and the mark it would leave."""
+    """A checkpoint that runs, with all that must not; and the mark that would leave."""
     mark, folder = tmp_path / "it ran", tmp_path / "model"
     shutil.copytree(llama, folder)
     for name in ("pytorch_model.bin", "model.pt", "training_args.bin", "optimizer.pt"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,7 @@ def _head(
 ) -> Row:
     model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
     store = read_record(inputs.store_record)
+    style = (HERE / "style.css").read_text("utf-8")
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
@@ -106,7 +108,8 @@ def _head(
         "alarms": alarms(evidence),
         "findings": sentences,
         # Our own file, and the only text that is not escaped.
-        "style": Markup((HERE / "style.css").read_text("utf-8")),
+        "style": Markup(style),
+        "style_hash": _hash(style),
         "folder": visible(str(inputs.folder)),
         "version": __version__,
         "facts": _facts(model, tokens, store),
@@ -114,6 +117,12 @@ def _head(
         "measured": [_measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
+
+
+def _hash(text: str) -> Markup:
+    """What the page's Content-Security-Policy lets through: this text, and no other style."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return Markup("sha256-") + base64.b64encode(digest).decode()
 
 
 def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: TokenStore) -> Row:
