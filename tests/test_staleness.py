@@ -142,7 +142,7 @@ def finished(tmp_path_factory):
 
 def checkout(folder):
     shutil.copy(ROOT / "Snakefile", folder)
-    for name in ("workflow", "profiles"):
+    for name in ("workflow", "profiles", "envs"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     return folder
@@ -231,6 +231,38 @@ def test_more_sequences_another_cut_and_edited_code_in_real_runs(finished, tmp_p
         {"extract_activations": 4, "detect_outliers": 1, "draw_figures": 1, "render_report": 1},
         0, set(),
     )  # fmt: skip
+
+
+def test_verify_names_all_damage_and_the_same_command_makes_it_anew(finished, tmp_path):
+    project = Project(finished, tmp_path / "project")
+    run = project.run.folder
+    want = {path: data for path, (_, data) in chunk_files(project.run).items()}
+    chunk, old = ("activations.zarr/mlp_in/c/2/1/0", "activations.zarr/resid_post/c/0/3/0")
+    (run / chunk).write_bytes((run / chunk).read_bytes()[:-1])
+    shutil.copy(run / "activations.zarr/resid_post/c/0/2/0", run / old)
+    tokens = (run / "tokens.parquet").read_bytes()
+    (run / "tokens.parquet").write_bytes(tokens[:-9] + b"X" + tokens[-8:])
+
+    def verify():
+        done = snakemake(
+            project.folder, "--configfile", "mine.yaml", "--", "verify",
+            root=project.folder, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = verify()
+    assert status != 0
+    assert "results/mine/tokens.parquet: damaged (it is not the file that tokens.json" in said
+    assert "mlp_in, layer 2, chunk 1: damaged (its checksum does not agree)" in said
+    assert "resid_post, layer 0, chunk 3: damaged (it is not the one that was committed)" in said
+    assert "Traceback" not in said
+    jobs, loads, chunks = project.again(CONFIG)
+    assert (jobs["extract_activations"], loads, chunks) == (1, 1, {chunk, old})
+    assert {path: data for path, (_, data) in chunk_files(project.run).items()} == want
+    assert (run / "tokens.parquet").read_bytes() == tokens
+    status, said = verify()
+    assert status == 0
+    assert "results/mine: the model, the tokens and every chunk are what was committed" in said
 
 
 REPRESENTATIVES = {
