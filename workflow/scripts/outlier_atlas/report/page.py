@@ -19,7 +19,7 @@ from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.measured import Measured, records
-from outlier_atlas.report import experts
+from outlier_atlas.report import experts, weights
 from outlier_atlas.report.figures import THEMES
 from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
 from outlier_atlas.report.text import (
@@ -132,6 +132,7 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "int8": _int8(report, evidence),
         "massive": _massive(report, inputs, evidence, tokens),
         "experts": _experts(report, inputs, evidence) if evidence.experts else None,
+        "weights": _weights_section(report, inputs),
         "text_shown": report.text,
     }
 
@@ -146,6 +147,16 @@ def _experts(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
         "colour. An unseen expert has no colour. The experts with the largest are named above.",
     )
     return experts.section(evidence.experts, min_tokens, report.rows) | {"heatmap": heatmap}
+
+
+def _weights_section(report: ReportSettings, inputs: Inputs) -> Row | None:
+    if not inputs.configuration["weights"]["measure"]:
+        return None
+    rows, errors = (
+        tables.read(inputs.tables, table).to_pylist()
+        for table in (tables.WEIGHTS, tables.WEIGHT_ERRORS)
+    )
+    return weights.section(rows, errors, report.rows)
 
 
 def _facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
