@@ -23,6 +23,8 @@ from outlier_atlas.model.roles import Tap
 from outlier_atlas.model.source import fetch, load_config, slug
 from outlier_atlas.settings.configuration import Settings, load
 from outlier_atlas.settings.source import source_kind
+from outlier_atlas.weights.join import join
+from outlier_atlas.weights.measure import measure
 
 
 class Run:
@@ -37,6 +39,7 @@ class Run:
         self.tokens_record = self.folder / "manifests" / "tokens.json"
         self.store_record = self.folder / "manifests" / "store.json"
         self.tables = self.folder / "tables"
+        self.weights = self.resources / "weights" / slug(self.settings.model)
 
     @property
     def activations(self) -> Path:
@@ -99,6 +102,12 @@ class Run:
             detection, self.folder, self.store_record, self.tokens, self.model_record,
             self.tables, 2, sorted((self.folder / "manifests" / "extraction").glob("*.json")),
         )  # fmt: skip
+        smoothquant = self.settings.detection.smoothquant.model_dump(mode="json")
+        join(smoothquant, self.weights if self.weights.exists() else None, self.tables)
+
+    def measure_weights(self) -> None:
+        """Before `detect`, whose tables are joined with them."""
+        measure(self.model_record, self.resources, False, self.weights, 2)
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """The rows of a table."""

@@ -157,6 +157,12 @@ def test_every_number_of_a_format_and_every_tie_between_two():
             assert getattr(formats, name)(values).tolist() == [expected]
 
 
+def test_a_block_of_tiny_values_has_the_smallest_scale():
+    """2^-121 is 64 times the smallest scale of E8M0, and a block of it alone has no smaller one."""
+    for value, back in ((2.0**-121, 2.0**-121), (2.0**-137, 0.0), (3 * 2.0**-137, 2.0**-135)):
+        assert formats.mxfp8(torch.tensor([[value]])).item() == back
+
+
 def test_a_part_of_a_tensor_comes_back_as_it_does_from_the_whole():
     x = torch.randn(6, 48, generator=torch.Generator().manual_seed(0))
     whole = formats.largest(x, "tensor")

@@ -9,6 +9,8 @@ import copy
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -18,9 +20,6 @@ import tiny
 import zarr
 from hub_server import HubServer
 from pipeline import Run, config
-from snakemake.api import SnakemakeApi
-from snakemake.settings.enums import Quietness, RerunTrigger
-from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
 from store_files import chunk_files, site_chunks, written
 from test_hub import dataset, environment, hub  # noqa: F401 - a fixture
 from test_workflow import ROOT, snakemake, write
@@ -107,22 +106,18 @@ def changed(base, key, value):
     return result
 
 
-def planned(folder, changed_config):
-    """How many jobs of each rule Snakemake would run; in this process, ten times as fast."""
-    write(folder, changed_config, "planned.yaml")
-    triggers = {RerunTrigger[name] for name in ("MTIME", "PARAMS", "INPUT", "SOFTWARE_ENV")}
-    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
-        workflow = api.workflow(
-            ResourceSettings(cores=2),
-            ConfigSettings(configfiles=[folder / "planned.yaml"]),
-            snakefile=folder / "Snakefile",
-            workdir=folder,
-        )
-        dag = workflow.dag(DAGSettings(rerun_triggers=frozenset(triggers)))
-        dag.execute_workflow(executor="dryrun")
-        jobs = Counter(job.rule.name for job in workflow._workflow.dag.needrun_jobs())
-    jobs.pop("all", None)
-    return jobs
+def planned(folder, *configs):
+    """How many jobs of each rule Snakemake would run, for each configuration."""
+    names = [f"planned-{index}.yaml" for index in range(len(configs))]
+    for name, configured in zip(names, configs, strict=True):
+        write(folder, configured, name)
+    script = Path(__file__).with_name("planned_jobs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *names],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +137,7 @@ def finished(tmp_path_factory):
 
 def checkout(folder):
     shutil.copy(ROOT / "Snakefile", folder)
-    for name in ("workflow", "profiles"):
+    for name in ("workflow", "profiles", "envs"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     return folder
@@ -156,10 +151,11 @@ def test_the_table_knows_every_key():
 
 
 def test_every_line_of_the_table_is_what_snakemake_plans(finished):
-    assert planned(finished, CONFIG) == {}
-    for key, value in CHANGES.items():
-        jobs = planned(finished, changed(CONFIG, key, value))
-        assert set(jobs) == set(staleness.effect(key).rules), key
+    configs = (changed(CONFIG, key, value) for key, value in CHANGES.items())
+    nothing, *jobs = planned(finished, CONFIG, *configs)
+    assert nothing == {}
+    for key, of_key in zip(CHANGES, jobs, strict=True):
+        assert set(of_key) == set(staleness.effect(key).rules), key
 
 
 @pytest.mark.slow
@@ -171,9 +167,9 @@ def test_every_line_about_a_hub_is_what_snakemake_plans(hub, tmp_path):  # noqa:
         write(tmp_path, base)
         env = environment(tmp_path / "home", server.url)
         snakemake(tmp_path, "--configfile", "mine.yaml", root=tmp_path, env=env)
-        for key, value in OF_A_HUB.items():
-            jobs = planned(tmp_path, changed(base, key, value))
-            assert set(jobs) == {"fetch_dataset", *staleness.effect(key).rules}, key
+    jobs = planned(tmp_path, *(changed(base, key, value) for key, value in OF_A_HUB.items()))
+    for key, of_key in zip(OF_A_HUB, jobs, strict=True):
+        assert set(of_key) == {"fetch_dataset", *staleness.effect(key).rules}, key
 
 
 def test_spelling_order_and_touch_make_nothing_stale(finished):
@@ -182,7 +178,7 @@ def test_spelling_order_and_touch_make_nothing_stale(finished):
     for folder in ("workflow", "model", "texts", "results/mine/manifests"):
         for path in (finished / folder).rglob("*"):
             path.touch()  # as a fresh checkout, or a copy, does
-    assert planned(finished, spelled) == {}
+    assert planned(finished, spelled) == [{}]
 
 
 class Project:
@@ -198,7 +194,7 @@ class Project:
         write(self.folder, changed_config)
         done = snakemake(self.folder, "--configfile", "mine.yaml", root=self.folder)
         said = done.stdout + done.stderr
-        jobs = Counter(re.findall(r"^(?:local)?rule (\w+):$", said, re.MULTILINE))
+        jobs = Counter(re.findall(r"Finished jobid: \d+ \(Rule: (\w+)\)", said))
         jobs.pop("all", None)
         loads = len(re.findall(r"of weights, as .* loaded in", said))
         return jobs, loads, written(before, chunk_files(self.run))
@@ -231,6 +227,38 @@ def test_more_sequences_another_cut_and_edited_code_in_real_runs(finished, tmp_p
         {"extract_activations": 4, "detect_outliers": 1, "draw_figures": 1, "render_report": 1},
         0, set(),
     )  # fmt: skip
+
+
+def test_verify_names_all_damage_and_the_same_command_makes_it_anew(finished, tmp_path):
+    project = Project(finished, tmp_path / "project")
+    run = project.run.folder
+    want = {path: data for path, (_, data) in chunk_files(project.run).items()}
+    chunk, old = ("activations.zarr/mlp_in/c/2/1/0", "activations.zarr/resid_post/c/0/3/0")
+    (run / chunk).write_bytes((run / chunk).read_bytes()[:-1])
+    shutil.copy(run / "activations.zarr/resid_post/c/0/2/0", run / old)
+    tokens = (run / "tokens.parquet").read_bytes()
+    (run / "tokens.parquet").write_bytes(tokens[:-9] + b"X" + tokens[-8:])
+
+    def verify():
+        done = snakemake(
+            project.folder, "--configfile", "mine.yaml", "--", "verify",
+            root=project.folder, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = verify()
+    assert status != 0
+    assert "results/mine/tokens.parquet: damaged (it is not the file that tokens.json" in said
+    assert "mlp_in, layer 2, chunk 1: damaged (its checksum does not agree)" in said
+    assert "resid_post, layer 0, chunk 3: damaged (it is not the one that was committed)" in said
+    assert "Traceback" not in said
+    jobs, loads, chunks = project.again(CONFIG)
+    assert (jobs["extract_activations"], loads, chunks) == (1, 1, {chunk, old})
+    assert {path: data for path, (_, data) in chunk_files(project.run).items()} == want
+    assert (run / "tokens.parquet").read_bytes() == tokens
+    status, said = verify()
+    assert status == 0
+    assert "results/mine: the model, the tokens and every chunk are what was committed" in said
 
 
 REPRESENTATIVES = {

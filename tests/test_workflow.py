@@ -75,6 +75,7 @@ def test_a_run_leaves_everything_that_is_promised(folder):
     assert np.isfinite(array[:]).all()
     names = {"criteria", "layer_magnitudes", "channel_maxima", "llm_int8_features"}
     names |= {"llm_int8_variants", "massive_activations", "massive_channels", "expert_magnitudes"}
+    names |= {"weights", "weight_errors", "smoothquant_scales"}
     for ending in ("parquet", "csv"):
         assert {path.stem for path in (run / "tables").glob(f"*.{ending}")} == names
     assert "<!doctype html>" in (run / "report.html").read_text()[:200]
@@ -127,7 +128,7 @@ def test_snakemakes_own_report_has_the_page_the_tables_and_the_figures(folder):
     with zipfile.ZipFile(folder / "own.zip") as archive:
         names = {Path(name).name for name in archive.namelist()}
         page = archive.read("own/report.html").decode()
-    assert len([name for name in names if name.endswith(".csv")]) == 8
+    assert len([name for name in names if name.endswith(".csv")]) == 11
     assert len([name for name in names if name.endswith(".svg")]) == 6
     for word in ("Figures", "Tables", "massive_channels", "maxima"):
         assert word in page
@@ -170,13 +171,42 @@ def test_spelling_and_touching_make_nothing_stale(folder):
         (
             "detection",
             {"llm_int8": {"threshold": 3.0}},
-            {"detect_outliers": 1, "draw_figures": 1, "render_report": 1},
+            {"detect_outliers": 1, "join_weights": 1, "draw_figures": 1, "render_report": 1},
+        ),
+        (
+            "detection",
+            CONFIG["detection"] | {"smoothquant": {"alpha": 0.8}},
+            {"join_weights": 1, "render_report": 1},
         ),
     ],
 )
 def test_only_the_stages_behind_a_change_are_stale(folder, section, change, stale):
     write(folder, CONFIG | {"run": {"name": "mine"}, section: change}, "other.yaml")
     assert planned(folder, "other.yaml") == stale
+
+
+def test_a_models_weights_are_measured_once_whatever_its_runs(folder):
+    """Another run, other text, another dtype: the weights are the same, and those of a changed
+    model are not."""
+    text = CONFIG["dataset"] | {"sequences": 3}
+    again = CONFIG | {"dataset": text, "model": CONFIG["model"] | {"dtype": "float32"}}
+    write(folder, again, "again.yaml")
+    stale = planned(folder, "again.yaml")
+    assert stale["join_weights"] == stale["detect_outliers"] == 1
+    assert "measure_weights" not in stale
+    measured = next((folder / "resources" / "weights").glob("*/weights.parquet"))
+    before = measured.stat().st_mtime_ns
+    snakemake(folder, "--configfile", "again.yaml", "results/again/tables/weights.parquet")
+    assert measured.stat().st_mtime_ns == before
+    write(folder, again | {"weights": {"measure": False}}, "again.yaml")
+    assert "join_weights" in planned(folder, "again.yaml")
+    tiny.checkpoint(folder / "model", transformers.LlamaConfig(**tiny.SIZES), seed=3)
+    try:
+        assert planned(folder)["measure_weights"] == 1
+    finally:
+        tiny.llama(folder / "model")
+        snakemake(folder, "--configfile", "mine.yaml")
+    assert planned(folder) == {}
 
 
 def test_what_was_replaced_by_something_older_is_stale(folder):
@@ -250,8 +280,8 @@ def test_the_demo_is_planned_offline_on_a_fresh_checkout(tmp_path):
     said = snakemake(tmp_path, "--dry-run").stdout
     assert dict(re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)) == {
         "fetch_package": "2", "fetch_model": "1", "tokenize_dataset": "1", "create_store": "1",
-        "extract_activations": "6", "detect_outliers": "1", "draw_figures": "1",
-        "render_report": "1", "all": "1", "total": "15",
+        "extract_activations": "6", "detect_outliers": "1", "measure_weights": "1",
+        "join_weights": "1", "draw_figures": "1", "render_report": "1", "all": "1", "total": "17",
     }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def verify(records: Records, threads: int) -> None:
     Raises:
         ValueError: something was damaged, or there is no run.
     """
-    if not records.store.exists() or not records.tokens.exists():
+    if not records.store.exists():
         raise ValueError(f"{records.run}: there is no store yet, so nothing to verify")
     faults = list(_faults(records, threads))
     for fault in faults:
@@ -70,21 +70,20 @@ def _faults(records: Records, threads: int) -> Iterator[str]:
     of_stages = (records.model, records.run / RECORD, records.store)
     damages = [*_records((*of_stages, *records.manifests)), *_weights_and_tokens(records)]
     yield from map(str, damages)
-    if not all(path.exists() for path in (*of_stages, records.tokens)):
-        return  # what the store should hold is known once these are made anew
+    if not records.store.exists():
+        return  # what the store should hold is known once its record is made anew
     layout = Layout.from_record(read_record(records.store))
-    tokens = TokenStore.open(records.tokens)
-    model = str(read_record(records.model)["fingerprint"])
-    whole = Work(layout, tokens, model, 0, 0)
     commits = Commits.load(records.run / COMMITS)
-    yield from _jobs(records, whole, commits)
-    arrays = Arrays(records.run, layout, whole.counted(commits))
+    if all(path.exists() for path in (*of_stages, records.tokens)):
+        model = str(read_record(records.model)["fingerprint"])
+        tokens = TokenStore.open(records.tokens)
+        yield from _jobs(records, Work(layout, tokens, model, 0, 0), commits)
+    arrays = Arrays(records.run, layout, commits.of)
     chunks = list(damaged(arrays, layout, threads))
     if chunks:
         give_up(records.run, arrays, chunks)
-    yield from (
-        f"{records.run}: {chunk}; extraction makes it anew where it is needed" for chunk in chunks
-    )
+    for chunk in chunks:
+        yield f"{records.run}: {chunk}; extraction makes it anew where it is needed"
 
 
 def _records(paths: Sequence[Path]) -> Iterator[DamagedFileError]:

@@ -6,6 +6,7 @@ Detection and report read tokens and their text from here, and need no tokenizer
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ RECORD = Path("manifests") / "tokens.json"
 ROW_GROUP = 2**16
 """Tokens in a row group: what a look at one token's text has to read."""
 
+HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -200,10 +202,16 @@ def _batch(
         np.full(len(ids), index, np.int32),
         np.arange(len(ids), dtype=np.int32),
         ids,
-        pa.array([token_text(int(i)) for i in ids], pa.string()).dictionary_encode(),
-        pa.array(pieces(ids.tolist()), pa.string()).dictionary_encode(),
+        _texts(token_text(int(i)) for i in ids),
+        _texts(pieces(ids.tolist())),
     ]
     return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _texts(texts: Iterable[str]) -> pa.Array[Any]:
+    """Tokenizers in Python may give half of a surrogate pair, which no file can hold as text."""
+    whole = [HALF_OF_A_PAIR.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]
+    return pa.array(whole, pa.string()).dictionary_encode()
 
 
 def _write(writer: pq.ParquetWriter, batches: list[pa.RecordBatch]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.measured import records
-from outlier_atlas.report import criteria, experts, facts, measures
+from outlier_atlas.report import criteria, experts, facts, measures, weights
 from outlier_atlas.report.figures import THEMES
 from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
 from outlier_atlas.report.text import (
@@ -92,6 +93,7 @@ def _head(
 ) -> Row:
     model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
     store = read_record(inputs.store_record)
+    style = (HERE / "style.css").read_text("utf-8")
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
@@ -109,7 +111,8 @@ def _head(
         ).said,
         "findings": sentences,
         # Our own file, and the only text that is not escaped.
-        "style": Markup((HERE / "style.css").read_text("utf-8")),
+        "style": Markup(style),
+        "style_hash": _hash(style),
         "folder": visible(str(inputs.folder)),
         "version": __version__,
         "facts": facts.facts(model, tokens, store),
@@ -119,6 +122,12 @@ def _head(
     }
 
 
+def _hash(text: str) -> Markup:
+    """What the page's Content-Security-Policy lets through: this text, and no other style."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return Markup("sha256-") + base64.b64encode(digest).decode()
+
+
 def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: TokenStore) -> Row:
     sites = dict.fromkeys(row["site"] for row in evidence.magnitudes)
     return {
@@ -126,6 +135,7 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "int8": _int8(report, evidence),
         "massive": _massive(report, inputs, evidence, tokens),
         "experts": _experts(report, inputs, evidence) if evidence.experts else None,
+        "weights": _weights_section(report, inputs),
         "text_shown": report.text,
         **measures.pictures(inputs.figures, sites, inputs.configuration["detection"], _picture),
         "found": _found(report, inputs, evidence),
@@ -152,6 +162,16 @@ def _experts(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
         "colour. An unseen expert has no colour. The experts with the largest are named above.",
     )
     return experts.section(evidence.experts, min_tokens, report.rows) | {"heatmap": heatmap}
+
+
+def _weights_section(report: ReportSettings, inputs: Inputs) -> Row | None:
+    if not inputs.configuration["weights"]["measure"]:
+        return None
+    rows, errors = (
+        tables.read(inputs.tables, table).to_pylist()
+        for table in (tables.WEIGHTS, tables.WEIGHT_ERRORS)
+    )
+    return weights.section(rows, errors, report.rows)
 
 
 def _site(site: str, folder: Path) -> Row:

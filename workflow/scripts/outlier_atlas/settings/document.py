@@ -7,7 +7,9 @@ looks here first, and the Snakefile before it goes on.
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import yaml
 
 from outlier_atlas.files import readable
 from outlier_atlas.settings.configuration import Settings, load
-from outlier_atlas.visible import redacted, visible
+from outlier_atlas.visible import redacted, visible, visible_lines
 
 MOST_VALUES = 10_000
 """Values in a configuration, with every alias written out."""
@@ -118,6 +120,8 @@ def settings(files: Sequence[Path], config: Mapping[str, Any] | None = None) -> 
             if file == files[-1]:
                 return load(held if config is None else config, file.stem)
         except ValueError as error:
+            if os.environ.get("OUTLIER_ATLAS_TRACEBACK"):
+                print(visible_lines(redacted(traceback.format_exc())), file=sys.stderr)
             faults = [f"{readable(file)}: {fault}" for fault in str(error).splitlines()]
             sys.exit("\n".join(visible(redacted(fault)) for fault in faults))
     raise AssertionError("there is at least one file")

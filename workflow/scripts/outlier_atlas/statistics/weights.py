@@ -79,6 +79,7 @@ def weight_statistics(rows: int, columns: int, take: Take) -> WeightStatistics:
     largest = maxima.output.abs()
     row = int(largest.argmax())
     values, _ = _finite(take(row, row + 1))
+    column = int(values[0].abs().argmax())
     moments = _Moments(maxima.total / count if count else math.nan)
     errors = dict.fromkeys(ROUND_TRIPS, NO_ERROR)
     for start, stop in _parts(rows, columns):
@@ -89,9 +90,9 @@ def weight_statistics(rows: int, columns: int, take: Take) -> WeightStatistics:
             returned = round_trip(values_of_part, *scales)
             errors[name] += formats.error_sums(values_of_part, returned, squares)
     return WeightStatistics(
-        value=float(maxima.output[row]) if count else math.nan,
+        value=float(values[0, column]) if count else math.nan,
         row=row,
-        column=int(values[0].abs().argmax()),
+        column=column,
         mean=moments.mean,
         kurtosis=moments.kurtosis(count),
         not_finite=maxima.not_finite,

@@ -111,12 +111,18 @@ class Commits:
         commits.damaged = damaged
         return commits
 
-    def of(self, target: Target, chunk: int, fingerprint: str) -> list[tuple[Rows, str]]:
-        """The rows of a target that are committed under a fingerprint, and their checksums."""
+    def of(
+        self, target: Target, chunk: int, fingerprint: str | None = None
+    ) -> list[tuple[Rows, str]]:
+        """The rows of a target that are committed, and their checksums.
+
+        Args:
+            fingerprint: under which; by default whatever it is.
+        """
         return [
             (commit.rows, commit.checksums[target])
             for commit in self._by_chunk.get(chunk, ())
-            if commit.fingerprint == fingerprint and target in commit.checksums
+            if fingerprint in (None, commit.fingerprint) and target in commit.checksums
         ]
 
     def missing(self, targets: Iterable[Target], rows: Rows, fingerprint: str) -> frozenset[Target]:
