@@ -71,6 +71,8 @@ CHANGES = {
     "detection.massive_activations.ratio": 500.0,
     "detection.massive_activations.median": "token",
     "detection.experts.min_tokens": 2,
+    "detection.smoothquant.alpha": 0.7,
+    "weights.measure": False,
     "report.title": "Another title",
     "report.text": "none",
     "report.context_tokens": 3,

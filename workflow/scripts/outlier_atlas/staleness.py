@@ -11,10 +11,11 @@ from outlier_atlas.settings.configuration import Settings
 
 REPORT = ("render_report",)
 FIGURES = ("draw_figures", *REPORT)
-DETECTION = ("detect_outliers", *FIGURES)
+WEIGHTS = ("join_weights", *REPORT)
+DETECTION = ("detect_outliers", "join_weights", *FIGURES)
 STORE = ("create_store", "extract_activations", *DETECTION)
 TOKENS = ("tokenize_dataset", *STORE)
-MODEL = ("fetch_model", *TOKENS)
+MODEL = ("fetch_model", "measure_weights", *TOKENS)
 RULES = MODEL
 
 
@@ -50,6 +51,8 @@ EFFECTS = {
     "extraction.verify": NOTHING,
     "extraction.advanced": EVERYTHING,
     "detection": Effect(DETECTION),
+    "detection.smoothquant": Effect(WEIGHTS),
+    "weights": Effect(WEIGHTS),
     "report": Effect(REPORT),
     "execution": NOTHING,
 }
