@@ -136,7 +136,7 @@ def test_what_cannot_be_dequantized_is_refused_when_it_is_fetched(quantization, 
 def test_a_quantization_config_that_is_no_mapping_ends_in_one_line(quantization, tmp_path):
     model = tiny.llama(tmp_path / "model")
     quantized.say(model, quantization)
-    with pytest.raises(ValueError, match=r"^.*config\.json: quantization_config is .*, and must be an object$"):
+    with pytest.raises(ValueError, match=r"config\.json: quantization_config is .*, and must be"):
         fetched(model, tmp_path)
 
 
