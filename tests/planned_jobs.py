@@ -18,7 +18,7 @@ TRIGGERS = frozenset(RerunTrigger[n] for n in ("MTIME", "PARAMS", "INPUT", "SOFT
 
 
 def planned(configuration: Path) -> Counter[str]:
-    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+    with SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
         workflow = api.workflow(
             ResourceSettings(cores=2),
             ConfigSettings(configfiles=[configuration]),

@@ -128,7 +128,7 @@ def _config(**changes):
         ("llama", lambda f: (f / "model.safetensors").unlink(), "it holds no weights"),
         ("llama", _pickled, r"only pickled weights \(pytorch_model.bin\), which can run code"),
         ("llama", _truncated, "model.safetensors: cut short, or no safetensors file"),
-        ("llama", lambda f: (f / "config.json").write_text("{"), "not a configuration that"),
+        ("llama", lambda f: (f / "config.json").write_text("{"), "not JSON"),
         ("llama", _config(model_type="own"), "not a configuration that transformers knows"),
         ("llama", _config(model_type="t5"), "t5"),
         ("llama", lambda f: (f / "tokenizer.json").write_text("{"), None),

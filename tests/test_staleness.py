@@ -92,6 +92,8 @@ CHANGES = {
     "detection.bootstrap.resamples": 100,
     "detection.bootstrap.seed": 1,
     "detection.bootstrap.level": 0.9,
+    "detection.smoothquant.alpha": 0.7,
+    "weights.measure": False,
     "report.title": "Another title",
     "report.text": "none",
     "report.context_tokens": 3,

@@ -11,10 +11,11 @@ from outlier_atlas.settings.configuration import Settings
 
 REPORT = ("render_report",)
 FIGURES = ("draw_figures", *REPORT)
-DETECTION = ("detect_outliers", *FIGURES)
+WEIGHTS = ("join_weights", *REPORT)
+DETECTION = ("detect_outliers", "join_weights", *FIGURES)
 STORE = ("create_store", "extract_activations", *DETECTION)
 TOKENS = ("tokenize_dataset", *STORE)
-MODEL = ("fetch_model", *TOKENS)
+MODEL = ("fetch_model", "measure_weights", *TOKENS)
 RULES = MODEL
 
 
@@ -54,6 +55,8 @@ EFFECTS = {
     "extraction.advanced.outlier_floor": SUMMARIES,
     "extraction.advanced.massive_floor": SUMMARIES,
     "detection": Effect(DETECTION),
+    "detection.smoothquant": Effect(WEIGHTS),
+    "weights": Effect(WEIGHTS),
     "report": Effect(REPORT),
     "execution": NOTHING,
 }
