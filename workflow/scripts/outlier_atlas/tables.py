@@ -64,7 +64,8 @@ CRITERIA = Table(
         Column(
             "findings",
             pa.int64(),
-            "Number of findings: outlier features (channels), massive activations (values). "
+            "Number of findings: outlier features (channels), massive activations (values), heads "
+            "that sink on the first token. "
             "Empty where the criterion was not measured.",
         ),
         Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
@@ -263,6 +264,74 @@ EXPERT_MAGNITUDES = Table(
     ),
 )
 
+HEAD = Column("head", pa.int32(), "Query head of attention, 0-based.")
+
+ATTENTION_SINKS = Table(
+    "attention_sinks",
+    "Attention sinks by layer: how often the first token is one, and which token receives most "
+    "attention among the first T of a sequence (extraction.advanced.sink_tokens). Empty where "
+    "attn_sink was not measured.",
+    (
+        LAYER,
+        Column("heads", pa.int32(), "Number of query heads."),
+        Column("sequences", pa.int64(), "Number of sequences."),
+        Column(
+            "sink_metric",
+            pa.float64(),
+            "Sink metric of the first token, in %: 100 x share of (sequence, head) in which it "
+            "receives more than the threshold. Its mean over the layers is that of the model.",
+        ),
+        Column(
+            "sink_heads",
+            pa.int32(),
+            "Heads whose attention to the first token, as a mean over sequences, is above the "
+            "threshold.",
+        ),
+        Column(
+            "value",
+            pa.float32(),
+            "The largest attention that a token receives in a head (the first of equals). The last "
+            "of the T tokens has one query alone, itself: a large value there says little.",
+        ),
+        HEAD,
+        TOKEN_INDEX,
+        SEQUENCE,
+        POSITION,
+        TOKEN_ID,
+        TOKEN_TEXT,
+        Column("nan", pa.int64(), "Numbers that are NaN; left out of all other columns."),
+    ),
+)
+
+ATTENTION_SINK_HEADS = Table(
+    "attention_sink_heads",
+    "Per layer and head: the attention that the first token of a sequence receives. Empty where "
+    "attn_sink was not measured.",
+    (
+        LAYER,
+        HEAD,
+        Column("mean", pa.float64(), "Mean over sequences of what it receives, from 0 to 1."),
+        Column("sink_share", pa.float64(), "Share of sequences in which it is a sink."),
+    ),
+)
+
+ATTENTION_SINK_POSITIONS = Table(
+    "attention_sink_positions",
+    "Per position below T: how often it is a sink, over all layers and heads. Empty where "
+    "attn_sink was not measured.",
+    (
+        POSITION,
+        Column("sequences", pa.int64(), "Number of sequences that have this position."),
+        Column(
+            "sink_metric",
+            pa.float64(),
+            "Sink metric of the position, in %: 100 x share of (sequence, layer, head) in which it "
+            "receives more than the threshold; at position 0 the paper's Sink_1.",
+        ),
+        Column("mean", pa.float64(), "Mean of what it receives, over the same."),
+    ),
+)
+
 TABLES: tuple[Table, ...] = (
     CRITERIA,
     LAYER_MAGNITUDES,
@@ -272,6 +341,9 @@ TABLES: tuple[Table, ...] = (
     MASSIVE_ACTIVATIONS,
     MASSIVE_CHANNELS,
     EXPERT_MAGNITUDES,
+    ATTENTION_SINKS,
+    ATTENTION_SINK_HEADS,
+    ATTENTION_SINK_POSITIONS,
 )
 
 FORMATS = ("parquet", "csv")

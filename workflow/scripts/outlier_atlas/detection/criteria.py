@@ -6,13 +6,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from outlier_atlas.settings.detection import (
+    AttentionSinksSettings,
     DetectionSettings,
     LlmInt8Settings,
     MassiveActivationsSettings,
 )
+from outlier_atlas.settings.sites import ATTN_SINK
 
 LLM_INT8 = "llm_int8"
 MASSIVE_ACTIVATIONS = "massive_activations"
+ATTENTION_SINKS = "attention_sinks"
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,14 @@ class Criterion:
         return not self.missing
 
 
-def criteria(settings: DetectionSettings, measured: Collection[str]) -> dict[str, Criterion]:
-    """The criteria by name, given the measured sites."""
+def criteria(
+    settings: DetectionSettings, measured: Collection[str], sink_tokens: int
+) -> dict[str, Criterion]:
+    """The criteria by name, given the measured sites.
+
+    Args:
+        sink_tokens: first tokens of a sequence that `attn_sink` was measured on.
+    """
 
     def criterion(name: str, sites: tuple[str, ...], definition: str) -> Criterion:
         missing = tuple(site for site in sites if site not in measured)
@@ -49,6 +58,9 @@ def criteria(settings: DetectionSettings, measured: Collection[str]) -> dict[str
         LLM_INT8: criterion(LLM_INT8, tuple(int8.sites), llm_int8_definition(int8)),
         MASSIVE_ACTIVATIONS: criterion(
             MASSIVE_ACTIVATIONS, (massive.site,), massive_definition(massive)
+        ),
+        ATTENTION_SINKS: criterion(
+            ATTENTION_SINKS, (ATTN_SINK,), sinks_definition(settings.attention_sinks, sink_tokens)
         ),
     }
 
@@ -82,4 +94,16 @@ def massive_definition(settings: MassiveActivationsSettings) -> str:
         f"A value of {settings.site} is massive if |x| > {settings.absolute:g} and "
         f"|x| >= {settings.ratio:g} times the median of |x| {median} "
         f"(Sun et al. 2024, arXiv 2402.17762)."
+    )
+
+
+def sinks_definition(settings: AttentionSinksSettings, tokens: int) -> str:
+    """The criterion of Gu et al. with this run's parameters."""
+    return (
+        f"A token at position k is a sink in a head if it receives more than "
+        f"{settings.threshold:g} of attention: the mean of A[i, k] over the queries k <= i < T, "
+        f"where T is {tokens or 'extraction.advanced.sink_tokens'} or the length of a shorter "
+        f"sequence; the sink metric is 100 times the share of sequences, layers and heads in which "
+        f"it is one (Gu et al. 2024, arXiv 2410.10781). A head sinks on the first token if its "
+        f"mean over the sequences is above the threshold."
     )

@@ -11,7 +11,12 @@ from numpy.typing import ArrayLike
 
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.detection.criteria import LLM_INT8, MASSIVE_ACTIVATIONS, Criterion
+from outlier_atlas.detection.criteria import (
+    ATTENTION_SINKS,
+    LLM_INT8,
+    MASSIVE_ACTIVATIONS,
+    Criterion,
+)
 from outlier_atlas.detection.scan import Scan
 from outlier_atlas.settings.detection import DetectionSettings, LlmInt8Settings
 from outlier_atlas.statistics.experts import ExpertMagnitudes
@@ -30,8 +35,13 @@ def findings(
     tokens: TokenStore,
     settings: DetectionSettings,
     criteria: Mapping[str, Criterion],
+    sinks: int,
 ) -> Iterator[tuple[tables.Table, Columns]]:
-    """Each table of a run with its columns; without rows where its criterion was not measured."""
+    """Each table of a run with its columns; without rows where its criterion was not measured.
+
+    Args:
+        sinks: number of heads that sink on the first token, whose tables are made elsewhere.
+    """
     int8 = settings.llm_int8
     features = scan.outlier_features.features() if scan.outlier_features else []
     massive = [
@@ -42,6 +52,7 @@ def findings(
     found = {
         LLM_INT8: sum(_is_outlier_feature(feature, int8) for feature in features),
         MASSIVE_ACTIVATIONS: len(massive),
+        ATTENTION_SINKS: sinks,
     }
     site = settings.massive_activations.site
     yield tables.CRITERIA, _criteria(criteria, found)
@@ -77,13 +88,13 @@ def _layer_magnitudes(magnitudes: Mapping[Target, Magnitudes], tokens: TokenStor
         "site": [target.array for target in magnitudes],
         "layer": [target.layer for target in magnitudes],
         **{f"top{rank + 1}": [top[rank] for top in tops] for rank in range(TOP)},
-        "median": _or_null([m.median for m in each]),
+        "median": or_null([m.median for m in each]),
         "value": [
             None if c is None else float(m.maxima[c]) for m, c in zip(each, channels, strict=True)
         ],
         "channel": channels,
-        **_places(tokens, largest),
-        **_token_columns(tokens, largest),
+        **places(tokens, largest),
+        **token_columns(tokens, largest),
         "values": [m.values for m in each],
         "nan": [m.nan for m in each],
         "infinite": [m.infinite for m in each],
@@ -98,8 +109,8 @@ def _channel_maxima(magnitudes: Mapping[Target, Magnitudes], tokens: TokenStore)
         "site": np.repeat([target.array for target in magnitudes], widths),
         "layer": np.repeat([target.layer for target in magnitudes], widths),
         "channel": np.concatenate([np.arange(width) for width in widths]),
-        "value": _or_null(np.concatenate([m.maxima for m in magnitudes.values()])),
-        **_places(tokens, np.concatenate([m.tokens for m in magnitudes.values()])),
+        "value": or_null(np.concatenate([m.maxima for m in magnitudes.values()])),
+        **places(tokens, np.concatenate([m.tokens for m in magnitudes.values()])),
     }
 
 
@@ -173,8 +184,8 @@ def _massive_activations(massive: Sequence[Massive], site: str, tokens: TokenSto
         "site": [site] * len(massive),
         "layer": [layer for layer, _ in massive],
         "channel": [activation.channel for _, activation in massive],
-        **_places(tokens, indices),
-        **_token_columns(tokens, indices),
+        **places(tokens, indices),
+        **token_columns(tokens, indices),
         "value": [activation.value for _, activation in massive],
         "tensor_median": [activation.tensor_median for _, activation in massive],
         "tensor_median_ratio": [_ratio(a.value, a.tensor_median) for _, a in massive],
@@ -190,24 +201,24 @@ def _massive_channels(massive: Sequence[Massive], site: str, tokens: TokenStore)
         for place, members in groupby(ordered, key=lambda m: (m[0], m[1].channel))
     ]
     largest = [max(members, key=lambda a: abs(a.value)) for _, members in groups]
-    places = [_places(tokens, [a.token for a in members]) for _, members in groups]
+    each = [places(tokens, [a.token for a in members]) for _, members in groups]
     of_largest = [a.token for a in largest]
-    where = _places(tokens, of_largest)
+    where = places(tokens, of_largest)
     return {
         "site": [site] * len(groups),
         "layer": [layer for (layer, _), _ in groups],
         "channel": [channel for (_, channel), _ in groups],
         "massive_activations": [len(members) for _, members in groups],
-        "sequences": [len(set(place["sequence"])) for place in places],
+        "sequences": [len(set(place["sequence"])) for place in each],
         "first_position_share": [
             sum(position == 0 for position in place["position"]) / len(place["position"])
-            for place in places
+            for place in each
         ],
         "value": [a.value for a in largest],
         "tensor_median_ratio": [_ratio(a.value, a.tensor_median) for a in largest],
         "sequence": where["sequence"],
         "position": where["position"],
-        **_token_columns(tokens, of_largest),
+        **token_columns(tokens, of_largest),
     }
 
 
@@ -224,16 +235,16 @@ def _expert_magnitudes(
         "tokens": routed,
         "token_share": [count / tokens.tokens for count in routed],
         "enough_tokens": [count >= min_tokens for count in routed],
-        "value": _or_null([m.values[expert] for _, m, expert in each]),
+        "value": or_null([m.values[expert] for _, m, expert in each]),
         "channel": [None if channel < 0 else channel for channel in channels],
-        **_places(tokens, largest),
-        **_token_columns(tokens, largest),
+        **places(tokens, largest),
+        **token_columns(tokens, largest),
         "nan": [int(m.nan[expert]) for _, m, expert in each],
         "infinite": [int(m.infinite[expert]) for _, m, expert in each],
     }
 
 
-def _places(tokens: TokenStore, indices: ArrayLike) -> Columns:
+def places(tokens: TokenStore, indices: ArrayLike) -> Columns:
     """Index, sequence and position of tokens; null where an index is -1."""
     index = np.asarray(indices, np.int64)
     sequence = np.searchsorted(tokens.sequence_starts, index, side="right") - 1
@@ -246,7 +257,7 @@ def _places(tokens: TokenStore, indices: ArrayLike) -> Columns:
     }
 
 
-def _token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
+def token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
     """Id and text of tokens; null where an index is -1."""
     there = [index for index in indices if index >= 0]
     texts = iter(tokens.token_text(there))
@@ -256,7 +267,7 @@ def _token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
     }
 
 
-def _or_null(values: Iterable[float]) -> list[float | None]:
+def or_null(values: Iterable[float]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.detection import sinks
 from outlier_atlas.detection.criteria import criteria
 from outlier_atlas.detection.findings import findings
 from outlier_atlas.detection.scan import scan
@@ -47,16 +48,20 @@ def detect(
     detection = DetectionSettings.model_validate(settings)
     layout = Layout.from_record(read_record(store_record))
     store = TokenStore.open(tokens)
-    defined = criteria(detection, layout.sites)
+    defined = criteria(detection, layout.sites, layout.sink_tokens)
     model = str(read_record(model_record)["fingerprint"])
     _check_committed(
         run, layout, Fingerprints(layout, store.token_ids, store.sequence_starts, model)
     )
     try:
         result = scan(run, layout, store, detection, defined, threads)
+        sunk = sinks.attention_sinks(run, layout, store, detection.attention_sinks.threshold)
     except DamagedChunkError as damage:
         raise give_up(run, damage) from damage
-    for table, columns in findings(result, store, detection, defined):
+    for table, columns in (
+        *findings(result, store, detection, defined, sinks.sinking_heads(sunk)),
+        *sinks.findings(sunk, store),
+    ):
         tables.write(folder, table, columns)
 
 

@@ -12,7 +12,7 @@ from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.criteria import LLM_INT8, MASSIVE_ACTIVATIONS, Criterion
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.detection import DetectionSettings
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import CHANNEL_SITES, EXPERT_OUT
 from outlier_atlas.statistics.experts import ExpertMagnitudes, RoutedTile
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.massive import MassiveActivations
@@ -84,7 +84,7 @@ def _accumulators(
     settings: DetectionSettings,
     criteria: Mapping[str, Criterion],
 ) -> Scan:
-    sites = [site for site in layout.sites if site != EXPERT_OUT]
+    sites = [site for site in layout.sites if site in CHANNEL_SITES]
     targets = [Target(site, layer) for site in sites for layer in layout.layers]
     result = Scan({target: Magnitudes(layout.channels(target)) for target in targets})
     if EXPERT_OUT in layout.sites:

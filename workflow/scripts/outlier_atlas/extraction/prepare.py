@@ -14,7 +14,7 @@ from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
 from outlier_atlas.store import arrays
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
@@ -136,6 +136,7 @@ def _layout(
         sequence_shards=extraction.sequence_shards,
         dtype=dtype,
         experts=architecture.experts(layers) if EXPERT_OUT in channels else 0,
+        sink_tokens=extraction.advanced.sink_tokens if ATTN_SINK in channels else 0,
     )
 
 

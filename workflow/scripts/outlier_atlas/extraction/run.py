@@ -157,7 +157,7 @@ def load(
         for tap in architecture.taps[layer].values()
         if (tap.site, layer) in destinations
     ]
-    return LayerGroup(model, architecture, layers, taps)
+    return LayerGroup(model, architecture, layers, taps, work.layout.sink_tokens)
 
 
 def _manifest(work: Work) -> dict[str, object]:

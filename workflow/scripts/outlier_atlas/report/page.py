@@ -18,7 +18,7 @@ from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, replacing
 from outlier_atlas.measured import Measured, records
-from outlier_atlas.report import experts
+from outlier_atlas.report import experts, sinks
 from outlier_atlas.report.figures import THEMES
 from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
 from outlier_atlas.report.text import (
@@ -31,8 +31,9 @@ from outlier_atlas.report.text import (
     visible,
 )
 from outlier_atlas.settings.report import ReportSettings
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
 from outlier_atlas.statistics.outlier_features import LayerShare, PositionShare
+from outlier_atlas.store.layout import parts
 
 HERE = Path(__file__).parent
 PARTS = (HERE / "template.html.j2", HERE / "style.css")
@@ -113,6 +114,7 @@ def _head(
         "version": __version__,
         "facts": _facts(model, tokens, store),
         "first_array": store["sites"][0],
+        "first_axis": parts(store["sites"][0])[0].axis,
         "measured": [_measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
@@ -130,6 +132,7 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "int8": _int8(report, evidence),
         "massive": _massive(report, inputs, evidence, tokens),
         "experts": _experts(report, inputs, evidence) if evidence.experts else None,
+        "sinks": _sinks(report, inputs, evidence),
         "text_shown": report.text,
     }
 
@@ -144,6 +147,21 @@ def _experts(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
         "colour. An unseen expert has no colour. The experts with the largest are named above.",
     )
     return experts.section(evidence.experts, min_tokens, report.rows) | {"heatmap": heatmap}
+
+
+def _sinks(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
+    criterion = evidence.criteria["attention_sinks"]
+    shown = sinks.section(criterion, evidence.sinks, evidence.sink_positions, report.rows)
+    if not criterion["measured"]:
+        return dict(shown)
+    heatmap = _picture(
+        inputs.figures,
+        f"{ATTN_SINK}-heads",
+        "Attention that the first token receives, by layer and head",
+        "The attention that the first token of a sequence receives in each head, as a mean over "
+        "the sequences; colour from 0 to 1.",
+    )
+    return {**shown, "heatmap": heatmap}
 
 
 def _facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:

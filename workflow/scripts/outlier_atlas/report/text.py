@@ -22,6 +22,7 @@ SITE_NAMES = {
     "mlp_out": "what the MLP adds",
     "resid_post": "residual stream after the block",
     "expert_out": "largest output of each routed expert",
+    "attn_sink": "attention that the first tokens receive",
 }
 SYMBOLS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 

@@ -77,6 +77,14 @@ class ExpertsSettings(Section):
     )
 
 
+class AttentionSinksSettings(Section):
+    """Attention sinks of Gu et al. 2024 (arXiv 2410.10781), where `attn_sink` is measured."""
+
+    threshold: Share = Field(
+        0.3, description="A token is a sink in a head if it receives more than this of attention."
+    )
+
+
 class DetectionSettings(Section):
     llm_int8: LlmInt8Settings = Field(LlmInt8Settings(), description="LLM.int8() outlier features.")
     massive_activations: MassiveActivationsSettings = Field(
@@ -84,4 +92,7 @@ class DetectionSettings(Section):
     )
     experts: ExpertsSettings = Field(
         ExpertsSettings(), description="The experts of a mixture of experts."
+    )
+    attention_sinks: AttentionSinksSettings = Field(
+        AttentionSinksSettings(), description="Attention sinks."
     )

@@ -23,6 +23,11 @@ class AdvancedExtractionSettings(Section):
         "lz4",
         description="Codec of the chunks, bit-shuffled: `lz4` is fastest, `zstd` a little smaller.",
     )
+    sink_tokens: Annotated[int, Field(ge=1, le=1024)] = Field(
+        64,
+        description="First tokens of each sequence among which `attn_sink` measures attention (the "
+        "paper: 64). Another number makes this site stale, and no other.",
+    )
 
 
 class ExtractionSettings(Section):

@@ -3,7 +3,9 @@
 `activations.zarr` holds an array (layer, token, channel) per site, `boundaries.zarr` an array
 (token, channel) per boundary, both float32 in chunks of one layer. float32 holds bfloat16 and
 float16 values exactly; bit-shuffled, their zero bits cost nothing. `expert_out` has three arrays
-(layer, token, routed): values, and as int32 experts and channels.
+(layer, token, routed): values, and as int32 experts and channels. `attn_sink` is (layer, token,
+head): a number for each of a sequence's first `sink_tokens` tokens, and NaN for the others, which
+have none: the fill value, and what readers of Zarr take for missing.
 
 Only `create` gives the arrays their shape. Consolidated metadata is neither written nor read: with
 several writers it goes stale, and what is written through stale metadata is lost without a word.
@@ -23,6 +25,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.store.chunks import ChunkFiles, codecs
 from outlier_atlas.store.commits import COMMITS, Commit, forget
 from outlier_atlas.store.fingerprints import Fingerprints
@@ -205,12 +208,18 @@ def _boundary(layer: int) -> str:
 
 
 def _part_shape(layout: Layout, site: str, part: Part) -> _Shape:
+    # What its numbers depend on, and no other site's: an array of another is replaced.
+    of_sinks = {"sink_tokens": layout.sink_tokens} if site == ATTN_SINK else {}
     return {
         "shape": (len(layout.layers), layout.tokens, layout.sites[site]),
         "chunks": (1, min(layout.chunk_tokens, layout.tokens), layout.sites[site]),
         "dtype": part.dtype,
         "dimension_names": ("layer", "token", part.axis),
-        "attributes": {"layers": list(layout.layers), "compression": layout.compression},
+        "attributes": {
+            "layers": list(layout.layers),
+            "compression": layout.compression,
+            **of_sinks,
+        },
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
 
 BOUNDARY = "boundary"
 
@@ -19,7 +19,7 @@ class Part:
 
     name: str
     dtype: Literal["float32", "int32"]
-    axis: Literal["channel", "routed"]
+    axis: Literal["channel", "routed", "head"]
 
 
 def parts(site: str) -> tuple[Part, ...]:
@@ -28,6 +28,8 @@ def parts(site: str) -> tuple[Part, ...]:
     Of `expert_out` the values, and the expert and the channel of each. They are one target: they
     are written, committed and given up together.
     """
+    if site == ATTN_SINK:
+        return (Part(site, "float32", "head"),)
     if site != EXPERT_OUT:
         return (Part(site, "float32", "channel"),)
     return (
@@ -56,7 +58,7 @@ class Layout:
 
     Attributes:
         sites: channels of each measured site; of `expert_out`, to how many experts a token is
-            routed.
+            routed; of `attn_sink`, query heads.
         layers: the measured layers, by the model's own numbers, ascending.
         hidden_size: channels of the residual stream.
         tokens: length of the token axis: all sequences, one after the other.
@@ -66,6 +68,7 @@ class Layout:
         sequence_shards: number of parts of the sequences.
         dtype: that of the forward pass; values are stored as float32.
         experts: number of routed experts in a layer; 0 where `expert_out` is not measured.
+        sink_tokens: of how many first tokens of a sequence `attn_sink` is measured; 0 where not.
     """
 
     sites: Mapping[str, int]
@@ -78,6 +81,7 @@ class Layout:
     sequence_shards: int
     dtype: str
     experts: int = 0
+    sink_tokens: int = 0
 
     @property
     def chunks(self) -> int:
@@ -142,4 +146,5 @@ class Layout:
             sequence_shards=record["sequence_shards"],
             dtype=record["dtype"],
             experts=record["experts"],
+            sink_tokens=record["sink_tokens"],
         )

@@ -13,7 +13,7 @@ from outlier_atlas.model.footprint import Sizes, sizes
 from outlier_atlas.model.recorded import described
 from outlier_atlas.model.shards import file_bytes, unknown_parts
 from outlier_atlas.settings.extraction import even_ranges
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import CHANNEL_SITES
 from outlier_atlas.store.layout import Layout
 
 MIB = 2**20
@@ -120,8 +120,8 @@ class Plan:
     def _group(self, index: int) -> GroupPlan:
         layout, width = self.layout, 4 if self.layout.dtype == "float32" else 2
         layers = layout.group_layers(index)
-        # What is recorded of experts is float32 whatever they compute in.
-        widths = {site: 4 if site == EXPERT_OUT else width for site in layout.sites}
+        # What is recorded inside a module is float32 whatever it computes in.
+        widths = {site: width if site in CHANNEL_SITES else 4 for site in layout.sites}
         a_layer = sum(layout.numbers(site) * widths[site] for site in layout.sites)
         taken = a_layer * sum(layer in layout.layers for layer in layers)
         left = layout.hidden_size * width if layout.boundary_after(index) else 0
