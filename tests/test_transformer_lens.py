@@ -34,6 +34,6 @@ def test_sites_are_what_transformer_lens_has_there(architecture, tmp_path):
     for site in SITES:
         expected = np.concatenate([each[site] for each in want], axis=1)
         # Two implementations in float32, whose sums are in other orders.
-        limit = 2e-5 * np.abs(expected).max()
+        limit = 2e-6 * np.abs(expected).max()
         np.testing.assert_allclose(run.array(site), expected, rtol=0, atol=limit, err_msg=site)
         assert np.abs(expected).max() > 0

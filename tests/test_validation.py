@@ -1,6 +1,5 @@
 """The numbers of docs/validation.md: the real built-in model, worked out apart from the library."""
 
-from collections import Counter
 from pathlib import Path
 
 import dumb_llama
@@ -61,7 +60,7 @@ def test_a_single_token_is_as_massive_as_it_is_known_to_be(model):
     resid = dumb_llama.forward(dumb_llama.load(model), [1])["resid_post"][:, 0]
     # Given to two decimals, from float32.
     for channel, value in ((507, 24926.22), (247, 1825.05), (14, 915.61)):
-        assert resid[11, channel] == pytest.approx(value, rel=5e-7)
+        assert resid[11, channel] == pytest.approx(value, rel=2e-6)
     for layer, value in ((2, 769.28), (20, 24826.88), (27, 24538.33), (29, 4426.68)):
         assert resid[layer, 507] == pytest.approx(value, rel=5e-6)
 
@@ -125,8 +124,7 @@ def test_its_massive_activations_are_those_found_by_hand(run, want):
     rows = run.table("massive_activations")
     got = {(r["layer"], r["sequence"], r["position"], r["channel"]): r["value"] for r in rows}
     assert got == pytest.approx(found, rel=1e-5)
-    channels = Counter(channel for *_, channel in found)
-    assert {507, 247} <= channels.keys()
+    assert {layer for layer, *_, channel in found if channel == 507} >= {*range(11, 29)}
 
 
 @pytest.mark.slow
