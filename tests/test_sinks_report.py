@@ -61,6 +61,7 @@ def test_any_cut_into_tiles_gives_the_same_bits():
     random = np.random.default_rng(0)
     values = random.random((40, 3), np.float32)
     values[7, 1] = np.nan
+    values[3, 1] = values[30, 2] = 1
     positions = np.arange(40) % 9
     made = []
     for size in (1, 6, 40):
@@ -69,6 +70,7 @@ def test_any_cut_into_tiles_gives_the_same_bits():
             part = slice(start, start + size)
             sinks.update(values[part], positions[part], start)
         made.append(sinks)
+        assert sinks.largest == (1, 1, 3), "the first of equals"
     for one, other in itertools.pairwise(made):
         assert one.largest == other.largest
         for name in ("sequences", "values", "sinks", "sums"):
