@@ -96,8 +96,8 @@ class Run:
     def detect(self) -> None:
         detection = self.settings.detection.model_dump(mode="json")
         detect(
-            detection, self.folder, self.store_record, self.tokens, self.model_record,
-            self.tables, 2,
+            detection, self.folder, self.store_record, self.tokens,
+            self.tokens.parent / "manifests" / "tokens.json", self.model_record, self.tables, 2,
         )  # fmt: skip
 
     def table(self, name: str) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Detection, from a model with planted outliers to the tables."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tiny
@@ -253,6 +255,7 @@ def test_a_deleted_chunk_is_missed_and_made_anew(llama, tmp_path):
     run.all()
     want, tables = run.array("mlp_in"), run.table("layer_magnitudes")
     (run.activations / "mlp_in" / "c" / "2" / "0" / "0").unlink()
+    shutil.rmtree(run.folder / "summaries")  # nothing is read where they are there
     with pytest.raises(ValueError, match=r"mlp_in, layer 2, chunk 0: damaged .*missing.* run"):
         run.detect()
     assert not run.job(0, 0).manifest.exists()

@@ -138,7 +138,7 @@ def test_a_plan_adds_up(run):
     assert (first.boundary, last.boundary) == (32 * 16 * 2, 0)
     assert first.device == first.weights + first.forward + first.sites + first.boundary
     assert made.values == 4 * 3 * 32 * 32
-    assert made.files == 4 * 3 + 1
+    assert made.files == 4 * 3 * 2 + 1, "chunks and their summaries, and a boundary"
     assert made.peak(host=False) == first.device
     assert first.written == 2 * 2 * 4 * 32 * 16, "two threads, each with values and their chunk"
     streaming = first.forward + first.sites + first.boundary + first.written
@@ -153,7 +153,25 @@ def test_a_plan_counts_three_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_p
     routed = 2
     assert made.groups[0].sites == 4 * 16 * (32 * 2 + 3 * routed * 4)
     assert made.values == 4 * 32 * (32 + 3 * routed)
-    assert made.files == 4 * 4
+    assert made.files == 4 * (4 + 2)
+
+
+def test_a_plan_counts_what_is_not_stored_as_summaries(llama, tmp_path):
+    sites = ["attn_in", "mlp_in", "mlp_hidden"]
+    extraction = {"sites": sites, "layer_groups": 4, "store": []}
+    run = Run(tmp_path, config(llama, ROWS, tmp_path / "data", extraction=extraction))
+    run.prepare()
+    made = planned(run)
+    assert made.values == 0
+    assert made.boundary_values == 2 * 32 * 32, "one is read while the next is written"
+    assert made.groups[0].sites == 16 * (32 + 32 + 64) * 2
+    assert made.groups[0].summarized == 2 * 24 * 64 * 16
+    run.extract()
+    files = [path for path in (run.folder / "summaries").rglob("*") if path.is_file()]
+    assert len(files) == 3 * 4
+    # Histograms of tiny tiles are far from full, and what is counted has no header.
+    measured = sum(path.stat().st_size for path in files)
+    assert made.summary_bytes / 8 < measured < made.summary_bytes
 
 
 def on(memory, name="device", host_memory=None):
@@ -212,7 +230,7 @@ def test_the_host_beside_a_device_must_hold_a_layer_group_too(run):
 
 def test_a_full_disk_is_seen_and_what_is_written_counts(run, monkeypatch):
     made = planned(run)
-    need = made.on_disk(made.values + made.boundary_values)
+    need = made.on_disk(made.values + made.boundary_values) + made.summary_bytes
     usage = shutil.disk_usage(run.folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=need))
     assert full_disk(made, run.folder) is None

@@ -44,20 +44,30 @@ def test_a_massive_activation(massive):
     assert all(r["tensor_median"] == 1 and 3500 < r["value"] < 4200 for r in rows)
 
 
-def test_the_weight_behind_it_makes_of_one_channel_another(massive):
-    """What a super weight is told by: the largest input and output of down_proj."""
+def test_a_super_weight(massive):
     run, weight = massive
-    largest = {
-        site: max(
-            (r for r in run.table("layer_magnitudes") if r["site"] == site), key=lambda r: r["top1"]
-        )
-        for site in ("mlp_hidden", "mlp_out")
-    }
-    assert {r["layer"] for r in largest.values()} == {weight.layer}
-    assert largest["mlp_hidden"]["channel"] == weight.input
-    assert largest["mlp_out"]["channel"] == weight.output
-    assert largest["mlp_out"]["value"] == largest["mlp_hidden"]["value"] * weight.value
-    assert all((r["sequence"], r["position"]) in PLACES for r in largest.values())
+    (row,) = (r for r in run.table("super_weights") if r["super_weight"])
+    assert (row["layer"], row["row"], row["column"]) == (weight.layer, weight.output, weight.input)
+    assert row["output"] == row["input"] * weight.value
+    assert (row["sequence"], row["position"]) == PLACES[0]
+    assert findings(run, "super_weights") == 1
+
+
+def test_systematic_outliers(massive):
+    run, weight = massive
+    rows = run.table("systematic_outliers")
+    assert [(r["layer"], r["sequence"], r["position"], r["channel"]) for r in rows] == [
+        (layer, *place, weight.output) for layer in range(weight.layer, 8) for place in PLACES
+    ]
+    assert all(r["token_class"] == "initial" for r in rows if r["position"] == 0)
+
+
+def test_token_outliers(massive):
+    run, weight = massive
+    rows = [r for r in run.table("token_outliers") if r["layer"] <= weight.layer]
+    assert [(r["layer"], r["sequence"], r["position"], r["channel"]) for r in rows] == [
+        (weight.layer, *place, weight.input) for place in PLACES
+    ]
 
 
 def test_a_super_expert(tmp_path):
@@ -70,6 +80,9 @@ def test_a_super_expert(tmp_path):
     assert (first["layer"], first["expert"]) == (expert.layer, expert.expert)
     assert (first["tokens"], first["token_id"]) == (len(PLACES), MARKED)
     assert abs(first["value"]) > 1000 * abs(second["value"])
+    (row,) = run.table("super_experts")
+    assert (row["layer"], row["expert"]) == (expert.layer, expert.expert)
+    assert findings(run, "super_experts") == 1
     rows = run.table("massive_activations")
     assert {r["layer"] for r in rows} == {*range(expert.layer, 4)}
     assert {(r["sequence"], r["position"]) for r in rows} == {*PLACES}

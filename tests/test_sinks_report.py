@@ -123,3 +123,15 @@ def test_what_was_not_measured_is_said(llama, tmp_path):
     section = rendered(run)[0].split('<section id="sinks">')[1].split("</section>")[0]
     assert "Not measured." in section
     assert "attn_sink is not among the sites" in Page(section).said
+
+
+def test_it_is_stored_whatever_else_is_not(llama, tmp_path):
+    sites = ["attn_sink", "mlp_in", "resid_post"]
+    made = []
+    for name, store in (("all", "all"), ("none", [])):
+        extraction = {"sites": sites, "store": store, "layer_groups": 2}
+        run = extracted(llama, tmp_path, name, extraction=extraction)
+        run.detect()
+        made.append([run.table(t) for t in ("attention_sinks", "massive_activations", "criteria")])
+    assert made[0] == made[1]
+    assert not list((run.folder / "boundaries.zarr").glob("*/c/*/*")), "they are gone"

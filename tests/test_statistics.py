@@ -1,5 +1,6 @@
 """The accumulators against direct computations on whole arrays, for any split and order."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -9,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from outlier_atlas.statistics.experts import ExpertMagnitudes, RoutedTile
+from outlier_atlas.statistics.codes import bfloat16_codes, from_code
+from outlier_atlas.statistics.experts import ExpertMagnitudes, summarize_experts
 from outlier_atlas.statistics.magnitudes import Magnitudes
-from outlier_atlas.statistics.massive import MassiveActivations
+from outlier_atlas.statistics.massive import massive_activations
 from outlier_atlas.statistics.outlier_features import OutlierFeatures
-from outlier_atlas.statistics.tile import Tile, bfloat16_codes, from_code
+from outlier_atlas.statistics.sequences import BySequence
+from outlier_atlas.statistics.summary import Place, summarize
 
 CHANNELS = 4
 
@@ -35,10 +38,19 @@ def arrays(values):
     )
 
 
-def tiles(x, cuts):
-    """x, cut before each of the tokens `cuts`."""
-    edges = sorted({0, len(x), *(cut % len(x) for cut in cuts)})
-    return [Tile(x[a:b], a) for a, b in pairwise(edges)]
+def places(length, cuts, starts=(0,)):
+    """Tiles of `length` tokens, cut before each of the tokens `cuts` and at each sequence."""
+    edges = sorted({*starts, length, *(cut % length for cut in cuts)})
+    for a, b in pairwise(edges):
+        yield Place(sum(start <= a for start in starts) - 1, a, b - a)
+
+
+def tiles(x, cuts, starts=(0,), floor=1.0):
+    """Summaries of x, cut so."""
+    return [
+        summarize(torch.from_numpy(x[p.start : p.start + p.tokens]), p, floor)
+        for p in places(len(x), cuts, starts)
+    ]
 
 
 def accumulate(make, pieces, order, split):
@@ -58,7 +70,7 @@ orders = st.permutations(range(12)).map(np.array)
 @settings(deadline=None, max_examples=300)
 @given(arrays(EXACT + NOT_FINITE), splits, orders, st.integers(0, 5))
 def test_magnitudes_of_any_split_are_those_of_the_whole(x, cuts, order, split):
-    got = accumulate(lambda: Magnitudes(CHANNELS), tiles(x, cuts), order, split)
+    got = accumulate(lambda: Magnitudes(CHANNELS, 1), tiles(x, cuts), order, split)
     finite = np.isfinite(x)
     magnitudes = np.sort(np.abs(x[finite]))
     assert got.values == x.size
@@ -92,7 +104,7 @@ def test_magnitudes_of_any_split_are_those_of_the_whole(x, cuts, order, split):
 def test_outlier_features_of_any_split_are_those_of_the_whole(x, y, cuts, split):
     length = min(len(x), len(y))
     tensors = {("attn_in", 0): x[:length], ("mlp_in", 0): y[:length], ("attn_in", 1): y[:length]}
-    halves = [OutlierFeatures(list(tensors), CHANNELS, 6.0) for _ in range(2)]
+    halves = [OutlierFeatures(list(tensors), CHANNELS, 6.0, 1) for _ in range(2)]
     for index, _ in enumerate(tiles(x[:length], cuts)):
         half = halves[index >= split]
         for tensor, values in tensors.items():
@@ -135,9 +147,11 @@ def test_expert_magnitudes_of_any_split_are_those_of_a_loop(data, cuts, order, s
     first = drawn(st.integers(0, experts - 2))[:, 0]
     chosen = np.stack([first, (first + 1) % (experts - 1)], axis=1)
     channels = drawn(st.integers(0, 2**20))
-    edges = sorted({0, tokens, *(cut % tokens for cut in cuts)})
     numbers = np.concatenate([x, chosen, channels], axis=1)
-    pieces = [RoutedTile.of(numbers[a:b], a) for a, b in pairwise(edges)]
+    pieces = [
+        summarize_experts(torch.from_numpy(numbers[p.start : p.start + p.tokens]), p, experts)
+        for p in places(tokens, cuts)
+    ]
     got = accumulate(lambda: ExpertMagnitudes(experts), pieces, order, split)
     for expert in range(experts):
         mine = [*zip(*np.nonzero(chosen == expert), strict=True)]
@@ -171,9 +185,9 @@ def test_massive_activations_of_any_split_are_those_of_the_whole(
     x, cuts, sequences, order, split, median
 ):
     starts = np.array(sorted({0, len(x), *(cut % len(x) for cut in sequences)}), np.int64)
-    got = accumulate(
-        lambda: MassiveActivations(starts, 100.0, 1000.0, median), tiles(x, cuts), order, split
-    ).found()
+    decide = partial(massive_activations, absolute=100.0, ratio=1000.0, median=median)
+    pieces = tiles(x, cuts, starts[:-1].tolist())
+    got = accumulate(lambda: BySequence(starts, decide), pieces, order, split).found()
     want = []
     for a, b in pairwise(starts):
         whole = lower_median(x[a:b])
@@ -203,18 +217,18 @@ def test_codes_are_those_of_torch(values):
 
 def test_a_threshold_is_compared_as_the_criterion_says():
     just_below = np.nextafter(np.float32(6), np.float32(0))
-    features = OutlierFeatures([("attn_in", 0)], 2, 6.0)
-    features.update(("attn_in", 0), Tile(np.array([[6.0, just_below]], np.float32), 0))
+    features = OutlierFeatures([("attn_in", 0)], 2, 6.0, 1)
+    features.update(("attn_in", 0), *tiles(np.array([[6.0, just_below]], np.float32), []))
     features.close()
     assert [feature.channel for feature in features.features()] == [0]
 
 
 def test_a_quarter_of_the_tensors_is_in():
     tensors = [("attn_in", layer) for layer in range(60)]
-    features = OutlierFeatures(tensors, 1, 6.0)
+    features = OutlierFeatures(tensors, 1, 6.0, 1)
     for tensor in tensors:
         value = 7.0 if tensor[1] < 15 else 0.0
-        features.update(tensor, Tile(np.full((1, 1), value, np.float32), 0))
+        features.update(tensor, *tiles(np.full((1, 1), value, np.float32), []))
     features.close()
     (feature,) = features.features()
     assert feature.passes(0.25, 0.06, "tensors", "union")

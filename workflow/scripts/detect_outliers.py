@@ -12,6 +12,7 @@ def main(job):
         run=Path(job.input.store).parents[1],
         store_record=Path(job.input.store),
         tokens=Path(job.input.tokens),
+        tokens_record=Path(job.input.tokens_record),
         model_record=Path(job.input.model),
         folder=Path(job.output[0]).parent,
         threads=job.threads,

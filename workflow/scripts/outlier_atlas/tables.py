@@ -1,13 +1,12 @@
 """The tables of a run: their columns, units and definitions, written as Parquet and CSV.
 
-One row a finding, in a fixed order, the same from run to run. The definition of a column travels
-in the Parquet file itself, as the field's `definition` metadata.
+One row a finding, in a fixed order, the same from run to run. The definition of a column
+and its unit travel in the Parquet file itself, as the field's metadata `definition` and `unit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,24 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from outlier_atlas.files import replacing
+from outlier_atlas.measure_tables import MEASURE_TABLES
+from outlier_atlas.sink_tables import SINK_TABLES
+from outlier_atlas.table import (
+    CHANNEL,
+    LAYER,
+    POSITION,
+    SEQUENCE,
+    SITE,
+    TOKEN_ID,
+    TOKEN_INDEX,
+    TOKEN_TEXT,
+    Column,
+    Table,
+    intervals,
+)
+from outlier_atlas.token_tables import TOKEN_TABLES
 
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: its name, its type and what it means."""
-
-    name: str
-    type: pa.DataType
-    definition: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that a run writes, described."""
-
-    name: str
-    about: str
-    columns: tuple[Column, ...]
-
-    @property
-    def schema(self) -> pa.Schema:
-        fields = [
-            pa.field(column.name, column.type, metadata={"definition": column.definition})
-            for column in self.columns
-        ]
-        return pa.schema(fields, metadata={"table": self.name, "about": self.about})
-
-
-SITE = Column("site", pa.string(), "Site: where in the block the value was measured.")
-LAYER = Column("layer", pa.int32(), "Layer, 0-based, by the model's own numbering.")
-CHANNEL = Column("channel", pa.int32(), "Channel: index along the last axis, 0-based.")
-TOKEN_INDEX = Column("token_index", pa.int64(), "Index along the store's token axis, 0-based.")
-SEQUENCE = Column("sequence", pa.int32(), "Sequence, 0-based.")
-POSITION = Column("position", pa.int32(), "Position of the token in its sequence, 0-based.")
-TOKEN_ID = Column("token_id", pa.int32(), "The tokenizer's id of the token.")
-TOKEN_TEXT = Column("token_text", pa.string(), "The token's own text, special tokens by name.")
+__all__ = ["Column", "Table"]
 
 CRITERIA = Table(
     "criteria",
@@ -64,9 +45,11 @@ CRITERIA = Table(
         Column(
             "findings",
             pa.int64(),
-            "Number of findings: outlier features (channels), massive activations (values), heads "
-            "that sink on the first token. "
+            "Number of findings: channels of llm_int8, values of massive_activations, layers of "
+            "super_weights, experts of super_experts, heads that sink on the first token of "
+            "attention_sinks, tokens of the others. "
             "Empty where the criterion was not measured.",
+            "count",
         ),
         Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
     ),
@@ -78,27 +61,42 @@ LAYER_MAGNITUDES = Table(
     (
         SITE,
         LAYER,
-        Column("top1", pa.float32(), "Largest |x| over all finite values of the layer."),
-        Column("top2", pa.float32(), "Second largest |x| (another value, perhaps as large)."),
-        Column("top3", pa.float32(), "Third largest |x|."),
+        Column(
+            "top1", pa.float32(), "Largest |x| over all finite values of the layer.", "activation"
+        ),
+        Column(
+            "top2",
+            pa.float32(),
+            "Second largest |x| (another value, perhaps as large).",
+            "activation",
+        ),
+        Column("top3", pa.float32(), "Third largest |x|.", "activation"),
         Column(
             "median",
             pa.float32(),
             "Median of |x| over all tokens and channels of the layer, the lower of the two middle "
             "values. Exact for bfloat16; otherwise rounded to bfloat16, relative error <= 2^-8.",
+            "activation",
         ),
-        Column("value", pa.float32(), "The value behind top1, with its sign."),
+        Column("value", pa.float32(), "The value behind top1, with its sign.", "activation"),
         CHANNEL,
         TOKEN_INDEX,
         SEQUENCE,
         POSITION,
         TOKEN_ID,
         TOKEN_TEXT,
-        Column("values", pa.int64(), "Number of values: tokens x channels."),
-        Column("nan", pa.int64(), "Number of values that are NaN; left out of all other columns."),
-        Column("infinite", pa.int64(), "Number of infinite values; left out likewise."),
+        Column("values", pa.int64(), "Number of values: tokens x channels.", "count"),
+        Column(
+            "nan",
+            pa.int64(),
+            "Number of values that are NaN; left out of all other columns.",
+            "count",
+        ),
+        Column("infinite", pa.int64(), "Number of infinite values; left out likewise.", "count"),
+        *intervals("top1", unit="activation"),
     ),
 )
+
 
 CHANNEL_MAXIMA = Table(
     "channel_maxima",
@@ -108,7 +106,10 @@ CHANNEL_MAXIMA = Table(
         LAYER,
         CHANNEL,
         Column(
-            "value", pa.float32(), "The finite value with the largest |x| (the first of equals)."
+            "value",
+            pa.float32(),
+            "The finite value with the largest |x| (the first of equals).",
+            "activation",
         ),
         TOKEN_INDEX,
         SEQUENCE,
@@ -127,30 +128,51 @@ LLM_INT8_FEATURES = Table(
             pa.bool_(),
             "Whether the channel passes both shares, as the configuration defines them.",
         ),
-        Column("layers", pa.int32(), "Layers with an outlier of this channel at any of the sites."),
-        Column("tensors", pa.int32(), "Tensors (layer and site) with an outlier of this channel."),
-        Column("layer_share_layers", pa.float64(), "layers / measured layers."),
-        Column("layer_share_tensors", pa.float64(), "tensors / measured tensors (layers x sites)."),
+        Column(
+            "layers",
+            pa.int32(),
+            "Layers with an outlier of this channel at any of the sites.",
+            "count",
+        ),
+        Column(
+            "tensors",
+            pa.int32(),
+            "Tensors (layer and site) with an outlier of this channel.",
+            "count",
+        ),
+        Column("layer_share_layers", pa.float64(), "layers / measured layers.", "share"),
+        Column(
+            "layer_share_tensors",
+            pa.float64(),
+            "tensors / measured tensors (layers x sites).",
+            "share",
+        ),
         Column(
             "position_share_union",
             pa.float64(),
             "Share of all positions (sequence, position) with an outlier of this channel in at "
             "least one tensor.",
+            "share",
         ),
         Column(
             "position_share_mean",
             pa.float64(),
             "Share of positions with an outlier, mean over the affected tensors.",
+            "share",
         ),
         Column(
             "position_share_max",
             pa.float64(),
             "Share of positions with an outlier in the tensor that has most.",
+            "share",
         ),
         Column(
-            "outlier_values", pa.int64(), "Number of values |x| >= threshold, over all tensors."
+            "outlier_values",
+            pa.int64(),
+            "Number of values |x| >= threshold, over all tensors.",
+            "count",
         ),
-        Column("positive_share", pa.float64(), "Share of them that are positive."),
+        Column("positive_share", pa.float64(), "Share of them that are positive.", "share"),
         Column(
             "sidedness", pa.string(), "one-sided: all outlier values have one sign; two-sided: not."
         ),
@@ -159,12 +181,33 @@ LLM_INT8_FEATURES = Table(
             pa.float32(),
             "First quartile of the outlier values (signed; lower of two neighbours). Exact for "
             "bfloat16; otherwise rounded to bfloat16, relative error <= 2^-8.",
+            "activation",
         ),
-        Column("median", pa.float32(), "Median of the outlier values, likewise."),
-        Column("quartile3", pa.float32(), "Third quartile of the outlier values, likewise."),
-        Column("value", pa.float32(), "The outlier value with the largest |x|, with its sign."),
+        Column("median", pa.float32(), "Median of the outlier values, likewise.", "activation"),
+        Column(
+            "quartile3",
+            pa.float32(),
+            "Third quartile of the outlier values, likewise.",
+            "activation",
+        ),
+        Column(
+            "value",
+            pa.float32(),
+            "The outlier value with the largest |x|, with its sign.",
+            "activation",
+        ),
+        *intervals(
+            "layer_share_layers",
+            "layer_share_tensors",
+            "position_share_union",
+            "position_share_mean",
+            "position_share_max",
+            "positive_share",
+            unit="share",
+        ),
     ),
 )
+
 
 LLM_INT8_VARIANTS = Table(
     "llm_int8_variants",
@@ -173,7 +216,9 @@ LLM_INT8_VARIANTS = Table(
         Column("layer_share_over", pa.string(), "What the layer share counts: layers or tensors."),
         Column("position_share_by", pa.string(), "The position share: union, mean or max."),
         Column("configured", pa.bool_(), "Whether this is the reading that the run configures."),
-        Column("outlier_features", pa.int64(), "Channels that are outlier features so read."),
+        Column(
+            "outlier_features", pa.int64(), "Channels that are outlier features so read.", "count"
+        ),
         Column("channels", pa.string(), "Those channels, ascending, separated by spaces."),
     ),
 )
@@ -190,21 +235,23 @@ MASSIVE_ACTIVATIONS = Table(
         TOKEN_INDEX,
         TOKEN_ID,
         TOKEN_TEXT,
-        Column("value", pa.float32(), "The activation, with its sign."),
+        Column("value", pa.float32(), "The activation, with its sign.", "activation"),
         Column(
             "tensor_median",
             pa.float32(),
             "Median of |x| over all tokens and channels of this sequence in this layer, the lower "
             "of the two middle values. Exact for bfloat16; otherwise rounded to bfloat16, relative "
             "error <= 2^-8.",
+            "activation",
         ),
-        Column("tensor_median_ratio", pa.float64(), "|value| / tensor_median."),
+        Column("tensor_median_ratio", pa.float64(), "|value| / tensor_median.", "ratio"),
         Column(
             "token_median",
             pa.float32(),
             "Median of |x| over the channels of this token, the lower of the two middle values.",
+            "activation",
         ),
-        Column("token_median_ratio", pa.float64(), "|value| / token_median."),
+        Column("token_median_ratio", pa.float64(), "|value| / token_median.", "ratio"),
     ),
 )
 
@@ -215,11 +262,21 @@ MASSIVE_CHANNELS = Table(
         SITE,
         LAYER,
         CHANNEL,
-        Column("massive_activations", pa.int64(), "Massive activations in this layer and channel."),
-        Column("sequences", pa.int64(), "Sequences that have at least one."),
-        Column("first_position_share", pa.float64(), "Share of them at position 0 of a sequence."),
-        Column("value", pa.float32(), "The largest of them in |x|, with its sign."),
-        Column("tensor_median_ratio", pa.float64(), "Its |value| / tensor_median."),
+        Column(
+            "massive_activations",
+            pa.int64(),
+            "Massive activations in this layer and channel.",
+            "count",
+        ),
+        Column("sequences", pa.int64(), "Sequences that have at least one.", "count"),
+        Column(
+            "first_position_share",
+            pa.float64(),
+            "Share of them at position 0 of a sequence.",
+            "share",
+        ),
+        Column("value", pa.float32(), "The largest of them in |x|, with its sign.", "activation"),
+        Column("tensor_median_ratio", pa.float64(), "Its |value| / tensor_median.", "ratio"),
         SEQUENCE,
         POSITION,
         TOKEN_ID,
@@ -234,13 +291,14 @@ EXPERT_MAGNITUDES = Table(
     "where expert_out was not measured.",
     (
         LAYER,
-        Column("expert", pa.int32(), "Expert, 0-based, by the model's own numbering."),
-        Column("tokens", pa.int64(), "Number of tokens routed to it."),
+        Column("expert", pa.int32(), "Expert, 0-based, by the model's own numbering.", "index"),
+        Column("tokens", pa.int64(), "Number of tokens routed to it.", "count"),
         Column(
             "token_share",
             pa.float64(),
             "tokens / all tokens of the run. Over the experts of a layer the shares add up to the "
             "number of experts that a token is routed to.",
+            "share",
         ),
         Column(
             "enough_tokens",
@@ -252,6 +310,7 @@ EXPERT_MAGNITUDES = Table(
             pa.float32(),
             "The finite down_proj output with the largest |x|, with its sign (the first of "
             "equals); empty where there is none.",
+            "activation",
         ),
         CHANNEL,
         TOKEN_INDEX,
@@ -259,76 +318,13 @@ EXPERT_MAGNITUDES = Table(
         POSITION,
         TOKEN_ID,
         TOKEN_TEXT,
-        Column("nan", pa.int64(), "Tokens with a NaN in its output; left out of value."),
-        Column("infinite", pa.int64(), "Tokens whose largest |x| is infinite; left out likewise."),
-    ),
-)
-
-HEAD = Column("head", pa.int32(), "Query head of attention, 0-based.")
-
-ATTENTION_SINKS = Table(
-    "attention_sinks",
-    "Attention sinks by layer: how often the first token is one, and which token receives most "
-    "attention among the first T of a sequence (extraction.advanced.sink_tokens). Empty where "
-    "attn_sink was not measured.",
-    (
-        LAYER,
-        Column("heads", pa.int32(), "Number of query heads."),
-        Column("sequences", pa.int64(), "Number of sequences."),
+        Column("nan", pa.int64(), "Tokens with a NaN in its output; left out of value.", "count"),
         Column(
-            "sink_metric",
-            pa.float64(),
-            "Sink metric of the first token, in %: 100 x share of (sequence, head) in which it "
-            "receives more than the threshold. Its mean over the layers is that of the model.",
+            "infinite",
+            pa.int64(),
+            "Tokens whose largest |x| is infinite; left out likewise.",
+            "count",
         ),
-        Column(
-            "sink_heads",
-            pa.int32(),
-            "Heads whose attention to the first token, as a mean over sequences, is above the "
-            "threshold.",
-        ),
-        Column(
-            "value",
-            pa.float32(),
-            "The largest attention that a token receives in a head (the first of equals). The last "
-            "of the T tokens has one query alone, itself: a large value there says little.",
-        ),
-        HEAD,
-        TOKEN_INDEX,
-        SEQUENCE,
-        POSITION,
-        TOKEN_ID,
-        TOKEN_TEXT,
-        Column("nan", pa.int64(), "Numbers that are NaN; left out of all other columns."),
-    ),
-)
-
-ATTENTION_SINK_HEADS = Table(
-    "attention_sink_heads",
-    "Per layer and head: the attention that the first token of a sequence receives. Empty where "
-    "attn_sink was not measured.",
-    (
-        LAYER,
-        HEAD,
-        Column("mean", pa.float64(), "Mean over sequences of what it receives, from 0 to 1."),
-        Column("sink_share", pa.float64(), "Share of sequences in which it is a sink."),
-    ),
-)
-
-ATTENTION_SINK_POSITIONS = Table(
-    "attention_sink_positions",
-    "Per position below T: how often it is a sink, over all layers and heads. Empty where "
-    "attn_sink was not measured.",
-    (
-        POSITION,
-        Column("sequences", pa.int64(), "Number of sequences that have this position."),
-        Column(
-            "sink_metric",
-            pa.float64(),
-            "Sink metric of the position, in %: 100 x share of (sequence, layer, head) in which it "
-            "receives more than the threshold; at position 0 the paper's Sink_1.",
-        ),
-        Column("mean", pa.float64(), "Mean of what it receives, over the same."),
     ),
 )
 
@@ -341,9 +337,9 @@ TABLES: tuple[Table, ...] = (
     MASSIVE_ACTIVATIONS,
     MASSIVE_CHANNELS,
     EXPERT_MAGNITUDES,
-    ATTENTION_SINKS,
-    ATTENTION_SINK_HEADS,
-    ATTENTION_SINK_POSITIONS,
+    *TOKEN_TABLES,
+    *MEASURE_TABLES,
+    *SINK_TABLES,
 )
 
 FORMATS = ("parquet", "csv")
@@ -375,11 +371,13 @@ def dictionary() -> str:
     """The data dictionary in Markdown: every table, every column, its type and its definition."""
     lines = ["# The tables of a run", "", "Generated by `make docs`; do not edit.", ""]
     for table in TABLES:
-        lines += [f"## {table.name}", "", table.about, "", "| column | type | definition |"]
-        lines += ["|---|---|---|"]
-        lines += [
-            f"| `{column.name}` | {column.type} | {column.definition.replace('|', chr(92) + '|')} |"
-            for column in table.columns
-        ]
+        lines += [f"## {table.name}", "", table.about, "", "| column | type | unit | definition |"]
+        lines += ["|---|---|---|---|"]
+        lines += [_described(column) for column in table.columns]
         lines.append("")
     return "\n".join(lines)
+
+
+def _described(column: Column) -> str:
+    definition = column.definition.replace("|", r"\|")
+    return f"| `{column.name}` | {column.type} | {column.unit} | {definition} |"

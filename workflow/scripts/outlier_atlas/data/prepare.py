@@ -100,7 +100,8 @@ def tokenize_dataset(
         encoding.pieces(model.tokenizer),
     )
     bos = model.packing(settings).bos
-    added = {"bos": bos is not None, "bos_id": bos, "documents": used.documents}
+    added: dict[str, Any] = {"bos": bos is not None, "bos_id": bos, "documents": used.documents}
+    added["special_ids"] = model.special_ids
     commit = read_record(fetched[1])["commit"] if fetched else None
     described = {"source": settings.source, "commit": commit, "packing": settings.packing}
     write_record(record, asdict(summary) | added | described)
@@ -118,6 +119,21 @@ class _Model:
         folder = locate(read_record(record), resources)
         config = text_config(load_config(folder, trust_remote_code))
         return cls(config, load_tokenizer(folder, trust_remote_code))
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the tokenizer's special tokens; without one those that the configuration names."""
+        if self.tokenizer is not None:
+            return sorted({int(token) for token in self.tokenizer.all_special_ids})
+        named = (self.config.bos_token_id, self.config.eos_token_id, self.config.pad_token_id)
+        return sorted(
+            {
+                int(t)
+                for ids in named
+                for t in (ids if isinstance(ids, list) else [ids])
+                if t is not None
+            }
+        )
 
     def encoder(self, settings: DatasetSettings) -> encoding.Encoder:
         return encoding.encoder(settings, self.tokenizer, int(self.config.vocab_size))

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from outlier_atlas.detection.exclusion import said
 from outlier_atlas.settings.detection import (
     AttentionSinksSettings,
     DetectionSettings,
     LlmInt8Settings,
     MassiveActivationsSettings,
+    SuperExpertsSettings,
 )
-from outlier_atlas.settings.sites import ATTN_SINK
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
 
 LLM_INT8 = "llm_int8"
 MASSIVE_ACTIVATIONS = "massive_activations"
+SUPER_WEIGHTS = "super_weights"
+SUPER_EXPERTS = "super_experts"
+SYSTEMATIC_OUTLIERS = "systematic_outliers"
+TOKEN_OUTLIERS = "token_outliers"
 ATTENTION_SINKS = "attention_sinks"
+
+SUPER_WEIGHT_SITES = ("mlp_hidden", "mlp_out")
+"""Input and output of the down projection."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +57,67 @@ def criteria(
     Args:
         sink_tokens: first tokens of a sequence that `attn_sink` was measured on.
     """
+    left_out = said(settings.exclude)
 
     def criterion(name: str, sites: tuple[str, ...], definition: str) -> Criterion:
         missing = tuple(site for site in sites if site not in measured)
-        return Criterion(name, sites, missing, definition)
+        return Criterion(name, sites, missing, f"{definition} {left_out}".strip())
 
     int8, massive = settings.llm_int8, settings.massive_activations
-    return {
-        LLM_INT8: criterion(LLM_INT8, tuple(int8.sites), llm_int8_definition(int8)),
-        MASSIVE_ACTIVATIONS: criterion(
-            MASSIVE_ACTIVATIONS, (massive.site,), massive_definition(massive)
+    systematic, outliers = settings.systematic_outliers, settings.token_outliers
+    each = (
+        criterion(LLM_INT8, tuple(int8.sites), llm_int8_definition(int8)),
+        criterion(MASSIVE_ACTIVATIONS, (massive.site,), massive_definition(massive)),
+        criterion(
+            SUPER_WEIGHTS,
+            SUPER_WEIGHT_SITES,
+            f"A layer has a super weight if the largest |input| and the largest |output| of its "
+            f"down projection (mlp_hidden and mlp_out; where a norm stands behind the MLP, mlp_out "
+            f"is behind it) are both > {settings.super_weights.threshold:g}: it is the weight in "
+            f"the row of the output's channel and the column of the input's (Yu et al. 2024, arXiv "
+            f"2411.07191).",
         ),
-        ATTENTION_SINKS: criterion(
-            ATTENTION_SINKS, (ATTN_SINK,), sinks_definition(settings.attention_sinks, sink_tokens)
+        criterion(
+            SUPER_EXPERTS,
+            (EXPERT_OUT, massive.site),
+            super_experts_definition(settings.super_experts, massive.site),
         ),
-    }
+        criterion(
+            SYSTEMATIC_OUTLIERS,
+            (systematic.site,),
+            f"A token of {systematic.site} is flagged if its largest |x| > {systematic.ratio:g} "
+            f"times the mean of |x| over all tokens and channels of its sequence in that layer "
+            f"(An et al. 2025).",
+        ),
+        criterion(
+            TOKEN_OUTLIERS,
+            (outliers.site,),
+            f"A token of {outliers.site} is an outlier if its largest |x| > {outliers.ratio:g} "
+            f"times the median, over the tokens of its sequence in that layer, of their largest "
+            f"|x| (PrefixQuant, Chen et al. 2024, arXiv 2410.05265).",
+        ),
+        # No token is left out of these: they are about attention among the first ones.
+        Criterion(
+            ATTENTION_SINKS,
+            (ATTN_SINK,),
+            () if ATTN_SINK in measured else (ATTN_SINK,),
+            sinks_definition(settings.attention_sinks, sink_tokens),
+        ),
+    )
+    return {one.name: one for one in each}
+
+
+def super_experts_definition(settings: SuperExpertsSettings, site: str) -> str:
+    """The criterion of Su et al. with this run's parameters."""
+    return (
+        f"An expert is a super expert if its largest |down_proj output| over all tokens routed to "
+        f"it is above the {settings.quantile * 100:g} % quantile (linear interpolation) of those "
+        f"of all routed experts that saw a token, above {settings.ratio:g} times the largest of "
+        f"them, and its layer is one in which massive activations form: it has a massive "
+        f"activation, and the largest |x| of {site} is at least {settings.growth:g} times that of "
+        f"the measured layer before it (Su et al. 2025, arXiv 2507.23279, eq. 8; the last "
+        f"condition is our reading of it)."
+    )
 
 
 def llm_int8_definition(settings: LlmInt8Settings) -> str:
@@ -105,5 +160,5 @@ def sinks_definition(settings: AttentionSinksSettings, tokens: int) -> str:
         f"where T is {tokens or 'extraction.advanced.sink_tokens'} or the length of a shorter "
         f"sequence; the sink metric is 100 times the share of sequences, layers and heads in which "
         f"it is one (Gu et al. 2024, arXiv 2410.10781). A head sinks on the first token if its "
-        f"mean over the sequences is above the threshold."
+        f"mean over the sequences is above the threshold. No token is left out of this."
     )

@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from outlier_atlas import tables
+from outlier_atlas import measure_tables, tables, token_tables
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.detection.columns import (
+    Columns,
+    interval_columns,
+    or_null,
+    places,
+    ratio,
+    token_columns,
+)
 from outlier_atlas.detection.criteria import (
     ATTENTION_SINKS,
     LLM_INT8,
     MASSIVE_ACTIVATIONS,
+    SUPER_EXPERTS,
+    SUPER_WEIGHT_SITES,
+    SUPER_WEIGHTS,
+    SYSTEMATIC_OUTLIERS,
+    TOKEN_OUTLIERS,
     Criterion,
 )
-from outlier_atlas.detection.scan import Scan
-from outlier_atlas.settings.detection import DetectionSettings, LlmInt8Settings
+from outlier_atlas.detection.measures import measure_columns, quantization_columns
+from outlier_atlas.detection.scan import Place, Scan
+from outlier_atlas.detection.super_findings import (
+    super_expert_columns,
+    super_experts,
+    super_weight_columns,
+)
+from outlier_atlas.detection.tokens import (
+    norm_columns,
+    systematic_columns,
+    token_outlier_columns,
+)
+from outlier_atlas.settings.detection import (
+    DetectionSettings,
+    LayerShare,
+    LlmInt8Settings,
+    PositionShare,
+)
+from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.experts import ExpertMagnitudes
-from outlier_atlas.statistics.magnitudes import TOP, Magnitudes
+from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.massive import MassiveActivation
-from outlier_atlas.statistics.outlier_features import Feature, LayerShare, PositionShare
-from outlier_atlas.store.layout import Target
+from outlier_atlas.statistics.outlier_features import (
+    SHARES,
+    Feature,
+    OutlierFeatures,
+)
+from outlier_atlas.statistics.sequences import BySequence, Found
+from outlier_atlas.statistics.summary import TOP
+from outlier_atlas.statistics.super_weights import SuperWeight, super_weights
 
-Columns = dict[str, Any]
 Massive = tuple[int, MassiveActivation]
 """A layer and a massive activation in it."""
 
@@ -33,6 +67,7 @@ Massive = tuple[int, MassiveActivation]
 def findings(
     scan: Scan,
     tokens: TokenStore,
+    special_ids: Collection[int],
     settings: DetectionSettings,
     criteria: Mapping[str, Criterion],
     sinks: int,
@@ -42,23 +77,27 @@ def findings(
     Args:
         sinks: number of heads that sink on the first token, whose tables are made elsewhere.
     """
-    int8 = settings.llm_int8
+    int8, site = settings.llm_int8, settings.massive_activations.site
+    boot = settings.bootstrap
+    bootstrap = Bootstrap(tokens.sequences, boot.resamples, boot.seed, boot.level)
     features = scan.outlier_features.features() if scan.outlier_features else []
-    massive = [
-        (layer, activation)
-        for layer, activations in sorted(scan.massive.items())
-        for activation in activations.found()
-    ]
+    massive, systematic = _found(scan.massive), _found(scan.systematic)
+    outliers = _found(scan.token_outliers)
+    weights = _super_weights(scan, settings, criteria[SUPER_WEIGHTS])
+    experts = super_experts(scan, settings) if criteria[SUPER_EXPERTS].measured else []
     found = {
         LLM_INT8: sum(_is_outlier_feature(feature, int8) for feature in features),
         MASSIVE_ACTIVATIONS: len(massive),
+        SUPER_WEIGHTS: sum(weight.passes for weight in weights),
+        SUPER_EXPERTS: len(experts),
+        SYSTEMATIC_OUTLIERS: len(systematic),
+        TOKEN_OUTLIERS: len(outliers),
         ATTENTION_SINKS: sinks,
     }
-    site = settings.massive_activations.site
     yield tables.CRITERIA, _criteria(criteria, found)
-    yield tables.LAYER_MAGNITUDES, _layer_magnitudes(scan.magnitudes, tokens)
+    yield tables.LAYER_MAGNITUDES, _layer_magnitudes(scan.magnitudes, tokens, bootstrap)
     yield tables.CHANNEL_MAXIMA, _channel_maxima(scan.magnitudes, tokens)
-    yield tables.LLM_INT8_FEATURES, _features(features, int8)
+    yield tables.LLM_INT8_FEATURES, _features(scan.outlier_features, features, int8, bootstrap)
     yield tables.LLM_INT8_VARIANTS, _variants(features, int8, criteria[LLM_INT8].measured)
     yield tables.MASSIVE_ACTIVATIONS, _massive_activations(massive, site, tokens)
     yield tables.MASSIVE_CHANNELS, _massive_channels(massive, site, tokens)
@@ -66,6 +105,35 @@ def findings(
         tables.EXPERT_MAGNITUDES,
         _expert_magnitudes(scan.experts, tokens, settings.experts.min_tokens),
     )
+    yield token_tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens)
+    yield token_tables.SUPER_EXPERTS, super_expert_columns(experts, tokens)
+    yield (
+        token_tables.SYSTEMATIC_OUTLIERS,
+        systematic_columns(systematic, settings.systematic_outliers.site, tokens, special_ids),
+    )
+    yield (
+        token_tables.TOKEN_OUTLIERS,
+        token_outlier_columns(outliers, settings.token_outliers.site, tokens),
+    )
+    yield measure_tables.LAYER_MEASURES, measure_columns(scan, bootstrap)
+    yield measure_tables.QUANTIZATION_ERROR, quantization_columns(scan.quantization)
+    yield token_tables.TOKEN_NORMS, norm_columns(scan.norms, settings.token_norms.site, tokens)
+
+
+def _found(by_layer: Mapping[int, BySequence[Found]]) -> list[tuple[int, Found]]:
+    return [(layer, one) for layer, each in sorted(by_layer.items()) for one in each.found()]
+
+
+def _super_weights(
+    scan: Scan, settings: DetectionSettings, criterion: Criterion
+) -> list[SuperWeight]:
+    if not criterion.measured:
+        return []
+    into, out = (
+        {layer: m for (site, layer), m in scan.magnitudes.items() if site == wanted}
+        for wanted in SUPER_WEIGHT_SITES
+    )
+    return super_weights(into, out, settings.super_weights.threshold)
 
 
 def _criteria(criteria: Mapping[str, Criterion], found: Mapping[str, int]) -> Columns:
@@ -79,14 +147,16 @@ def _criteria(criteria: Mapping[str, Criterion], found: Mapping[str, int]) -> Co
     }
 
 
-def _layer_magnitudes(magnitudes: Mapping[Target, Magnitudes], tokens: TokenStore) -> Columns:
+def _layer_magnitudes(
+    magnitudes: Mapping[Place, Magnitudes], tokens: TokenStore, bootstrap: Bootstrap
+) -> Columns:
     each = list(magnitudes.values())
     tops = [[*m.top, *[None] * TOP][:TOP] for m in each]
     channels = [m.largest_channel for m in each]
     largest = [-1 if c is None else int(m.tokens[c]) for m, c in zip(each, channels, strict=True)]
     return {
-        "site": [target.array for target in magnitudes],
-        "layer": [target.layer for target in magnitudes],
+        "site": [site for site, _ in magnitudes],
+        "layer": [layer for _, layer in magnitudes],
         **{f"top{rank + 1}": [top[rank] for top in tops] for rank in range(TOP)},
         "median": or_null([m.median for m in each]),
         "value": [
@@ -98,23 +168,29 @@ def _layer_magnitudes(magnitudes: Mapping[Target, Magnitudes], tokens: TokenStor
         "values": [m.values for m in each],
         "nan": [m.nan for m in each],
         "infinite": [m.infinite for m in each],
+        **interval_columns("top1", [bootstrap.maxima(m.of_sequences) for m in each]),
     }
 
 
-def _channel_maxima(magnitudes: Mapping[Target, Magnitudes], tokens: TokenStore) -> Columns:
+def _channel_maxima(magnitudes: Mapping[Place, Magnitudes], tokens: TokenStore) -> Columns:
     if not magnitudes:
         return {column.name: [] for column in tables.CHANNEL_MAXIMA.columns}
     widths = [m.channels for m in magnitudes.values()]
     return {
-        "site": np.repeat([target.array for target in magnitudes], widths),
-        "layer": np.repeat([target.layer for target in magnitudes], widths),
+        "site": np.repeat([site for site, _ in magnitudes], widths),
+        "layer": np.repeat([layer for _, layer in magnitudes], widths),
         "channel": np.concatenate([np.arange(width) for width in widths]),
         "value": or_null(np.concatenate([m.maxima for m in magnitudes.values()])),
         **places(tokens, np.concatenate([m.tokens for m in magnitudes.values()])),
     }
 
 
-def _features(features: Sequence[Feature], settings: LlmInt8Settings) -> Columns:
+def _features(
+    accumulator: OutlierFeatures | None,
+    features: Sequence[Feature],
+    settings: LlmInt8Settings,
+    bootstrap: Bootstrap,
+) -> Columns:
     by, over = settings.position_share_by, settings.layer_share_over
     ordered = sorted(
         features,
@@ -144,7 +220,18 @@ def _features(features: Sequence[Feature], settings: LlmInt8Settings) -> Columns
         "sidedness": ["one-sided" if f.one_sided else "two-sided" for f in ordered],
         **{name: [f.quartiles[i] for f in ordered] for i, name in enumerate(quartiles)},
         "value": [f.value for f in ordered],
+        **_intervals(accumulator, ordered, bootstrap),
     }
+
+
+def _intervals(
+    accumulator: OutlierFeatures | None, features: Sequence[Feature], bootstrap: Bootstrap
+) -> Columns:
+    each = [accumulator.intervals(f.channel, bootstrap) for f in features if accumulator]
+    columns: Columns = {}
+    for name in SHARES:
+        columns |= interval_columns(name, [intervals[name] for intervals in each])
+    return columns
 
 
 def _variants(features: Sequence[Feature], settings: LlmInt8Settings, measured: bool) -> Columns:
@@ -188,9 +275,9 @@ def _massive_activations(massive: Sequence[Massive], site: str, tokens: TokenSto
         **token_columns(tokens, indices),
         "value": [activation.value for _, activation in massive],
         "tensor_median": [activation.tensor_median for _, activation in massive],
-        "tensor_median_ratio": [_ratio(a.value, a.tensor_median) for _, a in massive],
+        "tensor_median_ratio": [ratio(a.value, a.tensor_median) for _, a in massive],
         "token_median": [activation.token_median for _, activation in massive],
-        "token_median_ratio": [_ratio(a.value, a.token_median) for _, a in massive],
+        "token_median_ratio": [ratio(a.value, a.token_median) for _, a in massive],
     }
 
 
@@ -201,7 +288,7 @@ def _massive_channels(massive: Sequence[Massive], site: str, tokens: TokenStore)
         for place, members in groupby(ordered, key=lambda m: (m[0], m[1].channel))
     ]
     largest = [max(members, key=lambda a: abs(a.value)) for _, members in groups]
-    each = [places(tokens, [a.token for a in members]) for _, members in groups]
+    of_members = [places(tokens, [a.token for a in members]) for _, members in groups]
     of_largest = [a.token for a in largest]
     where = places(tokens, of_largest)
     return {
@@ -209,13 +296,13 @@ def _massive_channels(massive: Sequence[Massive], site: str, tokens: TokenStore)
         "layer": [layer for (layer, _), _ in groups],
         "channel": [channel for (_, channel), _ in groups],
         "massive_activations": [len(members) for _, members in groups],
-        "sequences": [len(set(place["sequence"])) for place in each],
+        "sequences": [len(set(place["sequence"])) for place in of_members],
         "first_position_share": [
             sum(position == 0 for position in place["position"]) / len(place["position"])
-            for place in each
+            for place in of_members
         ],
         "value": [a.value for a in largest],
-        "tensor_median_ratio": [_ratio(a.value, a.tensor_median) for a in largest],
+        "tensor_median_ratio": [ratio(a.value, a.tensor_median) for a in largest],
         "sequence": where["sequence"],
         "position": where["position"],
         **token_columns(tokens, of_largest),
@@ -242,34 +329,3 @@ def _expert_magnitudes(
         "nan": [int(m.nan[expert]) for _, m, expert in each],
         "infinite": [int(m.infinite[expert]) for _, m, expert in each],
     }
-
-
-def places(tokens: TokenStore, indices: ArrayLike) -> Columns:
-    """Index, sequence and position of tokens; null where an index is -1."""
-    index = np.asarray(indices, np.int64)
-    sequence = np.searchsorted(tokens.sequence_starts, index, side="right") - 1
-    position = index - tokens.sequence_starts[np.maximum(sequence, 0)]
-    there = index >= 0
-    return {
-        "token_index": np.ma.masked_array(index, ~there).tolist(),
-        "sequence": np.ma.masked_array(sequence, ~there).tolist(),
-        "position": np.ma.masked_array(position, ~there).tolist(),
-    }
-
-
-def token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
-    """Id and text of tokens; null where an index is -1."""
-    there = [index for index in indices if index >= 0]
-    texts = iter(tokens.token_text(there))
-    return {
-        "token_id": [int(tokens.token_ids[i]) if i >= 0 else None for i in indices],
-        "token_text": [next(texts) if i >= 0 else None for i in indices],
-    }
-
-
-def or_null(values: Iterable[float]) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
-
-
-def _ratio(value: float, median: float) -> float:
-    return abs(value) / median if median else float("inf")

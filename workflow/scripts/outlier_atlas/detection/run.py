@@ -6,19 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection import sinks
 from outlier_atlas.detection.criteria import criteria
+from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.detection.findings import findings
 from outlier_atlas.detection.scan import scan
+from outlier_atlas.detection.tiles import Source
 from outlier_atlas.files import read_record
 from outlier_atlas.settings.detection import DetectionSettings
-from outlier_atlas.store.arrays import DamagedChunkError
+from outlier_atlas.store.arrays import DamagedChunkError, forget_passed
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
-from outlier_atlas.store.layout import Layout, Target
+from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.repair import give_up, look_again
+from outlier_atlas.store.summaries import LostSummaryError
 
 
 def detect(
@@ -26,6 +32,7 @@ def detect(
     run: Path,
     store_record: Path,
     tokens: Path,
+    tokens_record: Path,
     model_record: Path,
     folder: Path,
     threads: int,
@@ -37,6 +44,7 @@ def detect(
         run: folder of the run.
         store_record: the layout of its store.
         tokens: its token store.
+        tokens_record: its record.
         model_record: the record of the model.
         folder: for the tables.
         threads: that read and decode.
@@ -48,35 +56,89 @@ def detect(
     detection = DetectionSettings.model_validate(settings)
     layout = Layout.from_record(read_record(store_record))
     store = TokenStore.open(tokens)
+    special = [int(token) for token in read_record(tokens_record)["special_ids"]]
     defined = criteria(detection, layout.sites, layout.sink_tokens)
     model = str(read_record(model_record)["fingerprint"])
-    _check_committed(
-        run, layout, Fingerprints(layout, store.token_ids, store.sequence_starts, model)
+    source = Source(
+        run=run,
+        layout=layout,
+        tokens=store,
+        fingerprints=Fingerprints(layout, store.token_ids, store.sequence_starts, model),
+        exclusion=Exclusion.of(detection.exclude, special),
+        floors=_floors(detection, layout),
+        quantization=detection.quantization_error,
     )
+    _check_unstored(source)
+    _check_committed(run, layout, source.fingerprints)
+    # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
+    torch.set_num_threads(1)
     try:
-        result = scan(run, layout, store, detection, defined, threads)
+        result = scan(source, detection, defined, threads)
         sunk = sinks.attention_sinks(run, layout, store, detection.attention_sinks.threshold)
-    except DamagedChunkError as damage:
+    except (DamagedChunkError, LostSummaryError) as damage:
+        forget_passed(run, layout)
         raise give_up(run, damage) from damage
     for table, columns in (
-        *findings(result, store, detection, defined, sinks.sinking_heads(sunk)),
+        *findings(result, store, special, detection, defined, sinks.sinking_heads(sunk)),
         *sinks.findings(sunk, store),
     ):
         tables.write(folder, table, columns)
 
 
+def _floors(settings: DetectionSettings, layout: Layout) -> dict[str, float]:
+    """Of each site the least |x| that the criteria ask for with its place, or the layout's own."""
+    asked: dict[str, float] = dict.fromkeys(settings.llm_int8.sites, settings.llm_int8.threshold)
+    massive = settings.massive_activations
+    asked[massive.site] = min(massive.absolute, asked.get(massive.site, massive.absolute))
+    return {
+        site: float(np.float32(min(layout.floor(site), asked.get(site, np.inf))))
+        for site in layout.sites
+    }
+
+
+def _check_unstored(source: Source) -> None:
+    """What the summaries of sites that are not stored cannot answer.
+
+    Raises:
+        ValueError: a threshold is below their floor, tokens are to be left out, or values to be
+            rounded.
+    """
+    layout = source.layout
+    unstored = [site for site in layout.sites if site not in layout.store]
+    for site in unstored:
+        floor = float(np.float32(layout.floor(site)))
+        if source.floors[site] < floor:
+            raise ValueError(
+                f"detection asks for |x| down to {source.floors[site]:g} at {site}, which is not "
+                f"stored, and its summaries keep values from {floor:g}: raise the threshold, or "
+                f"name {site} in extraction.store, or lower "
+                f"extraction.advanced.{layout.floor_setting(site)}"
+            )
+        if site in source.quantization.sites:
+            raise ValueError(
+                f"detection.quantization_error.sites: {site} is not stored; name it in "
+                f"extraction.store, or take it out"
+            )
+    if unstored and source.exclusion.record() is not None:
+        raise ValueError(
+            f"detection.exclude: tokens cannot be left out of {unstored[0]} any more, since its "
+            f"values are not stored; name it in extraction.store, or leave detection.exclude out"
+        )
+
+
 def _check_committed(run: Path, layout: Layout, fingerprints: Fingerprints) -> None:
     """Nothing is counted that no commit stands for: what lies in an array proves nothing."""
     commits = Commits.load(run / COMMITS)
-    targets = [Target(site, layer) for site in layout.sites for layer in layout.layers]
+    targets = [layout.target(site, layer) for site in layout.sites for layer in layout.layers]
     for chunk in range(layout.chunks):
         rows = Rows(chunk, *layout.chunk_range(chunk))
         missing = commits.missing(targets, rows, fingerprints.of(chunk))
         if missing:
             first = min(missing)
+            forget_passed(run, layout)
             look_again(run)
             raise ValueError(
-                f"{run / 'activations.zarr'}: {first.array}, layer {first.layer}, tokens "
+                f"{run / 'activations.zarr'}: {first.site}, layer {first.layer}, tokens "
                 f"{rows.start} to {rows.stop - 1} were never computed as configured now; run "
                 f"again: only what is missing is computed"
             )

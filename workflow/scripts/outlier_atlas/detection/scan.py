@@ -1,27 +1,36 @@
-"""One pass over a run's store: every chunk is read once, for all accumulators."""
+"""One pass over a run's summaries, for all accumulators."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.detection.criteria import LLM_INT8, MASSIVE_ACTIVATIONS, Criterion
+from outlier_atlas.detection.criteria import (
+    LLM_INT8,
+    MASSIVE_ACTIVATIONS,
+    SYSTEMATIC_OUTLIERS,
+    TOKEN_OUTLIERS,
+    Criterion,
+)
+from outlier_atlas.detection.tiles import Source
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.sites import CHANNEL_SITES, EXPERT_OUT
-from outlier_atlas.statistics.experts import ExpertMagnitudes, RoutedTile
+from outlier_atlas.statistics.experts import ExpertMagnitudes
 from outlier_atlas.statistics.magnitudes import Magnitudes
-from outlier_atlas.statistics.massive import MassiveActivations
+from outlier_atlas.statistics.massive import MassiveActivation, massive_activations
+from outlier_atlas.statistics.measures import LayerMeasures, QuantizationErrors
+from outlier_atlas.statistics.norms import TokenNorms
 from outlier_atlas.statistics.outlier_features import OutlierFeatures
-from outlier_atlas.statistics.tile import Tile
-from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.layout import Layout, Target
+from outlier_atlas.statistics.sequences import BySequence, Found, WholeSequence
+from outlier_atlas.statistics.tokens import TokenOutlier, systematic_outliers, token_outliers
+from outlier_atlas.store.layout import Layout
 
-log = logging.getLogger(__name__)
+Place = tuple[str, int]
+"""Site and layer."""
 
 
 @dataclass
@@ -30,78 +39,133 @@ class Scan:
 
     Attributes:
         magnitudes: of every site with channels, and layer.
+        measures: likewise.
+        quantization: of the sites that are asked for, and layer.
         outlier_features: None where the criterion was not measured.
         massive: per layer; empty where the criterion was not measured.
+        systematic: likewise.
+        token_outliers: likewise.
+        norms: likewise.
         experts: per layer; empty where `expert_out` was not measured.
     """
 
-    magnitudes: dict[Target, Magnitudes]
+    magnitudes: dict[Place, Magnitudes]
+    measures: dict[Place, LayerMeasures]
+    quantization: dict[Place, QuantizationErrors]
     outlier_features: OutlierFeatures | None = None
-    massive: dict[int, MassiveActivations] = field(default_factory=dict)
+    massive: dict[int, BySequence[MassiveActivation]] = field(default_factory=dict)
+    systematic: dict[int, BySequence[TokenOutlier]] = field(default_factory=dict)
+    token_outliers: dict[int, BySequence[TokenOutlier]] = field(default_factory=dict)
+    norms: dict[int, TokenNorms] = field(default_factory=dict)
     experts: dict[int, ExpertMagnitudes] = field(default_factory=dict)
 
 
 def scan(
-    run: Path,
-    layout: Layout,
-    tokens: TokenStore,
+    source: Source,
     settings: DetectionSettings,
     criteria: Mapping[str, Criterion],
     threads: int,
 ) -> Scan:
-    """Read the store, chunk by chunk of tokens and all tensors of a chunk together.
+    """Take all summaries, chunk by chunk.
 
     Memory is a few chunks and the accumulators, however many tokens there are.
 
     Raises:
-        ValueError: the store is damaged, or the sites of a criterion do not fit together.
+        ValueError: the store or a summary is damaged, or the sites of a criterion do not fit
+            together.
     """
-    result = _accumulators(layout, tokens, settings, criteria)
-    int8_sites = criteria[LLM_INT8].sites
-    massive_site = criteria[MASSIVE_ACTIVATIONS].sites[0]
-    targets = [*result.magnitudes, *(Target(EXPERT_OUT, layer) for layer in result.experts)]
-    with progress(layout.chunks * len(targets), " chunks", "detecting") as bar:
-        for target, tile in _tiles(run, layout, targets, threads):
-            if tile is None:
-                if result.outlier_features:
-                    result.outlier_features.close()
-                continue
+    layout = source.layout
+    result = _accumulators(source, settings, criteria)
+    takers = _takers(result, settings, criteria)
+    last = 0
+    total = layout.chunks * len(takers)
+    with progress(total, " chunks", "detecting") as bar:
+        for chunk, target, found in source.all(threads):
+            if chunk != last and result.outlier_features:
+                result.outlier_features.close()
+            last = chunk
+            place = target.site, target.layer
+            _take(takers[place], found.tiles)
+            for summary in found.quantization:
+                result.quantization[place].update(summary)
             bar.update()
-            if target.array == EXPERT_OUT:
-                result.experts[target.layer].update(RoutedTile.of(tile.values, tile.start))
-                continue
-            result.magnitudes[target].update(tile)
-            if result.outlier_features and target.array in int8_sites:
-                result.outlier_features.update((target.array, target.layer), tile)
-            if result.massive and target.array == massive_site:
-                result.massive[target.layer].update(tile)
+    if result.outlier_features:
+        result.outlier_features.close()
     return result
 
 
+def _take(takers: list[Callable[[Any], None]], tiles: Sequence[Any]) -> None:
+    for summary in tiles:
+        for take in takers:
+            take(summary)
+
+
+def _takers(
+    result: Scan, settings: DetectionSettings, criteria: Mapping[str, Criterion]
+) -> dict[Place, list[Callable[[Any], None]]]:
+    """Of each site and layer what takes its summaries."""
+    takers: dict[Place, list[Callable[[Any], None]]] = defaultdict(list)
+    for place, magnitudes in result.magnitudes.items():
+        takers[place] += [magnitudes.update, result.measures[place].update]
+        if result.outlier_features and place[0] in criteria[LLM_INT8].sites:
+            takers[place].append(partial(result.outlier_features.update, place))
+    for site, by_layer in (
+        (settings.massive_activations.site, result.massive),
+        (settings.systematic_outliers.site, result.systematic),
+        (settings.token_outliers.site, result.token_outliers),
+        (settings.token_norms.site, result.norms),
+        (EXPERT_OUT, result.experts),
+    ):
+        for layer, accumulator in by_layer.items():
+            takers[site, layer].append(accumulator.update)
+    return takers
+
+
 def _accumulators(
-    layout: Layout,
-    tokens: TokenStore,
-    settings: DetectionSettings,
-    criteria: Mapping[str, Criterion],
+    source: Source, settings: DetectionSettings, criteria: Mapping[str, Criterion]
 ) -> Scan:
+    layout, starts = source.layout, source.tokens.sequence_starts
     sites = [site for site in layout.sites if site in CHANNEL_SITES]
-    targets = [Target(site, layer) for site in sites for layer in layout.layers]
-    result = Scan({target: Magnitudes(layout.channels(target)) for target in targets})
+    places = [(site, layer) for site in sites for layer in layout.layers]
+    sequences = len(starts) - 1
+    channels = layout.sites
+    rounded = [place for place in places if place[0] in settings.quantization_error.sites]
+    result = Scan(
+        {place: Magnitudes(channels[place[0]], sequences) for place in places},
+        {place: LayerMeasures(channels[place[0]], sequences) for place in places},
+        {place: QuantizationErrors() for place in rounded},
+    )
     if EXPERT_OUT in layout.sites:
         result.experts = {layer: ExpertMagnitudes(layout.experts) for layer in layout.layers}
     if criteria[LLM_INT8].measured:
-        tensors = [(t.array, t.layer) for t in targets if t.array in criteria[LLM_INT8].sites]
+        tensors = [place for place in places if place[0] in criteria[LLM_INT8].sites]
+        common = _common_channels(layout, criteria[LLM_INT8])
         result.outlier_features = OutlierFeatures(
-            tensors, _common_channels(layout, criteria[LLM_INT8]), settings.llm_int8.threshold
+            tensors, common, settings.llm_int8.threshold, sequences
         )
-    if criteria[MASSIVE_ACTIVATIONS].measured:
-        massive = settings.massive_activations
-        result.massive = {
-            layer: MassiveActivations(
-                tokens.sequence_starts, massive.absolute, massive.ratio, massive.median
-            )
-            for layer in layout.layers
-        }
+
+    def by_sequence(
+        name: str, decide: Callable[[WholeSequence], Iterable[Found]]
+    ) -> dict[int, BySequence[Found]]:
+        layers = layout.layers if criteria[name].measured else ()
+        return {layer: BySequence(starts, decide) for layer in layers}
+
+    massive, systematic = settings.massive_activations, settings.systematic_outliers
+    result.massive = by_sequence(
+        MASSIVE_ACTIVATIONS,
+        partial(
+            massive_activations,
+            absolute=massive.absolute, ratio=massive.ratio, median=massive.median,
+        ),
+    )  # fmt: skip
+    result.systematic = by_sequence(
+        SYSTEMATIC_OUTLIERS, partial(systematic_outliers, ratio=systematic.ratio)
+    )
+    result.token_outliers = by_sequence(
+        TOKEN_OUTLIERS, partial(token_outliers, ratio=settings.token_outliers.ratio)
+    )
+    if settings.token_norms.site in layout.sites:
+        result.norms = {layer: TokenNorms(settings.token_norms.top) for layer in layout.layers}
     return result
 
 
@@ -113,27 +177,3 @@ def _common_channels(layout: Layout, criterion: Criterion) -> int:
             f"detection.{criterion.name}.sites: they must have the same channels, and {shown}"
         )
     return next(iter(channels.values()))
-
-
-def _tiles(
-    run: Path, layout: Layout, targets: list[Target], threads: int
-) -> Iterator[tuple[Target, Tile | None]]:
-    """Every tile, chunk by chunk; (a target, None) after the last of a chunk.
-
-    A few are read ahead while one is looked at.
-    """
-    arrays = Arrays(run, layout)
-
-    def read(target: Target, chunk: int) -> Tile:
-        start, stop = layout.chunk_range(chunk)
-        return Tile(arrays.read(target, start, stop), start)
-
-    order = [(target, chunk) for chunk in range(layout.chunks) for target in targets]
-    with ThreadPoolExecutor(threads) as readers:
-        ahead = [readers.submit(read, *place) for place in order[:threads]]
-        for index, (target, _) in enumerate(order):
-            tile = ahead.pop(0).result()
-            ahead += [readers.submit(read, *place) for place in order[index + threads :][:1]]
-            yield target, tile
-            if (index + 1) % len(targets) == 0:
-                yield target, None

@@ -127,6 +127,7 @@ def _layout(
     groups = even_ranges(running, extraction.layer_groups)
     return Layout(
         sites=dict(channels),
+        store=tuple(extraction.stored),
         layers=layers,
         hidden_size=architecture.hidden_size,
         tokens=tokens,
@@ -135,6 +136,8 @@ def _layout(
         layer_groups=tuple((first, stop - 1) for first, stop in groups),
         sequence_shards=extraction.sequence_shards,
         dtype=dtype,
+        outlier_floor=extraction.advanced.outlier_floor,
+        massive_floor=extraction.advanced.massive_floor,
         experts=architecture.experts(layers) if EXPERT_OUT in channels else 0,
         sink_tokens=extraction.advanced.sink_tokens if ATTN_SINK in channels else 0,
     )

@@ -14,6 +14,7 @@ from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.devices import devices
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.measurement import Measurement
+from outlier_atlas.extraction.passing import delete_read
 from outlier_atlas.extraction.planning import preflight
 from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.work import Work
@@ -49,6 +50,7 @@ def extract(job: Job) -> None:
             _compute(job, work, where)
     else:
         log.info("layers %s: all committed already, nothing to compute", work.span)
+    delete_read(job.run, work)
     write_record(job.manifest, _manifest(work))
 
 

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.extraction.transfer import Transfer
 from outlier_atlas.extraction.verify import compared, verifies
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.extraction.writer import RowWriter, queue_bytes
 from outlier_atlas.progress import progress
-from outlier_atlas.store.arrays import Arrays, DamagedChunkError
+from outlier_atlas.store.arrays import Arrays, DamagedChunkError, forget_passed
 from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Rows
 from outlier_atlas.store.layout import BOUNDARY, Target
 from outlier_atlas.store.repair import give_up
@@ -35,6 +36,7 @@ def stream(
     The next batch is read and the last one written while one computes.
     """
     arrays = Arrays(job.run, work.layout)
+    summaries = SummaryWriter(job.run, work)
     destinations = destinations_of(missing)
     transfer = Transfer()
     commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
@@ -50,7 +52,7 @@ def stream(
     total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
     with (
         commits,
-        RowWriter(arrays, missing, commit, queue_bytes(where)) as writer,
+        RowWriter(arrays, summaries, missing, commit, queue_bytes(where)) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):
         for batch, values in _inputs(job, work, arrays, batches):
@@ -67,7 +69,7 @@ def destinations_of(
     """Where the tensor of each site and layer goes; the last layer's output is the boundary."""
     destinations = defaultdict(list)
     for target in sorted(frozenset().union(*missing.values())):
-        tap = (target.array, target.layer)
+        tap = (target.site, target.layer)
         if target.array == BOUNDARY:
             tap = ("resid_post", target.layer - 1)
         destinations[tap].append(target)
@@ -84,10 +86,13 @@ def _keeper(
     """Hands each tensor of a batch to the writer, sequence by sequence."""
 
     def keep(tap: Tap, tensor_BTC: torch.Tensor) -> None:
-        host = transfer(tensor_BTC)
-        for target in destinations[tap.site, tap.layer]:
-            for sequence, values_TC in zip(batch, host.values, strict=True):
-                writer.put(target, int(starts[sequence]), values_TC, host)
+        targets = destinations[tap.site, tap.layer]
+        for on_device in {target.is_summary for target in targets}:
+            copy = transfer.copy(tensor_BTC) if on_device else transfer(tensor_BTC)
+            for target in targets:
+                if target.is_summary == on_device:
+                    for sequence, values_TC in zip(batch, copy.values, strict=True):
+                        writer.put(target, int(starts[sequence]), values_TC, copy)
 
     return keep
 
@@ -116,5 +121,6 @@ def _input(job: Job, work: Work, arrays: Arrays, batch: range) -> torch.Tensor:
     try:
         rows = [arrays.read(boundary, int(starts[s]), int(starts[s + 1])) for s in batch]
     except DamagedChunkError as damage:
+        forget_passed(job.run, work.layout)
         raise give_up(job.run, damage) from damage
     return torch.from_numpy(np.stack(rows))

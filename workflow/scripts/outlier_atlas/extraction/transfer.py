@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class OnHost:
-    """A copy of a tensor in host memory, perhaps still under way.
+    """A copy of a tensor in host memory, perhaps still under way; or one that stays on its device.
 
     Attributes:
         values: the copy; read it after `wait`.
@@ -52,6 +52,13 @@ class Transfer:
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(stream)
         return OnHost(host, copied)
+
+    def copy(self, tensor: torch.Tensor) -> OnHost:
+        """Copy a tensor on the device that it is on, for a thread that reads it there.
+
+        That thread's work follows in the order of the device's default stream, as the forward's.
+        """
+        return OnHost(tensor.detach().clone())
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
         if device not in self._streams:

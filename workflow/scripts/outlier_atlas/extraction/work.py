@@ -13,6 +13,7 @@ from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.store.commits import Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints, sequences_of
 from outlier_atlas.store.layout import Layout, Target
+from outlier_atlas.store.rows import shard_rows
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,7 @@ class Work:
     @cached_property
     def rows(self) -> list[Rows]:
         """The shard's tokens, cut where the chunks are."""
-        starts = self.tokens.sequence_starts
-        first, last = int(starts[self.sequences.start]), int(starts[self.sequences.stop])
-        chunk = self.layout.chunk_tokens
-        return [
-            Rows(index, max(first, index * chunk), min(last, (index + 1) * chunk))
-            for index in range(first // chunk, -(-last // chunk))
-        ]
+        return shard_rows(self.layout, self.tokens.sequence_starts, self.shard)
 
     @cached_property
     def fingerprints(self) -> Fingerprints:

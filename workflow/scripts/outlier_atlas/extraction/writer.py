@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.extraction.transfer import Float32, OnHost
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import Rows
@@ -55,6 +56,7 @@ class RowWriter:
 
     Args:
         arrays: where to.
+        summaries: where to of targets that are summaries.
         missing: the rows to write, and of which targets; everything else that comes is left out.
         written: called, in one of the threads, with rows all of whose targets have been written.
         bound: bytes that wait to be written before `put` waits.
@@ -66,11 +68,13 @@ class RowWriter:
     def __init__(
         self,
         arrays: Arrays,
+        summaries: SummaryWriter,
         missing: Mapping[Rows, frozenset[Target]],
         written: Callable[[Rows], None],
         bound: int,
     ) -> None:
         self._arrays = arrays
+        self._summaries = summaries
         self._missing = missing
         self._rows = sorted(missing, key=lambda rows: rows.start)
         self._starts = np.array([rows.start for rows in self._rows], np.int64)
@@ -83,6 +87,7 @@ class RowWriter:
         self._waiting_bytes = 0
         self._bound = bound
         self._failure: BaseException | None = None
+        self._started = threading.Barrier(THREADS + 1)
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
 
     def put(self, target: Target, start: int, values: torch.Tensor, host: OnHost) -> None:
@@ -109,6 +114,8 @@ class RowWriter:
         self._queue.put(piece)
 
     def _work(self) -> None:
+        torch.set_num_threads(1)  # the forward pass has the others
+        self._started.wait()
         float32 = Float32()
         while (piece := self._queue.get()) is not None:
             complete = False
@@ -124,6 +131,8 @@ class RowWriter:
         """Write a piece, or lay it by until its rows are complete; whether they are."""
         piece.host.wait()
         rows, values = piece.rows, piece.values
+        if piece.target.is_summary:
+            return self._summaries.take(piece.target, rows, piece.start, values)
         if len(values) < rows.stop - rows.start:
             whole = self._assemble(piece)
             if whole is None:
@@ -160,8 +169,12 @@ class RowWriter:
             raise self._failure
 
     def __enter__(self) -> RowWriter:
+        threads = torch.get_num_threads()
         for thread in self._threads:
             thread.start()
+        self._started.wait()
+        # Of each thread its own; but threads that start later have what was set last.
+        torch.set_num_threads(threads)
         return self
 
     def __exit__(

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from outlier_atlas import tables
+from outlier_atlas import sink_tables, tables
 from outlier_atlas.files import replacing
 from outlier_atlas.report.text import SITE_NAMES
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
@@ -93,7 +93,7 @@ def draw(folder: Path, tables_folder: Path) -> None:
     experts = tables.read(tables_folder, tables.EXPERT_MAGNITUDES)
     if len(experts):
         _draw_experts(folder, experts)
-    heads = tables.read(tables_folder, tables.ATTENTION_SINK_HEADS)
+    heads = tables.read(tables_folder, sink_tables.ATTENTION_SINK_HEADS)
     if len(heads):
         _draw_heads(folder, heads)
 

@@ -30,9 +30,9 @@ from outlier_atlas.report.text import (
     shown,
     visible,
 )
+from outlier_atlas.settings.detection import LayerShare, PositionShare
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
-from outlier_atlas.statistics.outlier_features import LayerShare, PositionShare
 from outlier_atlas.store.layout import parts
 
 HERE = Path(__file__).parent
@@ -113,8 +113,8 @@ def _head(
         "folder": visible(str(inputs.folder)),
         "version": __version__,
         "facts": _facts(model, tokens, store),
-        "first_array": store["sites"][0],
-        "first_axis": parts(store["sites"][0])[0].axis,
+        "first_array": store["store"][0] if store["store"] else None,
+        "first_axis": parts(store["store"][0])[0].axis if store["store"] else None,
         "measured": [_measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
@@ -181,6 +181,7 @@ def _facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
         ),
         ("begin-of-sequence token", "at every sequence" if tokens["bos"] else "none added"),
         ("sites", ", ".join(f"{site} ({store['channels'][site]:,})" for site in store["sites"])),
+        ("of them stored", ", ".join(store["store"]) or "none: only summaries"),
         ("layers measured", ranges(store["layers"])),
         ("layer groups", groups),
         ("sequence shards", str(store["sequence_shards"])),

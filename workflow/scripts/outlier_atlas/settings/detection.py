@@ -15,6 +15,9 @@ from outlier_atlas.settings.section import (
 )
 from outlier_atlas.settings.sites import CHANNEL_SITES, ChannelSite
 
+LayerShare = Literal["layers", "tensors"]
+PositionShare = Literal["union", "mean", "max"]
+
 
 class LlmInt8Settings(Section):
     """Outlier features of Dettmers et al. 2022 (arXiv 2208.07339, section 4.1)."""
@@ -32,12 +35,12 @@ class LlmInt8Settings(Section):
         0.06,
         description="… and at no less than this share of the positions (sequence, position).",
     )
-    layer_share_over: Literal["layers", "tensors"] = Field(
+    layer_share_over: LayerShare = Field(
         "layers",
         description="What the layer share counts: layers (an outlier at any site of it) or tensors "
         "(each layer and site apart).",
     )
-    position_share_by: Literal["union", "mean", "max"] = Field(
+    position_share_by: PositionShare = Field(
         "union",
         description="The position share: over the union of all layers and sites, the mean over "
         "affected tensors, or the largest of one tensor.",
@@ -85,6 +88,118 @@ class AttentionSinksSettings(Section):
     )
 
 
+class SuperWeightsSettings(Section):
+    """Super weights of Yu et al. 2024 (arXiv 2411.07191), from `mlp_hidden` and `mlp_out`."""
+
+    threshold: PositiveFloat = Field(
+        50.0,
+        description="A layer has a super weight where the largest |input| and the largest |output| "
+        "of its down projection are both above this.",
+    )
+
+
+class SuperExpertsSettings(Section):
+    """Super experts of Su et al. 2025 (arXiv 2507.23279, eq. 8), from `expert_out`."""
+
+    quantile: Share = Field(
+        0.995,
+        description="An expert's largest |down_proj output| must be above this quantile of those "
+        "of all experts of all layers …",
+    )
+    ratio: PositiveFloat = Field(0.1, description="… and above this many times the largest …")
+    growth: PositiveFloat = Field(
+        1.25,
+        description="… in a layer in which massive activations form: one that has a massive "
+        "activation, and whose largest |x| at the site of massive activations is at least this "
+        "many times that of the measured layer before it.",
+    )
+
+
+class SystematicOutliersSettings(Section):
+    """Systematic outliers of An et al. 2025."""
+
+    site: ChannelSite = Field("resid_post", description="Where they are looked for.")
+    ratio: PositiveFloat = Field(
+        1000.0,
+        description="A token is flagged where its largest |x| > this many times the mean of |x| "
+        "over all tokens and channels of the sequence in that layer.",
+    )
+
+
+class TokenOutliersSettings(Section):
+    """Token outliers of PrefixQuant (Chen et al. 2024, arXiv 2410.05265)."""
+
+    site: ChannelSite = Field("mlp_hidden", description="Where they are looked for.")
+    ratio: PositiveFloat = Field(
+        64.0,
+        description="A token is an outlier where its largest |x| > this many times the median "
+        "over the tokens of its sequence in that layer.",
+    )
+
+
+class TokenNormsSettings(Section):
+    """The tokens of the largest norm."""
+
+    site: ChannelSite = Field("resid_post", description="Where norms are taken.")
+    top: PositiveInt = Field(20, description="Tokens that are listed of each layer.")
+
+
+class QuantizationErrorSettings(Section):
+    """What INT8, FP8, MXFP8, MXFP4 and NVFP4 would take from the values of some sites."""
+
+    sites: list[ChannelSite] = Field(
+        [],
+        description="Sites to round, such as `[attn_in, mlp_in]`; they must be stored. It takes "
+        "several times as long as everything else of detection together.",
+    )
+    threshold: PositiveFloat = Field(
+        6.0,
+        description="Channels with |x| >= this in a tile (the tokens of a sequence within a chunk) "
+        "are its outlier channels, which LLM.int8() leaves as they are.",
+    )
+
+    @field_validator("sites")
+    @classmethod
+    def _canonical_sites(cls, sites: list[ChannelSite]) -> list[ChannelSite]:
+        refuse_repeats(sites)
+        return sorted(sites, key=CHANNEL_SITES.index)
+
+
+class ExcludeSettings(Section):
+    """Tokens that are left out of every number of the tables; what is stored has them all."""
+
+    special_tokens: bool = Field(False, description="Special tokens of the tokenizer.")
+    first_positions: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="So many tokens from the beginning of each sequence."
+    )
+    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
+        [], description="Tokens with these ids."
+    )
+
+    @field_validator("token_ids")
+    @classmethod
+    def _canonical_ids(cls, ids: list[int]) -> list[int]:
+        refuse_repeats(ids)
+        return sorted(ids)
+
+    @property
+    def anything(self) -> bool:
+        """Whether any token may be left out."""
+        return self.special_tokens or self.first_positions > 0 or bool(self.token_ids)
+
+
+class BootstrapSettings(Section):
+    """Intervals over sequences: how far a number depends on which sequences were read."""
+
+    resamples: PositiveInt = Field(
+        1000, description="How often as many sequences are drawn, with replacement."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Of the draws.")
+    level: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="Share of the draws that lies within an interval (percentiles)."
+    )
+
+
 class DetectionSettings(Section):
     llm_int8: LlmInt8Settings = Field(LlmInt8Settings(), description="LLM.int8() outlier features.")
     massive_activations: MassiveActivationsSettings = Field(
@@ -95,4 +210,28 @@ class DetectionSettings(Section):
     )
     attention_sinks: AttentionSinksSettings = Field(
         AttentionSinksSettings(), description="Attention sinks."
+    )
+    super_weights: SuperWeightsSettings = Field(
+        SuperWeightsSettings(), description="Super weights: where they are."
+    )
+    super_experts: SuperExpertsSettings = Field(
+        SuperExpertsSettings(), description="Super experts of a mixture of experts."
+    )
+    systematic_outliers: SystematicOutliersSettings = Field(
+        SystematicOutliersSettings(), description="Systematic outliers, with their token classes."
+    )
+    token_outliers: TokenOutliersSettings = Field(
+        TokenOutliersSettings(), description="Token outliers as PrefixQuant has them."
+    )
+    token_norms: TokenNormsSettings = Field(
+        TokenNormsSettings(), description="Tokens by their norm."
+    )
+    quantization_error: QuantizationErrorSettings = Field(
+        QuantizationErrorSettings(), description="Errors of rounding to formats of few bits."
+    )
+    exclude: ExcludeSettings = Field(
+        ExcludeSettings(), description="Tokens that are left out of every number."
+    )
+    bootstrap: BootstrapSettings = Field(
+        BootstrapSettings(), description="Intervals over sequences."
     )

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from outlier_atlas.settings.section import PositiveInt, Section, refuse_repeats
-from outlier_atlas.settings.sites import SITES, Site
+from outlier_atlas.settings.section import PositiveFloat, PositiveInt, Section, refuse_repeats
+from outlier_atlas.settings.sites import ATTN_SINK, SITES, Site
 
 Verify = Literal["auto", "first_batch", "never"]
 
@@ -28,12 +28,28 @@ class AdvancedExtractionSettings(Section):
         description="First tokens of each sequence among which `attn_sink` measures attention (the "
         "paper: 64). Another number makes this site stale, and no other.",
     )
+    outlier_floor: PositiveFloat = Field(
+        4.0,
+        description="Least |x| that a summary keeps with its place, at the inputs of linear layers "
+        "(`attn_in`, `attn_hidden`, `mlp_in`, `mlp_hidden`). Thresholds of `detection` above it "
+        "never read the store; those below it do, and need the site stored.",
+    )
+    massive_floor: PositiveFloat = Field(
+        64.0, description="The same at all other sites, where far more values are large."
+    )
 
 
 class ExtractionSettings(Section):
     sites: Annotated[list[Site], Field(min_length=1)] = Field(
         ["attn_in", "mlp_in", "resid_post"],
-        description="Places in each block that are measured and written to the store.",
+        description="Places in each block that are measured.",
+    )
+    store: Literal["all"] | list[Site] = Field(
+        "all",
+        description="Those of the sites whose values are written to the store, such as "
+        "`[resid_post]`, or `all`. Of the others only summaries are kept: all tables are the same, "
+        "and thresholds may go down to `advanced.outlier_floor`. `[]` stores nothing (but "
+        "`attn_sink`, which has no summary), and deletes boundaries when they have been read.",
     )
     layers: Literal["all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (
         Field("all", description="Layers to measure, 0-based, such as `[0, 1, 15]`, or `all`.")
@@ -63,6 +79,14 @@ class ExtractionSettings(Section):
         refuse_repeats(sites)
         return sorted(sites, key=SITES.index)
 
+    @field_validator("store")
+    @classmethod
+    def _canonical_store(cls, store: str | list[Site]) -> str | list[Site]:
+        if isinstance(store, str):
+            return store
+        refuse_repeats(store)
+        return sorted(store, key=SITES.index)
+
     @field_validator("layers")
     @classmethod
     def _canonical_layers(cls, layers: str | list[int]) -> str | list[int]:
@@ -70,6 +94,24 @@ class ExtractionSettings(Section):
             return layers
         refuse_repeats(layers)
         return sorted(layers)
+
+    @property
+    def stored(self) -> list[Site]:
+        """The sites whose values are written to the store.
+
+        `attn_sink` always is, where it is measured: it has no summary, and is hardly larger than
+        one would be.
+        """
+        if isinstance(self.store, str):
+            return self.sites
+        return [site for site in SITES if site in self.store or site == ATTN_SINK in self.sites]
+
+    @model_validator(mode="after")
+    def _stored_sites_are_measured(self) -> ExtractionSettings:
+        for site in self.stored:
+            if site not in self.sites:
+                raise ValueError(f"store names {site}, which is not among the sites; add it there")
+        return self
 
     @model_validator(mode="after")
     def _enough_layers(self) -> ExtractionSettings:

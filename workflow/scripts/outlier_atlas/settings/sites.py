@@ -31,3 +31,6 @@ CHANNEL_SITES: tuple[ChannelSite, ...] = get_args(ChannelSite)
 SITES: tuple[Site, ...] = get_args(Site)
 EXPERT_OUT: Site = "expert_out"
 ATTN_SINK: Site = "attn_sink"
+
+LINEAR_INPUTS: tuple[ChannelSite, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
+"""Those that linear layers read."""

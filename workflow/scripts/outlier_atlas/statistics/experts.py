@@ -5,37 +5,73 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from outlier_atlas.statistics.tile import Float32, Int64
+from outlier_atlas.statistics.codes import Float32, Int64
+from outlier_atlas.statistics.summary import Place
 
 
 @dataclass(frozen=True)
-class RoutedTile:
-    """Tokens `start` and following of one layer, in each of the experts they are routed to.
+class ExpertSummary:
+    """What is known of a tile of `expert_out`, by expert; the counterpart of `Summary`.
 
     Attributes:
-        values: (token, routed), float32: the largest |down_proj output|, with its sign.
-        experts: (token, routed): which expert.
-        channels: (token, routed): the channel in which the value lies.
-        start: index of the first token along the store's token axis.
+        sequence, start, tokens: its `Place`.
+        routed: (expert,): tokens routed to it.
+        nan, infinite: (expert,): tokens whose largest |x| is NaN or infinite.
+        value: (expert,): finite, largest in |x|, with its sign; NaN where there is none.
+        token, channel: (expert,): where it is, the token from the tile's first; -1 where there is
+            none. Of equals the earliest token's, then the lowest channel.
     """
 
-    values: Float32
-    experts: Int64
-    channels: Int64
+    sequence: int
     start: int
+    tokens: int
+    routed: Int64
+    nan: Int64
+    infinite: Int64
+    value: Float32
+    token: Int64
+    channel: Int64
 
-    @classmethod
-    def of(cls, numbers: Float32, start: int) -> RoutedTile:
-        """A tile from values, experts and channels, one after the other along the last axis."""
-        values, experts, channels = np.split(numbers, 3, axis=1)
-        return cls(values, experts.astype(np.int64), channels.astype(np.int64), start)
+
+def summarize_experts(
+    numbers: torch.Tensor, place: Place, experts: int, kept: NDArray[np.bool_] | None = None
+) -> ExpertSummary:
+    """The summary of a tile of `expert_out`.
+
+    Args:
+        numbers: (token, 3 x routed): the largest |down_proj output| with its sign in each of the
+            experts that a token is routed to; which experts; the channels.
+        place: where it is.
+        experts: number of routed experts of the layer.
+        kept: (token,): the tokens that count; None where all do.
+    """
+    values, chosen, channels = np.split(numbers.float().cpu().numpy(), 3, axis=1)
+    routed = values.shape[1]
+    rows: Int64 = np.arange(len(values)) if kept is None else np.flatnonzero(kept)
+    tokens = np.repeat(rows, routed)
+    values = values[rows].ravel()
+    chosen, channels = (part[rows].astype(np.int64).ravel() for part in (chosen, channels))
+
+    def count(of: Int64) -> Int64:
+        return np.bincount(of, minlength=experts)
+
+    return ExpertSummary(
+        place.sequence,
+        place.start,
+        place.tokens,
+        count(chosen),
+        count(chosen[np.isnan(values)]),
+        count(chosen[np.isinf(values)]),
+        *largest_of_each(experts, chosen, values, tokens, channels),
+    )
 
 
 @dataclass
 class ExpertMagnitudes:
-    """Accumulates routed tiles of one layer; exact, in any order and split.
+    """Accumulates summaries of one layer; exact, in any order and split.
 
     Attributes:
         experts: number of routed experts of the layer.
@@ -59,14 +95,13 @@ class ExpertMagnitudes:
         self.tokens, self.channels = np.full((2, self.experts), -1, np.int64)
         self.values = np.full(self.experts, np.nan, np.float32)
 
-    def update(self, tile: RoutedTile) -> None:
-        """Take a tile."""
-        experts, values = tile.experts.ravel(), tile.values.ravel()
-        tokens = tile.start + np.repeat(np.arange(len(tile.values)), tile.values.shape[1])
-        self.routed += self._counts(experts)
-        self.nan += self._counts(experts[np.isnan(values)])
-        self.infinite += self._counts(experts[np.isinf(values)])
-        self._take(experts, values, tokens, tile.channels.ravel())
+    def update(self, summary: ExpertSummary) -> None:
+        """Take the summary of a tile."""
+        self.routed += summary.routed
+        self.nan += summary.nan
+        self.infinite += summary.infinite
+        tokens = summary.start + summary.token
+        self._take(np.arange(self.experts), summary.value, tokens, summary.channel)
 
     def merge(self, other: ExpertMagnitudes) -> None:
         """Take what another accumulator of the same layer has seen."""
@@ -75,18 +110,30 @@ class ExpertMagnitudes:
         self.infinite += other.infinite
         self._take(np.arange(self.experts), other.values, other.tokens, other.channels)
 
-    def _counts(self, experts: Int64) -> NDArray[np.int64]:
-        return np.bincount(experts, minlength=self.experts)
-
     def _take(self, experts: Int64, values: Float32, tokens: Int64, channels: Int64) -> None:
-        """Take values of experts, in any order; those that are not finite are left out."""
-        there = np.isfinite(values)
-        all_experts = np.concatenate([np.arange(self.experts), experts[there]])
-        all_values = np.concatenate([self.values, values[there]])
-        all_tokens = np.concatenate([self.tokens, tokens[there]])
-        all_channels = np.concatenate([self.channels, channels[there]])
-        magnitudes = np.nan_to_num(np.abs(all_values), nan=-1)
-        order = np.lexsort((all_channels, all_tokens, -magnitudes, all_experts))
-        best = order[np.unique(all_experts[order], return_index=True)[1]]
-        self.values, self.tokens = all_values[best], all_tokens[best]
-        self.channels = all_channels[best]
+        found = largest_of_each(
+            self.experts,
+            np.concatenate([np.arange(self.experts), experts]),
+            np.concatenate([self.values, values]),
+            np.concatenate([self.tokens, tokens]),
+            np.concatenate([self.channels, channels]),
+        )
+        self.values, self.tokens, self.channels = found
+
+
+def largest_of_each(
+    number: int, experts: Int64, values: Float32, tokens: Int64, channels: Int64
+) -> tuple[Float32, Int64, Int64]:
+    """Of each expert the finite value largest in |x|, its token and its channel.
+
+    NaN, -1 and -1 where there is none; the earliest token, then the lowest channel of equals.
+    """
+    there = np.isfinite(values)
+    experts, values = experts[there], values[there]
+    tokens, channels = tokens[there], channels[there]
+    order = np.lexsort((channels, tokens, -np.abs(values), experts))
+    found, first = np.unique(experts[order], return_index=True)
+    best = order[first]
+    value, where = np.full(number, np.nan, np.float32), np.full((2, number), -1, np.int64)
+    value[found], where[0, found], where[1, found] = values[best], tokens[best], channels[best]
+    return value, where[0], where[1]

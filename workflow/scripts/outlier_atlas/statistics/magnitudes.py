@@ -6,28 +6,31 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from outlier_atlas.statistics.tile import CODES, Float32, Int64, Tile, from_code, lower_quantile
-
-TOP = 3
+from outlier_atlas.statistics.codes import CODES, Float32, Int64, from_code, lower_quantile
+from outlier_atlas.statistics.summary import TOP, Summary
 
 
 @dataclass
 class Magnitudes:
-    """Accumulates tiles of one site and layer; exact, in any order and split.
+    """Accumulates summaries of one site and layer; exact, in any order and split.
 
     Attributes:
         channels: length of the channel axis.
+        sequences: number of sequences of the run.
         top: the largest |x|, descending, at most `TOP`.
         maxima: per channel the finite value largest in |x|, with its sign; NaN where there is none.
         tokens: per channel the index of its token, the first of equals; -1 where there is none.
+        of_sequences: (sequence,): the largest |x| of each; NaN where there is none.
         histogram: how often each bfloat16 code of |x| occurs.
         values, nan, infinite: counts.
     """
 
     channels: int
+    sequences: int
     top: list[float] = field(default_factory=list)
     maxima: Float32 = field(init=False)
     tokens: Int64 = field(init=False)
+    of_sequences: Float32 = field(init=False)
     histogram: Int64 = field(default_factory=lambda: np.zeros(CODES + 1, np.int64))
     values: int = 0
     nan: int = 0
@@ -36,20 +39,20 @@ class Magnitudes:
     def __post_init__(self) -> None:
         self.maxima = np.full(self.channels, np.nan, np.float32)
         self.tokens = np.full(self.channels, -1, np.int64)
+        self.of_sequences = np.full(self.sequences, np.nan, np.float32)
 
-    def update(self, tile: Tile) -> None:
-        """Take a tile."""
-        self.values += tile.values.size
-        if tile.finite is not None:
-            self.nan += int(np.isnan(tile.values).sum())
-            self.infinite += int(np.isinf(tile.values).sum())
-        self.histogram += np.bincount(tile.codes.ravel(), minlength=CODES + 1)
-        rows = tile.magnitudes.argmax(axis=0)
-        columns = np.arange(self.channels)
-        found = tile.magnitudes[rows, columns] >= 0
-        maxima = np.where(found, tile.values[rows, columns], np.float32(np.nan))
-        self._take_maxima(maxima, np.where(found, tile.start + rows, -1))
-        self._take_top(_largest(tile.magnitudes))
+    def update(self, summary: Summary) -> None:
+        """Take the summary of a tile."""
+        self.values += summary.values
+        self.nan += summary.nan
+        self.infinite += summary.infinite
+        self.histogram[summary.codes] += summary.code_counts
+        token = summary.channel_token.astype(np.int64)
+        self._take_maxima(summary.channel_value, np.where(token < 0, -1, summary.start + token))
+        self._take_top(summary.top.tolist())
+        if len(summary.top):
+            largest = np.fmax(self.of_sequences[summary.sequence], summary.top[0])
+            self.of_sequences[summary.sequence] = largest
 
     def merge(self, other: Magnitudes) -> None:
         """Take what another accumulator of the same site and layer has seen."""
@@ -59,6 +62,7 @@ class Magnitudes:
         self.histogram += other.histogram
         self._take_maxima(other.maxima, other.tokens)
         self._take_top(other.top)
+        self.of_sequences = np.fmax(self.of_sequences, other.of_sequences)
 
     @property
     def median(self) -> float:
@@ -91,12 +95,3 @@ class Magnitudes:
 def _magnitude(maxima: Float32) -> Float32:
     """|x| of channel maxima, -1 where there is none."""
     return np.where(np.isnan(maxima), np.float32(-1), np.abs(maxima))
-
-
-def _largest(magnitudes: Float32) -> list[float]:
-    """The `TOP` largest |x| of a tile; fewer where fewer are finite."""
-    flat = magnitudes.max(axis=1)
-    # The largest values lie in the rows with the largest maxima, one row a value at most.
-    rows = magnitudes[np.argpartition(flat, -min(TOP, len(flat)))[-TOP:]].ravel()
-    top = np.partition(rows, -min(TOP, len(rows)))[-TOP:]
-    return [float(value) for value in top if value >= 0]

@@ -9,103 +9,140 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from outlier_atlas.statistics.tile import (
+from outlier_atlas.settings.detection import LayerShare, PositionShare
+from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
+from outlier_atlas.statistics.codes import (
     Float32,
     Int64,
-    Tile,
     bfloat16_codes,
     from_code,
     lower_quantile,
 )
+from outlier_atlas.statistics.sparse import CountsBySequence, SparseCounts
+from outlier_atlas.statistics.summary import Summary
 
-LayerShare = Literal["layers", "tensors"]
-PositionShare = Literal["union", "mean", "max"]
+SHARES = (
+    "layer_share_layers",
+    "layer_share_tensors",
+    "position_share_union",
+    "position_share_mean",
+    "position_share_max",
+    "positive_share",
+)
+"""Names of the shares that have intervals over sequences."""
 
 Key = tuple[str, int]
 """Site and layer: a tensor."""
 
 
 class OutlierFeatures:
-    """Accumulates tiles of all tensors of the criterion; exact, in any order of tokens and split.
+    """Accumulates summaries of all tensors of the criterion; exact, in any order and split.
 
     The union over tensors needs all tensors of the same tokens: `close` counts the union of those
-    seen since the last call, so that memory is one chunk's bitmap however many tokens there are.
+    seen since the last call, so that memory is one chunk's bitmaps however many tokens there are.
 
     Args:
         tensors: site and layer of each tensor.
         channels: of every tensor.
         threshold: a value is an outlier where |x| >= this, compared in float32.
+        sequences: number of sequences of the run.
     """
 
-    def __init__(self, tensors: Sequence[Key], channels: int, threshold: float) -> None:
-        self.tensors = tuple(tensors)
+    def __init__(
+        self, tensors: Sequence[Key], channels: int, threshold: float, sequences: int
+    ) -> None:
+        self.tensors = {tensor: index for index, tensor in enumerate(tensors)}
         self.channels = channels
         self.threshold = np.float32(threshold)
-        self.positions = 0
-        self.union = np.zeros(channels, np.int64)
-        self.counts = {tensor: np.zeros(channels, np.int64) for tensor in tensors}
-        self.positive = np.zeros(channels, np.int64)
+        self.positions = np.zeros(sequences, np.int64)
         self.maxima = np.zeros(channels, np.float32)
-        self._keys = np.zeros(0, np.int64)
-        self._key_counts = np.zeros(0, np.int64)
-        self._bitmap: NDArray[np.bool_] | None = None
+        self._counts = CountsBySequence(len(tensors), sequences)
+        self._positive = CountsBySequence(1, sequences)
+        self._union = CountsBySequence(1, sequences)
+        self._codes = SparseCounts()
+        self._open: dict[tuple[int, int], _Tokens] = {}
 
-    def update(self, tensor: Key, tile: Tile) -> None:
+    def update(self, tensor: Key, summary: Summary) -> None:
         """Take a tile of a tensor; all tensors' tiles of the same tokens come before `close`."""
-        outliers = tile.magnitudes >= self.threshold
-        if self._bitmap is None:
-            self._bitmap = np.zeros_like(outliers)
-        assert self._bitmap.shape == outliers.shape, "tiles of the same tokens"
-        rows, columns = np.nonzero(outliers)
-        if not len(rows):
+        assert summary.floor <= self.threshold, "all outliers are among the exceedances"
+        tokens = self._open.setdefault(
+            (summary.sequence, summary.start), _Tokens(len(summary.token))
+        )
+        assert tokens.kept == len(summary.token), "tiles of the same tokens"
+        outliers = np.abs(summary.high_value) >= self.threshold
+        if not outliers.any():
             return
-        self._bitmap[rows, columns] = True
-        values = tile.values[rows, columns]
-        self.counts[tensor] += np.bincount(columns, minlength=self.channels)
-        self.positive += np.bincount(columns[values > 0], minlength=self.channels)
+        columns = summary.high_channel[outliers].astype(np.int64)
+        values = summary.high_value[outliers]
+        tokens.mark(summary.high_token[outliers], columns, (summary.tokens, self.channels))
+        self._counts.add(columns, summary.sequence, self.tensors[tensor])
+        self._positive.add(columns[values > 0], summary.sequence)
         self._take_maxima(_maxima(columns, values, self.channels))
-        codes = bfloat16_codes(values)
-        self._take_keys(*np.unique(columns * 2**16 + _ordered(codes), return_counts=True))
+        keys = columns * 2**16 + _ordered(bfloat16_codes(values))
+        self._codes.add(*np.unique(keys, return_counts=True))
 
     def close(self) -> None:
         """Count the union over the tensors of the tokens seen since the last call."""
-        if self._bitmap is not None:
-            self.positions += len(self._bitmap)
-            self.union += self._bitmap.sum(axis=0)
-            self._bitmap = None
+        for (sequence, _), tokens in self._open.items():
+            self.positions[sequence] += tokens.kept
+            if tokens.bitmap is not None:
+                self._union.add(np.nonzero(tokens.bitmap)[1], sequence)
+        self._open.clear()
 
     def merge(self, other: OutlierFeatures) -> None:
         """Take what another accumulator of the same tensors has seen of other tokens."""
-        assert self._bitmap is None and other._bitmap is None, "closed"
+        assert not self._open and not other._open, "closed"
         assert (self.tensors, self.threshold) == (other.tensors, other.threshold)
         self.positions += other.positions
-        self.union += other.union
-        for tensor, counts in other.counts.items():
-            self.counts[tensor] += counts
-        self.positive += other.positive
         self._take_maxima(other.maxima)
-        self._take_keys(other._keys, other._key_counts)
+        self._counts.merge(other._counts)
+        self._positive.merge(other._positive)
+        self._union.merge(other._union)
+        self._codes.merge(other._codes)
 
     def features(self) -> list[Feature]:
         """Every channel with at least one outlier, ascending."""
-        by_tensor = np.stack([self.counts[tensor] for tensor in self.tensors])
-        layers = np.array([layer for _, layer in self.tensors])
-        by_layer = np.stack([by_tensor[layers == layer].any(axis=0) for layer in np.unique(layers)])
-        return [
-            self._feature(int(channel), by_tensor[:, channel], by_layer[:, channel])
-            for channel in np.flatnonzero(by_tensor.any(axis=0))
-        ]
+        return [self._feature(channel) for channel in self._counts.channels()]
 
-    def _feature(self, channel: int, counts: Int64, by_layer: NDArray[np.bool_]) -> Feature:
+    def intervals(self, channel: int, bootstrap: Bootstrap) -> dict[str, Interval]:
+        """Of a channel's shares the intervals over sequences, by the name of the share.
+
+        A draw counts the layers and tensors that are affected in its own sequences.
+        """
+        weights = bootstrap.weights
+        counts = weights @ self._counts.of(channel).T  # (resample, tensor)
+        positions = weights @ self.positions
+        affected = counts > 0
+        by_layer = np.stack(
+            [affected[:, rows].any(axis=1) for rows in self._rows_of_layers()], axis=1
+        )
+        union, positive = self._union.of(channel)[0], self._positive.of(channel)[0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            draws = {
+                "layer_share_layers": by_layer.mean(axis=1),
+                "layer_share_tensors": affected.mean(axis=1),
+                "position_share_union": weights @ union / positions,
+                "position_share_mean": counts.sum(axis=1)
+                / np.maximum(affected.sum(axis=1), 1)
+                / positions,
+                "position_share_max": counts.max(axis=1) / positions,
+                "positive_share": weights @ positive / counts.sum(axis=1),
+            }
+        return {name: bootstrap.interval(of_draws) for name, of_draws in draws.items()}
+
+    def _feature(self, channel: int) -> Feature:
+        counts = self._counts.of(channel).sum(axis=1)
+        positions = int(self.positions.sum())
         affected = counts[counts > 0]
         total = int(counts.sum())
-        mine = slice(*np.searchsorted(self._keys, [channel * 2**16, (channel + 1) * 2**16]))
-        codes, code_counts = self._keys[mine] % 2**16, self._key_counts[mine]
+        by_layer = np.array([counts[rows].any() for rows in self._rows_of_layers()])
+        keys, code_counts = self._codes.items()
+        mine = slice(*np.searchsorted(keys, [channel * 2**16, (channel + 1) * 2**16]))
         return Feature(
             channel=channel,
             layers=int(by_layer.sum()),
@@ -115,15 +152,19 @@ class OutlierFeatures:
                 "tensors": len(affected) / len(self.tensors),
             },
             position_share={
-                "union": float(self.union[channel]) / self.positions,
-                "mean": float(affected.mean()) / self.positions,
-                "max": float(affected.max()) / self.positions,
+                "union": float(self._union.of(channel).sum()) / positions,
+                "mean": float(affected.mean()) / positions,
+                "max": float(affected.max()) / positions,
             },
             outlier_values=total,
-            positive_share=float(self.positive[channel]) / total,
-            quartiles=_quartiles(codes, code_counts),
+            positive_share=float(self._positive.of(channel).sum()) / total,
+            quartiles=_quartiles(keys[mine] % 2**16, code_counts[mine]),
             value=float(self.maxima[channel]),
         )
+
+    def _rows_of_layers(self) -> list[NDArray[np.bool_]]:
+        layers = np.array([layer for _, layer in self.tensors])
+        return [layers == layer for layer in np.unique(layers)]
 
     def _take_maxima(self, maxima: Float32) -> None:
         # Among values of one magnitude the positive one, so that the order does not matter.
@@ -131,11 +172,18 @@ class OutlierFeatures:
         better = (theirs > mine) | ((theirs == mine) & (maxima > self.maxima))
         self.maxima[better] = maxima[better]
 
-    def _take_keys(self, keys: Int64, counts: Int64) -> None:
-        all_keys = np.concatenate([self._keys, keys])
-        self._keys, inverse = np.unique(all_keys, return_inverse=True)
-        # bincount's weights would be float64, exact only up to 2^53.
-        self._key_counts = _sum_by(inverse, np.concatenate([self._key_counts, counts]))
+
+@dataclass
+class _Tokens:
+    """Tokens of one tile: how many count, and which channels of which have an outlier."""
+
+    kept: int
+    bitmap: NDArray[np.bool_] | None = None
+
+    def mark(self, tokens: NDArray[Any], channels: Int64, shape: tuple[int, int]) -> None:
+        if self.bitmap is None:
+            self.bitmap = np.zeros(shape, bool)
+        self.bitmap[tokens, channels] = True
 
 
 @dataclass(frozen=True)
@@ -199,9 +247,3 @@ def _value(ordered: int) -> float:
 def _quartiles(codes: Int64, counts: Int64) -> tuple[float, float, float]:
     first, second, third = (_value(lower_quantile(codes, counts, q)) for q in (0.25, 0.5, 0.75))
     return first, second, third
-
-
-def _sum_by(groups: Int64, counts: Int64) -> Int64:
-    sums = np.zeros(int(groups.max(initial=-1)) + 1, np.int64)
-    np.add.at(sums, groups, counts)
-    return sums

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from outlier_atlas.statistics.tile import Float32, Int64
+from outlier_atlas.statistics.codes import Float32, Int64
 
 
 class Received(NamedTuple):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,20 @@ def create(
     boundaries = zarr.open_group(run / BOUNDARIES, mode="a", use_consolidated=False)
     axes = {"layer": np.array(layout.layers, np.int32), **coordinates}
     sites = {
-        part.name: _part_shape(layout, site, part) for site in layout.sites for part in parts(site)
+        part.name: _part_shape(layout, site, part) for site in layout.store for part in parts(site)
     }
     between = {_boundary(layer): _boundary_shape(layout) for layer in layout.boundaries()}
     unfit = {*_unfit(activations, sites) - set(axes), *_unfit(boundaries, between)}
     there = {*activations.array_keys(), *boundaries.array_keys()}
 
+    passed = _passed(run, layout)
+
     def void(commit: Commit, target: Target) -> bool:
-        if any(name in unfit or name not in there for name in _names(target)):
+        if passed(target, commit.rows.chunk):
+            return True
+        if not target.is_summary and any(
+            name in unfit or name not in there for name in _names(target)
+        ):
             return True
         return commit.fingerprint != fingerprints.of(commit.rows.chunk)
 
@@ -92,6 +98,29 @@ def create(
     activations.attrs.put({"coordinates": " ".join(coordinates), "forward_dtype": layout.dtype})
     for name, values in axes.items():
         _write_coordinate(activations, name, values, "layer" if name == "layer" else "token")
+
+
+def forget_passed(run: Path, layout: Layout) -> None:
+    """Take boundaries that went when they had been read out of the commits.
+
+    Only while no job of the run is at work.
+    """
+    passed = _passed(run, layout)
+    forget(run / COMMITS, lambda commit, target: passed(target, commit.rows.chunk))
+
+
+def _passed(run: Path, layout: Layout) -> Callable[[Target, int], bool]:
+    """Whether a chunk is one of a boundary that went when it had been read."""
+    if not layout.passing_boundaries:
+        return lambda target, chunk: False
+    group = zarr.open_group(run / BOUNDARIES, mode="r", use_consolidated=False)
+    files = {name: ChunkFiles(array, layout.compression) for name, array in group.arrays()}
+
+    def passed(target: Target, chunk: int) -> bool:
+        file = files.get(_boundary(target.layer)) if target.array == BOUNDARY else None
+        return file is not None and file.missing((chunk, 0))
+
+    return passed
 
 
 class DamagedChunkError(ValueError):
@@ -124,7 +153,7 @@ class Arrays:
             activations = zarr.open_group(run / ACTIVATIONS, mode="r+", use_consolidated=False)
             boundaries = zarr.open_group(run / BOUNDARIES, mode="r+", use_consolidated=False)
             self._arrays = {
-                part.name: activations[part.name] for site in layout.sites for part in parts(site)
+                part.name: activations[part.name] for site in layout.store for part in parts(site)
             }
             self._arrays |= {_boundary(b): boundaries[_boundary(b)] for b in layout.boundaries()}
         except (FileNotFoundError, KeyError) as error:
@@ -177,6 +206,11 @@ class Arrays:
         with self._chunk_lock(chunk):
             for name, part in of_each:
                 self._arrays[name][key] = part.astype(self._arrays[name].dtype)
+
+    def delete_boundary(self, boundary: Target, chunk: int) -> None:
+        """Delete a chunk of a boundary that nobody will read."""
+        (name,) = _names(boundary)
+        self._files[name].delete(self._chunk(boundary, chunk))
 
     def _key(self, target: Target, start: int, stop: int) -> Any:
         tokens = slice(start, stop)

@@ -93,6 +93,10 @@ class ChunkFiles:
             said = f"{error.strerror}; {size:,} bytes were to be written"
             raise OSError(error.errno, said, str(path)) from error
 
+    def delete(self, coordinates: tuple[int, ...]) -> None:
+        """Delete a chunk, if it is there."""
+        self._path(coordinates).unlink(missing_ok=True)
+
     def _path(self, coordinates: tuple[int, ...]) -> Path:
         return self._folder / str(self._metadata.encode_chunk_key(coordinates))
 

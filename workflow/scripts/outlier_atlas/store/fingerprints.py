@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas.files import fingerprint
-from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.commits import Rows
+from outlier_atlas.store.layout import SUMMARY_VERSION, Layout
 
 NUMERICS_VERSION = 1
 """Raised when a change to the code changes numbers of the extraction: all rows are then stale."""
@@ -38,6 +40,21 @@ class Fingerprints:
         if chunk not in self._known:
             self._known[chunk] = self._of(chunk)
         return self._known[chunk]
+
+    def summary(self, rows: Rows, left_out: Any = None) -> str:
+        """The fingerprint of a summary of rows.
+
+        Args:
+            left_out: stands for the tokens that it leaves out.
+        """
+        return fingerprint(
+            {
+                "values": self.of(rows.chunk),
+                "rows": [rows.start, rows.stop],
+                "left_out": left_out,
+                "summary": SUMMARY_VERSION,
+            }
+        )
 
     @cached_property
     def _known(self) -> dict[int, str]:

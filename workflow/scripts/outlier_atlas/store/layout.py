@@ -6,9 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, LINEAR_INPUTS
 
 BOUNDARY = "boundary"
+
+SUMMARY = "summary:"
+"""What the array of a target begins with if not a site's values but their summary is kept."""
+
+SUMMARY_VERSION = 1
+"""Raised when a change to the code changes what a summary holds: all are then made anew."""
 
 Compression = Literal["lz4", "zstd", "none"]
 
@@ -44,12 +50,22 @@ class Target:
     """One layer of one array: a site's activations, or the residual stream at a boundary.
 
     Attributes:
-        array: a site, or `BOUNDARY`.
+        array: a site; or `SUMMARY`, a site, `@` and what its summary depends on; or `BOUNDARY`.
         layer: the layer measured; for a boundary, the layer that it leads into.
     """
 
     array: str
     layer: int
+
+    @property
+    def is_summary(self) -> bool:
+        """Whether it is a summary that is kept, and not the values."""
+        return self.array.startswith(SUMMARY)
+
+    @property
+    def site(self) -> str:
+        """The site, whichever of the two is kept."""
+        return self.array.removeprefix(SUMMARY).partition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,7 @@ class Layout:
     Attributes:
         sites: channels of each measured site; of `expert_out`, to how many experts a token is
             routed; of `attn_sink`, query heads.
+        store: those of the sites whose values are stored; of the others summaries are kept.
         layers: the measured layers, by the model's own numbers, ascending.
         hidden_size: channels of the residual stream.
         tokens: length of the token axis: all sequences, one after the other.
@@ -67,11 +84,15 @@ class Layout:
         layer_groups: first and last layer of each layer group.
         sequence_shards: number of parts of the sequences.
         dtype: that of the forward pass; values are stored as float32.
+        outlier_floor: the least |x| that a summary keeps with its place, at the inputs of linear
+            layers; a lower one is made from the store where detection needs it.
+        massive_floor: the same at all other sites.
         experts: number of routed experts in a layer; 0 where `expert_out` is not measured.
         sink_tokens: of how many first tokens of a sequence `attn_sink` is measured; 0 where not.
     """
 
     sites: Mapping[str, int]
+    store: tuple[str, ...]
     layers: tuple[int, ...]
     hidden_size: int
     tokens: int
@@ -80,6 +101,8 @@ class Layout:
     layer_groups: tuple[tuple[int, int], ...]
     sequence_shards: int
     dtype: str
+    outlier_floor: float
+    massive_floor: float
     experts: int = 0
     sink_tokens: int = 0
 
@@ -103,10 +126,31 @@ class Layout:
         return tuple(first for first, _ in self.layer_groups[1:])
 
     def measured(self, group: int) -> Iterator[Target]:
-        """The activations that a layer group stores."""
+        """What a layer group keeps of each site: its values, or their summaries."""
         for layer in self.group_layers(group):
             if layer in self.layers:
-                yield from (Target(site, layer) for site in self.sites)
+                yield from (self.target(site, layer) for site in self.sites)
+
+    def target(self, site: str, layer: int) -> Target:
+        """What is kept of a site."""
+        if site in self.store:
+            return Target(site, layer)
+        # Of another floor it is another target, and what is committed of that one does not count.
+        return Target(f"{SUMMARY}{site}@{self.floor(site)!r}.{SUMMARY_VERSION}", layer)
+
+    def floor(self, site: str) -> float:
+        """The least |x| that a summary of a site keeps with its place."""
+        return self.outlier_floor if site in LINEAR_INPUTS else self.massive_floor
+
+    def floor_setting(self, site: str) -> str:
+        """The key of `extraction.advanced` that the floor of a site is."""
+        return "outlier_floor" if site in LINEAR_INPUTS else "massive_floor"
+
+    @property
+    def passing_boundaries(self) -> bool:
+        """Whether boundaries go when they have been read: a run that stores no values keeps none
+        for later."""
+        return not {*self.store} - {ATTN_SINK}
 
     def boundary_after(self, group: int) -> Target | None:
         """The boundary that a layer group leaves for the next; none after the last."""
@@ -116,7 +160,7 @@ class Layout:
 
     def channels(self, target: Target) -> int:
         """Channels of a target."""
-        return self.hidden_size if target.array == BOUNDARY else self.sites[target.array]
+        return self.hidden_size if target.array == BOUNDARY else self.sites[target.site]
 
     def arrays(self, site: str) -> int:
         """How many arrays hold a site."""
@@ -137,6 +181,7 @@ class Layout:
         """The layout that a store record describes."""
         return cls(
             sites={site: int(record["channels"][site]) for site in record["sites"]},
+            store=tuple(record["store"]),
             layers=tuple(record["layers"]),
             hidden_size=record["hidden_size"],
             tokens=record["tokens"],
@@ -145,6 +190,8 @@ class Layout:
             layer_groups=tuple((first, last) for first, last in record["layer_groups"]),
             sequence_shards=record["sequence_shards"],
             dtype=record["dtype"],
+            outlier_floor=record["outlier_floor"],
+            massive_floor=record["massive_floor"],
             experts=record["experts"],
             sink_tokens=record["sink_tokens"],
         )

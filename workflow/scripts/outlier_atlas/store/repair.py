@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from outlier_atlas.store.arrays import DamagedChunkError
+from outlier_atlas.store.arrays import ACTIVATIONS, DamagedChunkError
 from outlier_atlas.store.commits import COMMITS, Commit, forget
 from outlier_atlas.store.layout import Target
+from outlier_atlas.store.summaries import SUMMARIES, LostSummaryError
 
 MANIFESTS = Path("manifests") / "extraction"
 """Folder of the extraction jobs' manifests, seen from the run's folder."""
 
 
-def give_up(run: Path, damage: DamagedChunkError) -> ValueError:
+def give_up(run: Path, damage: DamagedChunkError | LostSummaryError) -> ValueError:
     """Take a damaged chunk out of the commits, and have the extraction jobs look again.
 
     Returns:
@@ -24,7 +25,8 @@ def give_up(run: Path, damage: DamagedChunkError) -> ValueError:
 
     forget(run / COMMITS, void)
     look_again(run)
-    return ValueError(f"{run / 'activations.zarr'}: {damage}; run again: it alone is made anew")
+    where = run / (SUMMARIES if damage.target.is_summary else ACTIVATIONS)
+    return ValueError(f"{where}: {damage}; run again: it alone is made anew")
 
 
 def look_again(run: Path) -> None:

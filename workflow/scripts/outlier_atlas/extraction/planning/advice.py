@@ -121,16 +121,17 @@ def full_disk(plan: Plan, run: Path) -> str | None:
     Args:
         run: its folder; or a folder that it will lie in.
     """
-    need = plan.on_disk(plan.values + plan.boundary_values)
+    need = plan.disk
     free = shutil.disk_usage(run).free
     if need <= free:
         return None
-    stores = ("activations.zarr", "boundaries.zarr")
+    stores = ("activations.zarr", "boundaries.zarr", "summaries")
     files = (path for store in stores for path in (run / store).rglob("*") if path.is_file())
     need -= sum(path.stat().st_size for path in files)
     if need <= free:
         return None
     return (
         f"the run will take about {shown(need)} more on the disk, and {run} has {shown(free)}; "
-        f"take fewer extraction.sites, extraction.layers or dataset.sequences, or make room"
+        f"store fewer sites (extraction.store), take fewer extraction.layers or dataset.sequences, "
+        f"or make room"
     )

@@ -13,7 +13,7 @@ from outlier_atlas.model.footprint import Sizes, sizes
 from outlier_atlas.model.recorded import described
 from outlier_atlas.model.shards import file_bytes, unknown_parts
 from outlier_atlas.settings.extraction import even_ranges
-from outlier_atlas.settings.sites import CHANNEL_SITES
+from outlier_atlas.settings.sites import ATTN_SINK, CHANNEL_SITES, EXPERT_OUT
 from outlier_atlas.store.layout import Layout
 
 MIB = 2**20
@@ -28,6 +28,14 @@ them: between 0 and 100 on mixtures of 16 to 64 experts, by dtype and number of 
 DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
 """What is left of the float32 values after lossless compression, by the dtype they came in:
 zero bits cost nothing, and the others little less than themselves."""
+
+SUMMARIZED = 24
+"""Bytes in hand for each value of a tile that is summarized: in float32 its magnitude, masks and
+indices; what is float64 is taken in blocks on the CPU, and whole on a device."""
+
+CHANNEL_BYTES, TOKEN_BYTES, EXPERT_BYTES, TILE_BYTES = 48, 36, 44, 24 * 1024
+"""What a summary takes for each channel, token and expert, and besides: its histogram and the
+values above its floor."""
 
 SHORTEST = 16
 """Tokens below which no shorter sequence is advised."""
@@ -48,6 +56,7 @@ class GroupPlan:
         boundary: of the residual stream of a batch that is left to the next layer group.
         gathered: of chunks that sequences fill only in part, until they are complete.
         written: of float32 values and compressed chunks in the hands of the writing threads.
+        summarized: of tiles in their hands that are not stored, where the forward pass is.
     """
 
     layers: tuple[int, int]
@@ -60,6 +69,7 @@ class GroupPlan:
     boundary: int
     gathered: int
     written: int
+    summarized: int
 
     def _waiting(self, bound: int) -> int:
         return min(bound, self.sites + self.boundary)
@@ -67,7 +77,8 @@ class GroupPlan:
     @property
     def device(self) -> int:
         """The most on a device: weights, forward pass, and copies on their way to the host."""
-        return self.fullest + (self.forward or 0) + self._waiting(QUEUE_BYTES)
+        working = (self.forward or 0) + self.summarized
+        return self.fullest + working + self._waiting(QUEUE_BYTES)
 
     @property
     def host(self) -> int:
@@ -79,7 +90,7 @@ class GroupPlan:
     def host_alone(self) -> int:
         """The most in the memory of the host, of a process whose forward pass is there, too."""
         kernels = KERNEL_BYTES if self.fused else 0
-        waiting = self._waiting(HOST_QUEUE_BYTES) + self.gathered + self.written
+        waiting = self._waiting(HOST_QUEUE_BYTES) + self.gathered + self.written + self.summarized
         streaming = (self.forward or 0) + waiting + kernels
         return PROCESS_BYTES + self.weights + max(self.fused, streaming)
 
@@ -121,12 +132,18 @@ class Plan:
         layout, width = self.layout, 4 if self.layout.dtype == "float32" else 2
         layers = layout.group_layers(index)
         # What is recorded inside a module is float32 whatever it computes in.
-        widths = {site: width if site in CHANNEL_SITES else 4 for site in layout.sites}
-        a_layer = sum(layout.numbers(site) * widths[site] for site in layout.sites)
-        taken = a_layer * sum(layer in layout.layers for layer in layers)
+        of_site = {
+            site: layout.numbers(site) * (width if site in CHANNEL_SITES else 4)
+            for site in layout.sites
+        }
+        measured = sum(layer in layout.layers for layer in layers)
+        taken = measured * sum(of_site.values())
+        stored = measured * sum(of_site[site] for site in layout.store)
         left = layout.hidden_size * width if layout.boundary_after(index) else 0
         batch, forward = self.batch_size * self.tokens, self.sizes.forward
-        widest = max(*layout.sites.values(), layout.hidden_size)
+        widest = max([layout.hidden_size, *(layout.sites[site] for site in layout.store)])
+        tile = min(layout.chunk_tokens, self.tokens)
+        unstored = [layout.sites[site] for site in layout.sites if site not in layout.store]
         return GroupPlan(
             layers=layout.layer_groups[index],
             file=sum(self.file.get(layer, 0) for layer in layers),
@@ -137,8 +154,9 @@ class Plan:
             forward=None if forward is None else forward * self.batch_size,
             sites=taken * batch,
             boundary=left * batch,
-            gathered=(taken + left) * layout.chunk_tokens if self.gathers else 0,
-            written=THREADS * 2 * 4 * widest * min(layout.chunk_tokens, self.tokens),
+            gathered=(stored + left) * layout.chunk_tokens if self.gathers else 0,
+            written=THREADS * 2 * 4 * widest * tile,
+            summarized=THREADS * SUMMARIZED * max(unstored, default=0) * tile,
         )
 
     @property
@@ -149,19 +167,46 @@ class Plan:
     @property
     def values(self) -> int:
         """Number of values in the store."""
-        numbers = sum(map(self.layout.numbers, self.layout.sites))
+        numbers = sum(map(self.layout.numbers, self.layout.store))
         return len(self.layout.layers) * self.layout.tokens * numbers
 
     @property
     def boundary_values(self) -> int:
-        """Number of values at the boundaries."""
-        return len(self.layout.boundaries()) * self.layout.tokens * self.layout.hidden_size
+        """Number of values at the boundaries, of those that are there at once."""
+        boundaries = len(self.layout.boundaries())
+        if self.layout.passing_boundaries:
+            boundaries = min(boundaries, 2)  # one is read while the next is written
+        return boundaries * self.layout.tokens * self.layout.hidden_size
+
+    @property
+    def summary_bytes(self) -> int:
+        """Bytes of the summaries of all sites: extraction's, and those that detection makes."""
+        layout = self.layout
+        tiles = (
+            layout.chunks if self.tokens >= layout.chunk_tokens else layout.tokens // self.tokens
+        )
+        of_tiles = sum(
+            EXPERT_BYTES * layout.experts
+            if site == EXPERT_OUT
+            else CHANNEL_BYTES * channels + TILE_BYTES
+            for site, channels in layout.sites.items()
+            if site != ATTN_SINK  # which has no summary
+        )
+        of_tokens = TOKEN_BYTES * sum(site in CHANNEL_SITES for site in layout.sites)
+        return len(layout.layers) * (tiles * of_tiles + layout.tokens * of_tokens)
 
     @property
     def files(self) -> int:
-        """Number of chunks, each a file."""
-        of_sites = len(self.layout.layers) * sum(self.layout.arrays(s) for s in self.layout.sites)
-        return (of_sites + len(self.layout.boundaries())) * self.layout.chunks
+        """Number of chunks and summaries, each a file."""
+        summarized = len({*self.layout.sites} - {ATTN_SINK})
+        of_sites = sum(self.layout.arrays(s) for s in self.layout.store) + summarized
+        of_layers = len(self.layout.layers) * of_sites
+        return (of_layers + len(self.layout.boundaries())) * self.layout.chunks
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the run is expected to take on the disk."""
+        return self.on_disk(self.values + self.boundary_values) + self.summary_bytes
 
     def on_disk(self, values: int) -> int:
         """Bytes that so many values are expected to take after compression."""

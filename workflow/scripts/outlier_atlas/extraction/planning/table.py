@@ -87,11 +87,11 @@ def _below(plan: Plan, place: Place, folder: Path) -> list[str]:
         lines.append(
             f"On a GPU a job would take up to {shown(device)} of it, and {shown(host)} of the host."
         )
-    disk = plan.on_disk(plan.values + plan.boundary_values)
     between = shown(plan.on_disk(plan.boundary_values)) if plan.boundary_values else "none"
     lines.append(
-        f"Disk: about {shown(disk)} in {plan.files:,} files, of which {between} at "
-        f"boundaries; {shown(shutil.disk_usage(folder).free)} are free."
+        f"Disk: about {shown(plan.disk)} in {plan.files:,} files, of which {between} at "
+        f"boundaries and {shown(plan.summary_bytes)} in summaries; "
+        f"{shown(shutil.disk_usage(folder).free)} are free."
     )
     return lines
 

@@ -1,51 +1,16 @@
-"""A tile of activations: some tokens of one site in one layer, as every accumulator takes it."""
+"""bfloat16 codes: of non-negative values they sort as the values do, and count as a histogram."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 CODES = 2**15
 """Number of bfloat16 codes of non-negative numbers."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Tokens `start` and following of one site and layer.
-
-    Attributes:
-        values: (token, channel), float32, as the model computed them.
-        start: index of the first token along the store's token axis.
-    """
-
-    values: Float32
-    start: int
-
-    @cached_property
-    def finite(self) -> NDArray[np.bool_] | None:
-        """Where a value is finite, (token, channel); None where all are, which is the rule."""
-        finite = np.isfinite(self.values)
-        return None if finite.all() else finite
-
-    @cached_property
-    def magnitudes(self) -> Float32:
-        """|x|, (token, channel); -1 where x is NaN or infinite, so that it is never a maximum."""
-        magnitudes = np.abs(self.values)
-        if self.finite is not None:
-            magnitudes[~self.finite] = -1
-        return magnitudes
-
-    @cached_property
-    def codes(self) -> NDArray[np.uint16]:
-        """The bfloat16 code of each finite |x|; flat where something is not finite."""
-        magnitudes = self.magnitudes if self.finite is None else self.magnitudes[self.finite]
-        return bfloat16_codes(magnitudes)
 
 
 def bfloat16_codes(values: Float32) -> NDArray[np.uint16]:

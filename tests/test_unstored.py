@@ -1,0 +1,176 @@
+"""Sites that are measured and not stored: the same tables, without their values."""
+
+import numpy as np
+import pytest
+from pipeline import Run, config
+
+from outlier_atlas.extraction import summaries
+from outlier_atlas.settings.sites import CHANNEL_SITES
+from outlier_atlas.store.arrays import Arrays
+
+LONG = [5, 17, 200, 9, 33, 41, 7, 8, 9, 10, 11]
+ROWS = [LONG, [40, 6], [1, 2, 3], LONG[::-1], [9, 250, 11], LONG[3:9]]  # chunks of 4 tokens
+DENSE = [site for site in CHANNEL_SITES if site != "router_logits"]
+ROUTED = ["attn_in", "router_logits", "mlp_in", "mlp_out", "resid_post", "expert_out"]
+
+
+def a_run(model, folder, name, sites, rows=ROWS, detection=None, **extraction):
+    extraction = {"sites": sites, "advanced": {"chunk_tokens": 4}} | extraction
+    sections = {"run": {"name": name}, "extraction": extraction, "detection": detection or {}}
+    return Run(folder, config(model, rows, folder / "data", **sections))
+
+
+def tables(run):
+    return {path.name: path.read_bytes() for path in sorted(run.tables.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def stored(llama, qwen3_moe, tmp_path_factory):
+    """Runs that store everything, by model: the tables to reach."""
+    runs = {}
+    for name, model, sites in (("llama", llama, DENSE), ("moe", qwen3_moe, ROUTED)):
+        runs[name] = a_run(model, tmp_path_factory.mktemp(name), name, sites)
+        runs[name].all()
+    return runs
+
+
+@pytest.mark.parametrize(("groups", "shards"), [(1, 1), (2, 1), (3, 4)])
+@pytest.mark.parametrize(
+    ("name", "sites", "store"),
+    [
+        ("llama", DENSE, []),
+        ("llama", DENSE, ["resid_post", "mlp_hidden"]),
+        ("moe", ROUTED, []),
+        ("moe", ROUTED, ["expert_out"]),
+    ],
+)
+def test_the_tables_are_those_of_a_run_that_stores_everything(
+    name, sites, store, groups, shards, stored, llama, qwen3_moe, tmp_path
+):
+    model = {"llama": llama, "moe": qwen3_moe}[name]
+    cut = {"layer_groups": groups, "sequence_shards": shards}
+    run = a_run(model, tmp_path, "unstored", sites, store=store, **cut)
+    run.all()
+    assert tables(run) == tables(stored[name])
+    assert {path.name for path in run.activations.iterdir()} & {*sites} == {*store}
+    chunks = [*(run.folder / "boundaries.zarr").rglob("c/*/*")]
+    assert bool(chunks) == bool(store and groups > 1)
+
+
+@pytest.mark.parametrize("writes", [0, 7, 15])
+def test_a_run_that_was_killed_goes_on(writes, stored, qwen3_moe, tmp_path, monkeypatch):
+    cut = {"layer_groups": 2, "sequence_shards": 2}
+    run = a_run(qwen3_moe, tmp_path, "killed", ROUTED, store=[], **cut)
+    run.prepare()
+    write, left = summaries.write, [10 * writes]
+
+    def stop(*args):
+        if not left[0]:
+            raise OSError("killed")
+        left[0] -= 1
+        write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(summaries, "write", stop)
+        with pytest.raises(OSError, match="killed"):
+            run.extract()
+    run.extract()
+    run.detect()
+    assert tables(run) == tables(stored["moe"])
+
+
+def test_another_site_is_computed_though_the_boundaries_have_gone(llama, tmp_path):
+    """Two sequence shards share a chunk, whose boundary comes back as one of them makes it anew."""
+    cut = {"layer_groups": 2, "sequence_shards": 2, "store": []}
+    a_run(llama, tmp_path, "run", ["attn_in", "resid_post"], **cut).all()
+    more = a_run(llama, tmp_path, "run", ["attn_in", "mlp_out", "resid_post"], **cut)
+    more.all()
+    whole = a_run(llama, tmp_path / "whole", "run", ["attn_in", "mlp_out", "resid_post"])
+    whole.all()
+    assert tables(more) == tables(whole)
+
+
+def test_a_lost_summary_is_made_anew(stored, qwen3_moe, tmp_path):
+    run = a_run(qwen3_moe, tmp_path, "lost", ROUTED, store=[], layer_groups=2, sequence_shards=2)
+    run.all()
+    for number, site in enumerate(("mlp_out", "expert_out")):
+        path = sorted((run.folder / "summaries" / site / "layer-3").iterdir())[2 + number]
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{site}, layer 3.*lost .*damaged.* run again"):
+            run.detect()
+        run.extract()
+        run.detect()
+        assert tables(run) == tables(stored["moe"])
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The chunks of sites that are read from the store."""
+    seen = []
+    read = Arrays.read
+
+    def counted(self, target, start, stop):
+        seen.append((target.array, target.layer, start))
+        return read(self, target, start, stop)
+
+    monkeypatch.setattr(Arrays, "read", counted)
+    return seen
+
+
+def again(run, tmp_path, **detection):
+    other = Run(tmp_path, {**run.settings.model_dump(), "detection": detection})
+    other.folder, other.store_record, other.tokens = run.folder, run.store_record, run.tokens
+    other.model_record = run.model_record
+    return other
+
+
+def test_another_threshold_reads_no_values_down_to_the_floor(llama, tmp_path, reads):
+    run = a_run(llama, tmp_path, "run", ["attn_in", "mlp_in", "resid_post"])
+    run.all()
+    chunks = -(-sum(map(len, ROWS)) // 4)
+    assert len(reads) == len({*reads}) == 3 * 4 * chunks, "each chunk once"
+    reads.clear()
+    again(run, tmp_path / "a", llm_int8={"threshold": 4.0}).detect()
+    again(run, tmp_path / "b", massive_activations={"absolute": 64.0, "ratio": 2.0}).detect()
+    again(run, tmp_path / "c", token_norms={"top": 3}, bootstrap={"resamples": 9}).detect()
+    assert not reads
+    lower = again(run, tmp_path / "d", llm_int8={"threshold": 0.5})
+    lower.detect()
+    assert {site for site, *_ in reads} == {"attn_in", "mlp_in"}
+    assert len(reads) == 2 * 4 * chunks
+    outliers = np.abs(run.array("attn_in")) >= 0.5, np.abs(run.array("mlp_in")) >= 0.5
+    rows = lower.table("llm_int8_features")
+    assert sum(row["outlier_values"] for row in rows) == sum(o.sum() for o in outliers) > 0
+    reads.clear()
+    again(run, tmp_path / "e", llm_int8={"threshold": 0.75}).detect()
+    assert not reads, "summaries with a lower floor are kept"
+
+
+def test_below_the_floor_an_unstored_site_says_so(llama, tmp_path):
+    run = a_run(
+        llama, tmp_path, "run", ["attn_in", "mlp_in"], store=["mlp_in"],
+        detection={"llm_int8": {"threshold": 3.0}},
+    )  # fmt: skip
+    run.prepare()
+    run.extract()
+    with pytest.raises(ValueError, match=r"down to 3 at attn_in.* from 4: raise .*outlier_floor"):
+        run.detect()
+    advanced = {"chunk_tokens": 4, "outlier_floor": 3.0}
+    lower = a_run(
+        llama, tmp_path, "run", ["attn_in", "mlp_in"], store=["mlp_in"], advanced=advanced,
+        detection={"llm_int8": {"threshold": 3.0}},
+    )  # fmt: skip
+    lower.all()
+    assert lower.table("layer_magnitudes")
+
+
+def test_tokens_cannot_be_left_out_of_what_is_not_stored(llama, tmp_path):
+    run = a_run(
+        llama, tmp_path, "run", ["attn_in"], store=[], detection={"exclude": {"token_ids": [9]}}
+    )
+    run.prepare()
+    run.extract()
+    with pytest.raises(ValueError, match=r"detection\.exclude: .* attn_in .*extraction\.store"):
+        run.detect()

@@ -1,0 +1,60 @@
+"""Columns that many tables have, from indices along the token axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.statistics.bootstrap import Interval
+
+Columns = dict[str, Any]
+
+
+def places(tokens: TokenStore, indices: ArrayLike) -> Columns:
+    """Index, sequence and position of tokens; null where an index is -1."""
+    index = np.asarray(indices, np.int64)
+    sequence = np.searchsorted(tokens.sequence_starts, index, side="right") - 1
+    position = index - tokens.sequence_starts[np.maximum(sequence, 0)]
+    there = index >= 0
+    return {
+        "token_index": np.ma.masked_array(index, ~there).tolist(),
+        "sequence": np.ma.masked_array(sequence, ~there).tolist(),
+        "position": np.ma.masked_array(position, ~there).tolist(),
+    }
+
+
+def token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
+    """Id and text of tokens; null where an index is -1."""
+    there = [index for index in indices if index >= 0]
+    texts = iter(tokens.token_text(there))
+    return {
+        "token_id": [int(tokens.token_ids[i]) if i >= 0 else None for i in indices],
+        "token_text": [next(texts) if i >= 0 else None for i in indices],
+    }
+
+
+def or_null(values: Iterable[float]) -> list[float | None]:
+    """Numbers; null where one is NaN."""
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def ratio(value: float, reference: float) -> float:
+    """|value| over a reference; infinite over 0."""
+    return abs(value) / reference if reference else float("inf")
+
+
+def located(tokens: TokenStore, indices: Sequence[int]) -> Columns:
+    """Index, sequence, position, id and text of tokens; null where an index is -1."""
+    return places(tokens, indices) | token_columns(tokens, indices)
+
+
+def interval_columns(name: str, intervals: Sequence[Interval]) -> Columns:
+    """The two columns of a number's intervals; null where there is none."""
+    return {
+        f"{name}_low": [None if ends is None else ends[0] for ends in intervals],
+        f"{name}_high": [None if ends is None else ends[1] for ends in intervals],
+    }

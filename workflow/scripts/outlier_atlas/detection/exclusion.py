@@ -1,0 +1,62 @@
+"""The tokens that a run leaves out of its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.settings.detection import ExcludeSettings
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Which tokens are left out.
+
+    Attributes:
+        first_positions: so many from the beginning of each sequence.
+        token_ids: those with one of these ids, ascending.
+    """
+
+    first_positions: int
+    token_ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, settings: ExcludeSettings, special_ids: list[int]) -> Exclusion:
+        """What the settings leave out, given the ids of the tokenizer's special tokens."""
+        ids = {*settings.token_ids, *(special_ids if settings.special_tokens else [])}
+        return cls(settings.first_positions, tuple(sorted(ids)))
+
+    def kept(
+        self, tokens: TokenStore, first: int, start: int, stop: int
+    ) -> NDArray[np.bool_] | None:
+        """(token,): which of the tokens `start` to `stop` of a sequence count; None where all do.
+
+        Args:
+            first: index of the sequence's first token.
+        """
+        positions = np.arange(start - first, stop - first)
+        kept = positions >= self.first_positions
+        kept &= ~np.isin(tokens.token_ids[start:stop], self.token_ids)
+        return None if kept.all() else kept
+
+    def record(self) -> Any:
+        """Stands for what is left out; None where nothing is."""
+        if not self.first_positions and not self.token_ids:
+            return None
+        return {"first_positions": self.first_positions, "token_ids": list(self.token_ids)}
+
+
+def said(settings: ExcludeSettings) -> str:
+    """What is left out, in a sentence; empty where nothing is."""
+    if not settings.anything:
+        return ""
+    parts = ["special tokens"] if settings.special_tokens else []
+    if settings.first_positions:
+        parts.append(f"the first {settings.first_positions} positions of each sequence")
+    if settings.token_ids:
+        parts.append(f"token ids {', '.join(map(str, settings.token_ids))}")
+    return f"Left out (detection.exclude): {'; '.join(parts)}."

@@ -1,0 +1,169 @@
+"""Where detection has its summaries from: files, or the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.detection.exclusion import Exclusion
+from outlier_atlas.settings.detection import QuantizationErrorSettings
+from outlier_atlas.settings.sites import ATTN_SINK
+from outlier_atlas.statistics.experts import ExpertSummary
+from outlier_atlas.statistics.quantization import QuantizationSummary, summarize_quantization
+from outlier_atlas.statistics.summary import Place
+from outlier_atlas.statistics.tiles import AnySummary, kind_of, summary_of
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import Rows
+from outlier_atlas.store.fingerprints import Fingerprints
+from outlier_atlas.store.layout import Layout, Target
+from outlier_atlas.store.rows import rows_of_chunk, tiles
+from outlier_atlas.store.summaries import (
+    DamagedSummaryError,
+    LostSummaryError,
+    path_of,
+    read,
+    write,
+)
+
+Values = Callable[[], torch.Tensor]
+"""Reads a chunk, the first time that it is called."""
+Kept = NDArray[np.bool_] | None
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a chunk of one site and layer, tile by tile.
+
+    `quantization` is empty where its error is not asked for.
+    """
+
+    tiles: list[AnySummary]
+    quantization: list[QuantizationSummary] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The summaries of a run.
+
+    Of a stored site they are made from its values where no current one is there, and kept.
+
+    Attributes:
+        run: folder of the run.
+        layout: of its store.
+        tokens: its token store.
+        fingerprints: of its chunks.
+        exclusion: the tokens that are left out.
+        floors: of each site the least |x| that must be known with its place.
+        quantization: of which sites its error is asked for.
+    """
+
+    run: Path
+    layout: Layout
+    tokens: TokenStore
+    fingerprints: Fingerprints
+    exclusion: Exclusion
+    floors: Mapping[str, float]
+    quantization: QuantizationErrorSettings
+
+    def all(self, threads: int) -> Iterator[tuple[int, Target, Found]]:
+        """Chunk by chunk, and all sites and layers of a chunk together: the tiles of each.
+
+        A few are read ahead while one is looked at: memory is a chunk for each thread.
+
+        Raises:
+            DamagedChunkError: a chunk is damaged or missing.
+            LostSummaryError: the summary of a site that is not stored is.
+        """
+        arrays = Arrays(self.run, self.layout)
+        targets = [
+            self.layout.target(site, layer)
+            for site in self.layout.sites
+            if site != ATTN_SINK
+            for layer in self.layout.layers
+        ]
+        order = [(chunk, target) for chunk in range(self.layout.chunks) for target in targets]
+        with ThreadPoolExecutor(threads) as readers:
+            ahead = [readers.submit(self._of, arrays, *place) for place in order[: 2 * threads]]
+            for index, (chunk, target) in enumerate(order):
+                found = ahead.pop(0).result()
+                following = order[index + 2 * threads :][:1]
+                ahead += [readers.submit(self._of, arrays, *place) for place in following]
+                yield chunk, target, found
+
+    def _of(self, arrays: Arrays, chunk: int, target: Target) -> Found:
+        if target.is_summary:
+            return Found(self._kept(chunk, target))
+        rows = Rows(chunk, *self.layout.chunk_range(chunk))
+        values = cache(lambda: torch.from_numpy(arrays.read(target, rows.start, rows.stop)))
+        found = Found(self._summaries(rows, target, values))
+        if target.site in self.quantization.sites:
+            found = replace(found, quantization=self._quantization(rows, target, values))
+        return found
+
+    def _summaries(self, rows: Rows, target: Target, values: Values) -> list[AnySummary]:
+        floor, experts = self.floors[target.site], self.layout.experts
+
+        def make(part: torch.Tensor, place: Place, kept: Kept) -> AnySummary:
+            return summary_of(target.site, part, place, floor, experts, kept)
+
+        path = path_of(self.run, target, rows)
+        fingerprint = self.fingerprints.summary(rows, self.exclusion.record())
+        with suppress(DamagedSummaryError):
+            there = read(path, kind_of(target.site), fingerprint)
+            if all(isinstance(s, ExpertSummary) or s.floor <= floor for s in there):
+                return there
+        return self._make(rows, values, make, path, fingerprint)
+
+    def _quantization(
+        self, rows: Rows, target: Target, values: Values
+    ) -> list[QuantizationSummary]:
+        threshold = self.quantization.threshold
+
+        def make(part: torch.Tensor, place: Place, kept: Kept) -> QuantizationSummary:
+            return summarize_quantization(part, place, threshold, kept)
+
+        path = path_of(self.run, target, rows, "-quantization")
+        depends = {"left_out": self.exclusion.record(), "outlier_channels": threshold}
+        fingerprint = self.fingerprints.summary(rows, depends)
+        with suppress(DamagedSummaryError):
+            return read(path, QuantizationSummary, fingerprint)
+        return self._make(rows, values, make, path, fingerprint)
+
+    def _make(
+        self,
+        rows: Rows,
+        values: Values,
+        make: Callable[[torch.Tensor, Place, Kept], Made],
+        path: Path,
+        fingerprint: str,
+    ) -> list[Made]:
+        """Make something of each tile of some rows, and keep it."""
+        starts, made = self.tokens.sequence_starts, []
+        for sequence, start, stop in tiles(starts, rows):
+            kept = self.exclusion.kept(self.tokens, int(starts[sequence]), start, stop)
+            part = values()[start - rows.start : stop - rows.start]
+            made.append(make(part, Place(sequence, start, stop - start), kept))
+        write(path, fingerprint, made)
+        return made
+
+    def _kept(self, chunk: int, target: Target) -> list[AnySummary]:
+        """What extraction has left of a site that is not stored."""
+        found: list[AnySummary] = []
+        for rows in rows_of_chunk(self.layout, self.tokens.sequence_starts, chunk):
+            path = path_of(self.run, target, rows)
+            try:
+                found += read(path, kind_of(target.site), self.fingerprints.summary(rows))
+            except DamagedSummaryError as error:
+                raise LostSummaryError(target, chunk, error) from error
+        return found

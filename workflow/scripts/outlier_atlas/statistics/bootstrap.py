@@ -1,0 +1,72 @@
+"""Bootstrap over sequences: how far a number depends on which sequences were read.
+
+Sequences are drawn with replacement, as many as there are; percentile intervals (Efron and
+Tibshirani 1993, chapter 13). Seeded: equal sequences give equal intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outlier_atlas.statistics.codes import Float64
+
+Interval = tuple[float, float] | None
+"""Lower and upper end; None where one sequence is all there is."""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Draws of the sequences of a run.
+
+    Attributes:
+        sequences: how many there are.
+        resamples: how often as many are drawn.
+        seed: of the draws.
+        level: share of the draws that lies within an interval.
+    """
+
+    sequences: int
+    resamples: int
+    seed: int
+    level: float
+
+    @cached_property
+    def weights(self) -> Float64:
+        """(resample, sequence): how often each draw holds each sequence."""
+        random = np.random.default_rng(self.seed)
+        even = np.full(self.sequences, 1 / self.sequences)
+        return random.multinomial(self.sequences, even, self.resamples).astype(np.float64)
+
+    def maxima(self, of_sequences: NDArray[Any]) -> Interval:
+        """The interval of a maximum over sequences, given that of each; NaN where it has none."""
+        if self.sequences < 2:
+            return None
+        there = np.where(np.isnan(of_sequences), -np.inf, of_sequences)
+        largest = np.where(self.weights > 0, there, -np.inf).max(axis=1)
+        return self.interval(np.where(np.isinf(largest), np.nan, largest))
+
+    def means(self, of_sequences: NDArray[Any]) -> Interval:
+        """The interval of a mean over the sequences that have a number."""
+        there = ~np.isnan(of_sequences)
+        return self.ratios(np.where(there, of_sequences, 0), there)
+
+    def ratios(self, above: NDArray[Any], below: NDArray[Any]) -> Interval:
+        """The interval of a ratio of two sums over sequences, given each sequence's part."""
+        if self.sequences < 2:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.interval((self.weights @ above) / (self.weights @ below))
+
+    def interval(self, of_resamples: NDArray[Any]) -> Interval:
+        """The percentile interval of a number, given that of each draw; NaN where it has none."""
+        known = of_resamples[~np.isnan(of_resamples)]
+        if self.sequences < 2 or not len(known):
+            return None
+        tail = (1 - self.level) / 2
+        low, high = np.quantile(known, [tail, 1 - tail], method="inverted_cdf")
+        return float(low), float(high)

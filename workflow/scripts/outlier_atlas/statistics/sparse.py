@@ -1,0 +1,82 @@
+"""Counts of keys of which few occur."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from outlier_atlas.statistics.codes import Int64
+
+PIECES = 64
+"""Additions after which equal keys are added up, so that memory follows the keys alone."""
+
+
+class SparseCounts:
+    """Accumulates int64 counts by int64 key; exact, in any order."""
+
+    def __init__(self) -> None:
+        self._keys = [np.zeros(0, np.int64)]
+        self._counts = [np.zeros(0, np.int64)]
+
+    def add(self, keys: Int64, counts: Int64) -> None:
+        """Add counts to those of their keys; a key may come more than once."""
+        self._keys.append(keys)
+        self._counts.append(counts)
+        if len(self._keys) > PIECES:
+            self._add_up()
+
+    def merge(self, other: SparseCounts) -> None:
+        """Take what another has counted."""
+        self.add(*other.items())
+
+    def items(self) -> tuple[Int64, Int64]:
+        """Keys, ascending, and their counts."""
+        self._add_up()
+        return self._keys[0], self._counts[0]
+
+    def _add_up(self) -> None:
+        if len(self._keys) == 1:
+            return
+        keys, inverse = np.unique(np.concatenate(self._keys), return_inverse=True)
+        counts = np.zeros(len(keys), np.int64)
+        np.add.at(counts, inverse, np.concatenate(self._counts))
+        self._keys, self._counts = [keys], [counts]
+
+
+class CountsBySequence:
+    """Accumulates counts by channel, part and sequence; exact, in any order.
+
+    Memory is an entry for each of them that occurs.
+
+    Args:
+        parts: number of parts, such as tensors.
+        sequences: number of sequences.
+    """
+
+    def __init__(self, parts: int, sequences: int) -> None:
+        self._shape = (parts, sequences)
+        self._sparse = SparseCounts()
+
+    def add(self, channels: Int64, sequence: int, part: int = 0) -> None:
+        """Count each of the channels, which may come more than once, in a part of a sequence."""
+        found, counts = np.unique(channels, return_counts=True)
+        parts, sequences = self._shape
+        self._sparse.add((found * parts + part) * sequences + sequence, counts)
+
+    def merge(self, other: CountsBySequence) -> None:
+        """Take what another has counted."""
+        assert self._shape == other._shape
+        self._sparse.merge(other._sparse)
+
+    def channels(self) -> list[int]:
+        """Those that occur, ascending."""
+        keys, _ = self._sparse.items()
+        return [int(channel) for channel in np.unique(keys // (self._shape[0] * self._shape[1]))]
+
+    def of(self, channel: int) -> Int64:
+        """(part, sequence): the counts of a channel."""
+        keys, counts = self._sparse.items()
+        size = self._shape[0] * self._shape[1]
+        mine = slice(*np.searchsorted(keys, [channel * size, (channel + 1) * size]))
+        dense = np.zeros(size, np.int64)
+        dense[keys[mine] - channel * size] = counts[mine]
+        return dense.reshape(self._shape)

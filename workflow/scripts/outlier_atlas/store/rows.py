@@ -1,0 +1,49 @@
+"""How chunks, sequences and sequence shards cut the token axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outlier_atlas.settings.extraction import even_ranges
+from outlier_atlas.store.commits import Rows
+from outlier_atlas.store.fingerprints import sequences_of
+from outlier_atlas.store.layout import Layout
+
+
+def shard_rows(layout: Layout, starts: NDArray[np.int64], shard: int) -> list[Rows]:
+    """The tokens of a sequence shard, cut where the chunks are.
+
+    Args:
+        layout: of the run.
+        starts: index of each sequence's first token, and the number of tokens.
+        shard: number of the sequence shard.
+    """
+    first, last = even_ranges(len(starts) - 1, layout.sequence_shards)[shard]
+    return _cut(layout, int(starts[first]), int(starts[last]))
+
+
+def rows_of_chunk(layout: Layout, starts: NDArray[np.int64], chunk: int) -> Iterator[Rows]:
+    """The tokens of a chunk, cut where the sequence shards are."""
+    start, stop = layout.chunk_range(chunk)
+    for first, last in even_ranges(len(starts) - 1, layout.sequence_shards):
+        begin, end = max(start, int(starts[first])), min(stop, int(starts[last]))
+        if begin < end:
+            yield Rows(chunk, begin, end)
+
+
+def tiles(starts: NDArray[np.int64], rows: Rows) -> Iterator[tuple[int, int, int]]:
+    """The tiles of rows: sequence, first token, and the one after the last."""
+    for sequence in sequences_of(starts, rows.start, rows.stop):
+        first, stop = int(starts[sequence]), int(starts[sequence + 1])
+        yield sequence, max(rows.start, first), min(rows.stop, stop)
+
+
+def _cut(layout: Layout, first: int, last: int) -> list[Rows]:
+    chunk = layout.chunk_tokens
+    return [
+        Rows(index, max(first, index * chunk), min(last, (index + 1) * chunk))
+        for index in range(first // chunk, -(-last // chunk))
+    ]

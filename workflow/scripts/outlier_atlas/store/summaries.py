@@ -1,0 +1,132 @@
+"""Summaries in files: a safetensors file for the rows of each site and layer.
+
+What lies there proves itself: its metadata holds the fingerprint of all that the numbers depend on,
+and a checksum over them. So a summary counts if it can be read and its fingerprint is the current
+one; no order of writing matters, and nothing has to be forced to the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import google_crc32c
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from outlier_atlas.store.commits import Rows
+from outlier_atlas.store.layout import Target
+
+SUMMARIES = "summaries"
+"""Folder of the summaries, seen from the run's folder."""
+
+Kind = TypeVar("Kind")
+"""A dataclass whose attributes are numbers and arrays of one axis."""
+
+
+class DamagedSummaryError(ValueError):
+    """A summary that cannot be read, or is not there."""
+
+
+class LostSummaryError(ValueError):
+    """The summary of a site that is not stored cannot be read.
+
+    Attributes:
+        target: of which site and layer.
+        chunk: of which chunk.
+    """
+
+    def __init__(self, target: Target, chunk: int, cause: Exception) -> None:
+        super().__init__(
+            f"{target.site}, layer {target.layer}, chunk {chunk}: its summary is lost ({cause})"
+        )
+        self.target = target
+        self.chunk = chunk
+
+
+def path_of(run: Path, target: Target, rows: Rows, measure: str = "") -> Path:
+    """Where the summary of some rows of a site and layer lies.
+
+    Args:
+        measure: of which measure it is; empty for what all share.
+    """
+    folder = run / SUMMARIES / f"{target.site}{measure}" / f"layer-{target.layer}"
+    return folder / f"chunk-{rows.chunk}.{rows.start}-{rows.stop}.safetensors"
+
+
+def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> None:
+    """Write the summaries of tiles, of one kind; a reader sees the file before, or this one.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    arrays = _joined(tiles)
+    metadata = {"fingerprint": fingerprint, "checksum": _checksum(arrays)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path, kind: type[Kind], fingerprint: str) -> list[Kind]:
+    """The summaries of a file, tile by tile.
+
+    Raises:
+        DamagedSummaryError: it is not there, damaged, or of another fingerprint.
+    """
+    try:
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        arrays = safetensors.numpy.load(content)
+        metadata = header["__metadata__"]
+        current = metadata["fingerprint"] == fingerprint
+        if current and metadata["checksum"] == _checksum(arrays):
+            return _split(kind, arrays)
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise DamagedSummaryError(f"{path}: {error}") from error
+    raise DamagedSummaryError(f"{path}: {'damaged' if current else 'of another configuration'}")
+
+
+def _joined(tiles: Sequence[Any]) -> dict[str, NDArray[Any]]:
+    """Of each attribute all tiles' values, one after the other, and of arrays their lengths."""
+    arrays = {}
+    for field in fields(tiles[0]):
+        values = [np.asarray(getattr(tile, field.name)) for tile in tiles]
+        if values[0].ndim:
+            arrays[f"{field.name}.length"] = np.array([len(value) for value in values])
+            arrays[field.name] = np.concatenate(values)
+        else:
+            arrays[field.name] = np.stack(values)
+    return arrays
+
+
+def _split(kind: type[Kind], arrays: Mapping[str, NDArray[Any]]) -> list[Kind]:
+    columns: dict[str, Sequence[Any]] = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        values = arrays[field.name]
+        lengths = arrays.get(f"{field.name}.length")
+        if lengths is None:
+            columns[field.name] = values.tolist()
+        else:
+            columns[field.name] = np.split(values, np.cumsum(lengths)[:-1])
+    rows = zip(*columns.values(), strict=True)
+    return [kind(**dict(zip(columns, row, strict=True))) for row in rows]
+
+
+def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
+    checksum = 0
+    for name in sorted(arrays):
+        array = arrays[name]
+        described = f"{name} {array.dtype.str} {array.shape}".encode()
+        for part in (described, array.tobytes()):
+            checksum = int(google_crc32c.extend(checksum, part))
+    return f"{checksum:08x}"

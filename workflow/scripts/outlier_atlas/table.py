@@ -1,0 +1,71 @@
+"""What a table is: its columns with their types, units and definitions; and the columns that many
+tables share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its name, its type, what it means, and what it is counted in.
+
+    `unit` is empty for names, texts and flags. Values of activations are in the model's own units.
+    """
+
+    name: str
+    type: pa.DataType
+    definition: str
+    unit: str = ""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What travels in the Parquet file."""
+        return {"definition": self.definition, "unit": self.unit}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that a run writes, described."""
+
+    name: str
+    about: str
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        fields = [
+            pa.field(column.name, column.type, metadata=column.metadata) for column in self.columns
+        ]
+        return pa.schema(fields, metadata={"table": self.name, "about": self.about})
+
+
+SITE = Column("site", pa.string(), "Site: where in the block the value was measured.")
+LAYER = Column("layer", pa.int32(), "Layer, 0-based, by the model's own numbering.", "index")
+CHANNEL = Column("channel", pa.int32(), "Channel: index along the last axis, 0-based.", "index")
+TOKEN_INDEX = Column(
+    "token_index", pa.int64(), "Index along the store's token axis, 0-based.", "index"
+)
+SEQUENCE = Column("sequence", pa.int32(), "Sequence, 0-based.", "index")
+POSITION = Column(
+    "position", pa.int32(), "Position of the token in its sequence, 0-based.", "index"
+)
+TOKEN_ID = Column("token_id", pa.int32(), "The tokenizer's id of the token.", "id")
+TOKEN_TEXT = Column("token_text", pa.string(), "The token's own text, special tokens by name.")
+
+
+def intervals(*names: str, unit: str) -> tuple[Column, ...]:
+    """The ends of the intervals over sequences of some columns."""
+    return tuple(
+        Column(
+            f"{name}_{end}",
+            pa.float64(),
+            f"{which} end of {name}'s bootstrap interval over sequences (detection.bootstrap); "
+            f"empty where one sequence is all there is.",
+            unit,
+        )
+        for name in names
+        for end, which in (("low", "Lower"), ("high", "Upper"))
+    )

@@ -1,0 +1,138 @@
+"""The tables of what is found in single tokens, weights and experts."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from outlier_atlas.table import (
+    CHANNEL,
+    LAYER,
+    POSITION,
+    SEQUENCE,
+    SITE,
+    TOKEN_ID,
+    TOKEN_INDEX,
+    TOKEN_TEXT,
+    Column,
+    Table,
+)
+
+WHERE = (TOKEN_INDEX, SEQUENCE, POSITION, TOKEN_ID, TOKEN_TEXT)
+
+SUPER_WEIGHTS = Table(
+    "super_weights",
+    "Per layer the largest input and output of the down projection, and whether both are above the "
+    "threshold: then the weight in row and column is a super weight. Token columns are those of "
+    "the output.",
+    (
+        LAYER,
+        Column("super_weight", pa.bool_(), "Whether both are above the threshold."),
+        Column("row", pa.int32(), "Row of the weight: channel of the largest |output|.", "index"),
+        Column("column", pa.int32(), "Its column: channel of the largest |input|.", "index"),
+        Column(
+            "weight",
+            pa.float32(),
+            "The weight W[row, column] of down_proj; empty where the weights were not read.",
+            "weight",
+        ),
+        Column("input", pa.float32(), "Input with the largest |x|, with its sign.", "activation"),
+        Column("input_token_index", pa.int64(), "Where it is along the token axis.", "index"),
+        Column("output", pa.float32(), "Output with the largest |x|, likewise.", "activation"),
+        *WHERE,
+    ),
+)
+
+SUPER_EXPERTS = Table(
+    "super_experts",
+    "A row for each super expert, by layer and expert.",
+    (
+        LAYER,
+        Column("expert", pa.int32(), "Expert, 0-based, by the model's own numbering.", "index"),
+        CHANNEL,
+        *WHERE,
+        Column("value", pa.float32(), "Its largest |down_proj output|, signed.", "activation"),
+        Column(
+            "quantile",
+            pa.float64(),
+            "The quantile, over all experts that saw a token, that |value| is above.",
+            "activation",
+        ),
+        Column("largest_share", pa.float64(), "|value| / the largest of all experts.", "ratio"),
+        Column(
+            "growth",
+            pa.float64(),
+            "Largest |x| of the layer's residual stream over that of the measured layer before; "
+            "empty for the first.",
+            "ratio",
+        ),
+    ),
+)
+
+SYSTEMATIC_OUTLIERS = Table(
+    "systematic_outliers",
+    "A row for each token whose largest |x| is far above the mean of |x|, by layer and token.",
+    (
+        SITE,
+        LAYER,
+        *WHERE,
+        CHANNEL,
+        Column("value", pa.float32(), "Its value largest in |x|, with its sign.", "activation"),
+        Column(
+            "mean",
+            pa.float64(),
+            "Mean of |x| over all tokens and channels of its sequence in that layer.",
+            "activation",
+        ),
+        Column("mean_ratio", pa.float64(), "|value| / mean.", "ratio"),
+        Column(
+            "token_class",
+            pa.string(),
+            "From its text without spaces: initial, at position 0; strong_delimiter, nothing but "
+            "line breaks or . ! ? ; : characters; weakly_semantic, empty, other characters that "
+            "are neither letter nor digit, or an English function word; other, all else, special "
+            "tokens among them. The first that fits.",
+        ),
+    ),
+)
+
+TOKEN_OUTLIERS = Table(
+    "token_outliers",
+    "A row for each token outlier, by layer and token.",
+    (
+        SITE,
+        LAYER,
+        *WHERE,
+        CHANNEL,
+        Column("value", pa.float32(), "Its value largest in |x|, with its sign.", "activation"),
+        Column(
+            "median",
+            pa.float64(),
+            "Median, over the tokens of its sequence in that layer, of their largest |x|; the "
+            "lower of the two middle ones.",
+            "activation",
+        ),
+        Column("median_ratio", pa.float64(), "|value| / median.", "ratio"),
+    ),
+)
+
+TOKEN_NORMS = Table(
+    "token_norms",
+    "Per layer the tokens of the largest L2 norm (detection.token_norms.top of them), descending; "
+    "quantiles over all tokens are in layer_measures.",
+    (
+        SITE,
+        LAYER,
+        Column("rank", pa.int32(), "1 for the token of the largest norm.", "index"),
+        *WHERE,
+        Column("norm", pa.float64(), "L2 norm over channels.", "activation"),
+        Column(
+            "median",
+            pa.float64(),
+            "Median norm over all tokens of the layer, rounded to bfloat16.",
+            "activation",
+        ),
+        Column("median_ratio", pa.float64(), "norm / median.", "ratio"),
+    ),
+)
+
+TOKEN_TABLES = (SUPER_WEIGHTS, SUPER_EXPERTS, SYSTEMATIC_OUTLIERS, TOKEN_OUTLIERS, TOKEN_NORMS)
