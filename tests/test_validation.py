@@ -58,11 +58,11 @@ def model():
 @pytest.mark.slow
 def test_a_single_token_is_as_massive_as_it_is_known_to_be(model):
     resid = dumb_llama.forward(dumb_llama.load(model), [1])["resid_post"][:, 0]
-    # Given to two decimals, from float32.
+    # Given to two decimals, from a run in float32, whose step at 24,826 is 0.002.
     for channel, value in ((507, 24926.22), (247, 1825.05), (14, 915.61)):
-        assert resid[11, channel] == pytest.approx(value, rel=2e-6)
+        assert resid[11, channel] == pytest.approx(value, abs=0.01)
     for layer, value in ((2, 769.28), (20, 24826.88), (27, 24538.33), (29, 4426.68)):
-        assert resid[layer, 507] == pytest.approx(value, rel=5e-6)
+        assert resid[layer, 507] == pytest.approx(value, abs=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_its_massive_activations_are_those_found_by_hand(run, want):
     rows = run.table("massive_activations")
     got = {(r["layer"], r["sequence"], r["position"], r["channel"]): r["value"] for r in rows}
     assert got == pytest.approx(found, rel=1e-5)
-    assert {layer for layer, *_, channel in found if channel == 507} >= {*range(11, 29)}
+    assert {layer for layer, *_, channel in found if channel == 507} >= {*range(11, 28)}
 
 
 @pytest.mark.slow
