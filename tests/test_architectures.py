@@ -31,7 +31,7 @@ GPT2 = {"vocab_size": 320, "n_embd": 32, "n_layer": 4, "n_head": 4,
 OPT = {"vocab_size": 320, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64,
        "num_hidden_layers": 4, "num_attention_heads": 4}  # fmt: skip
 
-DENSE = {*CHANNEL_SITES} - {"router_logits"}
+DENSE = {*SITES} - {"router_logits", EXPERT_OUT}
 MIXED = {*SITES} - {"mlp_hidden"}
 PARALLEL = DENSE - {"resid_mid"}
 
@@ -43,7 +43,7 @@ LISTED = [
     (t.Qwen3MoeConfig(**SIZES, **MOE, head_dim=8), MIXED),
     (
         t.Qwen3NextConfig(**SIZES, **MOE, **LINEAR, head_dim=8, shared_expert_intermediate_size=16),
-        MIXED - {"q", "k", "v"},
+        MIXED - {"q", "k", "v", "attn_sink"},
     ),
     (t.OlmoeConfig(**SIZES, num_experts=8, num_experts_per_tok=2), MIXED),
     (t.Olmo2Config(**SIZES), DENSE),
@@ -128,7 +128,7 @@ def assert_equal_in_layer_groups(model, sites, tmp_path):
             channel_sites = [site for site in CHANNEL_SITES if site in sites]
             want = hooked(model, "bfloat16", tokens, channel_sites, [range(2)])
         run.extract()
-        for site in channel_sites:  # what is recorded of experts: test_experts_store.py
+        for site in channel_sites:  # of the others: test_experts_store.py, test_sinks.py
             assert np.isfinite(want[site]).all()
             assert np.array_equal(run.array(site), want[site]), f"{site} in {groups} layer groups"
 

@@ -132,6 +132,9 @@ def test_left_out_tokens_are_left_out_of_every_number(planted, tmp_path, exclude
         "special_tokens": "special",
     }
     for row in run.table("criteria"):
+        if row["criterion"] == "attention_sinks":
+            assert "No token is left out of this" in row["definition"]
+            continue
         assert all(words[key] in row["definition"] for key in exclude)
         assert "Left out" in row["definition"]
     assert not any("Left out" in row["definition"] for row in planted.table("criteria"))

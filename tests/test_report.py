@@ -192,7 +192,7 @@ def test_what_was_not_measured_is_not_zero(llama, tmp_path):
     run.all()
     html, findings = rendered(run)
     said = Page(html).said
-    assert said.count("Not measured.") == 2
+    assert said.count("Not measured.") == 3
     assert "massive activations were not measured: resid_post is not among" in said
     assert len(findings["findings"]) == 5
     assert "None." not in said

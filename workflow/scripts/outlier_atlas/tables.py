@@ -17,6 +17,7 @@ import pyarrow.parquet
 
 from outlier_atlas.files import replacing, write_whole
 from outlier_atlas.measure_tables import MEASURE_TABLES
+from outlier_atlas.sink_tables import SINK_TABLES
 from outlier_atlas.table import (
     CHANNEL,
     LAYER,
@@ -46,7 +47,8 @@ CRITERIA = Table(
             "findings",
             pa.int64(),
             "Number of findings: channels of llm_int8, values of massive_activations, layers of "
-            "super_weights, experts of super_experts, tokens of the others. "
+            "super_weights, experts of super_experts, heads that sink on the first token of "
+            "attention_sinks, tokens of the others. "
             "Empty where the criterion was not measured.",
             "count",
         ),
@@ -473,6 +475,7 @@ TABLES: tuple[Table, ...] = (
     EXPERT_MAGNITUDES,
     *TOKEN_TABLES,
     *MEASURE_TABLES,
+    *SINK_TABLES,
 )
 
 FORMATS = ("parquet", "csv")

@@ -6,12 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from outlier_atlas.settings.detection import (
+    AttentionSinksSettings,
     DetectionSettings,
     LlmInt8Settings,
     MassiveActivationsSettings,
     SuperExpertsSettings,
 )
-from outlier_atlas.settings.sites import EXPERT_OUT, SUPER_WEIGHT_SITES
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SUPER_WEIGHT_SITES
 
 LLM_INT8 = "llm_int8"
 MASSIVE_ACTIVATIONS = "massive_activations"
@@ -19,6 +20,7 @@ SUPER_WEIGHTS = "super_weights"
 SUPER_EXPERTS = "super_experts"
 SYSTEMATIC_OUTLIERS = "systematic_outliers"
 TOKEN_OUTLIERS = "token_outliers"
+ATTENTION_SINKS = "attention_sinks"
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,14 @@ class Criterion:
         return not self.missing
 
 
-def criteria(settings: DetectionSettings, measured: Collection[str]) -> dict[str, Criterion]:
-    """The criteria by name, given the measured sites."""
+def criteria(
+    settings: DetectionSettings, measured: Collection[str], sink_tokens: int
+) -> dict[str, Criterion]:
+    """The criteria by name, given the measured sites.
+
+    Args:
+        sink_tokens: first tokens of a sequence that `attn_sink` was measured on.
+    """
     left_out = settings.exclude.said
 
     def criterion(name: str, sites: tuple[str, ...], definition: str) -> Criterion:
@@ -83,6 +91,13 @@ def criteria(settings: DetectionSettings, measured: Collection[str]) -> dict[str
             f"A token of {outliers.site} is an outlier if its largest |x| > {outliers.ratio:g} "
             f"times the median, over the tokens of its sequence in that layer, of their largest "
             f"|x| (PrefixQuant, Chen et al. 2024, arXiv 2410.05265).",
+        ),
+        # No token is left out of these: they are about attention among the first ones.
+        Criterion(
+            ATTENTION_SINKS,
+            (ATTN_SINK,),
+            () if ATTN_SINK in measured else (ATTN_SINK,),
+            sinks_definition(settings.attention_sinks, sink_tokens),
         ),
     )
     return {one.name: one for one in each}
@@ -130,4 +145,16 @@ def massive_definition(settings: MassiveActivationsSettings) -> str:
         f"A value of {settings.site} is massive if |x| > {settings.absolute:g} and "
         f"|x| >= {settings.ratio:g} times the median of |x| {median} "
         f"(Sun et al. 2024, arXiv 2402.17762)."
+    )
+
+
+def sinks_definition(settings: AttentionSinksSettings, tokens: int) -> str:
+    """The criterion of Gu et al. with this run's parameters."""
+    return (
+        f"A token at position k is a sink in a head if it receives more than "
+        f"{settings.threshold:g} of attention: the mean of A[i, k] over the queries k <= i < T, "
+        f"where T is {tokens or 'extraction.advanced.sink_tokens'} or the length of a shorter "
+        f"sequence; the sink metric is 100 times the share of sequences, layers and heads in which "
+        f"it is one (Gu et al. 2024, arXiv 2410.10781). A head sinks on the first token if its "
+        f"mean over the sequences is above the threshold. No token is left out of this."
     )

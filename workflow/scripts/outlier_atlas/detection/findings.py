@@ -19,6 +19,7 @@ from outlier_atlas.detection.columns import (
     token_columns,
 )
 from outlier_atlas.detection.criteria import (
+    ATTENTION_SINKS,
     LLM_INT8,
     MASSIVE_ACTIVATIONS,
     SUPER_EXPERTS,
@@ -69,8 +70,13 @@ def findings(
     special_ids: Collection[int],
     settings: DetectionSettings,
     criteria: Mapping[str, Criterion],
+    sinks: int,
 ) -> Iterator[tuple[tables.Table, Columns]]:
-    """Each table of a run with its columns; without rows where its criterion was not measured."""
+    """Each table of a run with its columns; without rows where its criterion was not measured.
+
+    Args:
+        sinks: number of heads that sink on the first token, whose tables are made elsewhere.
+    """
     int8, site = settings.llm_int8, settings.massive_activations.site
     boot = settings.bootstrap
     bootstrap = Bootstrap(tokens.sequences, boot.resamples, boot.seed, boot.level)
@@ -86,6 +92,7 @@ def findings(
         SUPER_EXPERTS: len(experts),
         SYSTEMATIC_OUTLIERS: len(systematic),
         TOKEN_OUTLIERS: len(outliers),
+        ATTENTION_SINKS: sinks,
     }
     yield tables.CRITERIA, _criteria(criteria, found)
     yield tables.LAYER_MAGNITUDES, _layer_magnitudes(scan.magnitudes, tokens, bootstrap)

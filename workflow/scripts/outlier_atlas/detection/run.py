@@ -11,6 +11,7 @@ import torch
 
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.detection import sinks
 from outlier_atlas.detection.criteria import criteria
 from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.detection.findings import findings
@@ -61,7 +62,7 @@ def detect(
     layout = Layout.from_record(read_record(store_record))
     store = TokenStore.recorded(tokens, run / RECORD)
     special = [int(token) for token in read_record(run / RECORD)["special_ids"]]
-    defined = criteria(detection, layout.sites)
+    defined = criteria(detection, layout.sites, layout.sink_tokens)
     model = str(read_record(model_record)["fingerprint"])
     fingerprints = Fingerprints(layout, store.token_ids, store.sequence_starts, model)
     commits = Commits.load(run / COMMITS)
@@ -76,13 +77,17 @@ def detect(
     torch.set_num_threads(1)
     try:
         result = scan(source, detection, defined, threads)
+        sunk = sinks.attention_sinks(arrays, layout, store, detection.attention_sinks.threshold)
     except DamagedChunkError as damage:
         # All of it at once: to find and to repair one after the other takes a run for each.
         raise give_up(run, arrays, list(damaged(arrays, layout, threads)) or [damage]) from damage
     except LostSummaryError as lost:
         forget_passed(run, arrays, layout)
         raise give_up_summary(run, lost) from lost
-    for table, columns in findings(result, store, special, detection, defined):
+    for table, columns in (
+        *findings(result, store, special, detection, defined, sinks.sinking_heads(sunk)),
+        *sinks.findings(sunk, store),
+    ):
         tables.write(folder, table, columns)
     clear_up(run, layout)
     keep_only(run, [manifest.stem for manifest in manifests])

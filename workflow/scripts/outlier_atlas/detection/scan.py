@@ -18,7 +18,7 @@ from outlier_atlas.detection.criteria import (
 from outlier_atlas.detection.tiles import Source
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.detection import DetectionSettings
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import CHANNEL_SITES, EXPERT_OUT
 from outlier_atlas.statistics.experts import ExpertMagnitudes
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.massive import MassiveActivation, massive_activations
@@ -78,7 +78,7 @@ def scan(
     result = _accumulators(source, settings, criteria)
     takers = _takers(result, settings, criteria)
     last = 0
-    total = layout.chunks * len(layout.sites) * len(layout.layers)
+    total = layout.chunks * len(takers)
     with progress(total, " chunks", "detecting") as bar:
         for chunk, target, found in source.all(threads):
             if chunk != last and result.outlier_features:
@@ -125,7 +125,7 @@ def _accumulators(
     source: Source, settings: DetectionSettings, criteria: Mapping[str, Criterion]
 ) -> Scan:
     layout, starts = source.layout, source.tokens.sequence_starts
-    sites = [site for site in layout.sites if site != EXPERT_OUT]
+    sites = [site for site in layout.sites if site in CHANNEL_SITES]
     places = [(site, layer) for site in sites for layer in layout.layers]
     sequences = len(starts) - 1
     channels = layout.sites

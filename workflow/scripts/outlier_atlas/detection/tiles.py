@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.settings.detection import QuantizationErrorSettings
+from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.experts import ExpertSummary
 from outlier_atlas.statistics.quantization import QuantizationSummary, summarize_quantization
 from outlier_atlas.statistics.summary import Place
@@ -90,6 +91,7 @@ class Source:
         targets = [
             self.layout.target(site, layer)
             for site in self.layout.sites
+            if site != ATTN_SINK
             for layer in self.layout.layers
         ]
         order = [(chunk, target) for chunk in range(self.layout.chunks) for target in targets]

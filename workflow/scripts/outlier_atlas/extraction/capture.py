@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from outlier_atlas.model.architecture import Architecture
+from outlier_atlas.model.attention import RecordedAttention
 from outlier_atlas.model.experts import RecordedExperts
 from outlier_atlas.model.roles import Tap
 
@@ -31,19 +32,25 @@ class LayerGroup:
         architecture: of the whole model.
         layers: those that it runs.
         taps: what is taken from them, in the order of `Architecture.taps`.
+        sink_tokens: of how many first tokens `attn_sink` is taken.
 
     Attributes:
         model: as it was given.
     """
 
     def __init__(
-        self, model: nn.Module, architecture: Architecture, layers: range, taps: Sequence[Tap]
+        self,
+        model: nn.Module,
+        architecture: Architecture,
+        layers: range,
+        taps: Sequence[Tap],
+        sink_tokens: int = 0,
     ) -> None:
         self.model = model
-        self._experts = {
-            tap.module: RecordedExperts(model.get_submodule(tap.module), tap.module)
+        self._recorders = {
+            tap: _recorder(model, tap, sink_tokens)
             for tap in taps
-            if tap.side == "experts"
+            if tap.side in ("experts", "attention")
         }
         self._traced = NNsight(model)
         self._parameter = next(model.parameters())
@@ -99,8 +106,8 @@ class LayerGroup:
         return {"inputs_embeds": dummy}, boundary
 
     def _recorded(self, tap: Tap, taken: torch.Tensor) -> torch.Tensor:
-        """What was taken; of fused experts, whose output it is, what was recorded inside them."""
-        return self._experts[tap.module].take() if tap.side == "experts" else taken
+        """What was taken; where it is a recorded module's output, what was recorded inside it."""
+        return self._recorders[tap].take() if tap in self._recorders else taken
 
     def _hook(
         self, module: nn.Module, tap: Tap, size: int, tokens: int, keep: Keep
@@ -121,6 +128,13 @@ class LayerGroup:
             path.split("."),
             self._traced,
         )
+
+
+def _recorder(model: nn.Module, tap: Tap, sink_tokens: int) -> RecordedExperts | RecordedAttention:
+    module = model.get_submodule(tap.module)
+    if tap.side == "experts":
+        return RecordedExperts(module, tap.module)
+    return RecordedAttention(module, tap.module, sink_tokens)
 
 
 def _given(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:

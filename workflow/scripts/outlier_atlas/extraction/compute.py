@@ -147,7 +147,7 @@ def load(
         for tap in architecture.taps[layer].values()
         if (tap.site, layer) in destinations
     ]
-    return LayerGroup(model, architecture, layers, taps)
+    return LayerGroup(model, architecture, layers, taps, work.layout.sink_tokens)
 
 
 def _say_where(job: Job, where: str) -> None:

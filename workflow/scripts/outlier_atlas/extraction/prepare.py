@@ -14,7 +14,7 @@ from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.files import read_record, unwritten, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
 from outlier_atlas.store import shape
 from outlier_atlas.store.arrays import ACTIVATIONS
 from outlier_atlas.store.fingerprints import Fingerprints
@@ -154,6 +154,7 @@ def _layout(
         outlier_floor=extraction.advanced.outlier_floor,
         massive_floor=extraction.advanced.massive_floor,
         experts=architecture.experts(layers) if EXPERT_OUT in channels else 0,
+        sink_tokens=extraction.advanced.sink_tokens if ATTN_SINK in channels else 0,
     )
 
 

@@ -7,6 +7,7 @@ the residual stream, and whether blocks read anything but the residual stream of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from outlier_atlas.model.attention import AttentionCall, attention_seen
 from outlier_atlas.model.heads import PRODUCTS, Heads, ListsOnHost, Part, Role
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ class BlockFlow:
         shape: of the residual stream into it.
         calls: its modules by path, those called once, in the order in which they were called.
         heads: which channels of which of its modules are queries, keys and values.
+        attention: query heads of those of its modules, by path, whose attention can be followed.
     """
 
     given: Node
@@ -111,6 +114,7 @@ class BlockFlow:
     shape: tuple[int, ...]
     calls: dict[str, Call]
     heads: dict[Role, Part]
+    attention: dict[str, int]
 
     def whole(self) -> set[Node]:
         """What is not taken apart: the residual stream into it and what its modules made."""
@@ -200,7 +204,7 @@ def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
     for masks in ({"attention_mask": mask}, {}):
         watcher = _Watcher(model, stack)
         try:
-            with ListsOnHost(), watcher, torch.inference_mode():
+            with ListsOnHost(), attention_seen(watcher.see), watcher, torch.inference_mode():
                 ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
                 model(input_ids=ids, use_cache=False, **masks)
         except Exception:
@@ -224,7 +228,12 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._shape: tuple[int, ...] = ()
         self._calls: dict[str, Call | None] = {}
         self._heads = Heads(TOKENS)
+        self._attention: list[AttentionCall] = []
         self._handles: list[Any] = []
+
+    def see(self, call: AttentionCall) -> None:
+        """Take note of a call of an attention function."""
+        self._attention.append(call)
 
     def __enter__(self) -> _Watcher:
         for layer, block in enumerate(self._stack):
@@ -295,7 +304,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             given = self._node(tensors[0]) if tensors else None
             if not path:
                 self._layer, self._hidden, self._calls = layer, given, {}
-                self._heads = Heads(TOKENS)
+                self._heads, self._attention = Heads(TOKENS), []
                 self._shape = tuple(tensors[0].shape) if tensors else ()
             # Of a module that is called twice nobody knows which call is meant.
             call = Call(given, [], list(tensors_in((args, kwargs))))
@@ -318,8 +327,19 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         calls = {path: call for path, call in self._calls.items() if call is not None and path}
         heads = {role: part for role, part in self._heads.parts().items() if part.module in calls}
         if self._hidden is not None and made:
-            self.flow.blocks[layer] = BlockFlow(self._hidden, made[0], self._shape, calls, heads)
+            self.flow.blocks[layer] = BlockFlow(
+                self._hidden, made[0], self._shape, calls, heads, self._followed(layer)
+            )
         self._layer = OUTSIDE
+
+    def _followed(self, layer: int) -> dict[str, int]:
+        paths = {module: path for path, module in self._stack[layer].named_modules()}
+        seen = Counter(call.module for call in self._attention)
+        return {
+            paths[call.module]: call.heads
+            for call in self._attention
+            if seen[call.module] == 1 and call.module in paths and call.followed()
+        }
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from outlier_atlas.model.experts import DOWN_PROJECTIONS, down_projection, routed_experts
 from outlier_atlas.model.flow import BlockFlow
-from outlier_atlas.settings.sites import EXPERT_OUT, Site
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, Site
 
 ATTENTION = re.compile(r"(Attention|Attn|DeltaNet)$")
 MLP = re.compile(r"(MLP|Mlp|FeedForward|FFN|MoE|Moe|Moe\w*Block|SparseMoeBlock)$")
@@ -22,15 +22,16 @@ ROUTERS = {"gate", "router"}
 
 @dataclass(frozen=True)
 class Tap:
-    """A place where activations can be taken: a module's input or output, or inside fused experts.
+    """A place where activations can be taken: a module's input or output, or inside of one.
 
     Attributes:
         site: what is taken.
         layer: of which layer, 0-based.
         module: path of the module, seen from the decoder.
-        side: its input or its output; of fused experts what `ExpertRecorder.largest` gives.
+        side: its input or its output; of fused experts what `ExpertRecorder.largest` gives; of
+            attention what `AttentionCall.received` gives.
         channels: how many are taken of the tensor's last axis; of fused experts to how many of them
-            a token is routed.
+            a token is routed; of attention its query heads.
         runs: where they are not all: first channel and the one after the last of each run of them,
             in order.
         experts: of fused experts their number.
@@ -39,7 +40,7 @@ class Tap:
     site: Site
     layer: int
     module: str
-    side: Literal["input", "output", "experts"]
+    side: Literal["input", "output", "experts", "attention"]
     channels: int
     runs: tuple[tuple[int, int], ...] | None = None
     experts: int = 0
@@ -78,6 +79,8 @@ def taps_of_block(
         if flow:
             yield from _heads(found, flow, attention)
         yield from found.into_projection("attn_hidden", attention, OUTPUT_PROJECTIONS)
+        if flow and (heads := flow.attention.get(attention)):
+            yield found.tap(ATTN_SINK, attention, "attention", heads)
         if flow and (out := flow.contribution(attention)):
             yield found.tap("attn_out", out, "output", hidden)
     if mlp:
@@ -128,7 +131,7 @@ class _Found:
         self,
         site: Site,
         module: str,
-        side: Literal["input", "output"],
+        side: Literal["input", "output", "attention"],
         channels: int,
         runs: tuple[tuple[int, int], ...] | None = None,
     ) -> Tap:

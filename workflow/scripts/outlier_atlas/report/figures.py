@@ -14,17 +14,19 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from outlier_atlas import measure_tables, tables, token_tables
+from outlier_atlas import measure_tables, sink_tables, tables, token_tables
 from outlier_atlas.files import write_whole
 from outlier_atlas.report import lines
 from outlier_atlas.report.text import SITE_NAMES
-from outlier_atlas.settings.sites import EXPERT_OUT, SUPER_WEIGHT_SITES
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SUPER_WEIGHT_SITES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-KINDS = ("magnitudes", "maxima", "experts", "kurtosis", "down_proj", "quantization")
+KINDS = ("magnitudes", "maxima", "experts", "heads", "kurtosis", "down_proj", "quantization")
+OF_SITE: dict[str, tuple[str, ...]] = {EXPERT_OUT: ("experts",), ATTN_SINK: ("heads",)}
+"""Of the sites without channels; the others have three."""
 COLUMNS = 1152
 """Columns of a heatmap at most; of more channels each column shows the largest of some."""
 
@@ -78,7 +80,7 @@ def names(sites: Sequence[str], quantized: Sequence[str] = ()) -> list[str]:
 
 
 def _kinds(site: str) -> tuple[str, ...]:
-    return ("experts",) if site == EXPERT_OUT else ("magnitudes", "maxima", "kurtosis")
+    return OF_SITE.get(site, ("magnitudes", "maxima", "kurtosis"))
 
 
 def draw(folder: Path, tables_folder: Path) -> None:
@@ -102,6 +104,9 @@ def draw(folder: Path, tables_folder: Path) -> None:
     experts = tables.read(tables_folder, tables.EXPERT_MAGNITUDES)
     if len(experts):
         _draw_experts(folder, experts)
+    heads = tables.read(tables_folder, sink_tables.ATTENTION_SINK_HEADS)
+    if len(heads):
+        _draw_heads(folder, heads)
     _draw_lines(folder, tables_folder)
 
 
@@ -127,6 +132,20 @@ def _draw_lines(folder: Path, tables_folder: Path) -> None:
             path = folder / f"{SUPER_WEIGHT_SITES[1]}-down_proj{theme.suffix}"
             with _figure(path, theme, 4.0) as figure:
                 lines.down_proj(figure, weights, theme)
+
+
+def _draw_heads(folder: Path, heads: Any) -> None:
+    mean, layers = _by_layer(heads, "mean")
+    height = min(8.0, 1.8 + 0.08 * len(layers))
+    for theme in THEMES:
+        with _figure(folder / f"{ATTN_SINK}-heads{theme.suffix}", theme, height) as figure:
+            axes = figure.add_subplot()
+            image = axes.imshow(
+                mean, aspect="auto", origin="lower", interpolation="nearest",
+                cmap=theme.colormap, vmin=0, vmax=1,
+            )  # fmt: skip
+            _finish_heatmap(figure, axes, image, layers, "attention to the first token", "{x:g}")
+            axes.set_xlabel("head")
 
 
 def _draw_experts(folder: Path, experts: Any) -> None:
@@ -229,15 +248,22 @@ def _draw_maxima(
         cmap=theme.colormap, norm=norm,
         extent=(-0.5, largest.shape[1] - 0.5, -0.5, len(layers) - 0.5),
     )  # fmt: skip
-    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.04, format="{x:,g}")
+    _finish_heatmap(figure, axes, image, layers, value, "{x:,g}")
+    each = "" if width == 1 else f" (a column: the largest of {width})"
+    axes.set_xlabel(f"{column}{each}")
+    _label_columns(axes, largest, theme)
+
+
+def _finish_heatmap(
+    figure: Figure, axes: Axes, image: Any, layers: list[int], value: str, numbers: str
+) -> None:
+    """Its colours and its layers."""
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.04, format=numbers)
     bar.set_label(value)
     bar.outline.set_visible(False)
     ticks = range(0, len(layers), -(-len(layers) // 12))
     axes.set_yticks(ticks, [str(layers[tick]) for tick in ticks])
     axes.set_ylabel("layer")
-    each = "" if width == 1 else f" (a column: the largest of {width})"
-    axes.set_xlabel(f"{column}{each}")
-    _label_columns(axes, largest, theme)
 
 
 def _label_columns(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> None:
@@ -263,9 +289,9 @@ def _grid(maxima: Any, site: str) -> tuple[NDArray[np.float64], list[int]]:
     return _by_layer(maxima.filter(pc.field("site") == site))
 
 
-def _by_layer(table: Any) -> tuple[NDArray[np.float64], list[int]]:
+def _by_layer(table: Any, column: str = "value") -> tuple[NDArray[np.float64], list[int]]:
     layers = np.unique(table["layer"].to_numpy())
-    values = np.abs(table["value"].to_numpy(zero_copy_only=False).astype(np.float64))
+    values = np.abs(table[column].to_numpy(zero_copy_only=False).astype(np.float64))
     return values.reshape(len(layers), -1), layers.tolist()
 
 

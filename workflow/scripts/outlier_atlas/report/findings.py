@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from outlier_atlas import tables
+from outlier_atlas import sink_tables, tables
 from outlier_atlas.report.text import (
     SITE_NAMES,
     channels,
@@ -24,7 +24,7 @@ from outlier_atlas.report.text import (
     percent,
     quoted,
 )
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
 
 Row = dict[str, Any]
 
@@ -53,6 +53,8 @@ class Evidence:
     massive: list[Row]
     sequences_of: Mapping[int, int]
     experts: list[Row]
+    sinks: list[Row]
+    sink_positions: list[Row]
     sequences: int
 
     @classmethod
@@ -69,6 +71,8 @@ class Evidence:
             variants=rows(tables.LLM_INT8_VARIANTS),
             massive=rows(tables.MASSIVE_CHANNELS),
             experts=rows(tables.EXPERT_MAGNITUDES),
+            sinks=rows(sink_tables.ATTENTION_SINKS),
+            sink_positions=rows(sink_tables.ATTENTION_SINK_POSITIONS),
             sequences_of=_sequences_of(tables.read(folder, tables.MASSIVE_ACTIVATIONS)),
             sequences=sequences,
         )
@@ -95,7 +99,8 @@ def alarms(evidence: Evidence) -> list[str]:
     said = []
     by_site = defaultdict(list)
     of_experts = [row | {"site": EXPERT_OUT} for row in evidence.experts]
-    for row in [*evidence.magnitudes, *of_experts]:
+    of_sinks = [row | {"site": ATTN_SINK, "infinite": 0} for row in evidence.sinks]
+    for row in [*evidence.magnitudes, *of_experts, *of_sinks]:
         if row["nan"] or row["infinite"]:
             by_site[row["site"]].append(row)
     for site, rows in by_site.items():

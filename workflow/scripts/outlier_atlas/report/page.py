@@ -19,7 +19,7 @@ from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.measured import records
-from outlier_atlas.report import criteria, experts, facts, measures, weights
+from outlier_atlas.report import criteria, experts, facts, measures, sinks, weights
 from outlier_atlas.report.figures import THEMES
 from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
 from outlier_atlas.report.text import (
@@ -32,7 +32,8 @@ from outlier_atlas.report.text import (
 )
 from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
 from outlier_atlas.settings.report import ReportSettings
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
+from outlier_atlas.store.layout import parts
 from outlier_atlas.visible import visible, visible_lines
 
 HERE = Path(__file__).parent
@@ -117,6 +118,7 @@ def _head(
         "version": __version__,
         "facts": facts.facts(model, tokens, store),
         "first_array": store["store"][0] if store["store"] else None,
+        "first_axis": parts(store["store"][0])[0].axis if store["store"] else None,
         "measured": [facts.measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
@@ -136,6 +138,7 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "massive": _massive(report, inputs, evidence, tokens),
         "experts": _experts(report, inputs, evidence) if evidence.experts else None,
         "weights": _weights_section(report, inputs),
+        "sinks": _sinks(report, inputs, evidence),
         "text_shown": report.text,
         **measures.pictures(inputs.figures, sites, inputs.configuration["detection"], _picture),
         "found": _found(report, inputs, evidence),
@@ -172,6 +175,21 @@ def _weights_section(report: ReportSettings, inputs: Inputs) -> Row | None:
         for table in (tables.WEIGHTS, tables.WEIGHT_ERRORS)
     )
     return weights.section(rows, errors, report.rows)
+
+
+def _sinks(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
+    criterion = evidence.criteria["attention_sinks"]
+    shown = sinks.section(criterion, evidence.sinks, evidence.sink_positions, report.rows)
+    if not criterion["measured"]:
+        return dict(shown)
+    heatmap = _picture(
+        inputs.figures,
+        f"{ATTN_SINK}-heads",
+        "Attention that the first token receives, by layer and head",
+        "The attention that the first token of a sequence receives in each head, as a mean over "
+        "the sequences; colour from 0 to 1.",
+    )
+    return {**shown, "heatmap": heatmap}
 
 
 def _site(site: str, folder: Path) -> Row:

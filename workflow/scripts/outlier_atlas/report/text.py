@@ -23,6 +23,7 @@ SITE_NAMES = {
     "mlp_out": "what the MLP adds",
     "resid_post": "residual stream after the block",
     "expert_out": "largest output of each routed expert",
+    "attn_sink": "attention that the first tokens receive",
 }
 
 

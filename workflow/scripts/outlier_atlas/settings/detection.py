@@ -90,6 +90,14 @@ class SmoothQuantSettings(Section):
     )
 
 
+class AttentionSinksSettings(Section):
+    """Attention sinks of Gu et al. 2024 (arXiv 2410.10781), where `attn_sink` is measured."""
+
+    threshold: Share = Field(
+        0.3, description="A token is a sink in a head if it receives more than this of attention."
+    )
+
+
 class SuperWeightsSettings(Section):
     """Super weights of Yu et al. 2024 (arXiv 2411.07191), from `mlp_hidden` and `mlp_out`."""
 
@@ -217,6 +225,9 @@ class DetectionSettings(Section):
     )
     smoothquant: SmoothQuantSettings = Field(
         SmoothQuantSettings(), description="SmoothQuant scales."
+    )
+    attention_sinks: AttentionSinksSettings = Field(
+        AttentionSinksSettings(), description="Attention sinks."
     )
     super_weights: SuperWeightsSettings = Field(
         SuperWeightsSettings(), description="Super weights: where they are."

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from outlier_atlas.settings.section import PositiveFloat, PositiveInt, Section, refuse_repeats
-from outlier_atlas.settings.sites import SITES, Site
+from outlier_atlas.settings.sites import ATTN_SINK, SITES, Site
 
 Verify = Literal["auto", "first_batch", "never"]
 
@@ -22,6 +22,11 @@ class AdvancedExtractionSettings(Section):
     compression: Literal["lz4", "zstd", "none"] = Field(
         "lz4",
         description="Codec of the chunks, bit-shuffled: `lz4` is fastest, `zstd` a little smaller.",
+    )
+    sink_tokens: Annotated[int, Field(ge=1, le=1024)] = Field(
+        64,
+        description="First tokens of each sequence among which `attn_sink` measures attention (the "
+        "paper: 64). Another number makes this site stale, and no other.",
     )
     outlier_floor: PositiveFloat = Field(
         4.0,
@@ -43,8 +48,8 @@ class ExtractionSettings(Section):
         "all",
         description="Those of the sites whose values are written to the store, such as "
         "`[resid_post]`, or `all`. Of the others only summaries are kept: all tables are the same, "
-        "and thresholds may go down to `advanced.outlier_floor`. `[]` stores nothing, and deletes "
-        "boundaries when they have been read.",
+        "and thresholds may go down to `advanced.outlier_floor`. `[]` stores nothing (but "
+        "`attn_sink`, which has no summary), and deletes boundaries when they have been read.",
     )
     layers: Literal["all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (
         Field("all", description="Layers to measure, 0-based, such as `[0, 1, 15]`, or `all`.")
@@ -92,8 +97,14 @@ class ExtractionSettings(Section):
 
     @property
     def stored(self) -> list[Site]:
-        """The sites whose values are written to the store."""
-        return self.sites if isinstance(self.store, str) else self.store
+        """The sites whose values are written to the store.
+
+        `attn_sink` always is, where it is measured: it has no summary, and is hardly larger than
+        one would be.
+        """
+        if isinstance(self.store, str):
+            return self.sites
+        return [site for site in SITES if site in self.store or site == ATTN_SINK in self.sites]
 
     @model_validator(mode="after")
     def _stored_sites_are_measured(self) -> ExtractionSettings:

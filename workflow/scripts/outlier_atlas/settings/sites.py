@@ -21,14 +21,16 @@ ChannelSite = Literal[
 ]
 """Those with a value for each token and channel, in the order a block meets them."""
 
-Site = Literal[ChannelSite, "expert_out"]
+Site = Literal[ChannelSite, "expert_out", "attn_sink"]
 """All of them. `expert_out` has, for each token and each expert that it is routed to, the largest
 |down_proj output| with its sign, before the router's weight; which expert it is; and the channel in
-which the value lies."""
+which the value lies. `attn_sink` has, for each of a sequence's first tokens and each head, the
+attention that the token receives."""
 
 CHANNEL_SITES: tuple[ChannelSite, ...] = get_args(ChannelSite)
 SITES: tuple[Site, ...] = get_args(Site)
 EXPERT_OUT: Site = "expert_out"
+ATTN_SINK: Site = "attn_sink"
 
 LINEAR_INPUTS: tuple[ChannelSite, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
 """Those that linear layers read."""

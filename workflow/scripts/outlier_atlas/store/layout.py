@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from outlier_atlas.settings.sites import EXPERT_OUT, LINEAR_INPUTS
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, LINEAR_INPUTS
 
 BOUNDARY = "boundary"
 
@@ -25,7 +25,7 @@ class Part:
 
     name: str
     dtype: Literal["float32", "int32"]
-    axis: Literal["channel", "routed"]
+    axis: Literal["channel", "routed", "head"]
 
 
 def parts(site: str) -> tuple[Part, ...]:
@@ -34,6 +34,8 @@ def parts(site: str) -> tuple[Part, ...]:
     Of `expert_out` the values, and the expert and the channel of each. They are one target: they
     are written, committed and given up together.
     """
+    if site == ATTN_SINK:
+        return (Part(site, "float32", "head"),)
     if site != EXPERT_OUT:
         return (Part(site, "float32", "channel"),)
     return (
@@ -84,7 +86,7 @@ class Layout:
 
     Attributes:
         sites: channels of each measured site; of `expert_out`, to how many experts a token is
-            routed.
+            routed; of `attn_sink`, query heads.
         store: those of the sites whose values are stored; of the others summaries are kept.
         layers: the measured layers, by the model's own numbers, ascending.
         hidden_size: channels of the residual stream.
@@ -98,6 +100,7 @@ class Layout:
             layers; a lower one is made from the store where detection needs it.
         massive_floor: the same at all other sites.
         experts: number of routed experts in a layer; 0 where `expert_out` is not measured.
+        sink_tokens: of how many first tokens of a sequence `attn_sink` is measured; 0 where not.
     """
 
     sites: Mapping[str, int]
@@ -113,6 +116,7 @@ class Layout:
     outlier_floor: float
     massive_floor: float
     experts: int = 0
+    sink_tokens: int = 0
 
     @property
     def chunks(self) -> int:
@@ -158,7 +162,7 @@ class Layout:
     def passing_boundaries(self) -> bool:
         """Whether boundaries go when they have been read: a run that stores no values keeps none
         for later."""
-        return not self.store
+        return not {*self.store} - {ATTN_SINK}
 
     def targets(self) -> Iterator[Target]:
         """All that lies in arrays: what is stored, and the boundaries."""
@@ -206,4 +210,5 @@ class Layout:
             outlier_floor=record["outlier_floor"],
             massive_floor=record["massive_floor"],
             experts=record["experts"],
+            sink_tokens=record["sink_tokens"],
         )

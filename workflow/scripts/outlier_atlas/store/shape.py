@@ -3,7 +3,9 @@
 `activations.zarr` holds an array (layer, token, channel) per site, `boundaries.zarr` an array
 (token, channel) per boundary, both float32 in chunks of one layer. float32 holds bfloat16 and
 float16 values exactly; bit-shuffled, their zero bits cost nothing. `expert_out` has three arrays
-(layer, token, routed): values, and as int32 experts and channels.
+(layer, token, routed): values, and as int32 experts and channels. `attn_sink` is (layer, token,
+head): a number for each of a sequence's first `sink_tokens` tokens, and NaN for the others, which
+have none: the fill value, and what readers of Zarr take for missing.
 
 Only `create` gives the arrays their shape, and only it and `clear_up` remove any. Consolidated
 metadata is neither written nor read: with several writers it goes stale, and what is written
@@ -23,7 +25,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from outlier_atlas.settings.sites import SITES
+from outlier_atlas.settings.sites import ATTN_SINK, SITES
 from outlier_atlas.store.arrays import ACTIVATIONS, BOUNDARIES, Arrays
 from outlier_atlas.store.chunks import codecs
 from outlier_atlas.store.commits import COMMITS, Commit, Rows, revise, without
@@ -216,12 +218,18 @@ def _shapes(layout: Layout) -> dict[str, _Shape]:
 
 
 def _part_shape(layout: Layout, site: str, part: Part) -> _Shape:
+    # What its numbers depend on, and no other site's: an array of another is replaced.
+    of_sinks = {"sink_tokens": layout.sink_tokens} if site == ATTN_SINK else {}
     return {
         "shape": (len(layout.layers), layout.tokens, layout.sites[site]),
         "chunks": (1, layout.chunk_tokens, layout.sites[site]),
         "dtype": part.dtype,
         "dimension_names": ("layer", "token", part.axis),
-        "attributes": {"layers": list(layout.layers), "compression": layout.compression},
+        "attributes": {
+            "layers": list(layout.layers),
+            "compression": layout.compression,
+            **of_sinks,
+        },
     }
 
 
@@ -240,9 +248,13 @@ def _kept(array: zarr.Array[Any], shape: _Shape | None, chunk_tokens: int) -> bo
     if shape is None:
         return array.chunks[-2] == chunk_tokens
     names = getattr(array.metadata, "dimension_names", None)
-    have = (array.shape[-1], array.chunks, str(array.dtype), names, array.attrs["compression"])
+    have = (array.shape[-1], array.chunks, str(array.dtype), names)
     want = (shape["shape"][-1], shape["chunks"], shape["dtype"], shape["dimension_names"])
-    return have == (*want, shape["attributes"]["compression"])
+    attributes = shape["attributes"]
+    alike = (
+        array.attrs.get(name) == attributes.get(name) for name in ("compression", "sink_tokens")
+    )
+    return have == want and all(alike)
 
 
 def _reshape(array: zarr.Array[Any], shape: _Shape) -> None:

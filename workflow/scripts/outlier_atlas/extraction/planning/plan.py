@@ -13,7 +13,7 @@ from outlier_atlas.model.footprint import Sizes, sizes
 from outlier_atlas.model.recorded import described
 from outlier_atlas.model.shards import file_bytes, unknown_parts
 from outlier_atlas.settings.extraction import even_ranges
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, CHANNEL_SITES, EXPERT_OUT
 from outlier_atlas.store.layout import Layout
 
 MIB = 2**20
@@ -131,9 +131,9 @@ class Plan:
     def _group(self, index: int) -> GroupPlan:
         layout, width = self.layout, 4 if self.layout.dtype == "float32" else 2
         layers = layout.group_layers(index)
-        # What is recorded of experts is float32 whatever they compute in.
+        # What is recorded inside a module is float32 whatever it computes in.
         of_site = {
-            site: layout.numbers(site) * (4 if site == EXPERT_OUT else width)
+            site: layout.numbers(site) * (width if site in CHANNEL_SITES else 4)
             for site in layout.sites
         }
         measured = sum(layer in layout.layers for layer in layers)
@@ -190,14 +190,16 @@ class Plan:
             if site == EXPERT_OUT
             else CHANNEL_BYTES * channels + TILE_BYTES
             for site, channels in layout.sites.items()
+            if site != ATTN_SINK  # which has no summary
         )
-        of_tokens = TOKEN_BYTES * sum(site != EXPERT_OUT for site in layout.sites)
+        of_tokens = TOKEN_BYTES * sum(site in CHANNEL_SITES for site in layout.sites)
         return len(layout.layers) * (tiles * of_tiles + layout.tokens * of_tokens)
 
     @property
     def files(self) -> int:
         """Number of chunks and summaries, each a file."""
-        of_sites = sum(self.layout.arrays(s) for s in self.layout.store) + len(self.layout.sites)
+        summarized = len({*self.layout.sites} - {ATTN_SINK})
+        of_sites = sum(self.layout.arrays(s) for s in self.layout.store) + summarized
         of_layers = len(self.layout.layers) * of_sites
         return (of_layers + len(self.layout.boundaries())) * self.layout.chunks
 

@@ -1,0 +1,89 @@
+"""A Llama, written out in numpy from its weights: it shares no code with the library.
+
+Everything is float64, one sequence at a time, with whole attention maps: slow, and easy to check.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+
+SITES = (
+    "resid_pre", "attn_in", "q", "k", "v", "attn_hidden", "attn_out", "resid_mid", "mlp_in",
+    "mlp_hidden", "mlp_out", "resid_post", "attn_sink",
+)  # fmt: skip
+SINK_TOKENS = 64
+
+
+def load(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """The configuration and the weights of a checkpoint."""
+    weights = {
+        name: tensor.double().numpy()
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+    return json.loads((folder / "config.json").read_text()), weights
+
+
+def forward(model: tuple[dict, dict[str, np.ndarray]], ids: list[int]) -> dict[str, np.ndarray]:
+    """Each site of a sequence: (layer, token, channel)."""
+    config, weights = model
+    x = weights["model.embed_tokens.weight"][ids]
+    layers = []
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+        layers.append(block(x, own, config))
+        x = layers[-1]["resid_post"]
+    return {site: np.stack([layer[site] for layer in layers]) for site in SITES}
+
+
+def block(x, w, config):
+    at = {"resid_pre": x}
+    at["attn_in"] = rms_norm(x, w["input_layernorm.weight"], config["rms_norm_eps"])
+    for site in "qkv":
+        at[site] = at["attn_in"] @ w[f"self_attn.{site}_proj.weight"].T
+    at["attn_hidden"], at["attn_sink"] = attention(at["q"], at["k"], at["v"], config)
+    at["attn_out"] = at["attn_hidden"] @ w["self_attn.o_proj.weight"].T
+    at["resid_mid"] = x + at["attn_out"]
+    norm = w["post_attention_layernorm.weight"]
+    at["mlp_in"] = rms_norm(at["resid_mid"], norm, config["rms_norm_eps"])
+    gate = at["mlp_in"] @ w["mlp.gate_proj.weight"].T
+    at["mlp_hidden"] = gate / (1 + np.exp(-gate)) * (at["mlp_in"] @ w["mlp.up_proj.weight"].T)
+    at["mlp_out"] = at["mlp_hidden"] @ w["mlp.down_proj.weight"].T
+    at["resid_post"] = at["resid_mid"] + at["mlp_out"]
+    return at
+
+
+def rms_norm(x, weight, epsilon):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * weight
+
+
+def rotated(x, theta):
+    """(token, channel) of a head; the channels i and i + half turn together."""
+    tokens, channels = x.shape
+    angle = np.arange(tokens)[:, None] / theta ** (np.arange(0, channels, 2) / channels)
+    first, second = np.split(x, 2, axis=1)
+    return np.concatenate(
+        [first * np.cos(angle) - second * np.sin(angle),
+         second * np.cos(angle) + first * np.sin(angle)], axis=1,
+    )  # fmt: skip
+
+
+def attention(q, k, v, config):
+    heads, keys = config["num_attention_heads"], config["num_key_value_heads"]
+    theta = config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
+    size, tokens = q.shape[1] // heads, len(q)
+    out, received = np.zeros((tokens, heads * size)), np.full((tokens, heads), np.nan)
+    first = min(tokens, SINK_TOKENS)
+    for head in range(heads):
+        mine, shared = (slice(h * size, (h + 1) * size) for h in (head, head * keys // heads))
+        scores = rotated(q[:, mine], theta) @ rotated(k[:, shared], theta).T / size**0.5
+        scores[np.triu_indices(tokens, 1)] = -np.inf
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        weights /= weights.sum(1, keepdims=True)
+        out[:, mine] = weights @ v[:, shared]
+        for token in range(first):
+            received[token, head] = weights[token:first, token].mean()
+    return out, received

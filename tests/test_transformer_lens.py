@@ -1,0 +1,39 @@
+"""The sites that TransformerLens has, too: its own forward pass gives the same numbers.
+
+It is no dependency: `pip install transformer-lens==3.9.0`, the last one with a forward pass of its
+own (4 hooks that of transformers), lets these tests run.
+"""
+
+import numpy as np
+import pytest
+import tiny
+import transformers as t
+from pipeline import Run, config
+from test_architectures import GPT2, SIZES
+
+pytest.importorskip(
+    "transformer_lens.HookedTransformer", reason="TransformerLens 3 is not installed"
+)
+import lens
+
+ROWS = [[5, 17, 200, 9, 33, 41, 7, 250, 11, 19], [40, 6, 6, 90, 280, 14, 8]]
+ARCHITECTURES = [t.GPT2Config(**GPT2, n_positions=64), t.LlamaConfig(**SIZES, rms_norm_eps=1e-5)]
+SITES = [*lens.HOOKS, *lens.NORMS, "attn_sink"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda c: c.model_type)
+def test_sites_are_what_transformer_lens_has_there(architecture, tmp_path):
+    model = tiny.checkpoint(tmp_path / "model", architecture)
+    extraction = {"sites": SITES, "layer_groups": 2}
+    data = config(model, ROWS, tmp_path / "data", extraction=extraction)
+    data["model"]["dtype"] = "float32"
+    run = Run(tmp_path, data)
+    run.prepare()
+    run.extract()
+    want = [lens.activations(model, row) for row in ROWS]
+    for site in SITES:
+        expected = np.concatenate([each[site] for each in want], axis=1)
+        # Two implementations in float32, whose sums are in other orders.
+        limit = 2e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(run.array(site), expected, rtol=0, atol=limit, err_msg=site)
+        assert np.abs(expected).max() > 0

@@ -1,0 +1,96 @@
+"""Attention sinks: from the site `attn_sink` to its tables, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from outlier_atlas import sink_tables as tables
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.detection.columns import Columns, or_null, places, token_columns
+from outlier_atlas.settings.sites import ATTN_SINK
+from outlier_atlas.statistics.sinks import AttentionSinks, share
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.layout import Layout, Target
+from outlier_atlas.table import Table
+
+Sinks = Mapping[int, AttentionSinks]
+"""By layer; empty where `attn_sink` was not measured."""
+
+
+def attention_sinks(arrays: Arrays, layout: Layout, tokens: TokenStore, threshold: float) -> Sinks:
+    """Read `attn_sink` once, a chunk at a time.
+
+    Raises:
+        DamagedChunkError: a chunk is damaged or missing.
+    """
+    if ATTN_SINK not in layout.sites:
+        return {}
+    heads = layout.sites[ATTN_SINK]
+    found = {}
+    for layer in layout.layers:
+        found[layer] = AttentionSinks(heads, layout.sink_tokens, threshold)
+        for chunk in range(layout.chunks):
+            start, stop = layout.chunk_range(chunk)
+            positions = np.array(places(tokens, np.arange(start, stop))["position"])
+            values = arrays.read(Target(ATTN_SINK, layer), start, stop)
+            found[layer].update(values, positions, start)
+    return found
+
+
+def sinking_heads(sinks: Sinks) -> int:
+    """Heads of all layers whose mean attention to the first token is above the threshold."""
+    return sum(int((s.mean()[0] > s.threshold).sum()) for s in sinks.values())
+
+
+def findings(sinks: Sinks, tokens: TokenStore) -> Iterator[tuple[Table, Columns]]:
+    """The tables of attention sinks; without rows where they were not measured."""
+    yield tables.ATTENTION_SINKS, _layers(sinks, tokens)
+    yield tables.ATTENTION_SINK_HEADS, _heads(sinks)
+    yield tables.ATTENTION_SINK_POSITIONS, _positions(sinks)
+
+
+def _layers(sinks: Sinks, tokens: TokenStore) -> Columns:
+    each = list(sinks.values())
+    metric = [float(100 * share(s.sinks[0].sum(), s.values[0].sum())) for s in each]
+    largest = [s.largest.token if s.largest else -1 for s in each]
+    return {
+        "layer": list(sinks),
+        "heads": [s.heads for s in each],
+        "sequences": [int(s.sequences[0]) for s in each],
+        "sink_metric": or_null(metric),
+        "sink_heads": [int((s.mean()[0] > s.threshold).sum()) for s in each],
+        "value": [s.largest.value if s.largest else None for s in each],
+        "head": [s.largest.head if s.largest else None for s in each],
+        **places(tokens, largest),
+        **token_columns(tokens, largest),
+        "nan": [s.nan for s in each],
+    }
+
+
+def _heads(sinks: Sinks) -> Columns:
+    each = list(sinks.values())
+    return {
+        "layer": [layer for layer, s in sinks.items() for _ in range(s.heads)],
+        "head": [head for s in each for head in range(s.heads)],
+        "mean": or_null(mean for s in each for mean in s.mean()[0]),
+        "sink_share": or_null(part for s in each for part in share(s.sinks[0], s.values[0])),
+    }
+
+
+def _positions(sinks: Sinks) -> Columns:
+    each = list(sinks.values())
+    sequences = each[0].sequences if each else np.zeros(0, np.int64)
+    seen = np.flatnonzero(sequences)
+    none = np.zeros((1, len(seen)), np.int64)
+    values, counted, sums = (
+        np.sum([*none, *(array[seen].sum(1) for array in arrays)], axis=0)
+        for arrays in ([s.values for s in each], [s.sinks for s in each], [s.sums for s in each])
+    )
+    return {
+        "position": seen,
+        "sequences": sequences[seen],
+        "sink_metric": or_null(100 * share(counted, values)),
+        "mean": or_null(share(sums, values)),
+    }
