@@ -10,6 +10,7 @@ from outlier_atlas import tables
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.detection.criteria import criteria
 from outlier_atlas.detection.findings import findings
+from outlier_atlas.detection.perplexity import perplexity
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.files import read_record
 from outlier_atlas.measured import keep_only
@@ -17,7 +18,7 @@ from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
-from outlier_atlas.store.layout import Layout, Target
+from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.repair import damaged, give_up, look_again
 from outlier_atlas.store.shape import clear_up
 from outlier_atlas.store.targets import DamagedChunkError
@@ -62,11 +63,13 @@ def detect(
     arrays = Arrays(run, layout, fingerprints.counted(commits))
     try:
         result = scan(arrays, layout, store, detection, defined, threads)
+        losses = perplexity(arrays, layout, store)
     except DamagedChunkError as damage:
         # All of it at once: to find and to repair one after the other takes a run for each.
         raise give_up(run, arrays, list(damaged(arrays, layout, threads)) or [damage]) from damage
     for table, columns in findings(result, store, detection, defined):
         tables.write(folder, table, columns)
+    tables.write(folder, tables.PERPLEXITY, losses)
     clear_up(run, layout)
     keep_only(run, [manifest.stem for manifest in manifests])
 
@@ -75,7 +78,8 @@ def _check_committed(
     run: Path, layout: Layout, commits: Commits, fingerprints: Fingerprints
 ) -> None:
     """Nothing is counted that no commit stands for: what lies in an array proves nothing."""
-    targets = [Target(site, layer) for site in layout.sites for layer in layout.layers]
+    groups = range(len(layout.layer_groups))
+    targets = [target for group in groups for target in layout.measured(group)]
     for chunk in range(layout.chunks):
         rows = Rows(chunk, *layout.chunk_range(chunk))
         missing = commits.missing(targets, rows, fingerprints.of(chunk))

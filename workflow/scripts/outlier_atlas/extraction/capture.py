@@ -5,9 +5,10 @@ nnsight reads the source of a traced block, so this lives in a module and not in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.experts import RecordedExperts
+from outlier_atlas.model.head import Head
 from outlier_atlas.model.roles import Tap
 
 Keep = Callable[[Tap, torch.Tensor], None]
@@ -30,16 +32,23 @@ class LayerGroup:
         model: the decoder, with the weights of `layers`.
         architecture: of the whole model.
         layers: those that it runs.
-        taps: what is taken from them, in the order of `Architecture.taps`.
+        taps: what is taken from them, in the order of `Architecture.taps`; that of the decoder
+            last.
+        head: what makes losses of what the decoder makes, where they are wanted.
 
     Attributes:
-        model: as it was given.
+        model, head: as they were given.
     """
 
     def __init__(
-        self, model: nn.Module, architecture: Architecture, layers: range, taps: Sequence[Tap]
+        self,
+        model: nn.Module,
+        architecture: Architecture,
+        layers: range,
+        taps: Sequence[Tap],
+        head: Head | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.head = model, head
         self._experts = {
             tap.module: RecordedExperts(model.get_submodule(tap.module), tap.module)
             for tap in taps
@@ -51,6 +60,11 @@ class LayerGroup:
         self._first_path = f"{architecture.stack}.{layers[0]}"
         self._first = self._envoy(self._first_path)
         self._taps = [(tap, self._envoy(tap.module)) for tap in taps]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All that has weights: the decoder, and the head where there is one."""
+        return [self.model] if self.head is None else [self.model, self.head.model]
 
     @torch.inference_mode()
     def run(self, batch: torch.Tensor, keep: Keep) -> None:
@@ -72,8 +86,18 @@ class LayerGroup:
             tracer.stop()
 
     @torch.inference_mode()
-    def run_directly(self, batch: torch.Tensor, keep: Keep) -> None:
-        """The same as `run`, with plain hooks: what a traced forward pass is held against."""
+    def run_directly(
+        self,
+        batch: torch.Tensor,
+        keep: Keep,
+        altered: Mapping[Tap, Mapping[int, float]] = MappingProxyType({}),
+    ) -> None:
+        """The same as `run`, with plain hooks: what a traced forward pass is held against.
+
+        Args:
+            altered: the channels of taps that are set to a value before the model goes on, and
+                before `keep` sees them.
+        """
         inputs, boundary = self._inputs(batch)
         size, tokens = batch.shape[:2]
         with ExitStack() as hooks:
@@ -83,6 +107,9 @@ class LayerGroup:
                     partial(_replace_given, boundary), with_kwargs=True
                 )
                 hooks.callback(hooked.remove)
+            for tap, values in altered.items():
+                module = self.model.get_submodule(tap.module)
+                hooks.callback(_hook_alteration(module, tap, values).remove)
             for tap, _ in self._taps:
                 module = self.model.get_submodule(tap.module)
                 hooks.callback(self._hook(module, tap, size, tokens, keep).remove)
@@ -118,7 +145,7 @@ class LayerGroup:
     def _envoy(self, path: str) -> Any:
         return reduce(
             lambda envoy, name: envoy[int(name)] if name.isdigit() else getattr(envoy, name),
-            path.split("."),
+            path.split(".") if path else [],
             self._traced,
         )
 
@@ -133,7 +160,7 @@ def _given(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
 
 def _made(output: Any) -> torch.Tensor:
     """The hidden states among what a module returned."""
-    value = output[0] if isinstance(output, tuple) else output
+    value = output if isinstance(output, torch.Tensor) else output[0]
     assert isinstance(value, torch.Tensor)
     return value
 
@@ -142,7 +169,22 @@ def _replace_given(
     boundary: torch.Tensor, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Hand a block the boundary in place of the hidden states that it was called with."""
-    if "hidden_states" in kwargs:
-        return args, kwargs | {"hidden_states": boundary}
-    assert args, "hidden states come first"
-    return (boundary, *args[1:]), kwargs
+    if args and "hidden_states" not in kwargs:
+        return (boundary, *args[1:]), kwargs
+    name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+    return args, kwargs | {name: boundary}
+
+
+def _hook_alteration(module: nn.Module, tap: Tap, values: Mapping[int, float]) -> RemovableHandle:
+    """Set channels of what a module is called with, or of what it returns."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _replace_given(tap.altered(_given((args, kwargs)), values), _, args, kwargs)
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        made = tap.altered(_made(output), values)
+        return made if isinstance(output, torch.Tensor) else (made, *output[1:])
+
+    if tap.side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)

@@ -19,7 +19,7 @@ from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.measured import Measured, records
-from outlier_atlas.report import experts, weights
+from outlier_atlas.report import ablation, experts, perplexity, weights
 from outlier_atlas.report.figures import THEMES
 from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
 from outlier_atlas.report.text import (
@@ -44,7 +44,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a report is made from: files of the run, and the configuration without `execution`."""
+    """What a report is made from: files of the run, and the configuration without `execution`.
+
+    `ablations` says whether the table of the ablation stage is there.
+    """
 
     configuration: Mapping[str, Any]
     folder: Path
@@ -54,6 +57,7 @@ class Inputs:
     model_record: Path
     tokens_record: Path
     store_record: Path
+    ablations: bool = False
 
 
 def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_file: Path) -> None:
@@ -94,6 +98,7 @@ def _head(
     model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
     store = read_record(inputs.store_record)
     style = (HERE / "style.css").read_text("utf-8")
+    losses = tables.read(inputs.tables, tables.PERPLEXITY).to_pylist()
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
@@ -112,7 +117,7 @@ def _head(
         "style_hash": _hash(style),
         "folder": visible(str(inputs.folder)),
         "version": __version__,
-        "facts": _facts(model, tokens, store),
+        "facts": [*_facts(model, tokens, store), ("perplexity", perplexity.line(losses))],
         "first_array": store["sites"][0],
         "measured": [_measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
@@ -133,6 +138,7 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "massive": _massive(report, inputs, evidence, tokens),
         "experts": _experts(report, inputs, evidence) if evidence.experts else None,
         "weights": _weights_section(report, inputs),
+        "ablation": _ablation(inputs) if inputs.ablations else None,
         "text_shown": report.text,
     }
 
@@ -157,6 +163,10 @@ def _weights_section(report: ReportSettings, inputs: Inputs) -> Row | None:
         for table in (tables.WEIGHTS, tables.WEIGHT_ERRORS)
     )
     return weights.section(rows, errors, report.rows)
+
+
+def _ablation(inputs: Inputs) -> Row:
+    return ablation.section(tables.read(inputs.tables, tables.ABLATIONS).to_pylist())
 
 
 def _facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:

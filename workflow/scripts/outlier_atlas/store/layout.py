@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.settings.sites import EXPERT_OUT, TOKEN_LOSS
 
 BOUNDARY = "boundary"
 
@@ -44,6 +44,11 @@ def arrays_of(target: Target) -> list[str]:
     return [part.name for part in parts(target.array)]
 
 
+def has_layers(target: Target) -> bool:
+    """Whether the arrays that hold a target have an axis of layers."""
+    return target.array not in (BOUNDARY, TOKEN_LOSS)
+
+
 def boundary_array(layer: int) -> str:
     """Name of the array that holds the residual stream into a layer."""
     return f"into_layer_{layer}"
@@ -54,8 +59,9 @@ class Target:
     """One layer of one array: a site's activations, or the residual stream at a boundary.
 
     Attributes:
-        array: a site, or `BOUNDARY`.
-        layer: the layer measured; for a boundary, the layer that it leads into.
+        array: a site, `TOKEN_LOSS` or `BOUNDARY`.
+        layer: the layer measured; for a boundary, the layer that it leads into; for losses the
+            last one, behind which they are computed.
     """
 
     array: str
@@ -78,6 +84,7 @@ class Layout:
         sequence_shards: number of parts of the sequences.
         dtype: that of the forward pass; values are stored as float32.
         experts: number of routed experts in a layer; 0 where `expert_out` is not measured.
+        perplexity: whether the losses of the tokens are stored.
     """
 
     sites: Mapping[str, int]
@@ -90,6 +97,7 @@ class Layout:
     sequence_shards: int
     dtype: str
     experts: int = 0
+    perplexity: bool = False
 
     @property
     def chunks(self) -> int:
@@ -111,21 +119,30 @@ class Layout:
         return tuple(first for first, _ in self.layer_groups[1:])
 
     def measured(self, group: int) -> Iterator[Target]:
-        """The activations that a layer group stores."""
+        """The activations that a layer group stores, and the losses behind the last one."""
         for layer in self.group_layers(group):
             if layer in self.layers:
                 yield from (Target(site, layer) for site in self.sites)
+        if self.perplexity and group + 1 == len(self.layer_groups):
+            yield self.losses
 
     def targets(self) -> Iterator[Target]:
-        """All that is measured, and the boundaries."""
+        """All that is measured, the boundaries, and the losses."""
         yield from (Target(site, layer) for site in self.sites for layer in self.layers)
         yield from (Target(BOUNDARY, layer) for layer in self.boundaries())
+        if self.perplexity:
+            yield self.losses
 
     def boundary_after(self, group: int) -> Target | None:
         """The boundary that a layer group leaves for the next; none after the last."""
         if group + 1 == len(self.layer_groups):
             return None
         return Target(BOUNDARY, self.layer_groups[group + 1][0])
+
+    @property
+    def losses(self) -> Target:
+        """The losses of the tokens."""
+        return Target(TOKEN_LOSS, self.layer_groups[-1][1])
 
     def channels(self, target: Target) -> int:
         """Channels of a target."""
@@ -159,4 +176,5 @@ class Layout:
             sequence_shards=record["sequence_shards"],
             dtype=record["dtype"],
             experts=record["experts"],
+            perplexity=record["perplexity"],
         )

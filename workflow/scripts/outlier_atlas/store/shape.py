@@ -3,7 +3,8 @@
 `activations.zarr` holds an array (layer, token, channel) per site, `boundaries.zarr` an array
 (token, channel) per boundary, both float32 in chunks of one layer. float32 holds bfloat16 and
 float16 values exactly; bit-shuffled, their zero bits cost nothing. `expert_out` has three arrays
-(layer, token, routed): values, and as int32 experts and channels.
+(layer, token, routed): values, and as int32 experts and channels. `token_loss` is (token, loss):
+one a token.
 
 Only `create` gives the arrays their shape, and only it and `clear_up` remove any. Consolidated
 metadata is neither written nor read: with several writers it goes stale, and what is written
@@ -23,19 +24,19 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from outlier_atlas.settings.sites import SITES
+from outlier_atlas.settings.sites import SITES, TOKEN_LOSS
 from outlier_atlas.store.arrays import ACTIVATIONS, BOUNDARIES
 from outlier_atlas.store.chunks import codecs
 from outlier_atlas.store.commits import COMMITS, Commit, Rows, revise, without
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import (
-    BOUNDARY,
     Compression,
     Layout,
     Part,
     Target,
     arrays_of,
     boundary_array,
+    has_layers,
     parts,
 )
 from outlier_atlas.store.targets import DamagedChunkError, TargetChunks
@@ -168,7 +169,7 @@ def _shortened(
 
 def _is_stored(target: Target) -> bool:
     """Whether a target of a commit lies in the arrays."""
-    return target.array == BOUNDARY or target.array in SITES
+    return not has_layers(target) or target.array in SITES
 
 
 def _arrays(
@@ -183,7 +184,8 @@ def _shapes(layout: Layout) -> dict[str, _Shape]:
     """What each array of a layout shall be, by name."""
     of_sites = {p.name: _part_shape(layout, site, p) for site in layout.sites for p in parts(site)}
     between = {boundary_array(layer): _boundary_shape(layout) for layer in layout.boundaries()}
-    return of_sites | between
+    losses = {TOKEN_LOSS: _losses_shape(layout)} if layout.perplexity else {}
+    return of_sites | between | losses
 
 
 def _part_shape(layout: Layout, site: str, part: Part) -> _Shape:
@@ -203,6 +205,14 @@ def _boundary_shape(layout: Layout) -> _Shape:
         "dtype": "float32",
         "dimension_names": ("token", "channel"),
         "attributes": {"compression": layout.compression},
+    }
+
+
+def _losses_shape(layout: Layout) -> _Shape:
+    return _boundary_shape(layout) | {
+        "shape": (layout.tokens, 1),
+        "chunks": (layout.chunk_tokens, 1),
+        "dimension_names": ("token", "loss"),
     }
 
 

@@ -126,15 +126,19 @@ class Plan:
         taken = a_layer * sum(layer in layout.layers for layer in layers)
         left = layout.hidden_size * width if layout.boundary_after(index) else 0
         batch, forward = self.batch_size * self.tokens, self.sizes.forward
+        if forward is not None:  # at most in proportion: all but the mask grows with sequences
+            forward *= self.batch_size
+        head = layout.perplexity and layout.boundary_after(index) is None
+        if head:
+            forward = max(forward or 0, self.sizes.losses)
         widest = max(*layout.sites.values(), layout.hidden_size)
         return GroupPlan(
             layers=layout.layer_groups[index],
             file=sum(self.file.get(layer, 0) for layer in layers),
-            weights=self.sizes.weights(layers),
-            fullest=self.sizes.fullest(layers, self.gpus),
+            weights=self.sizes.weights(layers, head),
+            fullest=self.sizes.fullest(layers, self.gpus, head),
             fused=self.sizes.fused,
-            # Twice the sequences hold at most twice as much: all but the mask grows with them.
-            forward=None if forward is None else forward * self.batch_size,
+            forward=forward,
             sites=taken * batch,
             boundary=left * batch,
             gathered=(taken + left) * layout.chunk_tokens if self.gathers else 0,
@@ -161,7 +165,8 @@ class Plan:
     def files(self) -> int:
         """Number of chunks, each a file."""
         of_sites = len(self.layout.layers) * sum(self.layout.arrays(s) for s in self.layout.sites)
-        return (of_sites + len(self.layout.boundaries())) * self.layout.chunks
+        losses = int(self.layout.perplexity)
+        return (of_sites + len(self.layout.boundaries()) + losses) * self.layout.chunks
 
     def on_disk(self, values: int) -> int:
         """Bytes that so many values are expected to take after compression."""
@@ -241,12 +246,16 @@ def plan(
         gpus: devices that a job spreads its layers over.
     """
     folder, config, architecture = described(model, resources, trust_remote_code)
+    kept = architecture.head.modules if layout.perplexity else ()
     return Plan(
         layout=layout,
         model=architecture.model_class.__name__,
         sizes=sizes(config, architecture, layout.dtype, tokens),
         file=file_bytes(folder, model["files"], architecture),
-        skipped=(*architecture.skipped, *unknown_parts(folder, model["files"], architecture)),
+        skipped=(
+            *(path for path in architecture.skipped if path not in kept),
+            *unknown_parts(folder, model["files"], architecture),
+        ),
         one_group=architecture.one_group is not None,
         batch_size=batch_size,
         tokens=tokens,
