@@ -54,6 +54,7 @@ include: "workflow/rules/dataset.smk"
 include: "workflow/rules/extraction.smk"
 include: "workflow/rules/detection.smk"
 include: "workflow/rules/weights.smk"
+include: "workflow/rules/ablation.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/verification.smk"
 

@@ -11,6 +11,7 @@ import tiny
 import torch
 import zarr
 
+from outlier_atlas.ablation.run import Ablation, ablate
 from outlier_atlas.data.prepare import tokenize_dataset
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.run import detect
@@ -108,6 +109,22 @@ class Run:
     def measure_weights(self) -> None:
         """Before `detect`, whose tables are joined with them."""
         measure(self.model_record, self.resources, False, self.weights, 2)
+
+    def ablate(self) -> None:
+        """The held-out tokens, and the ablation stage."""
+        ablation, dataset = self.settings.ablation, self.settings.dataset
+        heldout = self.folder / "heldout.parquet"
+        tokenize_dataset(
+            dataset.model_copy(update={"sequences": ablation.sequences}),
+            self.model_record, self.resources, self.settings.model.trust_remote_code, None,
+            heldout, self.folder / "manifests" / "heldout.json", before=dataset.sequences,
+        )  # fmt: skip
+        ablate(
+            Ablation(
+                ablation.model_dump(mode="json"), self.folder, self.store_record, self.tokens,
+                heldout, self.model_record, self.resources, self.tables, device="cpu",
+            )
+        )  # fmt: skip
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """The rows of a table."""

@@ -25,7 +25,7 @@ from outlier_atlas.measured import GUESSED, Measured, rates, records
 from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.checkpoint import weight_files
 from outlier_atlas.model.footprint import sizes
-from outlier_atlas.model.partial import load_layers, weight_bytes
+from outlier_atlas.model.partial import load_layers, load_model, weight_bytes
 from outlier_atlas.model.shards import file_bytes
 from outlier_atlas.model.source import load_config
 from outlier_atlas.settings.extraction import even_ranges
@@ -55,6 +55,9 @@ def test_planned_weights_are_those_that_are_loaded(architecture, dtype, tmp_path
     config = load_config(model)
     described = describe(config)
     planned = sizes(config, described, dtype, 16)
+    for part in ((0, 4), (2, 4)):
+        with_head = load_model(model, config, described, range(*part), dtype, head=True)
+        assert planned.weights(range(*part), head=True) == weight_bytes(with_head)
     for groups in (1, 2, 3):
         for part in even_ranges(4, groups):
             loaded = load_layers(model, config, described, range(*part), dtype)
@@ -80,6 +83,15 @@ def test_the_forward_pass_of_experts_is_known_in_every_dtype(qwen3_moe):
     )
     assert half is not None
     assert (other, single) == (half, 2 * half)
+
+
+def test_the_last_layer_group_holds_the_logits_of_a_piece(llama):
+    """In float32 they and their logarithms; what the model gave in bfloat16 is gone by then."""
+    config = load_config(llama)
+    for tokens in (64, 128):
+        losses = sizes(config, describe(config), "bfloat16", tokens).losses
+        logits = (tokens - 1) * 320
+        assert (4 + 4) * logits <= losses < 1.1 * (4 + 4) * logits + 2**14
 
 
 def test_fused_experts_are_seen(llama, qwen3_moe):

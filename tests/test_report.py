@@ -47,7 +47,7 @@ class Page(HTMLParser):
         self.said += data
 
 
-def rendered(run, **report):
+def rendered(run, ablations=False, **report):
     """Draw and render the report of a run; the page and its findings."""
     run.figures = run.folder / "figures"
     if not run.figures.exists():
@@ -55,7 +55,7 @@ def rendered(run, **report):
     page, findings = run.folder / "report.html", run.folder / "findings.json"
     inputs = Inputs(
         run.settings.model_dump(mode="json", exclude={"execution"}), run.folder, run.tables,
-        run.figures, run.tokens, run.model_record, run.tokens_record, run.store_record,
+        run.figures, run.tokens, run.model_record, run.tokens_record, run.store_record, ablations,
     )  # fmt: skip
     render(report, inputs, page, findings)
     return page.read_text(encoding="utf-8"), json.loads(findings.read_text())

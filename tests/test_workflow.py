@@ -76,6 +76,7 @@ def test_a_run_leaves_everything_that_is_promised(folder):
     names = {"criteria", "layer_magnitudes", "channel_maxima", "llm_int8_features"}
     names |= {"llm_int8_variants", "massive_activations", "massive_channels", "expert_magnitudes"}
     names |= {"weights", "weight_errors", "smoothquant_scales"}
+    names |= {"perplexity"}
     for ending in ("parquet", "csv"):
         assert {path.stem for path in (run / "tables").glob(f"*.{ending}")} == names
     assert "<!doctype html>" in (run / "report.html").read_text()[:200]
@@ -96,6 +97,14 @@ def test_jobs_say_what_they_loaded_and_once_where_they_run(folder):
     assert "tokens/s" in said
     if "on cpu" in said:
         assert said.count("no CUDA device here: running on the CPU") == 1
+
+
+def test_the_ablation_stage_runs_only_where_it_is_configured(folder):
+    """And leaves what is before it alone."""
+    write(folder, CONFIG | {"run": {"name": "mine"}, "ablation": {"sequences": 1}}, "ablated.yaml")
+    jobs = {"tokenize_heldout": 1, "ablate": 1, "render_report": 1}
+    assert planned(folder) == {}
+    assert planned(folder, "ablated.yaml") == jobs
 
 
 def test_one_gpu_job_runs_at_a_time_unless_more_gpus_are_offered(folder):
@@ -128,7 +137,7 @@ def test_snakemakes_own_report_has_the_page_the_tables_and_the_figures(folder):
     with zipfile.ZipFile(folder / "own.zip") as archive:
         names = {Path(name).name for name in archive.namelist()}
         page = archive.read("own/report.html").decode()
-    assert len([name for name in names if name.endswith(".csv")]) == 11
+    assert len([name for name in names if name.endswith(".csv")]) == 12
     assert len([name for name in names if name.endswith(".svg")]) == 6
     for word in ("Figures", "Tables", "massive_channels", "maxima"):
         assert word in page

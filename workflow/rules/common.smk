@@ -20,6 +20,13 @@ HUB_DATASET_RECORD = f"resources/datasets/{DATASET_SLUG}.json"
 
 # Of the model and not of a run: the next run of the same model finds them.
 WEIGHTS = f"resources/weights/{MODEL_SLUG}"
+# Held out are the sequences after the run's own.
+HELDOUT_DATASET = SETTINGS.dataset.model_copy(
+    update={"sequences": SETTINGS.ablation.sequences}
+)
+HELDOUT_SLUG = f"heldout-{data_stage.slug(HELDOUT_DATASET, DATASET_SLUG)}"
+HELDOUT_DOCUMENTS = f"resources/datasets/{HELDOUT_SLUG}.jsonl"
+HELDOUT_DATASET_RECORD = f"resources/datasets/{HELDOUT_SLUG}.json"
 
 TOKENS = f"{RESULTS}/tokens.parquet"
 TOKENS_RECORD = f"{RESULTS}/manifests/tokens.json"
@@ -36,6 +43,8 @@ CSV_WEIGHT_TABLES = [
     f"{RESULTS}/tables/{table.name}.csv" for table in tables.WEIGHT_TABLES
 ]
 CSV_TABLES = [f"{RESULTS}/tables/{table.name}.csv" for table in tables.TABLES]
+ABLATIONS = f"{RESULTS}/tables/{tables.ABLATIONS.name}.parquet"
+ABLATIONS_CSV = f"{RESULTS}/tables/{tables.ABLATIONS.name}.csv"
 FIGURES = [
     f"{RESULTS}/figures/{name}"
     for name in figures.names(
@@ -88,9 +97,23 @@ def identities_of(source, files):
     return [] if source_kind(source) in ("builtin", "hub") else identities(files)
 
 
+def heldout_files():
+    """The same for the held-out sequences: of a hub dataset, documents of their own."""
+    if source_kind(SETTINGS.dataset.source) != "hub":
+        return dataset_files()
+    return [HELDOUT_DOCUMENTS, HELDOUT_DATASET_RECORD]
+
+
 def fetched_dataset():
     """What of the dataset `fetch` has to bring."""
-    return [] if source_kind(SETTINGS.dataset.source) == "local" else dataset_files()
+    if source_kind(SETTINGS.dataset.source) == "local":
+        return []
+    return [*dataset_files(), *(heldout_files() if SETTINGS.ablation.sequences else [])]
+
+
+def ablations():
+    """The table of the ablation stage, where it is configured."""
+    return [ABLATIONS] if SETTINGS.ablation.sequences else []
 
 
 def manifest(group, shard):

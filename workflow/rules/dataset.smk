@@ -18,6 +18,7 @@ rule fetch_dataset:
         "../../envs/data.yaml"
     params:
         dataset=SETTINGS.dataset.model_dump(mode="json"),
+        before=0,
         trust_remote_code=SETTINGS.model.trust_remote_code,
     message:
         f"Dataset {literal(SETTINGS.dataset.source)}, as much of it as the run needs"
@@ -39,6 +40,7 @@ rule tokenize_dataset:
         "../../envs/data.yaml"
     params:
         dataset=SETTINGS.dataset.model_dump(mode="json"),
+        before=0,
         trust_remote_code=SETTINGS.model.trust_remote_code,
         files=identities_of(SETTINGS.dataset.source, dataset_files()),
     message:

@@ -23,6 +23,7 @@ rule render_report:
         parts=PAGE_PARTS,
         tables=TABLES,
         weight_tables=WEIGHT_TABLES,
+        ablations=ablations(),
         figures=FIGURES,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,

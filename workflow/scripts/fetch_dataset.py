@@ -16,6 +16,7 @@ def main(job):
         trust_remote_code=job.params.trust_remote_code,
         output=Path(job.output.documents),
         record=Path(job.output.record),
+        before=job.params.before,
     )
 
 

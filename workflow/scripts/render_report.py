@@ -13,6 +13,7 @@ def main(job):
         configuration=job.params.configuration,
         folder=page.parent,
         tables=Path(job.input.tables[0]).parent,
+        ablations=bool(job.input.ablations),
         figures=Path(job.input.figures[0]).parent,
         tokens=Path(job.input.tokens),
         model_record=Path(job.input.model),

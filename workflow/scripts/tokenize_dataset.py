@@ -22,6 +22,7 @@ def main(job):
         fetched=(Path(job.input.dataset[0]), Path(job.input.dataset[1])) if hub else None,
         tokens=Path(job.output.tokens),
         record=Path(job.output.record),
+        before=job.params.before,
     )
 
 

@@ -98,6 +98,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_type(member) for member in arguments if member is not type(None))
+    if origin is tuple:
+        return f"list `[{', '.join(_type(member).replace('`', '') for member in arguments)}]`"
     if origin is list:
         return f"list of {_type(arguments[0])}"
     return {int: "whole number", float: "number", str: "text", bool: "`true`, `false`"}[annotation]

@@ -16,7 +16,8 @@ DETECTION = ("detect_outliers", "join_weights", *FIGURES)
 STORE = ("create_store", "extract_activations", *DETECTION)
 TOKENS = ("tokenize_dataset", *STORE)
 MODEL = ("fetch_model", "measure_weights", *TOKENS)
-RULES = MODEL
+ABLATION = ("tokenize_heldout", "ablate", *REPORT)
+RULES = (*MODEL[:-1], *ABLATION)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ EFFECTS = {
     "extraction.layers": MISSING,
     "extraction.layer_groups": NO_ROW,
     "extraction.sequence_shards": NO_ROW,
+    "extraction.perplexity": MISSING,
     "extraction.verify": NOTHING,
     "extraction.advanced": EVERYTHING,
     "extraction.advanced.outlier_floor": SUMMARIES,
@@ -57,6 +59,8 @@ EFFECTS = {
     "detection": Effect(DETECTION),
     "detection.smoothquant": Effect(WEIGHTS),
     "weights": Effect(WEIGHTS),
+    "ablation": Effect(REPORT),
+    "ablation.sequences": Effect(ABLATION),
     "report": Effect(REPORT),
     "execution": NOTHING,
 }
@@ -73,6 +77,10 @@ A rule runs again where there is a cross. Extraction jobs that run look first at
 what is there under the same fingerprint (weights, tokens, dtype, version of the numerics) is kept,
 only what is missing is computed, and where nothing is missing a job ends within seconds, without a
 model or a GPU. The last column says what that comes to.
+
+The lines are of a run without the ablation stage, where its keys show in the report alone. Where
+`ablation.sequences` turns it on, `ablate` runs again after its own keys and wherever `create_store`
+or `detect_outliers` does; what its variants have computed is kept.
 
 Of a hub dataset `fetch_dataset` runs before `tokenize_dataset`, with the same crosses. Nothing runs
 again after the keys were put in another order, after comments, defaults spelled out, `touch`, or a

@@ -20,6 +20,7 @@ class Packing:
         min_length: with `document`, documents with fewer tokens of their own are left out.
         bos: id put at the start of every sequence that does not begin with it; None: nothing is.
         separator: id between two documents; None with `document`.
+        before: sequences that are made and left out before them.
     """
 
     kind: Literal["concat", "document"]
@@ -28,6 +29,7 @@ class Packing:
     min_length: int = 1
     bos: int | None = None
     separator: int | None = None
+    before: int = 0
 
 
 @dataclass
@@ -50,10 +52,11 @@ def pack(documents: Iterable[Sequence[int]], packing: Packing, used: Used) -> It
     counted = _counted(documents, used)
     make = _concat if packing.kind == "concat" else _document
     made = 0
-    for sequence in islice(make(counted, packing), packing.sequences):
+    for sequence in islice(make(counted, packing), packing.before + packing.sequences):
         made += 1
-        yield sequence
-    if made < packing.sequences:
+        if made > packing.before:
+            yield sequence
+    if made < packing.before + packing.sequences:
         raise ValueError(_too_little(packing, used, made))
 
 
@@ -92,15 +95,18 @@ def _document(documents: Iterable[Sequence[int]], packing: Packing) -> Iterator[
 
 def _too_little(packing: Packing, used: Used, made: int) -> str:
     there = f"{used.tokens:,} tokens in {used.documents:,} documents"
+    wanted = f"dataset.sequences = {packing.before or packing.sequences}"
+    if packing.before:
+        wanted = f"{wanted} and ablation.sequences = {packing.sequences},"
     if packing.kind == "concat":
-        needed = packing.sequences * packing.length
+        needed = (packing.before + packing.sequences) * packing.length
         return (
-            f"too little text: {there}; {needed:,} tokens are needed (dataset.sequences = "
-            f"{packing.sequences} x dataset.sequence_length = {packing.length}): take fewer or "
-            f"shorter sequences, or more text"
+            f"too little text: {there}; {needed:,} tokens are needed ({wanted} x "
+            f"dataset.sequence_length = {packing.length}): take fewer or shorter sequences, or "
+            f"more text"
         )
     return (
         f"too little text: {made:,} documents have dataset.min_length = {packing.min_length} "
-        f"tokens or more ({there}), and dataset.sequences = {packing.sequences} are needed: "
+        f"tokens or more ({there}), and {wanted} are needed: "
         f"take fewer sequences, or more text"
     )

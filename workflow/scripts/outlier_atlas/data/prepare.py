@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +40,14 @@ def fetch_dataset(
     trust_remote_code: bool,
     output: Path,
     record: Path,
+    before: int = 0,
 ) -> None:
     """Stream a hub dataset and keep the documents that the run's tokens need.
 
     Args:
         output: JSON lines, in the order in which they are used.
         record: says which dataset and commit they are of.
+        before: sequences before those that are wanted.
 
     Raises:
         ValueError: it cannot be had, or gives too little text; one sentence.
@@ -63,7 +65,7 @@ def fetch_dataset(
                 yield value
 
         used = Used()
-        for _ in _sequences(settings, model, kept(), used):
+        for _ in _sequences(settings, model, kept(), used, before):
             pass
     described = {"source": settings.source, "commit": commit, "documents": used.documents}
     write_record(record, described)
@@ -77,6 +79,7 @@ def tokenize_dataset(
     fetched: tuple[Path, Path] | None,
     tokens: Path,
     record: Path,
+    before: int = 0,
 ) -> None:
     """Make the run's sequences, and write its token store and its record.
 
@@ -86,6 +89,7 @@ def tokenize_dataset(
         fetched: of a hub dataset the documents and their record.
         tokens: the token store.
         record: its record.
+        before: sequences of the dataset that are left out before them.
 
     Raises:
         ValueError: the dataset is not what it should be, or gives too little text; one sentence.
@@ -95,7 +99,7 @@ def tokenize_dataset(
     used = Used()
     summary = write_tokens(
         tokens,
-        _sequences(settings, model, values, used),
+        _sequences(settings, model, values, used, before),
         encoding.token_text(model.tokenizer),
         encoding.pieces(model.tokenizer),
     )
@@ -158,10 +162,11 @@ class _Model:
 
 
 def _sequences(
-    settings: DatasetSettings, model: _Model, values: Iterator[Any], used: Used
+    settings: DatasetSettings, model: _Model, values: Iterator[Any], used: Used, before: int
 ) -> Iterator[list[int]]:
     encode = model.encoder(settings)
-    return pack((encode(value) for value in values), model.packing(settings), used)
+    packing = replace(model.packing(settings), before=before)
+    return pack((encode(value) for value in values), packing, used)
 
 
 def _first(token: int | list[int] | None) -> int | None:

@@ -15,6 +15,7 @@ from outlier_atlas.detection import sinks
 from outlier_atlas.detection.criteria import criteria
 from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.detection.findings import findings
+from outlier_atlas.detection.perplexity import perplexity
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
 from outlier_atlas.files import read_record
@@ -78,6 +79,7 @@ def detect(
     try:
         result = scan(source, detection, defined, threads)
         sunk = sinks.attention_sinks(arrays, layout, store, detection.attention_sinks.threshold)
+        losses = perplexity(arrays, layout, store)
     except DamagedChunkError as damage:
         # All of it at once: to find and to repair one after the other takes a run for each.
         raise give_up(run, arrays, list(damaged(arrays, layout, threads)) or [damage]) from damage
@@ -89,6 +91,7 @@ def detect(
         *sinks.findings(sunk, store),
     ):
         tables.write(folder, table, columns)
+    tables.write(folder, tables.PERPLEXITY, losses)
     clear_up(run, layout)
     keep_only(run, [manifest.stem for manifest in manifests])
 
@@ -137,7 +140,8 @@ def _check_unstored(source: Source) -> None:
 def _check_committed(source: Source, commits: Commits) -> None:
     """Nothing is counted that no commit stands for: what lies in an array proves nothing."""
     layout, run = source.layout, source.run
-    targets = [layout.target(site, layer) for site in layout.sites for layer in layout.layers]
+    groups = range(len(layout.layer_groups))
+    targets = [target for group in groups for target in layout.measured(group)]
     for chunk in range(layout.chunks):
         rows = Rows(chunk, *layout.chunk_range(chunk))
         missing = commits.missing(targets, rows, source.fingerprints.of(chunk))

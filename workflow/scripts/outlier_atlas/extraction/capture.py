@@ -5,9 +5,10 @@ nnsight reads the source of a traced block, so this lives in a module and not in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.attention import RecordedAttention
 from outlier_atlas.model.experts import RecordedExperts
+from outlier_atlas.model.head import Head
 from outlier_atlas.model.roles import Tap
 
 Keep = Callable[[Tap, torch.Tensor], None]
@@ -31,11 +33,13 @@ class LayerGroup:
         model: the decoder, with the weights of `layers`.
         architecture: of the whole model.
         layers: those that it runs.
-        taps: what is taken from them, in the order of `Architecture.taps`.
+        taps: what is taken from them, in the order of `Architecture.taps`; that of the decoder
+            last.
         sink_tokens: of how many first tokens `attn_sink` is taken.
+        head: what makes losses of what the decoder makes, where they are wanted.
 
     Attributes:
-        model: as it was given.
+        model, head: as they were given.
     """
 
     def __init__(
@@ -45,8 +49,9 @@ class LayerGroup:
         layers: range,
         taps: Sequence[Tap],
         sink_tokens: int = 0,
+        head: Head | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.head = model, head
         self._recorders = {
             tap: _recorder(model, tap, sink_tokens)
             for tap in taps
@@ -58,6 +63,11 @@ class LayerGroup:
         self._first_path = f"{architecture.stack}.{layers[0]}"
         self._first = self._envoy(self._first_path)
         self._taps = [(tap, self._envoy(tap.module)) for tap in taps]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All that has weights: the decoder, and the head where there is one."""
+        return [self.model] if self.head is None else [self.model, self.head.model]
 
     @torch.inference_mode()
     def run(self, batch: torch.Tensor, keep: Keep) -> None:
@@ -79,8 +89,18 @@ class LayerGroup:
             tracer.stop()
 
     @torch.inference_mode()
-    def run_directly(self, batch: torch.Tensor, keep: Keep) -> None:
-        """The same as `run`, with plain hooks: what a traced forward pass is held against."""
+    def run_directly(
+        self,
+        batch: torch.Tensor,
+        keep: Keep,
+        altered: Mapping[Tap, Mapping[int, float]] = MappingProxyType({}),
+    ) -> None:
+        """The same as `run`, with plain hooks: what a traced forward pass is held against.
+
+        Args:
+            altered: the channels of taps that are set to a value before the model goes on, and
+                before `keep` sees them.
+        """
         inputs, boundary = self._inputs(batch)
         size, tokens = batch.shape[:2]
         with ExitStack() as hooks:
@@ -90,6 +110,9 @@ class LayerGroup:
                     partial(_replace_given, boundary), with_kwargs=True
                 )
                 hooks.callback(hooked.remove)
+            for tap, values in altered.items():
+                module = self.model.get_submodule(tap.module)
+                hooks.callback(_hook_alteration(module, tap, values).remove)
             for tap, _ in self._taps:
                 module = self.model.get_submodule(tap.module)
                 hooks.callback(self._hook(module, tap, size, tokens, keep).remove)
@@ -125,7 +148,7 @@ class LayerGroup:
     def _envoy(self, path: str) -> Any:
         return reduce(
             lambda envoy, name: envoy[int(name)] if name.isdigit() else getattr(envoy, name),
-            path.split("."),
+            path.split(".") if path else [],
             self._traced,
         )
 
@@ -147,7 +170,7 @@ def _given(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
 
 def _made(output: Any) -> torch.Tensor:
     """The hidden states among what a module returned."""
-    value = output[0] if isinstance(output, tuple) else output
+    value = output if isinstance(output, torch.Tensor) else output[0]
     assert isinstance(value, torch.Tensor)
     return value
 
@@ -156,7 +179,22 @@ def _replace_given(
     boundary: torch.Tensor, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Hand a block the boundary in place of the hidden states that it was called with."""
-    if "hidden_states" in kwargs:
-        return args, kwargs | {"hidden_states": boundary}
-    assert args, "hidden states come first"
-    return (boundary, *args[1:]), kwargs
+    if args and "hidden_states" not in kwargs:
+        return (boundary, *args[1:]), kwargs
+    name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+    return args, kwargs | {name: boundary}
+
+
+def _hook_alteration(module: nn.Module, tap: Tap, values: Mapping[int, float]) -> RemovableHandle:
+    """Set channels of what a module is called with, or of what it returns."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _replace_given(tap.altered(_given((args, kwargs)), values), _, args, kwargs)
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        made = tap.altered(_made(output), values)
+        return made if isinstance(output, torch.Tensor) else (made, *output[1:])
+
+    if tap.side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)

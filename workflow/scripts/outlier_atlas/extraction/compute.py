@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.model.frugal import few_kernels
 from outlier_atlas.model.unchanged import Weights
+from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.layout import Target
 
@@ -56,7 +56,7 @@ def _compute(job: Job, work: Work, where: Sequence[str]) -> None:
     preflight.say(made, preflight.place_of(where, job.device_memory), job)
     with Measurement(job, work, made, where) as measurement:
         layer_group = load(job, work, missing, where)
-        measurement.loaded(layer_group.model)
+        measurement.loaded(layer_group.modules)
         try:
             measurement.batch_size = _stream(job, work, missing, layer_group, where)
         except (RuntimeError, MemoryError) as error:
@@ -123,31 +123,30 @@ def load(
     job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
 ) -> LayerGroup:
     """The layer group with its weights on the devices, and the taps that are wanted."""
-    from outlier_atlas.extraction.capture import LayerGroup
-    from outlier_atlas.model.partial import load_layers, weight_bytes
-    from outlier_atlas.model.placement import place
+    from outlier_atlas.extraction.loading import load_group
     from outlier_atlas.model.recorded import described
+    from outlier_atlas.model.roles import tap_of_decoder
 
-    started = time.monotonic()
-    layers = work.layout.group_layers(job.group)
-    folder, config, architecture = described(
-        read_record(job.model_record), job.resources, job.trust_remote_code
-    )
-    dtype = work.layout.dtype
-    model = load_layers(folder, config, architecture, layers, dtype, job.trust_remote_code)
-    place(model, architecture.stack, layers, where)
-    log.info(
-        "layers %s: %.1f MiB of weights, as %s on %s, loaded in %.1f s",
-        work.span, weight_bytes(model) / 2**20, dtype, ", ".join(where), time.monotonic() - started,
-    )  # fmt: skip
-    destinations = destinations_of(missing)
+    layers, record = work.layout.group_layers(job.group), read_record(job.model_record)
+    model = described(record, job.resources, job.trust_remote_code)
+    architecture, destinations = model[2], destinations_of(missing)
     taps = [
         tap
         for layer in layers
         for tap in architecture.taps[layer].values()
         if (tap.site, layer) in destinations
     ]
-    return LayerGroup(model, architecture, layers, taps, work.layout.sink_tokens)
+    if (TOKEN_LOSS, layers[-1]) in destinations:
+        taps.append(tap_of_decoder(layers[-1], architecture.hidden_size))
+    return load_group(
+        model,
+        layers,
+        work.layout.dtype,
+        job.trust_remote_code,
+        taps,
+        where,
+        work.layout.sink_tokens,
+    )
 
 
 def _say_where(job: Job, where: str) -> None:

@@ -53,9 +53,10 @@ class Measurement:
         self._peak.__exit__(kind, error, trace)
         self._ended = time.monotonic()
 
-    def loaded(self, model: nn.Module) -> None:
+    def loaded(self, modules: Sequence[nn.Module]) -> None:
         """The weights are there."""
         self._loaded = time.monotonic()
+        model = nn.ModuleList(modules)  # in which what is tied is one
         tensors = (*model.parameters(), *model.buffers())
         self._weights = weight_bytes(model)
         self._mapped = mapped((t.data_ptr(), t.nbytes) for t in tensors if t.device.type == "cpu")

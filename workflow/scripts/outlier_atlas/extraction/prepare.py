@@ -128,8 +128,10 @@ def _layout(
     named = extraction.layers
     layers = tuple(range(architecture.layers) if isinstance(named, str) else named)
     channels = architecture.check(extraction.sites, layers)
-    # The layers above the last measured one never run.
-    running = layers[-1] + 1
+    # The layers above the last measured one never run, unless losses are wanted.
+    running = architecture.layers if extraction.perplexity else layers[-1] + 1
+    if extraction.perplexity:
+        architecture.check_head(extraction.layer_groups)
     if extraction.layer_groups > running:
         raise ValueError(
             f"extraction.layer_groups = {extraction.layer_groups}: above the {running} layers that "
@@ -155,6 +157,7 @@ def _layout(
         massive_floor=extraction.advanced.massive_floor,
         experts=architecture.experts(layers) if EXPERT_OUT in channels else 0,
         sink_tokens=extraction.advanced.sink_tokens if ATTN_SINK in channels else 0,
+        perplexity=extraction.perplexity,
     )
 
 

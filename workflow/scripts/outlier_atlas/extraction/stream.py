@@ -19,6 +19,7 @@ from outlier_atlas.extraction.work import Work
 from outlier_atlas.extraction.writer import RowWriter, queue_bytes
 from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.progress import progress
+from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Commits, Rows
 from outlier_atlas.store.layout import BOUNDARY, Target
@@ -28,6 +29,7 @@ from outlier_atlas.store.targets import DamagedChunkError
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import Keep, LayerGroup
+    from outlier_atlas.model.head import Head
     from outlier_atlas.model.roles import Tap
 
 
@@ -83,6 +85,8 @@ def _stream(
     ):
         for batch, values in _inputs(job, work, arrays, batches):
             keep = _keeper(writer, destinations, transfer, starts, batch)
+            if group.head is not None:
+                keep = _losing(group.head, _ids(work, batch), keep)
             if batch is batches[0] and verifies(job.verify, len(batches)):
                 keep = compared(group, values, keep)
             group.run(values, keep)
@@ -123,6 +127,16 @@ def _keeper(
     return keep
 
 
+def _losing(head: Head, ids_BT: torch.Tensor, keep: Keep) -> Keep:
+    """`keep`, given losses in place of what the decoder makes."""
+
+    def taken(tap: Tap, tensor_BTC: torch.Tensor) -> None:
+        losses = tap.site == TOKEN_LOSS
+        keep(tap, head.losses(tensor_BTC, ids_BT) if losses else tensor_BTC)
+
+    return taken
+
+
 def _inputs(
     job: Job, work: Work, arrays: Arrays, batches: Sequence[range]
 ) -> Iterator[tuple[range, torch.Tensor]]:
@@ -139,10 +153,15 @@ def _inputs(
 def _input(job: Job, work: Work, arrays: Arrays, batch: range) -> torch.Tensor:
     """Token ids (batch, token), or for a later layer group the boundary (batch, token, channel)."""
     if job.group == 0:
-        ids = np.stack([work.tokens.sequence(sequence) for sequence in batch])
-        return torch.from_numpy(ids.astype(np.int64))
+        return _ids(work, batch)
     boundary = work.layout.boundary_after(job.group - 1)
     assert boundary is not None
     starts = work.tokens.sequence_starts
     rows = [arrays.read(boundary, int(starts[s]), int(starts[s + 1])) for s in batch]
     return torch.from_numpy(np.stack(rows))
+
+
+def _ids(work: Work, batch: range) -> torch.Tensor:
+    """Token ids (batch, token)."""
+    ids = np.stack([work.tokens.sequence(sequence) for sequence in batch])
+    return torch.from_numpy(ids.astype(np.int64))

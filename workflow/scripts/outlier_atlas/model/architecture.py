@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from outlier_atlas.model.flow import Flow, watch
+from outlier_atlas.model.head import HeadParts, find_head
 from outlier_atlas.model.roles import Tap, readers_of_block, taps_of_block
-from outlier_atlas.settings.sites import EXPERT_OUT, SITES, Site
+from outlier_atlas.settings.sites import EXPERT_OUT, SITES, Place, Site
 from outlier_atlas.visible import gist
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Architecture:
         components: what its modules are called, for what a checkpoint has besides.
         readers: for each layer, by path as in its taps, the modules whose input is that of
             attention, of the MLP, or of the last projection of one of them, and the site it is.
+        head: what makes logits of what the decoder makes.
+        ends_apart: whether what follows the last layer reads more than that layer's output.
     """
 
     model_class: type[PreTrainedModel]
@@ -54,13 +57,15 @@ class Architecture:
     stack: str
     layers: int
     hidden_size: int
-    taps: tuple[dict[Site, Tap], ...]
+    taps: tuple[dict[Place, Tap], ...]
     boundary_dtypes: tuple[torch.dtype | None, ...]
     one_group: str | None
     skipped: tuple[str, ...]
     positions: int | None
     components: frozenset[str]
     readers: tuple[dict[str, Site], ...]
+    head: HeadParts
+    ends_apart: bool
 
     def check(self, sites: Sequence[Site], layers: Sequence[int]) -> dict[str, int]:
         """The channels of each site.
@@ -90,6 +95,18 @@ class Architecture:
                 f"depending on the layer; name layers that have the same number"
             )
         return numbers.pop()
+
+    def check_head(self, layer_groups: int) -> None:
+        """That losses can be computed behind the last of so many layer groups.
+
+        Raises:
+            ValueError: the head is not understood, or needs more than the last layer's output.
+        """
+        unclear = self.head.unclear
+        if unclear is None and layer_groups > 1 and self.ends_apart:
+            unclear = "what follows its last layer reads more than its output; take 1 layer group"
+        if unclear is not None:
+            raise ValueError(f"{self.model_class.__name__} gives no perplexity here: {unclear}")
 
     def _channels(self, site: Site, layers: Sequence[int]) -> int:
         lacking = [layer for layer in layers if site not in self.taps[layer]]
@@ -163,6 +180,8 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
             readers_of_block(flow.blocks[layer], f"{path}.{layer}", taps[layer]) if flow else {}
             for layer in range(len(stack))
         ),
+        ends_apart=flow is None or flow.ends_apart,
+        head=find_head(model, where, hidden),  # the last: it takes the decoder out of the model
     )
 
 

@@ -185,10 +185,12 @@ class Flow:
         blocks: by layer.
         shared: the first layer that reads something of another block or of the embeddings besides
             the residual stream; None if there is none.
+        ends_apart: whether what follows the last block reads more than its output.
     """
 
     blocks: dict[int, BlockFlow] = field(default_factory=dict)
     shared: int | None = None
+    ends_apart: bool = False
 
 
 def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
@@ -280,7 +282,10 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         for node in taken:
             if node.of_weights and node.layer != self._layer and node is not self._hidden:
-                self.flow.shared = self._layer
+                if self._layer < len(self._stack):
+                    self.flow.shared = self._layer
+                else:
+                    self.flow.ends_apart = True
 
     def _node(self, tensor: torch.Tensor) -> Node:
         node = self._nodes.get(id(tensor))
@@ -331,6 +336,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._hidden, made[0], self._shape, calls, heads, self._followed(layer)
             )
         self._layer = OUTSIDE
+        if layer + 1 == len(self._stack) and made:
+            self._layer, self._hidden = layer + 1, made[0]
 
     def _followed(self, layer: int) -> dict[str, int]:
         paths = {module: path for path, module in self._stack[layer].named_modules()}

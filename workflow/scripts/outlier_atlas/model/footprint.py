@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.flow import tensors_in
-from outlier_atlas.model.partial import DTYPES, build_on_meta, weight_bytes
+from outlier_atlas.model.partial import DTYPES, build_on_meta, head_on_meta, weight_bytes
 from outlier_atlas.model.placement import spread
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class Sizes:
         forward: the most that the forward pass of one sequence holds at a time beside the weights,
             or as much in bfloat16, scaled to the dtype; None where the model cannot run on the meta
             device.
+        head: of the head's weights that are not the embedding's.
+        tied: whether the embedding is the head's, too.
+        losses: the most that the logits of a piece, and what is made of them, hold at a time.
     """
 
     layers: tuple[int, ...]
@@ -44,16 +47,20 @@ class Sizes:
     rest: int
     fused: int
     forward: int | None
+    head: int
+    tied: bool
+    losses: int
 
-    def weights(self, layers: range) -> int:
-        """Bytes of the weights of a layer group."""
-        own = sum(self.layers[layer] for layer in layers)
-        return own + self.rest + (self.embedding if 0 in layers else 0)
+    def weights(self, layers: range, head: bool = False) -> int:
+        """Bytes of the weights of a layer group, with or without the head."""
+        own = sum(self.layers[layer] for layer in layers) + (self.head if head else 0)
+        embedded = 0 in layers or (head and self.tied)
+        return own + self.rest + (self.embedding if embedded else 0)
 
-    def fullest(self, layers: range, devices: int) -> int:
+    def fullest(self, layers: range, devices: int, head: bool = False) -> int:
         """Bytes of the weights of a layer group on the fullest of its devices."""
         own = [self.layers[layer] for layer in layers]
-        own[0] += self.weights(layers) - sum(own)
+        own[0] += self.weights(layers, head) - sum(own)
         return max(sum(own[i] for i in part) for part in spread(own, min(devices, len(own))))
 
 
@@ -73,7 +80,31 @@ def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, toke
         alike = build_on_meta(config, architecture, range(architecture.layers), "bfloat16")
         known = _forward(alike, torch.bfloat16, tokens)
         forward = None if known is None else known * DTYPES[dtype].itemsize // 2
-    return Sizes(layers, embedding, rest, fused, forward)
+    return Sizes(
+        layers, embedding, rest, fused, forward,
+        **_of_head(config, architecture, dtype, tokens),
+    )  # fmt: skip
+
+
+def _of_head(
+    config: PretrainedConfig, architecture: Architecture, dtype: str, tokens: int
+) -> dict[str, Any]:
+    if architecture.head.unclear is not None:
+        return {"head": 0, "tied": False, "losses": 0}
+    head, tied = head_on_meta(config, architecture, dtype), architecture.head.tied
+    own = [
+        parameter
+        for path in architecture.head.modules
+        for name, parameter in head.model.get_submodule(path).named_parameters(path)
+        if name not in tied
+    ]
+    hidden = torch.zeros((1, tokens, architecture.hidden_size), dtype=DTYPES[dtype], device="meta")
+    ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+    counter = _Counter()
+    with counter:
+        head.losses(hidden, ids)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in own)
+    return {"head": size, "tied": bool(tied), "losses": counter.most}
 
 
 def _forward(decoder: PreTrainedModel, dtype: torch.dtype, tokens: int) -> int | None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.frugal import frugal
+from outlier_atlas.model.head import Head
 from outlier_atlas.model.quantization import ADVICE, settings_of
 from outlier_atlas.model.shards import needed_files
 
@@ -55,12 +56,28 @@ def load_layers(
     dtype: str,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """The text decoder with the weights of `layers`, on the CPU; its embedding if 0 is among them.
+    """The text decoder of `load_model`, without a head."""
+    model = load_model(folder, config, architecture, layers, dtype, trust_remote_code)
+    decoder: nn.Module = model.get_submodule(architecture.decoder)
+    return decoder
+
+
+def load_model(
+    folder: Path,
+    config: PretrainedConfig,
+    architecture: Architecture,
+    layers: range,
+    dtype: str,
+    trust_remote_code: bool = False,
+    head: bool = False,
+) -> PreTrainedModel:
+    """The model with the weights of `layers`, on the CPU; its embedding if 0 is among them.
 
     Args:
         folder: with `config.json` and safetensors files.
         layers: consecutive decoder layers.
         dtype: a key of `DTYPES`; weights are held, and the forward pass computes, in it.
+        head: whether with the head; where that is tied to the embedding, with the embedding too.
 
     Raises:
         ValueError: the checkpoint lacks weights of these layers, has them in another shape, or has
@@ -73,7 +90,7 @@ def load_layers(
 
     try:
         with frugal():
-            model, info = _partial_class(architecture, layers).from_pretrained(
+            model, info = _partial_class(architecture, layers, head).from_pretrained(
                 folder,
                 config=_loadable(config),
                 dtype=DTYPES[dtype],
@@ -86,10 +103,9 @@ def load_layers(
     except SafetensorError as error:
         raise ValueError(f"{folder}: damaged safetensors file ({error})") from error
     _check_complete(folder, layers, info)
-    decoder = model.get_submodule(architecture.decoder)
-    assert isinstance(decoder, nn.Module)
-    _check_held(folder, decoder, build_on_meta(config, architecture, layers, dtype))
-    return decoder.eval().requires_grad_(False)
+    assert isinstance(model, nn.Module)
+    _check_held(folder, model, _build(config, architecture, layers, dtype, head))
+    return model.eval().requires_grad_(False)
 
 
 def _check_complete(folder: Path, layers: range, info: Mapping[str, Any]) -> None:
@@ -130,13 +146,26 @@ def build_on_meta(
     config: PretrainedConfig, architecture: Architecture, layers: range, dtype: str
 ) -> PreTrainedModel:
     """The text decoder as `load_layers` gives it, with shapes and without weights."""
+    model = _build(config, architecture, layers, dtype, head=False)
+    decoder: PreTrainedModel = model.get_submodule(architecture.decoder)
+    return decoder
+
+
+def head_on_meta(config: PretrainedConfig, architecture: Architecture, dtype: str) -> Head:
+    """The head as it is loaded behind the last layer, with shapes and without weights."""
+    model = _build(config, architecture, range(architecture.layers), dtype, head=True)
+    return Head(model, architecture.decoder, architecture.head.vocabulary)
+
+
+def _build(
+    config: PretrainedConfig, architecture: Architecture, layers: range, dtype: str, head: bool
+) -> PreTrainedModel:
     # Unlike the constructor, this sets the dtype in every part of the configuration; so in a copy.
     with torch.device("meta"):
-        model = _partial_class(architecture, layers)._from_config(
+        model = _partial_class(architecture, layers, head)._from_config(
             copy.deepcopy(config), dtype=DTYPES[dtype]
         )
-    decoder: PreTrainedModel = model.get_submodule(architecture.decoder)
-    return decoder.eval()
+    return model.eval()
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -149,12 +178,13 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _partial_class(architecture: Architecture, layers: range) -> type[PreTrainedModel]:
+def _partial_class(architecture: Architecture, layers: range, head: bool) -> type[PreTrainedModel]:
     whole = architecture.model_class
+    tied = architecture.head.tied if head else None
 
     def build(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         whole.__init__(self, config, *args, **kwargs)
-        _strip(self, architecture, layers)
+        _strip(self, architecture, layers, head)
         _keep_in_float32(self)
 
     def load(
@@ -167,7 +197,7 @@ def _partial_class(architecture: Architecture, layers: range) -> type[PreTrained
         needed = [
             path
             for path in map(Path, files or ())
-            if needed_files(path.parent, [path.name], architecture, layers)
+            if needed_files(path.parent, [path.name], architecture, layers, head)
         ]
         return whole._load_pretrained_model(model, state_dict, [*map(str, needed)], *settings)
 
@@ -176,7 +206,7 @@ def _partial_class(architecture: Architecture, layers: range) -> type[PreTrained
         "_load_pretrained_model": staticmethod(load),
         "__module__": whole.__module__,
         "_keys_to_ignore_on_load_unexpected": [".*"],  # the rest of the checkpoint
-        "_tied_weights_keys": None,  # ties lead to the head, which is not there
+        "_tied_weights_keys": tied,  # ties lead to the head, which may not be there
     }
     return type(whole.__name__, (whole,), members)
 
@@ -193,20 +223,22 @@ def _keep_in_float32(model: PreTrainedModel) -> None:
             tensor.data = tensor.data.to(torch.float32)
 
 
-def _strip(model: PreTrainedModel, architecture: Architecture, layers: range) -> None:
+def _strip(model: PreTrainedModel, architecture: Architecture, layers: range, head: bool) -> None:
+    kept = architecture.head.modules if head else ()
     decoder = model.get_submodule(architecture.decoder)
     way = architecture.decoder.split(".")
     for depth in range(len(way)):
         parent = model.get_submodule(".".join(way[:depth]))
         for name, child in list(parent.named_children()):
-            if name != way[depth] and any(True for _ in child.parameters()):
+            wanted = name == way[depth] or (depth == 0 and name in kept)
+            if not wanted and any(True for _ in child.parameters()):
                 setattr(parent, name, PassThrough())
     stack = decoder.get_submodule(architecture.stack)
     assert isinstance(stack, nn.ModuleList)
     for index, block in enumerate(stack):
         if index not in layers:
             stack[index] = PassThrough(block)
-    if 0 not in layers:
+    if 0 not in layers and not (head and architecture.head.tied):
         embedding = decoder.get_input_embeddings()
         path = next(path for path, module in decoder.named_modules() if module is embedding)
         decoder.set_submodule(path, PassThrough(embedding))

@@ -12,7 +12,7 @@ from torch import nn
 
 from outlier_atlas.model.experts import DOWN_PROJECTIONS, down_projection, routed_experts
 from outlier_atlas.model.flow import BlockFlow
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, Site
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, TOKEN_LOSS, Place, Site
 
 ATTENTION = re.compile(r"(Attention|Attn|DeltaNet)$")
 MLP = re.compile(r"(MLP|Mlp|FeedForward|FFN|MoE|Moe|Moe\w*Block|SparseMoeBlock)$")
@@ -25,9 +25,9 @@ class Tap:
     """A place where activations can be taken: a module's input or output, or inside of one.
 
     Attributes:
-        site: what is taken.
+        site: what is taken; for losses, what the decoder makes, and the head makes losses of.
         layer: of which layer, 0-based.
-        module: path of the module, seen from the decoder.
+        module: path of the module, seen from the decoder; empty for the decoder itself.
         side: its input or its output; of fused experts what `ExpertRecorder.largest` gives; of
             attention what `AttentionCall.received` gives.
         channels: how many are taken of the tensor's last axis; of fused experts to how many of them
@@ -37,7 +37,7 @@ class Tap:
         experts: of fused experts their number.
     """
 
-    site: Site
+    site: Place
     layer: int
     module: str
     side: Literal["input", "output", "experts", "attention"]
@@ -55,6 +55,22 @@ class Tap:
             return whole
         parts = [whole[..., first:stop] for first, stop in self.runs]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def altered(self, tensor: torch.Tensor, values: Mapping[int, float]) -> torch.Tensor:
+        """A copy of a module's tensor, in which channels of the site have these values throughout.
+
+        Args:
+            tensor: what the module was given or has made, channels last.
+        """
+        own = [c for run in self.runs or ((0, tensor.shape[-1]),) for c in range(*run)]
+        copy = tensor.clone()
+        copy[..., [own[channel] for channel in values]] = copy.new_tensor(list(values.values()))
+        return copy
+
+
+def tap_of_decoder(layer: int, hidden: int) -> Tap:
+    """What the decoder makes behind its last layer, final norm included."""
+    return Tap(TOKEN_LOSS, layer, "", "output", hidden)
 
 
 def taps_of_block(
@@ -101,7 +117,7 @@ INPUTS: tuple[Site, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
 """Sites that are multiplied with weights."""
 
 
-def readers_of_block(flow: BlockFlow, path: str, taps: Mapping[Site, Tap]) -> dict[str, Site]:
+def readers_of_block(flow: BlockFlow, path: str, taps: Mapping[Place, Tap]) -> dict[str, Site]:
     """The modules that are given a site's own tensor, by path seen from the decoder.
 
     Where attention and the MLP are given the same one, a module reads the site that it is in.

@@ -33,9 +33,12 @@ def unknown_parts(
 
 
 def needed_files(
-    folder: Path, files: Sequence[str], architecture: Architecture, layers: range
+    folder: Path, files: Sequence[str], architecture: Architecture, layers: range, head: bool
 ) -> list[str]:
     """Those files of a checkpoint that hold something of the layers, or of no layer at all.
+
+    With the head also those of parts that the model does not know by this name: some checkpoints
+    have another one for it.
 
     Opening a file maps all of it, and the system counts that against the limits of a process; of
     the many files of a large checkpoint a layer group needs a few.
@@ -45,7 +48,7 @@ def needed_files(
         name
         for name in files
         if any(
-            not _unknown(tensor, architecture) and _layer(tensor, architecture) in wanted
+            (head or not _unknown(tensor, architecture)) and _layer(tensor, architecture) in wanted
             for tensor, _ in headers(folder, [name])
         )
     ]

@@ -19,7 +19,16 @@ from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.measured import records
-from outlier_atlas.report import criteria, experts, facts, measures, sinks, weights
+from outlier_atlas.report import (
+    ablation,
+    criteria,
+    experts,
+    facts,
+    measures,
+    perplexity,
+    sinks,
+    weights,
+)
 from outlier_atlas.report.figures import THEMES
 from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
 from outlier_atlas.report.text import (
@@ -45,7 +54,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a report is made from: files of the run, and the configuration without `execution`."""
+    """What a report is made from: files of the run, and the configuration without `execution`.
+
+    `ablations` says whether the table of the ablation stage is there.
+    """
 
     configuration: Mapping[str, Any]
     folder: Path
@@ -55,6 +67,7 @@ class Inputs:
     model_record: Path
     tokens_record: Path
     store_record: Path
+    ablations: bool = False
 
 
 def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_file: Path) -> None:
@@ -95,6 +108,7 @@ def _head(
     model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
     store = read_record(inputs.store_record)
     style = (HERE / "style.css").read_text("utf-8")
+    losses = tables.read(inputs.tables, tables.PERPLEXITY).to_pylist()
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
@@ -116,7 +130,7 @@ def _head(
         "style_hash": _hash(style),
         "folder": visible(str(inputs.folder)),
         "version": __version__,
-        "facts": facts.facts(model, tokens, store),
+        "facts": [*facts.facts(model, tokens, store), ("perplexity", perplexity.line(losses))],
         "first_array": store["store"][0] if store["store"] else None,
         "first_axis": parts(store["store"][0])[0].axis if store["store"] else None,
         "measured": [facts.measured(record) for record in records(inputs.folder)],
@@ -139,6 +153,7 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "experts": _experts(report, inputs, evidence) if evidence.experts else None,
         "weights": _weights_section(report, inputs),
         "sinks": _sinks(report, inputs, evidence),
+        "ablation": _ablation(inputs) if inputs.ablations else None,
         "text_shown": report.text,
         **measures.pictures(inputs.figures, sites, inputs.configuration["detection"], _picture),
         "found": _found(report, inputs, evidence),
@@ -190,6 +205,10 @@ def _sinks(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
         "the sequences; colour from 0 to 1.",
     )
     return {**shown, "heatmap": heatmap}
+
+
+def _ablation(inputs: Inputs) -> Row:
+    return ablation.section(tables.read(inputs.tables, tables.ABLATIONS).to_pylist())
 
 
 def _site(site: str, folder: Path) -> Row:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from outlier_atlas.settings.ablation import AblationSettings
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
@@ -81,6 +82,10 @@ class Settings(Section):
     )
     weights: WeightsSettings = Field(
         WeightsSettings(), description="Whether the model's weights are measured."
+    )
+    ablation: AblationSettings = Field(
+        AblationSettings(),
+        description="Perplexity of held-out tokens with outliers taken away; off by default.",
     )
     report: ReportSettings = Field(ReportSettings(), description="What the report shows.")
     execution: ExecutionSettings = Field(

@@ -63,6 +63,11 @@ class ExtractionSettings(Section):
         1,
         description="Number of parts the sequences are cut into; they run side by side.",
     )
+    perplexity: bool = Field(
+        False,
+        description="Whether the last layer group also computes the loss of the run's own tokens. "
+        "Layers above the measured ones then run, too, and are not stored.",
+    )
     verify: Verify = Field(
         "auto",
         description="Whether each job compares its first batch, bit for bit, with a direct forward "
@@ -115,7 +120,9 @@ class ExtractionSettings(Section):
 
     @model_validator(mode="after")
     def _enough_layers(self) -> ExtractionSettings:
-        if isinstance(self.layers, list) and self.layer_groups > max(self.layers) + 1:
+        if self.perplexity or isinstance(self.layers, str):
+            return self  # all layers run; how many there are, the model says
+        if self.layer_groups > max(self.layers) + 1:
             raise ValueError(
                 f"layer_groups {self.layer_groups} is above the {max(self.layers) + 1} layers that "
                 f"have to run to measure layer {max(self.layers)}"

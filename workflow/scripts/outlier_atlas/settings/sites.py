@@ -21,6 +21,22 @@ ChannelSite = Literal[
 ]
 """Those with a value for each token and channel, in the order a block meets them."""
 
+AlterableSite = Literal[
+    "resid_pre",
+    "attn_in",
+    "q",
+    "k",
+    "v",
+    "attn_hidden",
+    "attn_out",
+    "mlp_in",
+    "mlp_hidden",
+    "mlp_out",
+    "resid_post",
+]
+"""Those whose value is all that what follows sees of it. `resid_mid` is measured where a norm reads
+it, and goes on beside the norm."""
+
 Site = Literal[ChannelSite, "expert_out", "attn_sink"]
 """All of them. `expert_out` has, for each token and each expert that it is routed to, the largest
 |down_proj output| with its sign, before the router's weight; which expert it is; and the channel in
@@ -37,3 +53,9 @@ LINEAR_INPUTS: tuple[ChannelSite, ...] = ("attn_in", "attn_hidden", "mlp_in", "m
 
 SUPER_WEIGHT_SITES: tuple[ChannelSite, ChannelSite] = ("mlp_hidden", "mlp_out")
 """Input and output of the down projection."""
+
+TOKEN_LOSS: Literal["token_loss"] = "token_loss"
+"""What is measured behind the last layer: a number for each token, and no site of a block."""
+
+Place = Site | Literal["token_loss"]
+"""All that can be measured."""

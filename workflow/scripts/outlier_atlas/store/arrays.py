@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import Counted, Rows
 from outlier_atlas.store.layout import Layout, Target, arrays_of, boundary_array, parts
 from outlier_atlas.store.targets import TargetChunks
@@ -46,6 +47,8 @@ class Arrays:
             arrays = {p.name: activations[p.name] for site in layout.store for p in parts(site)}
             between = (boundary_array(layer) for layer in layout.boundaries())
             arrays |= {name: boundaries[name] for name in between}
+            if layout.perplexity:
+                arrays[TOKEN_LOSS] = activations[TOKEN_LOSS]
             self.chunks = TargetChunks(arrays, layout.chunk_tokens)
         except (FileNotFoundError, KeyError) as error:
             raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, LINEAR_INPUTS
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, LINEAR_INPUTS, TOKEN_LOSS
 
 BOUNDARY = "boundary"
 
@@ -52,6 +52,11 @@ def arrays_of(target: Target) -> list[str]:
     return [part.name for part in parts(target.array)]
 
 
+def has_layers(target: Target) -> bool:
+    """Whether the arrays that hold a target have an axis of layers."""
+    return target.array not in (BOUNDARY, TOKEN_LOSS)
+
+
 def boundary_array(layer: int) -> str:
     """Name of the array that holds the residual stream into a layer."""
     return f"into_layer_{layer}"
@@ -62,8 +67,10 @@ class Target:
     """One layer of one array: a site's activations, or the residual stream at a boundary.
 
     Attributes:
-        array: a site; or `SUMMARY`, a site, `@` and what its summary depends on; or `BOUNDARY`.
-        layer: the layer measured; for a boundary, the layer that it leads into.
+        array: a site; or `SUMMARY`, a site, `@` and what its summary depends on; `TOKEN_LOSS` or
+            `BOUNDARY`.
+        layer: the layer measured; for a boundary, the layer that it leads into; for losses the
+            last one, behind which they are computed.
     """
 
     array: str
@@ -101,6 +108,7 @@ class Layout:
         massive_floor: the same at all other sites.
         experts: number of routed experts in a layer; 0 where `expert_out` is not measured.
         sink_tokens: of how many first tokens of a sequence `attn_sink` is measured; 0 where not.
+        perplexity: whether the losses of the tokens are stored.
     """
 
     sites: Mapping[str, int]
@@ -117,6 +125,7 @@ class Layout:
     massive_floor: float
     experts: int = 0
     sink_tokens: int = 0
+    perplexity: bool = False
 
     @property
     def chunks(self) -> int:
@@ -138,10 +147,13 @@ class Layout:
         return tuple(first for first, _ in self.layer_groups[1:])
 
     def measured(self, group: int) -> Iterator[Target]:
-        """What a layer group keeps of each site: its values, or their summaries."""
+        """What a layer group keeps of each site, its values or their summaries, and the losses
+        behind the last one."""
         for layer in self.group_layers(group):
             if layer in self.layers:
                 yield from (self.target(site, layer) for site in self.sites)
+        if self.perplexity and group + 1 == len(self.layer_groups):
+            yield self.losses
 
     def target(self, site: str, layer: int) -> Target:
         """What is kept of a site."""
@@ -165,15 +177,22 @@ class Layout:
         return not {*self.store} - {ATTN_SINK}
 
     def targets(self) -> Iterator[Target]:
-        """All that lies in arrays: what is stored, and the boundaries."""
+        """All that lies in arrays: what is stored, the boundaries, and the losses."""
         yield from (Target(site, layer) for site in self.store for layer in self.layers)
         yield from (Target(BOUNDARY, layer) for layer in self.boundaries())
+        if self.perplexity:
+            yield self.losses
 
     def boundary_after(self, group: int) -> Target | None:
         """The boundary that a layer group leaves for the next; none after the last."""
         if group + 1 == len(self.layer_groups):
             return None
         return Target(BOUNDARY, self.layer_groups[group + 1][0])
+
+    @property
+    def losses(self) -> Target:
+        """The losses of the tokens."""
+        return Target(TOKEN_LOSS, self.layer_groups[-1][1])
 
     def channels(self, target: Target) -> int:
         """Channels of a target."""
@@ -211,4 +230,5 @@ class Layout:
             massive_floor=record["massive_floor"],
             experts=record["experts"],
             sink_tokens=record["sink_tokens"],
+            perplexity=record["perplexity"],
         )

@@ -6,6 +6,7 @@ float16 values exactly; bit-shuffled, their zero bits cost nothing. `expert_out`
 (layer, token, routed): values, and as int32 experts and channels. `attn_sink` is (layer, token,
 head): a number for each of a sequence's first `sink_tokens` tokens, and NaN for the others, which
 have none: the fill value, and what readers of Zarr take for missing.
+`token_loss` is (token, loss): one a token.
 
 Only `create` gives the arrays their shape, and only it and `clear_up` remove any. Consolidated
 metadata is neither written nor read: with several writers it goes stale, and what is written
@@ -25,7 +26,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from outlier_atlas.settings.sites import ATTN_SINK, SITES
+from outlier_atlas.settings.sites import ATTN_SINK, SITES, TOKEN_LOSS
 from outlier_atlas.store.arrays import ACTIVATIONS, BOUNDARIES, Arrays
 from outlier_atlas.store.chunks import codecs
 from outlier_atlas.store.commits import COMMITS, Commit, Rows, revise, without
@@ -38,6 +39,7 @@ from outlier_atlas.store.layout import (
     Target,
     arrays_of,
     boundary_array,
+    has_layers,
     parts,
 )
 from outlier_atlas.store.targets import DamagedChunkError, TargetChunks
@@ -199,7 +201,7 @@ def _passed(layout: Layout, chunks: TargetChunks, target: Target, chunk: int) ->
 
 def _is_stored(target: Target) -> bool:
     """Whether a target of a commit lies in the arrays."""
-    return target.array == BOUNDARY or target.array in SITES
+    return not has_layers(target) or target.array in SITES
 
 
 def _arrays(
@@ -214,7 +216,8 @@ def _shapes(layout: Layout) -> dict[str, _Shape]:
     """What each array of a layout shall be, by name."""
     of_sites = {p.name: _part_shape(layout, site, p) for site in layout.store for p in parts(site)}
     between = {boundary_array(layer): _boundary_shape(layout) for layer in layout.boundaries()}
-    return of_sites | between
+    losses = {TOKEN_LOSS: _losses_shape(layout)} if layout.perplexity else {}
+    return of_sites | between | losses
 
 
 def _part_shape(layout: Layout, site: str, part: Part) -> _Shape:
@@ -240,6 +243,14 @@ def _boundary_shape(layout: Layout) -> _Shape:
         "dtype": "float32",
         "dimension_names": ("token", "channel"),
         "attributes": {"compression": layout.compression},
+    }
+
+
+def _losses_shape(layout: Layout) -> _Shape:
+    return _boundary_shape(layout) | {
+        "shape": (layout.tokens, 1),
+        "chunks": (layout.chunk_tokens, 1),
+        "dimension_names": ("token", "loss"),
     }
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from outlier_atlas.files import DamagedFileError
 from outlier_atlas.store.chunks import ChunkFiles, checksum
 from outlier_atlas.store.commits import Rows
-from outlier_atlas.store.layout import BOUNDARY, Target, arrays_of
+from outlier_atlas.store.layout import Target, arrays_of, has_layers
 
 
 class DamagedChunkError(ValueError):
@@ -76,7 +76,7 @@ class TargetChunks:
     def has(self, target: Target) -> bool:
         """Whether a target has a place in the arrays."""
         names = arrays_of(target)
-        return target.array == BOUNDARY or all(target.layer in self._rows[n] for n in names)
+        return not has_layers(target) or all(target.layer in self._rows[n] for n in names)
 
     def exists(self, target: Target, chunk: int) -> bool:
         """Whether a chunk has a file."""
@@ -135,5 +135,5 @@ class TargetChunks:
     def _of(self, target: Target, chunk: int) -> Iterator[tuple[ChunkFiles, tuple[int, ...]]]:
         """The files of a target's arrays, and the coordinates of a chunk in them."""
         for name in arrays_of(target):
-            row = () if target.array == BOUNDARY else (self._rows[name][target.layer],)
+            row = (self._rows[name][target.layer],) if has_layers(target) else ()
             yield self._files[name], (*row, chunk, 0)

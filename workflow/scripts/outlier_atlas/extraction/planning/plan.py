@@ -141,17 +141,21 @@ class Plan:
         stored = measured * sum(of_site[site] for site in layout.store)
         left = layout.hidden_size * width if layout.boundary_after(index) else 0
         batch, forward = self.batch_size * self.tokens, self.sizes.forward
+        if forward is not None:  # at most in proportion: all but the mask grows with sequences
+            forward *= self.batch_size
+        head = layout.perplexity and layout.boundary_after(index) is None
+        if head:
+            forward = max(forward or 0, self.sizes.losses)
         widest = max([layout.hidden_size, *(layout.sites[site] for site in layout.store)])
         tile = min(layout.chunk_tokens, self.tokens)
         unstored = [layout.sites[site] for site in layout.sites if site not in layout.store]
         return GroupPlan(
             layers=layout.layer_groups[index],
             file=sum(self.file.get(layer, 0) for layer in layers),
-            weights=self.sizes.weights(layers),
-            fullest=self.sizes.fullest(layers, self.gpus),
+            weights=self.sizes.weights(layers, head),
+            fullest=self.sizes.fullest(layers, self.gpus, head),
             fused=self.sizes.fused,
-            # Twice the sequences hold at most twice as much: all but the mask grows with them.
-            forward=None if forward is None else forward * self.batch_size,
+            forward=forward,
             sites=taken * batch,
             boundary=left * batch,
             gathered=(stored + left) * layout.chunk_tokens if self.gathers else 0,
@@ -201,7 +205,8 @@ class Plan:
         summarized = len({*self.layout.sites} - {ATTN_SINK})
         of_sites = sum(self.layout.arrays(s) for s in self.layout.store) + summarized
         of_layers = len(self.layout.layers) * of_sites
-        return (of_layers + len(self.layout.boundaries())) * self.layout.chunks
+        losses = int(self.layout.perplexity)
+        return (of_layers + len(self.layout.boundaries()) + losses) * self.layout.chunks
 
     @property
     def disk(self) -> int:
@@ -286,12 +291,16 @@ def plan(
         gpus: devices that a job spreads its layers over.
     """
     folder, config, architecture = described(model, resources, trust_remote_code)
+    kept = architecture.head.modules if layout.perplexity else ()
     return Plan(
         layout=layout,
         model=architecture.model_class.__name__,
         sizes=sizes(config, architecture, layout.dtype, tokens),
         file=file_bytes(folder, model["files"], architecture),
-        skipped=(*architecture.skipped, *unknown_parts(folder, model["files"], architecture)),
+        skipped=(
+            *(path for path in architecture.skipped if path not in kept),
+            *unknown_parts(folder, model["files"], architecture),
+        ),
         one_group=architecture.one_group is not None,
         batch_size=batch_size,
         tokens=tokens,

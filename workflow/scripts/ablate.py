@@ -1,0 +1,32 @@
+"""Rule `ablate`: perplexity of held-out tokens with outliers taken away."""
+
+from pathlib import Path
+
+from doorway import job
+from outlier_atlas.ablation.run import Ablation, ablate
+from outlier_atlas.model.source import offline
+
+
+def main(job):
+    offline()
+    store = Path(job.input.store)
+    ablate(
+        Ablation(
+            settings=job.params.ablation,
+            run=store.parents[1],
+            store_record=store,
+            tokens=Path(job.input.tokens),
+            heldout=Path(job.input.heldout),
+            model_record=Path(job.input.model),
+            resources=Path("resources"),
+            tables=Path(job.output.table).parent,
+            trust_remote_code=job.params.trust_remote_code,
+            device=job.resources.device,
+            gpus=job.resources.gpus_per_job,
+            threads=job.threads,
+        )
+    )
+
+
+if __name__ == "__main__":
+    job(main, snakemake)  # noqa: F821

@@ -1,0 +1,253 @@
+"""The ablation stage: every variant through the layer groups, and the table of what it costs.
+
+Each layer group is loaded once, for all variants that are altered in it or below. A variant begins
+at the boundary before the layer group of its first altered layer, which the unaltered model left.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from outlier_atlas import tables
+from outlier_atlas.ablation.apply import values_by_tap, weights_zeroed
+from outlier_atlas.ablation.means import StoredMeans
+from outlier_atlas.ablation.schedule import schedule
+from outlier_atlas.ablation.streams import Streams, bytes_of
+from outlier_atlas.ablation.table import columns
+from outlier_atlas.ablation.targets import Found
+from outlier_atlas.ablation.variants import UNALTERED, Variant
+from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.extraction.devices import devices
+from outlier_atlas.files import fingerprint, read_record
+from outlier_atlas.model.frugal import few_kernels
+from outlier_atlas.model.partial import DTYPES
+from outlier_atlas.model.recorded import described
+from outlier_atlas.model.roles import Tap, tap_of_decoder
+from outlier_atlas.model.unchanged import Weights
+from outlier_atlas.progress import progress
+from outlier_atlas.settings.ablation import AblationSettings
+from outlier_atlas.settings.extraction import even_ranges
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import COMMITS, Commits
+from outlier_atlas.store.fingerprints import NUMERICS_VERSION, Fingerprints
+from outlier_atlas.store.layout import Layout
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from outlier_atlas.extraction.capture import LayerGroup
+    from outlier_atlas.model.architecture import Architecture
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What the stage is given.
+
+    Attributes:
+        settings: the `ablation` section of the configuration.
+        run: folder of the run.
+        store_record: the layout of its store.
+        tokens: the run's own token store.
+        heldout: token store of the held-out sequences.
+        model_record: the record of the model; `resources` is the folder that it is relative to.
+        tables: folder of the run's tables, and of the one that is written.
+        trust_remote_code: whether code from the checkpoint may run.
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        gpus: devices to spread a layer group over, where they are GPUs.
+        threads: CPU threads.
+    """
+
+    settings: Mapping[str, Any]
+    run: Path
+    store_record: Path
+    tokens: Path
+    heldout: Path
+    model_record: Path
+    resources: Path
+    tables: Path
+    trust_remote_code: bool = False
+    device: str = "auto"
+    gpus: int = 1
+    threads: int = 1
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout.from_record(read_record(self.store_record))
+
+    @cached_property
+    def held(self) -> TokenStore:
+        """The held-out tokens."""
+        return TokenStore.open(self.heldout)
+
+    @cached_property
+    def means(self) -> StoredMeans:
+        """Over the run's own tokens."""
+        own = TokenStore.recorded(self.tokens, self.run / RECORD)
+        model = str(read_record(self.model_record)["fingerprint"])
+        whole = Fingerprints(self.layout, own.token_ids, own.sequence_starts, model)
+        counted = whole.counted(Commits.load(self.run / COMMITS))
+        return StoredMeans(self.run, self.layout, Arrays(self.run, self.layout, counted))
+
+    @cached_property
+    def model(self) -> tuple[Path, PretrainedConfig, Architecture]:
+        return described(read_record(self.model_record), self.resources, self.trust_remote_code)
+
+    @cached_property
+    def groups(self) -> list[range]:
+        """All layers, in as many layer groups as the run has."""
+        count = len(self.layout.layer_groups)
+        return [range(*part) for part in even_ranges(self.model[2].layers, count)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Stands for all that a loss depends on besides the variant."""
+        ids, starts = self.held.token_ids, self.held.sequence_starts
+        return fingerprint(
+            {
+                "model": read_record(self.model_record)["fingerprint"],
+                "dtype": self.layout.dtype,
+                "numerics": NUMERICS_VERSION,
+                "layer_groups": len(self.groups),
+                "tokens": [ids.tolist(), starts.tolist()],
+            }
+        )
+
+    def group_of(self, layer: int) -> int:
+        """The layer group that a layer is in."""
+        return next(index for index, layers in enumerate(self.groups) if layer in layers)
+
+
+def ablate(ablation: Ablation) -> None:
+    """Run what has not been run, and write the table.
+
+    Raises:
+        ValueError: a target is not in the model, a mean is not known, the model's head is not
+            understood, or memory is short.
+    """
+    settings = AblationSettings.model_validate(ablation.settings)
+    architecture = ablation.model[2]
+    architecture.check_head(len(ablation.groups))
+    trials = Found(settings, ablation.tables, architecture, ablation.means).trials()
+    variants = {trial.variant.key: trial.variant for trial in trials}
+    streams = Streams(
+        ablation.run / "ablation",
+        ablation.fingerprint,
+        len(ablation.groups),
+        ablation.held.tokens,
+    )
+    _run_all(ablation, variants, streams)
+    streams.delete_streams()
+    losses = {key: streams.losses(key) for key in variants}
+    found = columns(trials, losses, ablation.held.sequence_starts)
+    tables.write(ablation.tables, tables.ABLATIONS, found)
+
+
+def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Streams) -> None:
+    starts = {key: ablation.group_of(variant.first_layer) for key, variant in variants.items()}
+    steps = schedule(UNALTERED.key, starts, len(ablation.groups), streams.there())
+    if not any(steps):
+        log.info("all %d variants were run already, nothing to compute", len(variants))
+        return
+    gpus = min(ablation.gpus, *map(len, ablation.groups))
+    with devices(ablation.device, gpus, f"{ablation.run.name}, ablation") as where:
+        torch.set_num_threads(ablation.threads)
+        few_kernels()
+        Weights(ablation.model_record, ablation.resources).check()
+        for index, keys in enumerate(steps):
+            if keys:
+                try:
+                    _run_group(ablation, index, [variants[key] for key in keys], streams, where)
+                except torch.OutOfMemoryError as error:
+                    raise ValueError(
+                        "ablation: out of memory with a single sequence; take more "
+                        f"extraction.layer_groups (now {len(ablation.groups)}). What was computed "
+                        "is kept where the layer groups stay"
+                    ) from error
+
+
+def _run_group(
+    ablation: Ablation,
+    index: int,
+    variants: Sequence[Variant],
+    streams: Streams,
+    where: Sequence[str],
+) -> None:
+    """Load a layer group, run the variants through it, and delete what they read."""
+    from outlier_atlas.extraction.loading import load_group
+
+    layers, architecture = ablation.groups[index], ablation.model[2]
+    last = index + 1 == len(ablation.groups)
+    hidden = architecture.hidden_size
+    tap = (
+        tap_of_decoder(layers[-1], hidden) if last else architecture.taps[layers[-1]]["resid_post"]
+    )
+    dtype, trust = ablation.layout.dtype, ablation.trust_remote_code
+    group = load_group(ablation.model, layers, dtype, trust, [tap], where)
+    own = {variant.key for variant in variants if (variant.key, index) in streams.there()}
+    total = len(variants) * ablation.held.tokens
+    with progress(total, " tokens", f"layers {layers[0]} to {layers[-1]}") as bar:
+        for variant in variants:
+            source = variant.key if variant.key in own else UNALTERED.key
+            _run_variant(ablation, index, variant, source, streams, group)
+            if variant != UNALTERED:
+                streams.delete((variant.key, index))
+            bar.update(ablation.held.tokens)
+    streams.delete((UNALTERED.key, index))
+
+
+def _run_variant(
+    ablation: Ablation,
+    index: int,
+    variant: Variant,
+    source: str,
+    streams: Streams,
+    group: LayerGroup,
+) -> None:
+    """Run one variant through a layer group, a sequence at a time.
+
+    Args:
+        source: key of the variant whose residual stream it begins with.
+    """
+    layers, architecture = ablation.groups[index], ablation.model[2]
+    values = values_by_tap(architecture, variant.edits, layers)
+    starts = ablation.held.sequence_starts
+    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.layout.dtype]
+    width = _width(ablation, layers[-1] + 1)
+    with (
+        weights_zeroed(group.model, architecture, variant.edits, layers),
+        streams.writing((variant.key, index + 1), width) as rows,
+    ):
+        for sequence in range(ablation.held.sequences):
+            start, stop = int(starts[sequence]), int(starts[sequence + 1])
+            ids = torch.from_numpy(ablation.held.sequence(sequence).astype(np.int64))[None]
+            batch = streams.read((source, index), start, stop, dtype)[None] if index else ids
+            group.run_directly(batch, partial(_keep, group, ids, rows[start:stop]), values)
+
+
+def _keep(
+    group: LayerGroup, ids_1T: torch.Tensor, rows: NDArray[np.uint8], _: Tap, made_1TC: torch.Tensor
+) -> None:
+    """Write what a layer group made of a sequence: the residual stream, or losses."""
+    if group.head is not None:
+        made_1TC = group.head.losses(made_1TC, ids_1T)
+    rows[:] = bytes_of(made_1TC[0])
+
+
+def _width(ablation: Ablation, following: int) -> int:
+    """Bytes of a token before a layer; behind the last one, of its loss."""
+    architecture = ablation.model[2]
+    if following == architecture.layers:
+        return torch.float32.itemsize
+    dtype = architecture.boundary_dtypes[following] or DTYPES[ablation.layout.dtype]
+    return architecture.hidden_size * dtype.itemsize

@@ -1,0 +1,81 @@
+"""What is altered: channels that are set to a value, and weights that are set to zero."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from outlier_atlas.files import fingerprint
+
+
+@dataclass(frozen=True, order=True)
+class SetChannel:
+    """A site's value at a channel, set to a value in a layer for all tokens."""
+
+    layer: int
+    site: str
+    channel: int
+    value: float
+
+
+@dataclass(frozen=True, order=True)
+class ZeroWeight:
+    """A weight of a layer's down projection; row is its output channel, column its input."""
+
+    layer: int
+    row: int
+    column: int
+
+
+Edit = SetChannel | ZeroWeight
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The model with all of these edits at once; the model as it is without any."""
+
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def first_layer(self) -> int:
+        """The first altered layer; 0 of the model as it is, which nothing was computed of."""
+        return min((edit.layer for edit in self.edits), default=0)
+
+    @cached_property
+    def key(self) -> str:
+        """Stands for its edits, in any order."""
+        return fingerprint(
+            sorted([type(e).__name__, sorted(asdict(e).items())] for e in self.edits)
+        )
+
+
+UNALTERED = Variant()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A row of the table: what was altered, why, and how.
+
+    Attributes:
+        target: kind of what was taken away.
+        sites, channels: of channels.
+        layers: first and last altered layer; None for the model as it is.
+        row, column: of a weight.
+        intervention: `none`, `zero`, `mean` or `random`.
+        draw: number of the draw.
+        variant: the model so altered.
+    """
+
+    target: str
+    intervention: str
+    variant: Variant
+    sites: tuple[str, ...] = ()
+    channels: tuple[int, ...] = ()
+    row: int | None = None
+    column: int | None = None
+    draw: int | None = None
+
+    @property
+    def layers(self) -> tuple[int, int] | None:
+        altered = [edit.layer for edit in self.variant.edits]
+        return (min(altered), max(altered)) if altered else None

@@ -1,0 +1,51 @@
+"""Perplexity of a run's tokens, from their losses in its store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outlier_atlas import tables
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.layout import Layout
+
+Columns = dict[str, Any]
+
+
+def perplexity(arrays: Arrays, layout: Layout, tokens: TokenStore) -> Columns:
+    """The columns of the table; without rows where no losses are stored.
+
+    Raises:
+        DamagedChunkError: a chunk of the losses is damaged or missing.
+    """
+    if not layout.perplexity:
+        return {column.name: [] for column in tables.PERPLEXITY.columns}
+    losses_T = np.concatenate(
+        [
+            arrays.read(layout.losses, *layout.chunk_range(chunk))[:, 0]
+            for chunk in range(layout.chunks)
+        ]
+    )
+    own = [
+        losses_T[start + 1 : stop]
+        for start, stop in zip(tokens.sequence_starts[:-1], tokens.sequence_starts[1:], strict=True)
+    ]
+    return _rows([*own, np.concatenate(own)], [*range(tokens.sequences), None])
+
+
+def _rows(losses: list[NDArray[np.float32]], sequences: list[int | None]) -> Columns:
+    means = [mean_loss(each) for each in losses]
+    return {
+        "sequence": sequences,
+        "tokens": [len(each) for each in losses],
+        "loss": means,
+        "perplexity": [None if mean is None else float(np.exp(mean)) for mean in means],
+    }
+
+
+def mean_loss(losses_T: NDArray[np.float32]) -> float | None:
+    """The mean in float64; None of no tokens. NaN and infinity are not left out."""
+    return float(np.mean(losses_T, dtype=np.float64)) if len(losses_T) else None

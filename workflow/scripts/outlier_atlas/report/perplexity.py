@@ -1,0 +1,27 @@
+"""The report's line on perplexity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from outlier_atlas.report.text import count
+
+Row = dict[str, Any]
+
+
+def line(rows: Sequence[Row]) -> str:
+    """Of the whole run, in a sentence with its definition.
+
+    Args:
+        rows: of the table `perplexity`.
+    """
+    if not rows:
+        return "not computed (extraction.perplexity)"
+    whole = rows[-1]
+    if whole["perplexity"] is None:
+        return "none: no token has another before it in its sequence"
+    return (
+        f"{whole['perplexity']:,.4g}: exp of the mean negative log-likelihood ({whole['loss']:.4f} "
+        f"nats) of {count(whole['tokens'], 'token')}, each given all before it in its own sequence"
+    )

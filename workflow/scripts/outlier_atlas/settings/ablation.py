@@ -1,0 +1,63 @@
+"""The `ablation` section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from outlier_atlas.settings.section import PositiveInt, Section, refuse_repeats
+from outlier_atlas.settings.sites import AlterableSite
+
+Found = Literal["super_weights", "outlier_features", "massive_channels"]
+Intervention = Literal["zero", "mean"]
+Index = Annotated[int, Field(ge=0, strict=True)]
+# YAML has lists where these are tuples.
+Weight = Annotated[tuple[Index, Index, Index], Field(strict=False)]
+Channel = Annotated[tuple[AlterableSite, Index | Literal["all"], Index], Field(strict=False)]
+
+
+class AblationSettings(Section):
+    """Perplexity of held-out tokens with outliers taken away."""
+
+    sequences: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0,
+        description="Number of held-out sequences: those of the dataset after the run's own. 0 "
+        "leaves the stage out.",
+    )
+    targets: list[Found] = Field(
+        ["super_weights", "outlier_features", "massive_channels"],
+        description="What of the run's findings is taken away: each super weight; all LLM.int8() "
+        "outlier features together, at the sites of the criterion and in all layers at once, as in "
+        "the paper; each massive channel, in the first layer in which it is massive.",
+    )
+    most: PositiveInt = Field(
+        8, description="Super weights and massive channels taken away, the first of each table."
+    )
+    weights: list[Weight] = Field(
+        [],
+        description="Weights of down projections to take away besides, as `[layer, row, column]`: "
+        "row is the output channel, column the input channel.",
+    )
+    channels: list[Channel] = Field(
+        [],
+        description="Channels to take away besides, as `[site, layer, channel]`; `all` for layer "
+        "takes it away in every layer at once.",
+    )
+    interventions: Annotated[list[Intervention], Field(min_length=1)] = Field(
+        ["zero", "mean"],
+        description="What a channel is set to, for all tokens: `zero`, or `mean`, its mean over "
+        "the run's tokens, for which the site must be in the store. Weights are set to zero.",
+    )
+    random_draws: Annotated[int, Field(ge=0, le=1000)] = Field(
+        3,
+        description="How often as many channels, or weights of the same matrix, drawn at random "
+        "are set to zero instead.",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of the draws.")
+
+    @field_validator("targets", "interventions")
+    @classmethod
+    def _once(cls, named: list[str]) -> list[str]:
+        refuse_repeats(named)
+        return sorted(named, reverse=True)
