@@ -70,6 +70,10 @@ def kills(
         shutil.rmtree(folder)
         if survival.killed:
             tried.append((name, survival))
+            if len(tried) % 20 == 0:
+                print(
+                    f"{len(tried)} kills, {sum(s.survived for _, s in tried)} survived", flush=True
+                )
         if survival.killed and not survival.survived:
             print(f"LOST: {name}, operation {at} or after {moment:.2f} s: {survival}", flush=True)
     return tried

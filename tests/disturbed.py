@@ -31,6 +31,7 @@ from outlier_atlas.model.source import slug
 from outlier_atlas.report import figures
 from outlier_atlas.settings.configuration import load
 from outlier_atlas.store.commits import COMMITS, Commits
+from outlier_atlas.store.commits import _read as read_commits
 from outlier_atlas.store.layout import Layout
 
 SCRIPTS = Path(builtin.__file__).parents[1]
@@ -40,7 +41,8 @@ PRELOADED = [
     "outlier_atlas.extraction.capture", "outlier_atlas.extraction.run",
     "outlier_atlas.extraction.prepare", "outlier_atlas.model.partial",
     "outlier_atlas.model.placement", "outlier_atlas.detection.run", "outlier_atlas.report.page",
-    "outlier_atlas.data.prepare", "outlier_atlas.model.recorded", "transformers.models.llama",
+    "outlier_atlas.data.prepare", "outlier_atlas.weights.measure", "outlier_atlas.weights.join",
+    "outlier_atlas.model.recorded", "transformers.models.llama",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
 ]  # fmt: skip
 
@@ -123,9 +125,24 @@ def stages(config: dict[str, Any] = CONFIG) -> dict[str, SimpleNamespace]:
                 name=name, trust_remote_code=trust,
             )  # fmt: skip
             jobs[name].wildcards = SimpleNamespace(group=group, shard=shard)
+    manifests = [job.output[0] for job in jobs.values() if job.rule == "extract_activations"]
     jobs["detect_outliers"] = _job(
-        "detect_outliers", parquet + csv, common | {"store": store},
+        "detect_outliers", parquet + csv, common | {"store": store, "manifests": manifests},
         detection=settings.detection.model_dump(mode="json"),
+    )  # fmt: skip
+    weights = [
+        f"resources/weights/{slug(settings.model)}/{name}" for name in
+        ("weight_channels.parquet", "weights.parquet", "weights.csv", "weight_errors.parquet",
+         "weight_errors.csv")
+    ]  # fmt: skip
+    jobs["measure_weights"] = _job(
+        "measure_weights", weights, {"model": model}, trust_remote_code=trust
+    )
+    joined = [str(run / "tables" / f"{table.name}.parquet") for table in tables.WEIGHT_TABLES]
+    jobs["join_weights"] = _job(
+        "join_weights", joined + [path.replace(".parquet", ".csv") for path in joined],
+        {"weights": weights, "maxima": str(run / "tables/channel_maxima.parquet")},
+        smoothquant=settings.detection.smoothquant.model_dump(mode="json"),
     )  # fmt: skip
     jobs["draw_figures"] = _job("draw_figures", drawn, {"tables": parquet})
     jobs["render_report"] = _job(
@@ -143,6 +160,13 @@ def stages(config: dict[str, Any] = CONFIG) -> dict[str, SimpleNamespace]:
     return jobs
 
 
+class _Input(SimpleNamespace):
+    """Snakemake's input files: by name, and as a dictionary."""
+
+    def get(self, name: str, default: Any) -> Any:
+        return getattr(self, name, default)
+
+
 class _Output(list[str]):
     """Snakemake's output files: by index and by name."""
 
@@ -155,10 +179,11 @@ class _Output(list[str]):
 def _job(
     rule: str, output: list[str], given: dict[str, Any] | None = None, name: str = "", **params: Any
 ) -> SimpleNamespace:
-    where = "resources/logs" if rule == "fetch_model" else f"results/{NAME}/logs"
+    shared = rule in ("fetch_model", "measure_weights")
+    where = "resources/logs" if shared else f"results/{NAME}/logs"
     return SimpleNamespace(
         rule=rule, threads=1, log=[f"{where}/{name or rule}.log"], output=_Output(output),
-        input=SimpleNamespace(**(given or {})), params=SimpleNamespace(**params),
+        input=_Input(**(given or {})), params=SimpleNamespace(**params),
     )  # fmt: skip
 
 
@@ -311,15 +336,20 @@ def _watch_operations(fault: Fault | None) -> None:
     sys.addaudithook(hook)
 
 
-def missing_batches(folder: Path, name: str) -> list[tuple[int, int]]:
-    """The batches that hold rows which do not count yet."""
+def work_of(folder: Path, name: str) -> Work:
+    """What an extraction job has to do."""
     run = folder / "results" / NAME
     model = read_record(next((folder / "resources" / "models").glob("*.json")))
     group, shard = (int(number) for number in re.findall(r"\d+", name))
     layout = Layout.from_record(read_record(run / "manifests" / "store.json"))
     tokens = TokenStore.open(run / "tokens.parquet")
-    work = Work(layout, tokens, model["fingerprint"], group, shard)
-    missing = work.missing(Commits.load(run / COMMITS), 1)
+    return Work(layout, tokens, model["fingerprint"], group, shard)
+
+
+def missing_batches(folder: Path, name: str) -> list[tuple[int, int]]:
+    """The batches that hold rows which do not count yet."""
+    work = work_of(folder, name)
+    missing = work.missing(Commits.load(folder / "results" / NAME / COMMITS), 1)
     return [(batch.start, batch.stop) for batch in work.batches(missing, 1)]
 
 
@@ -339,10 +369,20 @@ def left(folder: Path) -> dict[str, str]:
 def _digest(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix == ".jsonl" and path.parent.name == "commits":
-        return "commits"
+        content = repr(_committed(path)).encode()
     if path.name == "report.html":
         content = re.sub(rb"<h3>Memory: predicted.*?</p>", b"", content, flags=re.DOTALL)
     return hashlib.sha256(content).hexdigest()
+
+
+def _committed(path: Path) -> list[Any]:
+    """What a commit file says, whatever its lines: a kill may have split one into two."""
+    commits, _ = read_commits(path)
+    return sorted(
+        (commit.rows, target, value, commit.fingerprint)
+        for commit in commits
+        for target, value in commit.checksums.items()
+    )
 
 
 def copy(source: Path, target: Path) -> Path:

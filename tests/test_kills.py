@@ -27,6 +27,8 @@ KILLS = {
     "extract_activations.group-1.shard-0": 2,
     "extract_activations.group-1.shard-1": 4,
     "detect_outliers": 3,
+    "measure_weights": 2,
+    "join_weights": 1,
     "draw_figures": 1,
     "render_report": 2,
 }

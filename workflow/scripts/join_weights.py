@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.weights.join import join
 
 
 def main(job):
+    from outlier_atlas.weights.join import join
+
     weights = list(job.input.get("weights", []))
     join(
         settings=job.params.smoothquant,

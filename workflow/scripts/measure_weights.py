@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.model.source import offline
-from outlier_atlas.weights.measure import measure
 
 
 def main(job):
+    from outlier_atlas.model.source import offline
+    from outlier_atlas.weights.measure import measure
+
     offline()
     measure(
         model_record=Path(job.input.model),

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.model.source import offline
-from outlier_atlas.verification import Records, verify
 
 
 def main(job):
+    from outlier_atlas.model.source import offline
+    from outlier_atlas.verification import Records, verify
+
     offline()
     paths = {name: Path(path) for name, path in job.params.records.items()}
     manifests = [Path(path) for path in job.params.manifests]
