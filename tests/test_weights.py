@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from outlier_atlas.model.entries import down_projection_entries
 from outlier_atlas.model.footprint import _Counter
 from outlier_atlas.model.source import fetch
 from outlier_atlas.settings.model import ModelSettings
-from outlier_atlas.statistics.weights import BLOCK, weight_statistics
+from outlier_atlas.statistics.weights import BLOCK, _Maxima, weight_statistics
 from outlier_atlas.weights.measure import measure
 
 
@@ -362,6 +363,16 @@ def test_a_tensor_is_not_copied_when_rows_of_it_are_taken(tmp_path):
             for matrix in checkpoint.matrices(weight):
                 matrix.take(0, 4)
     assert anonymous() - before < 16 * 2**20
+
+
+def test_memory_of_a_thread_is_some_rows_too():
+    """What is kept of each part must not lie between the parts: the allocator would take more."""
+    rows = torch.zeros(2**17, 1024, dtype=torch.bfloat16)
+    with ThreadPoolExecutor(1) as pool:
+        before = anonymous()
+        maxima = pool.submit(_Maxima.of, *rows.shape, lambda start, stop: rows[start:stop].float())
+        maxima.result()
+        assert anonymous() - before < 64 * 2**20 < rows.numel() * 4
 
 
 SITES = ["attn_in", "attn_hidden", "mlp_in", "mlp_hidden"]

@@ -205,7 +205,7 @@ def test_a_models_weights_are_measured_once_whatever_its_runs(folder):
     assert "measure_weights" not in stale
     measured = next((folder / "resources" / "weights").glob("*/weights.parquet"))
     before = measured.stat().st_mtime_ns
-    snakemake(folder, "--configfile", "again.yaml", "results/again/tables/weights.parquet")
+    snakemake(folder, "results/again/tables/weights.parquet", "--configfile", "again.yaml")
     assert measured.stat().st_mtime_ns == before
     write(folder, again | {"weights": {"measure": False}}, "again.yaml")
     assert "join_weights" in planned(folder, "again.yaml")

@@ -54,6 +54,7 @@ EFFECTS = {
     "extraction.perplexity": MISSING,
     "extraction.verify": NOTHING,
     "extraction.advanced": EVERYTHING,
+    "extraction.advanced.sink_tokens": Effect(STORE, "`attn_sink`"),
     "extraction.advanced.outlier_floor": SUMMARIES,
     "extraction.advanced.massive_floor": SUMMARIES,
     "detection": Effect(DETECTION),
