@@ -102,6 +102,7 @@ class Run:
         detect(
             detection, self.folder, self.store_record, self.tokens, self.model_record,
             self.tables, 2, sorted((self.folder / "manifests" / "extraction").glob("*.json")),
+            self.resources, False,
         )  # fmt: skip
         smoothquant = self.settings.detection.smoothquant.model_dump(mode="json")
         join(smoothquant, self.weights if self.weights.exists() else None, self.tables)

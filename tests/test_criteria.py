@@ -48,7 +48,7 @@ def test_the_super_weight_is_found_where_it_is(planted, tmp_path):
     assert [row["layer"] for row in rows] == [0, 1, 2, 3]
     assert [row["layer"] for row in rows if row["super_weight"]] == [2]
     row = rows[2]
-    assert (row["row"], row["column"], row["weight"]) == (7, 5, None)
+    assert (row["row"], row["column"], row["weight"]) == (7, 5, -16)
     assert (row["sequence"], row["position"], row["token_id"]) == (0, 0, 9)
     assert row["input"] == planted.array("mlp_hidden")[2, 0, 5]
     assert row["output"] == planted.array("mlp_out")[2, 0, 7] < -1000

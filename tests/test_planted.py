@@ -48,6 +48,7 @@ def test_a_super_weight(massive):
     run, weight = massive
     (row,) = (r for r in run.table("super_weights") if r["super_weight"])
     assert (row["layer"], row["row"], row["column"]) == (weight.layer, weight.output, weight.input)
+    assert row["weight"] == weight.value
     assert row["output"] == row["input"] * weight.value
     assert (row["sequence"], row["position"]) == PLACES[0]
     assert findings(run, "super_weights") == 1

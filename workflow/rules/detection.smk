@@ -19,6 +19,7 @@ rule detect_outliers:
     threads: 2
     params:
         detection=SETTINGS.detection.model_dump(mode="json", exclude={"smoothquant"}),
+        trust_remote_code=SETTINGS.model.trust_remote_code,
     message:
         "Outliers, in one pass over the store"
     script:

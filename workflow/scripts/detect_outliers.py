@@ -7,7 +7,9 @@ from doorway import job
 
 def main(job):
     from outlier_atlas.detection.run import detect
+    from outlier_atlas.model.source import offline
 
+    offline()
     detect(
         settings=job.params.detection,
         run=Path(job.input.store).parents[1],
@@ -17,6 +19,8 @@ def main(job):
         folder=Path(job.output[0]).parent,
         threads=job.threads,
         manifests=[Path(path) for path in job.input.manifests],
+        resources=Path("resources"),
+        trust_remote_code=job.params.trust_remote_code,
     )
 
 

@@ -32,7 +32,8 @@ SUPER_WEIGHTS = Table(
         Column(
             "weight",
             pa.float32(),
-            "The weight W[row, column] of down_proj; empty where the weights were not read.",
+            "The weight W[row, column] of down_proj as the checkpoint has it, dequantized where it is "
+            "quantized; empty where a layer has several.",
             "weight",
         ),
         Column("input", pa.float32(), "Input with the largest |x|, with its sign.", "activation"),

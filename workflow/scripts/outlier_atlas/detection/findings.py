@@ -31,6 +31,7 @@ from outlier_atlas.detection.criteria import (
 from outlier_atlas.detection.measures import measure_columns, quantization_columns
 from outlier_atlas.detection.scan import Place, Scan
 from outlier_atlas.detection.super_findings import (
+    ValuesOf,
     super_expert_columns,
     super_experts,
     super_weight_columns,
@@ -71,11 +72,13 @@ def findings(
     settings: DetectionSettings,
     criteria: Mapping[str, Criterion],
     sinks: int,
+    values_of: ValuesOf,
 ) -> Iterator[tuple[tables.Table, Columns]]:
     """Each table of a run with its columns; without rows where its criterion was not measured.
 
     Args:
         sinks: number of heads that sink on the first token, whose tables are made elsewhere.
+        values_of: reads weights of down projections, by layer, row and column.
     """
     int8, site = settings.llm_int8, settings.massive_activations.site
     boot = settings.bootstrap
@@ -105,7 +108,7 @@ def findings(
         tables.EXPERT_MAGNITUDES,
         _expert_magnitudes(scan.experts, tokens, settings.experts.min_tokens),
     )
-    yield token_tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens)
+    yield token_tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, values_of)
     yield token_tables.SUPER_EXPERTS, super_expert_columns(experts, tokens)
     yield (
         token_tables.SYSTEMATIC_OUTLIERS,

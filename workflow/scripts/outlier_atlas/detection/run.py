@@ -39,7 +39,9 @@ def detect(
     model_record: Path,
     folder: Path,
     threads: int,
-    manifests: Sequence[Path] = (),
+    manifests: Sequence[Path],
+    resources: Path,
+    trust_remote_code: bool,
 ) -> None:
     """Find the outliers of a run and write its tables.
 
@@ -52,6 +54,8 @@ def detect(
         folder: for the tables.
         threads: that read and decode.
         manifests: of the extraction jobs.
+        resources: folder that the model's record is relative to.
+        trust_remote_code: whether code from the checkpoint may run.
 
     Raises:
         ValueError: the store or the tokens are damaged, rows of the store do not count, or sites do
@@ -64,8 +68,10 @@ def detect(
     store = TokenStore.recorded(tokens, run / RECORD)
     special = [int(token) for token in read_record(run / RECORD)["special_ids"]]
     defined = criteria(detection, layout.sites, layout.sink_tokens)
-    model = str(read_record(model_record)["fingerprint"])
-    fingerprints = Fingerprints(layout, store.token_ids, store.sequence_starts, model)
+    model = read_record(model_record)
+    fingerprints = Fingerprints(
+        layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
+    )
     commits = Commits.load(run / COMMITS)
     arrays = Arrays(run, layout, fingerprints.counted(commits))
     source = Source(
@@ -86,8 +92,15 @@ def detect(
     except LostSummaryError as lost:
         forget_passed(run, arrays, layout)
         raise give_up_summary(run, lost) from lost
+
+    def values_of(places: Sequence[tuple[int, int, int]]) -> Sequence[float | None]:
+        from outlier_atlas.model.entries import down_projection_entries  # takes seconds
+
+        return down_projection_entries(model, resources, trust_remote_code, places)
+
+    heads = sinks.sinking_heads(sunk)
     for table, columns in (
-        *findings(result, store, special, detection, defined, sinks.sinking_heads(sunk)),
+        *findings(result, store, special, detection, defined, heads, values_of),
         *sinks.findings(sunk, store),
     ):
         tables.write(folder, table, columns)

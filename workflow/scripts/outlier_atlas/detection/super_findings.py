@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,8 @@ from outlier_atlas.detection.scan import Scan
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.statistics.super_weights import SuperWeight
 
-Weights = Mapping[tuple[int, int, int], float]
-"""Values of weights of down_proj, by layer, row and column."""
+ValuesOf = Callable[[Sequence[tuple[int, int, int]]], Sequence[float | None]]
+"""Reads weights of down projections, by layer, row and column."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,15 @@ class SuperExpert:
 
 
 def super_weight_columns(
-    found: Sequence[SuperWeight], tokens: TokenStore, weights: Weights | None = None
+    found: Sequence[SuperWeight], tokens: TokenStore, values_of: ValuesOf
 ) -> Columns:
-    """The table of super weights.
-
-    Args:
-        weights: the values of the weights, where the checkpoint was read for them.
-    """
-    known = weights or {}
+    """The table of super weights."""
     return {
         "layer": [w.layer for w in found],
         "super_weight": [w.passes for w in found],
         "row": [w.row for w in found],
         "column": [w.column for w in found],
-        "weight": [known.get((w.layer, w.row, w.column)) for w in found],
+        "weight": values_of([(w.layer, w.row, w.column) for w in found]) if found else [],
         "input": [w.input for w in found],
         "input_token_index": [w.input_token for w in found],
         "output": [w.output for w in found],

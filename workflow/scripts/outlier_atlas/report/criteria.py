@@ -39,7 +39,7 @@ class Shape:
 
 
 def _weight(row: Row) -> Cells:
-    weight = "not read" if row["weight"] is None else number(row["weight"])
+    weight = "several" if row["weight"] is None else number(row["weight"])
     place = f"[{row['row']}, {row['column']}]"
     return [str(row["layer"]), place, weight, number(row["input"]), number(row["output"])]
 
