@@ -313,6 +313,9 @@ class Counting:
     def __exit__(self, *error):
         return self._file.__exit__(*error)
 
+    def keys(self):
+        return self._file.keys()
+
     def get_tensor(self, key):
         self.asked[key] += 1
         return self._file.get_tensor(key)

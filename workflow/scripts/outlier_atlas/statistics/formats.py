@@ -154,6 +154,8 @@ NO_ERROR = ErrorSums(0, 0.0, 0.0, 0.0)
 def error_sums(values: Tensor, returned: Tensor, squares: float | None = None) -> ErrorSums:
     """The errors of values that came back as `returned`, summed in float64.
 
+    The last bits of the sums depend on how many threads torch takes.
+
     Args:
         squares: sum of x^2, where it is known.
     """

@@ -65,7 +65,8 @@ def _measured(
     under_way: deque[tuple[Matrix, Future[WeightStatistics]]] = deque()
     with (
         progress(len(weights), " tensors", "measuring weights") as bar,
-        ThreadPoolExecutor(threads) as pool,
+        # A new thread would take as many as there are cores, whatever was set before it began.
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         for weight in weights:
             for matrix in checkpoint.matrices(weight):
@@ -81,7 +82,8 @@ def _measured(
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
     """While the block lasts, torch takes no threads of its own: ours have matrices of their own,
-    and sums come out the same with any number of them."""
+    and sums, whose last bits depend on torch's threads, come out the same with any number of ours.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
