@@ -8,6 +8,8 @@ import tiny
 import torch
 import transformers as t
 from pipeline import Run, config
+from planted import ROWS as MARKED_ROWS
+from planted import super_weight
 from safetensors.torch import load_file
 from test_report import rendered
 
@@ -177,6 +179,24 @@ def test_a_planted_super_weight_matters_more_than_random_ones(tmp_path):
         )
     for target in ("weight", "channel"):
         assert min(effect[target, "zero"]) > 2 * max(effect[target, "random"])
+
+
+def test_a_super_weight_that_the_run_found_is_taken_away(tmp_path):
+    """And the largest weights of other layers, which are none, are not."""
+    model, weight = super_weight(tmp_path / "model")
+    data = config(
+        model, [*MARKED_ROWS, *MARKED_ROWS], tmp_path / "data", dataset={"sequences": 2},
+        extraction={"sites": ["mlp_hidden", "mlp_out"]},
+        ablation={"sequences": 2, "random_draws": 0, "targets": ["super_weights"]},
+    )  # fmt: skip
+    run = Run(tmp_path, data)
+    run.all()
+    run.ablate()
+    (row,) = (r for r in run.table("ablations") if r["target"] != "none")
+    assert len(run.table("super_weights")) > 1
+    assert row["target"] == "super_weight"
+    found = (row["first_layer"], row["row"], row["column"])
+    assert found == (weight.layer, weight.output, weight.input)
 
 
 def test_findings_of_the_run_are_taken_away(llama, tmp_path):

@@ -469,19 +469,26 @@ LOSS = Column(
     pa.float64(),
     "Mean over those tokens of the negative log-likelihood, in nats: each token given all before "
     "it in its own sequence, from the logits of the whole vocabulary in float32.",
+    "nats",
 )
-PERPLEXITY_OF_LOSS = Column("perplexity", pa.float64(), "exp(loss).")
+PERPLEXITY_OF_LOSS = Column("perplexity", pa.float64(), "exp(loss).", "ratio")
 
 PERPLEXITY = Table(
     "perplexity",
     "Perplexity of the run's own tokens, by sequence and over all. A token's context is its "
     "sequence from the start. Empty where extraction.perplexity is false.",
     (
-        Column("sequence", pa.int32(), "Sequence, 0-based; empty in the row over all sequences."),
+        Column(
+            "sequence",
+            pa.int32(),
+            "Sequence, 0-based; empty in the row over all sequences.",
+            "index",
+        ),
         Column(
             "tokens",
             pa.int64(),
             "Number of tokens that are predicted: all but the first of each sequence.",
+            "count",
         ),
         LOSS,
         PERPLEXITY_OF_LOSS,
@@ -505,11 +512,18 @@ ABLATIONS = Table(
             pa.string(),
             "Of channels the sites at which they are set, separated by spaces.",
         ),
-        Column("first_layer", pa.int32(), "First altered layer, 0-based."),
-        Column("last_layer", pa.int32(), "Last altered layer; all between that have the site are."),
+        Column("first_layer", pa.int32(), "First altered layer, 0-based.", "index"),
+        Column(
+            "last_layer",
+            pa.int32(),
+            "Last altered layer; all between that have the site are.",
+            "index",
+        ),
         Column("channels", pa.string(), "The channels, ascending, separated by spaces."),
-        Column("row", pa.int32(), "Of a weight its row: the output channel, 0-based."),
-        Column("column", pa.int32(), "Of a weight its column: the input channel, 0-based."),
+        Column("row", pa.int32(), "Of a weight its row: the output channel, 0-based.", "index"),
+        Column(
+            "column", pa.int32(), "Of a weight its column: the input channel, 0-based.", "index"
+        ),
         Column(
             "intervention",
             pa.string(),
@@ -517,15 +531,16 @@ ABLATIONS = Table(
             "mean: it is the channel's mean over the run's tokens in that layer; random: as many "
             "other channels that are no target, or another weight of the same matrix, are 0.",
         ),
-        Column("draw", pa.int32(), "Number of the random draw, 0-based."),
+        Column("draw", pa.int32(), "Number of the random draw, 0-based.", "index"),
         Column(
             "tokens",
             pa.int64(),
             "Number of tokens that are predicted: all but the first of each held-out sequence.",
+            "count",
         ),
         LOSS,
         PERPLEXITY_OF_LOSS,
-        Column("ratio", pa.float64(), "perplexity / perplexity of the model as it is."),
+        Column("ratio", pa.float64(), "perplexity / perplexity of the model as it is.", "ratio"),
     ),
 )
 

@@ -39,10 +39,10 @@ class StoredMeans:
 
     def _read(self, target: Target) -> NDArray[np.float64]:
         layout = self._layout
-        if target.array not in layout.sites or target.layer not in layout.layers:
+        if target.array not in layout.store or target.layer not in layout.layers:
             raise ValueError(
                 f"ablation.interventions: the mean of {target.array} in layer {target.layer} is "
-                f"not known, because it was not stored; measure it, or take `interventions: [zero]`"
+                f"not known, because it was not stored; store it, or take `interventions: [zero]`"
             )
         total = np.zeros(layout.channels(target))
         try:

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from outlier_atlas import tables
 from outlier_atlas.ablation.apply import tap_of
 from outlier_atlas.ablation.variants import UNALTERED, SetChannel, Trial, Variant, ZeroWeight
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.settings.ablation import AblationSettings
-
-SUPER_WEIGHTS = "super_weights"
-"""Table with a super weight's layer, row and column."""
+from outlier_atlas.token_tables import SUPER_WEIGHTS
 
 Means = Callable[[str, int, int], float]
 """The mean of a site's channel in a layer: site, layer, channel."""
@@ -76,11 +73,10 @@ class Found:
         return trials
 
     def _weights(self) -> Iterator[tuple[str, int, int, int]]:
-        path = self.tables / f"{SUPER_WEIGHTS}.parquet"
-        if "super_weights" in self.settings.targets and path.exists():
-            found = pq.read_table(path, columns=["layer", "row", "column"]).to_pylist()
-            for each in found[: self.settings.most]:
-                yield "super_weight", each["layer"], each["row"], each["column"]
+        if "super_weights" in self.settings.targets:
+            rows = tables.read(self.tables, SUPER_WEIGHTS).to_pylist()
+            for found in [row for row in rows if row["super_weight"]][: self.settings.most]:
+                yield "super_weight", found["layer"], found["row"], found["column"]
         for layer, row, column in self.settings.weights:
             yield "weight", layer, row, column
 
