@@ -32,7 +32,7 @@ SUPER_WEIGHTS = Table(
         Column(
             "weight",
             pa.float32(),
-            "The weight W[row, column] of down_proj as the checkpoint has it, dequantized where it is "
+            "The weight W[row, column] of down_proj as in the checkpoint, dequantized where it is "
             "quantized; empty where a layer has several.",
             "weight",
         ),
