@@ -1,6 +1,6 @@
 """SIGKILL at random moments of every stage: what survives, and how much work is done again.
 
-    .venv/bin/python benchmarks/faults.py [--kills 200] [--seed 0]
+    .venv/bin/python benchmarks/faults.py [--kills 200] [--seed 0] [--minutes 10]
 
 Each kill strikes a copy of a small run: every other one before a random operation on a file (what
 is being written has come half way), the others at a random moment. Then the stage is started again.
@@ -16,6 +16,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -33,11 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60, help="after which to stop in any case")
     asked = parser.parse_args()
+    end = time.monotonic() + 60 * asked.minutes
     print(f"{asked.kills} kills, seed {asked.seed}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         history = History(Path(temporary), config(), [text * 20 for text in tiny.SENTENCES])
-        tried = kills(history, asked.kills, random.Random(asked.seed), Path(temporary) / "struck")
+        chance, folder = random.Random(asked.seed), Path(temporary) / "struck"
+        tried = kills(history, asked.kills, end, chance, folder)
     report(history, tried)
 
 
@@ -50,14 +54,14 @@ def config() -> dict:
 
 
 def kills(
-    history: History, count: int, chance: random.Random, folder: Path
+    history: History, count: int, end: float, chance: random.Random, folder: Path
 ) -> list[tuple[str, Survival]]:
     """Strike stages; where one ended before the kill came, strike again."""
     names = [*history.operations]
     # Half of the kills strike an extraction job, where the work is.
     weights = [1 if history.batches[name] else 4 / 6 for name in names]
     tried: list[tuple[str, Survival]] = []
-    while len(tried) < count:
+    while len(tried) < count and time.monotonic() < end:
         name = chance.choices(names, weights)[0]
         at = chance.randrange(len(history.operations[name]))
         moment = chance.uniform(0, history.seconds[name])
