@@ -9,82 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from searched_formats import E2M1, E4M3, SCALES, nearest, returned
 
 from outlier_atlas.statistics import formats
-
-F32 = np.float32
-
-
-def numbers(mantissa, bias, codes):
-    """Every number of a small floating-point format, from its definition, by code."""
-    found = []
-    for code in range(codes):
-        exponent, fraction = code >> mantissa, code % 2**mantissa
-        if exponent == 0:
-            found.append(fraction * 2.0 ** (1 - bias - mantissa))
-        else:
-            found.append((1 + fraction / 2**mantissa) * 2.0 ** (exponent - bias))
-    return found
-
-
-E4M3 = numbers(3, 7, 127)  # code 127 is NaN
-E2M1 = numbers(1, 1, 8)
-INT8 = [float(code) for code in range(128)]
 
 
 def test_the_numbers_are_those_of_the_specifications():
     assert E2M1 == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
     codes = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     assert codes.tolist() == E4M3
-
-
-def nearest(value, numbers_of_format):
-    """The nearest number, the one with the even code of two; the largest beyond it."""
-    size = min(abs(float(value)), numbers_of_format[-1])
-    distance = [abs(size - number) for number in numbers_of_format]
-    least = min(distance)
-    code = min((c for c, d in enumerate(distance) if d == least), key=lambda c: c % 2)
-    return math.copysign(numbers_of_format[code], value)
-
-
-def scaled(values, scale, numbers_of_format):
-    scale = F32(scale)
-    if scale == 0:
-        return [F32(0) for _ in values]
-    with np.errstate(over="ignore"):
-        return [F32(nearest(F32(v) / scale, numbers_of_format)) * scale for v in values]
-
-
-def mx(block, numbers_of_format, exponent_of_largest):
-    largest = max(abs(float(value)) for value in block)
-    if largest == 0:
-        return [F32(0) for _ in block]
-    exponent = max(math.frexp(largest)[1] - 1 - exponent_of_largest, -127)
-    return scaled(block, 2.0**exponent, numbers_of_format)
-
-
-def nvfp4_block(block, largest):
-    scale = F32(largest) / F32(6 * 448)
-    block_scale = scaled([F32(max(abs(block))) / F32(6)], scale, E4M3)[0]
-    return scaled(block, block_scale, E2M1)
-
-
-def by_row(values, size, quantized):
-    rows = []
-    for row in values:
-        blocks = [row[start : start + size] for start in range(0, len(row), size)]
-        rows.append([value for block in blocks for value in quantized(block)])
-    return np.array(rows, F32)
-
-
-def with_scales(x, axes, divisor, numbers_of_format):
-    """Each value under the scale of its own tensor, row or column."""
-    largest = np.broadcast_to(np.abs(x).max(axis=axes, keepdims=True), x.shape)
-    flat = [
-        scaled([value], maximum / F32(divisor), numbers_of_format)[0]
-        for value, maximum in zip(x.ravel(), largest.ravel(), strict=True)
-    ]
-    return np.array(flat, F32).reshape(x.shape)
 
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -117,20 +50,20 @@ HARD = st.sampled_from(
     ]
 )
 arrays = hnp.arrays(
-    F32, st.tuples(st.integers(1, 3), st.integers(1, 70)), elements=st.one_of(FINITE, HARD)
+    np.float32, st.tuples(st.integers(1, 3), st.integers(1, 70)), elements=st.one_of(FINITE, HARD)
 )
-SCALES = {"int8": (127.0, INT8), "fp8_e4m3": (448.0, E4M3)}
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row", "column"])
+@pytest.mark.parametrize(
+    ("granularity", "scale_of"), [("tensor", "tensor"), ("row", "token"), ("column", "channel")]
+)
 @pytest.mark.parametrize("name", SCALES)
 @settings(deadline=None, max_examples=60)
 @given(x=arrays)
-def test_formats_with_a_scale(name, granularity, x):
-    axes = {"tensor": (0, 1), "row": 1, "column": 0}[granularity]
+def test_formats_with_a_scale(name, granularity, scale_of, x):
     values = torch.from_numpy(x)
     got = getattr(formats, name)(values, formats.largest(values, granularity))
-    np.testing.assert_array_equal(got.numpy(), with_scales(x, axes, *SCALES[name]))
+    np.testing.assert_array_equal(got.numpy(), returned(name, scale_of, x))
 
 
 @settings(deadline=None, max_examples=150)
@@ -139,11 +72,9 @@ def test_block_formats(x):
     values = torch.from_numpy(x)
     before = values.clone()
     whole = formats.largest(values, "tensor")
-    np.testing.assert_array_equal(formats.mxfp8(values), by_row(x, 32, lambda b: mx(b, E4M3, 8)))
-    np.testing.assert_array_equal(formats.mxfp4(values), by_row(x, 32, lambda b: mx(b, E2M1, 2)))
-    np.testing.assert_array_equal(
-        formats.nvfp4(values, whole), by_row(x, 16, lambda b: nvfp4_block(b, whole.item()))
-    )
+    np.testing.assert_array_equal(formats.mxfp8(values), returned("mxfp8", "block", x))
+    np.testing.assert_array_equal(formats.mxfp4(values), returned("mxfp4", "block", x))
+    np.testing.assert_array_equal(formats.nvfp4(values, whole), returned("nvfp4", "block", x))
     assert torch.equal(values, before), "the values are left as they were"
 
 

@@ -7,118 +7,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from pipeline import Run, config
+from searched_formats import returned
 
 from outlier_atlas.statistics.measures import LayerMeasures, QuantizationErrors
 from outlier_atlas.statistics.quantization import FORMATS, summarize_quantization
 from outlier_atlas.statistics.summary import Place, summarize
 
-# --- Formats, value by value ----------------------------------------------------------------------
-
-
-def codes(exponents, mantissas, bias, most):
-    """All non-negative values of a format with so many bits, in the order of their codes."""
-    values = []
-    for exponent in range(2**exponents):
-        for mantissa in range(2**mantissas):
-            part = mantissa / 2**mantissas
-            small = exponent == 0
-            values.append((part if small else 1 + part) * 2.0 ** (max(exponent, 1) - bias))
-    return [value for value in values if value <= most]
-
-
-E4M3 = codes(4, 3, 7, 448)
-E2M1 = codes(2, 1, 1, 6)
-
-
-def nearest(value, grid):
-    """The nearest of a grid; of two the one with the even code; the largest beyond it."""
-    distance = min(abs(abs(value) - g) for g in grid)
-    found = [i for i, g in enumerate(grid) if abs(abs(value) - g) == distance]
-    index = next((i for i in found if i % 2 == 0), found[0])
-    return math.copysign(grid[index], value)
-
-
-def integer(value):
-    low = math.floor(value)
-    rest = value - low
-    return low if rest < 0.5 or (rest == 0.5 and low % 2 == 0) else low + 1
-
-
-F = np.float32
-
-
-def dumb_int8(values):
-    scale = F(max(map(abs, values))) / F(127)
-    rounded = [max(-127, min(127, integer(float(F(v) / (scale or F(1)))))) for v in values]
-    return [F(code) * (scale or F(1)) for code in rounded]
-
-
-def dumb_fp8(values):
-    scale = F(max(map(abs, values))) / F(448)
-    return [F(nearest(float(F(v) / scale), E4M3)) * scale if scale else F(v) for v in values]
-
-
-def dumb_mx(values, grid, emax):
-    largest = max(map(abs, values))
-    if not largest:
-        return values
-    exponent = max(-127, math.floor(math.log2(float(largest))) - emax)  # what E8M0 holds
-    return [F(nearest(float(v) / 2.0**exponent, grid) * 2.0**exponent) for v in values]
-
-
-def dumb_nvfp4(values, whole):
-    scale = F(nearest(float(F(max(map(abs, values))) / F(6) / whole), E4M3)) * whole
-    return [F(nearest(float(F(v) / scale), E2M1)) * scale if scale else F(0) for v in values]
-
-
-def dumb(name, x):
-    flat, rows, columns = x.ravel().tolist(), len(x), x.shape[1]
-
-    def blocks(row, size, rounded):
-        return [v for i in range(0, columns, size) for v in rounded(row[i : i + size].tolist())]
-
-    whole = F(max(map(abs, flat))) / F(448 * 6) or F(1)
-    made = {
-        ("int8", "tensor"): lambda: np.reshape(dumb_int8(flat), x.shape),
-        ("int8", "token"): lambda: [dumb_int8(row.tolist()) for row in x],
-        ("int8", "channel"): lambda: np.array([dumb_int8(c.tolist()) for c in x.T]).T,
-        ("fp8_e4m3", "tensor"): lambda: np.reshape(dumb_fp8(flat), x.shape),
-        ("mxfp8", "block of 32"): lambda: [blocks(r, 32, lambda v: dumb_mx(v, E4M3, 8)) for r in x],
-        ("mxfp4", "block of 32"): lambda: [blocks(r, 32, lambda v: dumb_mx(v, E2M1, 2)) for r in x],
-        ("nvfp4", "block of 16"): lambda: [
-            blocks(r, 16, lambda v: dumb_nvfp4(v, whole)) for r in x
-        ],
-    }[name]()
-    return np.array(made, np.float32).reshape(rows, columns)
-
-
-GRIDS = st.sampled_from(
-    [0.0, -0.0, 1e-3, 0.25, -0.75, 1.25, 1.75, 2.5, -3.5, 5.0, 5.5, 6.0, 7.9, 100.0, -448.0, 3e4]
-)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    hnp.arrays(
-        np.float32, st.tuples(st.integers(1, 3), st.integers(1, 37)),
-        elements=st.one_of(GRIDS, st.floats(-10, 10)).map(lambda v: float(np.float32(v))),
-    )
-)  # fmt: skip
-def test_formats_are_those_of_a_table_of_their_values(x):
-    for name, quantize in FORMATS.items():
-        got = quantize(torch.from_numpy(x)).numpy()
-        assert np.array_equal(got, dumb(name, x)), name
-
-
-def test_the_tables_of_values_are_those_of_the_specifications():
-    assert E2M1 == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
-    assert (len(E4M3), E4M3[1], E4M3[-1]) == (127, 2.0**-9, 448)
-    bits = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    assert bits.tolist() == E4M3
+# --- Errors of formats ----------------------------------------------------------------------------
 
 
 def test_outlier_channels_are_left_as_they_are():
@@ -131,7 +27,7 @@ def test_outlier_channels_are_left_as_they_are():
         pytest.approx((x[:2].astype(np.float64) ** 2).sum(), rel=1e-15),
         pytest.approx((rest.astype(np.float64) ** 2).sum(), rel=1e-15),
     ]
-    e = dumb(("int8", "tensor"), rest).astype(np.float64) - rest
+    e = returned("int8", "tensor", rest).astype(np.float64) - rest
     assert got.square_errors[1] == pytest.approx((e**2).sum(), rel=1e-15)
     assert got.errors[1] == pytest.approx(np.abs(e).sum(), rel=1e-15)
     assert got.square_errors[1] < got.square_errors[0] / 100
@@ -232,7 +128,7 @@ def test_the_table_of_quantization_errors_has_the_formulas(measured):
                 count += 8 * int((~outliers).sum())
             else:
                 count += part.size
-            rounded = dumb((row["format"], row["scale_of"]), part)
+            rounded = returned(row["format"], row["scale_of"], part)
             error += (rounded.astype(np.float64) - part).ravel().tolist()
             signal += (part.astype(np.float64) ** 2).sum()
         squares = sum(e * e for e in error)

@@ -19,8 +19,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from outlier_atlas import staleness, tables
+from outlier_atlas import staleness
 from outlier_atlas.settings.configuration import Settings
+from outlier_atlas.tables import dictionary
 
 INTRODUCTION = """\
 # The configuration
@@ -51,7 +52,7 @@ def files() -> dict[str, str]:
         "config/config.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         "config/README.md": reference(),
         "docs/staleness.md": staleness.table(),
-        "docs/tables.md": tables.dictionary(),
+        "docs/tables.md": dictionary.markdown(),
     }
 
 

@@ -14,7 +14,6 @@ from outlier_atlas.ablation.apply import tap_of
 from outlier_atlas.ablation.variants import UNALTERED, SetChannel, Trial, Variant, ZeroWeight
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.settings.ablation import AblationSettings
-from outlier_atlas.token_tables import SUPER_WEIGHTS
 
 Means = Callable[[str, int, int], float]
 """The mean of a site's channel in a layer: site, layer, channel."""
@@ -74,7 +73,7 @@ class Found:
 
     def _weights(self) -> Iterator[tuple[str, int, int, int]]:
         if "super_weights" in self.settings.targets:
-            rows = tables.read(self.tables, SUPER_WEIGHTS).to_pylist()
+            rows = tables.read(self.tables, tables.SUPER_WEIGHTS).to_pylist()
             for found in [row for row in rows if row["super_weight"]][: self.settings.most]:
                 yield "super_weight", found["layer"], found["row"], found["column"]
         for layer, row, column in self.settings.weights:

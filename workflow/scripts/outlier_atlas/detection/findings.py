@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 
-from outlier_atlas import measure_tables, tables, token_tables
+from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.columns import (
     Columns,
@@ -108,19 +108,19 @@ def findings(
         tables.EXPERT_MAGNITUDES,
         _expert_magnitudes(scan.experts, tokens, settings.experts.min_tokens),
     )
-    yield token_tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, values_of)
-    yield token_tables.SUPER_EXPERTS, super_expert_columns(experts, tokens)
+    yield tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, values_of)
+    yield tables.SUPER_EXPERTS, super_expert_columns(experts, tokens)
     yield (
-        token_tables.SYSTEMATIC_OUTLIERS,
+        tables.SYSTEMATIC_OUTLIERS,
         systematic_columns(systematic, settings.systematic_outliers.site, tokens, special_ids),
     )
     yield (
-        token_tables.TOKEN_OUTLIERS,
+        tables.TOKEN_OUTLIERS,
         token_outlier_columns(outliers, settings.token_outliers.site, tokens),
     )
-    yield measure_tables.LAYER_MEASURES, measure_columns(scan, bootstrap)
-    yield measure_tables.QUANTIZATION_ERROR, quantization_columns(scan.quantization)
-    yield token_tables.TOKEN_NORMS, norm_columns(scan.norms, settings.token_norms.site, tokens)
+    yield tables.LAYER_MEASURES, measure_columns(scan, bootstrap)
+    yield tables.QUANTIZATION_ERROR, quantization_columns(scan.quantization)
+    yield tables.TOKEN_NORMS, norm_columns(scan.norms, settings.token_norms.site, tokens)
 
 
 def _found(by_layer: Mapping[int, BySequence[Found]]) -> list[tuple[int, Found]]:

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from outlier_atlas import sink_tables as tables
+from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.columns import Columns, or_null, places, token_columns
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.sinks import AttentionSinks, share
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.layout import Layout, Target
-from outlier_atlas.table import Table
 
 Sinks = Mapping[int, AttentionSinks]
 """By layer; empty where `attn_sink` was not measured."""
@@ -44,7 +43,7 @@ def sinking_heads(sinks: Sinks) -> int:
     return sum(int((s.mean()[0] > s.threshold).sum()) for s in sinks.values())
 
 
-def findings(sinks: Sinks, tokens: TokenStore) -> Iterator[tuple[Table, Columns]]:
+def findings(sinks: Sinks, tokens: TokenStore) -> Iterator[tuple[tables.Table, Columns]]:
     """The tables of attention sinks; without rows where they were not measured."""
     yield tables.ATTENTION_SINKS, _layers(sinks, tokens)
     yield tables.ATTENTION_SINK_HEADS, _heads(sinks)

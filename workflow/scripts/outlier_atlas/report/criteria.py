@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas import tables, token_tables
+from outlier_atlas import tables
 from outlier_atlas.report.text import count, listed, number, shown
 from outlier_atlas.visible import visible
 
@@ -62,22 +62,22 @@ def _token(reference: str) -> Callable[[Row], Cells]:
 
 SHAPES = (
     Shape(
-        "super_weights", "Super weights", "layer", token_tables.SUPER_WEIGHTS,
+        "super_weights", "Super weights", "layer", tables.SUPER_WEIGHTS,
         ("layer", "weight", "its value", "largest input", "largest output"),
         _weight, lambda row: row["layer"],
     ),
     Shape(
-        "super_experts", "Super experts", "expert", token_tables.SUPER_EXPERTS,
+        "super_experts", "Super experts", "expert", tables.SUPER_EXPERTS,
         ("layer", "expert", "largest output", "quantile of all", "growth of the residual stream"),
         _expert, lambda row: row["layer"],
     ),
     Shape(
-        "systematic_outliers", "Systematic outliers", "token", token_tables.SYSTEMATIC_OUTLIERS,
+        "systematic_outliers", "Systematic outliers", "token", tables.SYSTEMATIC_OUTLIERS,
         ("layer", "channel", "largest", "times the mean"),
         _token("mean"), lambda row: -row["mean_ratio"],
     ),
     Shape(
-        "token_outliers", "Token outliers", "token", token_tables.TOKEN_OUTLIERS,
+        "token_outliers", "Token outliers", "token", tables.TOKEN_OUTLIERS,
         ("layer", "channel", "largest", "times the median token's"),
         _token("median"), lambda row: -row["median_ratio"],
     ),

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from outlier_atlas import measure_tables, sink_tables, tables, token_tables
+from outlier_atlas import tables
 from outlier_atlas.files import write_whole
 from outlier_atlas.report import lines
 from outlier_atlas.report.text import SITE_NAMES
@@ -104,7 +104,7 @@ def draw(folder: Path, tables_folder: Path) -> None:
     experts = tables.read(tables_folder, tables.EXPERT_MAGNITUDES)
     if len(experts):
         _draw_experts(folder, experts)
-    heads = tables.read(tables_folder, sink_tables.ATTENTION_SINK_HEADS)
+    heads = tables.read(tables_folder, tables.ATTENTION_SINK_HEADS)
     if len(heads):
         _draw_heads(folder, heads)
     _draw_lines(folder, tables_folder)
@@ -118,8 +118,8 @@ def _draw_lines(folder: Path, tables_folder: Path) -> None:
         return by_site
 
     for kind, drawn, table in (
-        ("kurtosis", lines.kurtosis, measure_tables.LAYER_MEASURES),
-        ("quantization", lines.quantization, measure_tables.QUANTIZATION_ERROR),
+        ("kurtosis", lines.kurtosis, tables.LAYER_MEASURES),
+        ("quantization", lines.quantization, tables.QUANTIZATION_ERROR),
     ):
         for site, rows in rows_of(table).items():
             for theme in THEMES:
@@ -127,7 +127,7 @@ def _draw_lines(folder: Path, tables_folder: Path) -> None:
                     drawn(figure, rows, theme)
     criteria = tables.read(tables_folder, tables.CRITERIA).to_pylist()
     if any(row["criterion"] == "super_weights" and row["measured"] for row in criteria):
-        weights = tables.read(tables_folder, token_tables.SUPER_WEIGHTS).to_pylist()
+        weights = tables.read(tables_folder, tables.SUPER_WEIGHTS).to_pylist()
         for theme in THEMES:
             path = folder / f"{SUPER_WEIGHT_SITES[1]}-down_proj{theme.suffix}"
             with _figure(path, theme, 4.0) as figure:

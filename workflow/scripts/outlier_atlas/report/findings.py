@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from outlier_atlas import sink_tables, tables
+from outlier_atlas import tables
 from outlier_atlas.report.text import (
     SITE_NAMES,
     channels,
@@ -71,8 +71,8 @@ class Evidence:
             variants=rows(tables.LLM_INT8_VARIANTS),
             massive=rows(tables.MASSIVE_CHANNELS),
             experts=rows(tables.EXPERT_MAGNITUDES),
-            sinks=rows(sink_tables.ATTENTION_SINKS),
-            sink_positions=rows(sink_tables.ATTENTION_SINK_POSITIONS),
+            sinks=rows(tables.ATTENTION_SINKS),
+            sink_positions=rows(tables.ATTENTION_SINK_POSITIONS),
             sequences_of=_sequences_of(tables.read(folder, tables.MASSIVE_ACTIVATIONS)),
             sequences=sequences,
         )

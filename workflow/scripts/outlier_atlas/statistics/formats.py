@@ -151,6 +151,12 @@ class ErrorSums:
 NO_ERROR = ErrorSums(0, 0.0, 0.0, 0.0)
 
 
+def exact_errors(values: Tensor, returned: Tensor) -> Tensor:
+    """What came back minus what went in, in float64."""
+    # Exact in float32: the two are within a factor of two, or one of them is zero.
+    return (returned - values).double()
+
+
 def error_sums(values: Tensor, returned: Tensor, squares: float | None = None) -> ErrorSums:
     """The errors of values that came back as `returned`, summed in float64.
 
@@ -159,8 +165,7 @@ def error_sums(values: Tensor, returned: Tensor, squares: float | None = None) -
     Args:
         squares: sum of x^2, where it is known.
     """
-    # Exact in float32: the two are within a factor of two, or one of them is zero.
-    errors = (returned - values).double().flatten()
+    errors = exact_errors(values, returned).flatten()
     if squares is None:
         exact = values.double().flatten()
         squares = exact.dot(exact).item()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas import tables
 from outlier_atlas.settings.detection import SmoothQuantSettings
+from outlier_atlas.tables.files import ROWS_TOGETHER
 from outlier_atlas.weights.smoothquant import smoothquant_scales
 
 Maxima = dict[tuple[str, int], NDArray[np.float32]]
@@ -52,7 +53,7 @@ def weight_maxima(weights: Path) -> Maxima:
     """The largest |w| of each input channel over all matrices that a site is multiplied with."""
     found: Maxima = {}
     file = pq.ParquetFile(weights / f"{tables.WEIGHT_CHANNELS.name}.parquet")
-    for batch in file.iter_batches(tables.ROWS_TOGETHER, columns=["site", "layer", "input_maxima"]):
+    for batch in file.iter_batches(ROWS_TOGETHER, columns=["site", "layer", "input_maxima"]):
         for place, values in zip(_places(batch), batch["input_maxima"], strict=True):
             if place[0] is not None:
                 magnitudes = np.abs(values.values.to_numpy())

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from outlier_atlas.table import (
-    LAYER,
-    POSITION,
-    SEQUENCE,
-    TOKEN_ID,
-    TOKEN_INDEX,
-    TOKEN_TEXT,
-    Column,
-    Table,
-)
+from outlier_atlas.tables.table import LAYER, POSITION, WHERE, Column, Table
 
 HEAD = Column("head", pa.int32(), "Query head of attention, 0-based.", "index")
 
@@ -48,11 +39,7 @@ ATTENTION_SINKS = Table(
             "share",
         ),
         HEAD,
-        TOKEN_INDEX,
-        SEQUENCE,
-        POSITION,
-        TOKEN_ID,
-        TOKEN_TEXT,
+        *WHERE,
         Column("nan", pa.int64(), "Numbers that are NaN; left out of all other columns.", "count"),
     ),
 )
@@ -88,5 +75,3 @@ ATTENTION_SINK_POSITIONS = Table(
         Column("mean", pa.float64(), "Mean of what it receives, over the same.", "share"),
     ),
 )
-
-SINK_TABLES = (ATTENTION_SINKS, ATTENTION_SINK_HEADS, ATTENTION_SINK_POSITIONS)

@@ -55,6 +55,9 @@ POSITION = Column(
 TOKEN_ID = Column("token_id", pa.int32(), "The tokenizer's id of the token.", "id")
 TOKEN_TEXT = Column("token_text", pa.string(), "The token's own text, special tokens by name.")
 
+WHERE = (TOKEN_INDEX, SEQUENCE, POSITION, TOKEN_ID, TOKEN_TEXT)
+"""Of a token: its place in the run, and what it is."""
+
 
 def intervals(*names: str, unit: str) -> tuple[Column, ...]:
     """The ends of the intervals over sequences of some columns."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from outlier_atlas.table import LAYER, SITE, Column, Table, intervals
+from outlier_atlas.tables.table import LAYER, SITE, Column, Table, intervals
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 """Of norms over tokens."""
@@ -119,5 +119,3 @@ QUANTIZATION_ERROR = Table(
         ),
     ),
 )
-
-MEASURE_TABLES = (LAYER_MEASURES, QUANTIZATION_ERROR)

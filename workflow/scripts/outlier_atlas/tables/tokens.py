@@ -1,23 +1,10 @@
-"""The tables of what is found in single tokens, weights and experts."""
+"""The tables of what single tokens show: super weights, token outliers, norms."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-from outlier_atlas.table import (
-    CHANNEL,
-    LAYER,
-    POSITION,
-    SEQUENCE,
-    SITE,
-    TOKEN_ID,
-    TOKEN_INDEX,
-    TOKEN_TEXT,
-    Column,
-    Table,
-)
-
-WHERE = (TOKEN_INDEX, SEQUENCE, POSITION, TOKEN_ID, TOKEN_TEXT)
+from outlier_atlas.tables.table import CHANNEL, LAYER, SITE, WHERE, Column, Table
 
 SUPER_WEIGHTS = Table(
     "super_weights",
@@ -40,32 +27,6 @@ SUPER_WEIGHTS = Table(
         Column("input_token_index", pa.int64(), "Where it is along the token axis.", "index"),
         Column("output", pa.float32(), "Output with the largest |x|, likewise.", "activation"),
         *WHERE,
-    ),
-)
-
-SUPER_EXPERTS = Table(
-    "super_experts",
-    "A row for each super expert, by layer and expert.",
-    (
-        LAYER,
-        Column("expert", pa.int32(), "Expert, 0-based, by the model's own numbering.", "index"),
-        CHANNEL,
-        *WHERE,
-        Column("value", pa.float32(), "Its largest |down_proj output|, signed.", "activation"),
-        Column(
-            "quantile",
-            pa.float64(),
-            "The quantile, over all experts that saw a token, that |value| is above.",
-            "activation",
-        ),
-        Column("largest_share", pa.float64(), "|value| / the largest of all experts.", "ratio"),
-        Column(
-            "growth",
-            pa.float64(),
-            "Largest |x| of the layer's residual stream over that of the measured layer before; "
-            "empty for the first.",
-            "ratio",
-        ),
     ),
 )
 
@@ -135,5 +96,3 @@ TOKEN_NORMS = Table(
         Column("median_ratio", pa.float64(), "norm / median.", "ratio"),
     ),
 )
-
-TOKEN_TABLES = (SUPER_WEIGHTS, SUPER_EXPERTS, SYSTEMATIC_OUTLIERS, TOKEN_OUTLIERS, TOKEN_NORMS)

@@ -1,0 +1,74 @@
+"""Tables as files: Parquet and CSV.
+
+One row a finding, in a fixed order, the same from run to run. The definition of a column
+and its unit travel in the Parquet file itself, as the field's metadata `definition` and `unit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from outlier_atlas.files import replacing, write_whole
+from outlier_atlas.tables.table import Table
+
+ROWS_TOGETHER = 64
+"""Rows that are written together where rows are long."""
+
+
+def write(folder: Path, table: Table, columns: Mapping[str, Any]) -> None:
+    """Write a table as Parquet and as CSV; each file appears whole or not at all.
+
+    Args:
+        folder: the run's `tables` folder; made where it is missing.
+        table: its description.
+        columns: its values, all equally long; the names must be those of the description.
+    """
+    assert set(columns) == {column.name for column in table.columns}, table.name
+    data = pa.table({name: columns[name] for name in table.schema.names}, schema=table.schema)
+    for ending, write_table in (("parquet", _write_parquet), ("csv", pa.csv.write_csv)):
+        content = pa.BufferOutputStream()
+        write_table(data, content)
+        write_whole(folder / f"{table.name}.{ending}", content.getvalue().to_pybytes())
+
+
+def _write_parquet(data: pa.Table, content: pa.BufferOutputStream) -> None:
+    pa.parquet.write_table(data, content, compression="zstd")
+
+
+@contextmanager
+def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Write a table that is too large to be held, as Parquet alone: gives what takes each row.
+
+    The file appears when the block ends without an error.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting: list[Mapping[str, Any]] = []
+    with (
+        replacing(folder / f"{table.name}.parquet") as path,
+        pa.parquet.ParquetWriter(path, table.schema, compression="zstd") as writer,
+    ):
+
+        def flush() -> None:
+            columns = {name: [row[name] for row in waiting] for name in table.schema.names}
+            writer.write_table(pa.table(columns, schema=table.schema))
+            waiting.clear()
+
+        def write_row(row: Mapping[str, Any]) -> None:
+            waiting.append(row)
+            if len(waiting) == ROWS_TOGETHER:
+                flush()
+
+        yield write_row
+        flush()
+
+
+def read(folder: Path, table: Table) -> pa.Table:
+    """A table that `write` wrote."""
+    return pa.parquet.read_table(folder / f"{table.name}.parquet", schema=table.schema)

@@ -1,0 +1,88 @@
+"""The tables of perplexity: of the run's own tokens, and with outliers taken away."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from outlier_atlas.tables.table import Column, Table
+
+LOSS = Column(
+    "loss",
+    pa.float64(),
+    "Mean over those tokens of the negative log-likelihood, in nats: each token given all before "
+    "it in its own sequence, from the logits of the whole vocabulary in float32.",
+    "nats",
+)
+
+PERPLEXITY_OF_LOSS = Column("perplexity", pa.float64(), "exp(loss).", "ratio")
+
+PERPLEXITY = Table(
+    "perplexity",
+    "Perplexity of the run's own tokens, by sequence and over all. A token's context is its "
+    "sequence from the start. Empty where extraction.perplexity is false.",
+    (
+        Column(
+            "sequence",
+            pa.int32(),
+            "Sequence, 0-based; empty in the row over all sequences.",
+            "index",
+        ),
+        Column(
+            "tokens",
+            pa.int64(),
+            "Number of tokens that are predicted: all but the first of each sequence.",
+            "count",
+        ),
+        LOSS,
+        PERPLEXITY_OF_LOSS,
+    ),
+)
+
+ABLATIONS = Table(
+    "ablations",
+    "Perplexity of held-out tokens, the sequences of the dataset after the run's own, with "
+    "outliers taken away. The first row is the model as it is. Written where ablation.sequences is "
+    "above 0.",
+    (
+        Column(
+            "target",
+            pa.string(),
+            "What is altered: none; super_weight or weight (of a down projection); "
+            "outlier_features, all of LLM.int8() together; massive_channel; channel.",
+        ),
+        Column(
+            "site",
+            pa.string(),
+            "Of channels the sites at which they are set, separated by spaces.",
+        ),
+        Column("first_layer", pa.int32(), "First altered layer, 0-based.", "index"),
+        Column(
+            "last_layer",
+            pa.int32(),
+            "Last altered layer; all between that have the site are.",
+            "index",
+        ),
+        Column("channels", pa.string(), "The channels, ascending, separated by spaces."),
+        Column("row", pa.int32(), "Of a weight its row: the output channel, 0-based.", "index"),
+        Column(
+            "column", pa.int32(), "Of a weight its column: the input channel, 0-based.", "index"
+        ),
+        Column(
+            "intervention",
+            pa.string(),
+            "none; zero: the weight is 0, or the site's value at the channels is 0 for all tokens; "
+            "mean: it is the channel's mean over the run's tokens in that layer; random: as many "
+            "other channels that are no target, or another weight of the same matrix, are 0.",
+        ),
+        Column("draw", pa.int32(), "Number of the random draw, 0-based.", "index"),
+        Column(
+            "tokens",
+            pa.int64(),
+            "Number of tokens that are predicted: all but the first of each held-out sequence.",
+            "count",
+        ),
+        LOSS,
+        PERPLEXITY_OF_LOSS,
+        Column("ratio", pa.float64(), "perplexity / perplexity of the model as it is.", "ratio"),
+    ),
+)

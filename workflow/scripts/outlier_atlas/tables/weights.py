@@ -1,0 +1,145 @@
+"""The tables of weights: those of the checkpoint alone, and those that activations join."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from outlier_atlas.tables.table import CHANNEL, LAYER, SITE, Column, Table
+
+WEIGHT = Column(
+    "weight",
+    pa.string(),
+    "Name of the tensor in the checkpoint; of a quantized one without the ending of its packing.",
+)
+
+EXPERT = Column("expert", pa.int32(), "Expert, 0-based; empty of what is not of one expert.")
+
+WEIGHT_SITE = Column(
+    "site",
+    pa.string(),
+    "Site that it is multiplied with; empty where that cannot be told, and inside of experts.",
+)
+
+STORED_VALUES = (
+    "Values are those of the checkpoint, in float32: not rounded to the dtype of a run, and where "
+    "they are quantized, dequantized."
+)
+
+WEIGHTS = Table(
+    "weights",
+    "Every weight matrix of the decoder, and its embedding and head: the largest |w| and the "
+    f"kurtosis. By layer and name; tied weights once. {STORED_VALUES} Empty where weights were not "
+    "measured (weights.measure).",
+    (
+        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers."),
+        WEIGHT,
+        EXPERT,
+        Column(
+            "kind",
+            pa.string(),
+            "linear, experts, embedding (also where it is the head's weight, too) or lm_head.",
+        ),
+        WEIGHT_SITE,
+        Column("dtype", pa.string(), "In which it is stored; of a quantized one its codes."),
+        Column("rows", pa.int64(), "Number of output channels; of an embedding its entries."),
+        Column("columns", pa.int64(), "Number of input channels."),
+        Column(
+            "value",
+            pa.float32(),
+            "The finite value with the largest |w|, with its sign; the first by row and column of "
+            "equals.",
+        ),
+        Column("row", pa.int64(), "Its output channel, 0-based: W[row, column]."),
+        Column("column", pa.int64(), "Its input channel, 0-based."),
+        Column("mean", pa.float64(), "Mean over all values."),
+        Column(
+            "kurtosis",
+            pa.float64(),
+            "Kurtosis over all values, mu4 / sigma^4 with central moments of the whole matrix: 3 "
+            "for a Gaussian (Bondarenko et al. 2023, arXiv 2306.12929). NaN where all are equal.",
+        ),
+        Column("not_finite", pa.int64(), "NaN and infinite values; left out of all else."),
+    ),
+)
+
+WEIGHT_ERRORS = Table(
+    "weight_errors",
+    "What number formats do to every weight matrix: the error of quantizing it and dequantizing it "
+    "again, without calibration, clipping or a rotation. Rounding is to nearest, ties to even. "
+    f"{STORED_VALUES}",
+    (
+        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers."),
+        WEIGHT,
+        EXPERT,
+        Column(
+            "format",
+            pa.string(),
+            "int8: symmetric, scale = maximum / 127. fp8_e4m3: scale = maximum / 448. mxfp8, "
+            "mxfp4: OCP MX v1.0, e4m3 and e2m1 elements, scale = 2^(floor(log2 maximum) - emax), "
+            "emax 8 and 2. nvfp4: e2m1 elements, an e4m3 scale = maximum / 6 for each block, times "
+            "a float32 one for the tensor, maximum / (6 x 448).",
+        ),
+        Column(
+            "granularity",
+            pa.string(),
+            "What shares a scale: tensor, output channel, or block of so many values along the "
+            "input channels.",
+        ),
+        Column("rmse", pa.float64(), "Root of the mean of e^2; e: what comes back minus w."),
+        Column("mae", pa.float64(), "Mean of |e|."),
+        Column(
+            "sqnr",
+            pa.float64(),
+            "Signal to quantization noise in dB, 10 log10(sum w^2 / sum e^2); infinite without an "
+            "error, NaN of zeros only.",
+        ),
+    ),
+)
+
+WEIGHT_CHANNELS = Table(
+    "weight_channels",
+    "Of every weight matrix the largest |w| of each input and of each output channel. A Parquet "
+    f"file alone, kept with the model in resources/weights/. {STORED_VALUES}",
+    (
+        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers."),
+        WEIGHT,
+        EXPERT,
+        WEIGHT_SITE,
+        Column(
+            "input_maxima",
+            pa.list_(pa.float32()),
+            "Of each input channel the finite value with the largest |w|, with its sign; the "
+            "positive one of equals.",
+        ),
+        Column("output_maxima", pa.list_(pa.float32()), "Of each output channel, likewise."),
+    ),
+)
+
+SMOOTHQUANT_SCALES = Table(
+    "smoothquant_scales",
+    "SmoothQuant (Xiao et al. 2023, arXiv 2211.10438, equation 4): for each input channel of "
+    "linear layers the scale that activations are divided by and weights multiplied with. At those "
+    "of the sites attn_in, attn_hidden, mlp_in and mlp_hidden that were measured; empty where "
+    "weights were not.",
+    (
+        SITE,
+        LAYER,
+        CHANNEL,
+        Column("activation_max", pa.float32(), "Largest |x| of the channel, over all tokens."),
+        Column(
+            "weight_max",
+            pa.float32(),
+            "Largest |w| of the input channel over all matrices that the site is multiplied with: "
+            "queries, keys and values; gate and up projections, all experts and their router.",
+        ),
+        Column(
+            "scale",
+            pa.float64(),
+            "activation_max^alpha / weight_max^(1 - alpha), alpha = detection.smoothquant.alpha; "
+            "empty where one of the two is zero or not known.",
+        ),
+    ),
+)
+
+WEIGHT_TABLES: tuple[Table, ...] = (WEIGHTS, WEIGHT_ERRORS, SMOOTHQUANT_SCALES)
+"""Those of a run that its activations have no part in, or none alone."""
