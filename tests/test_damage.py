@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from pipeline import Run, config
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from store_files import chunk_files, written
 
@@ -28,13 +29,16 @@ def rows(count, length=8):
     return [[4 + (7 * i + 3 * k) % 290 for k in range(length)] for i in range(count)]
 
 
-class Finished:
-    """A finished run that every test takes a copy of."""
+class Extracted:
+    """A run that every test takes a copy of. Detection is still to come: it has read nothing, and
+    keeps no summaries yet that would do for what is stored."""
 
     def __init__(self, model: Path, folder: Path, **extraction):
-        self.folder = folder / "finished"
+        self.folder = folder / "extracted"
         self.config = config(model, rows(7), folder / "data", extraction=extraction)
-        Run(self.folder, self.config).all()
+        run = Run(self.folder, self.config)
+        run.prepare()
+        run.extract()
 
     def copy(self, folder: Path) -> Run:
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
@@ -45,14 +49,21 @@ class Finished:
 def whole(llama, tmp_path_factory):
     """Each chunk is one job's."""
     advanced = {"chunk_tokens": 8}
-    return Finished(llama, tmp_path_factory.mktemp("whole"), layer_groups=2, advanced=advanced)
+    return Extracted(llama, tmp_path_factory.mktemp("whole"), layer_groups=2, advanced=advanced)
 
 
 @pytest.fixture(scope="module")
 def shared(llama, tmp_path_factory):
     """The chunk in the middle is shared by two sequence shards, and the last is not filled."""
     extraction = {"layer_groups": 2, "sequence_shards": 2, "advanced": {"chunk_tokens": 16}}
-    return Finished(llama, tmp_path_factory.mktemp("shared"), **extraction)
+    return Extracted(llama, tmp_path_factory.mktemp("shared"), **extraction)
+
+
+@pytest.fixture(scope="module")
+def unstored(llama, tmp_path_factory):
+    """Summaries alone: boundaries went when they had been read."""
+    extraction = {"store": [], "layer_groups": 2, "advanced": {"chunk_tokens": 8}}
+    return Extracted(llama, tmp_path_factory.mktemp("unstored"), **extraction)
 
 
 @pytest.fixture
@@ -155,6 +166,54 @@ def test_all_damage_is_named_at_once_and_made_anew_in_one_go(whole, tmp_path, lo
     # Whoever runs the upper layers again needs the boundary, which is there.
     assert written(before, chunk_files(run)) == set(places)
     assert_repaired(run, before)
+    run.detect()
+
+
+def summaries(run):
+    """What the files hold; the order of a header's entries is not always the same."""
+    return {
+        path: {name: values.tobytes() for name, values in load_arrays(path).items()}
+        for path in (run.folder / "summaries").rglob("*.safetensors")
+    }
+
+
+def summary_of(run, layer, chunk):
+    folder = run.folder / "summaries" / "mlp_in" / f"layer-{layer}"
+    return next(folder.glob(f"chunk-{chunk}.*"))
+
+
+SUMMARY_DAMAGES = DAMAGES | {
+    "intact, but another": lambda path: shutil.copy(
+        path.parents[1] / "layer-3" / path.name, path
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", SUMMARY_DAMAGES)
+def test_damaged_summaries_are_named_and_made_anew(unstored, damage, tmp_path, loads):
+    run = unstored.copy(tmp_path)
+    before = summaries(run)
+    for chunk in (1, 4):
+        SUMMARY_DAMAGES[damage](summary_of(run, 1, chunk))
+    lines = said(run)
+    for chunk in (1, 4):
+        assert f"mlp_in, layer 1, chunk {chunk}: its summary is lost" in lines
+    assert len(lines.splitlines()) == 2
+    loads.clear()
+    run.extract()
+    assert len(loads) == 1, "of the lower layers alone"
+    assert summaries(run) == before
+    run.detect()
+    verify(records(run), 2)
+
+
+def test_detection_names_all_lost_summaries_at_once(unstored, tmp_path):
+    run = unstored.copy(tmp_path)
+    for layer in (1, 2):
+        flip(summary_of(run, layer, 3))
+    with pytest.raises(ValueError, match=r"mlp_in, layer 1, chunk 3: .*, and 1 more; run again"):
+        run.detect()
+    run.extract()
     run.detect()
 
 
@@ -341,9 +400,9 @@ def test_weights_that_were_only_touched_are_the_same(own_model, tmp_path, loads)
     verify(records(run), 2)
 
 
-def test_what_is_undamaged_is_said_to_be(whole, shared, tmp_path):
-    for finished in (whole, shared):
-        verify(records(finished.copy(tmp_path / finished.folder.parent.name)), 2)
+def test_what_is_undamaged_is_said_to_be(whole, shared, unstored, tmp_path):
+    for extracted in (whole, shared, unstored):
+        verify(records(extracted.copy(tmp_path / extracted.folder.parent.name)), 2)
 
 
 def test_without_a_store_there_is_nothing_to_verify(whole, tmp_path):

@@ -292,7 +292,10 @@ def test_verify_names_all_damage_and_the_same_command_makes_it_anew(finished, tm
     assert (run / "tokens.parquet").read_bytes() == tokens
     status, said = verify()
     assert status == 0
-    assert "results/mine: the model, the tokens and every chunk are what was committed" in said
+    assert (
+        "results/mine: the model, the tokens, every chunk and every summary are what was committed"
+        in said
+    )
 
 
 REPRESENTATIVES = {

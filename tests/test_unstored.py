@@ -105,6 +105,27 @@ def test_a_lost_summary_is_made_anew(stored, qwen3_moe, tmp_path):
         assert tables(run) == tables(stored["moe"])
 
 
+@pytest.mark.parametrize("before", [{"sequence_shards": 2}, {"sequence_shards": 6}])
+def test_other_sequence_shards_leave_summaries_alone(before, llama, tmp_path, monkeypatch):
+    sites = ["attn_in", "resid_post"]
+    a_run(llama, tmp_path, "run", sites, store=[], **before).all()
+    run = a_run(llama, tmp_path, "run", sites, store=[], sequence_shards=3)
+    monkeypatch.setattr(summaries, "write", None)
+    run.all()
+    assert run.table("layer_magnitudes")
+
+
+def test_more_sequences_leave_alone_what_is_stored(llama, tmp_path):
+    """Summaries of a chunk that they share are written anew, in pieces."""
+    sites = ["attn_in", "mlp_out", "resid_post"]
+    a_run(llama, tmp_path, "run", sites, ROWS[:2], store=["resid_post"]).all()
+    run = a_run(llama, tmp_path, "run", sites, store=["resid_post"])
+    run.all()
+    whole = a_run(llama, tmp_path / "whole", "run", sites)
+    whole.all()
+    assert tables(run) == tables(whole)
+
+
 @pytest.fixture
 def reads(monkeypatch):
     """The chunks of sites that are read from the store."""

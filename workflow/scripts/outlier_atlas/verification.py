@@ -7,7 +7,7 @@ else. Nothing is computed here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,14 @@ from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits, revise
 from outlier_atlas.store.layout import Layout
-from outlier_atlas.store.repair import damaged, give_up, look_again
+from outlier_atlas.store.repair import (
+    damaged,
+    give_up,
+    give_up_summaries,
+    look_again,
+    lost_summaries,
+)
+from outlier_atlas.store.shape import forget_passed
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +69,10 @@ def verify(records: Records, threads: int) -> None:
             f"{records.run}: {len(faults)} damaged {noun} or chunks, all named above; run the same "
             f"snakemake command without `verify`: what is named is made anew, and nothing else"
         )
-    log.info("%s: the model, the tokens and every chunk are what was committed", records.run)
+    log.info(
+        "%s: the model, the tokens, every chunk and every summary are what was committed",
+        records.run,
+    )
 
 
 def _faults(records: Records, threads: int) -> Iterator[str]:
@@ -73,17 +83,33 @@ def _faults(records: Records, threads: int) -> Iterator[str]:
     if not records.store.exists():
         return  # what the store should hold is known once its record is made anew
     layout = Layout.from_record(read_record(records.store))
+    unreadable = Commits.load(records.run / COMMITS).damaged
+    # Else a boundary that was deleted when it had been read would be taken for damaged.
+    forget_passed(records.run, Arrays(records.run, layout), layout)
     commits = Commits.load(records.run / COMMITS)
     if all(path.exists() for path in (*of_stages, records.tokens)):
         model = str(read_record(records.model)["fingerprint"])
-        tokens = TokenStore.open(records.tokens)
-        yield from _jobs(records, Work(layout, tokens, model, 0, 0), commits)
-    arrays = Arrays(records.run, layout, commits.of)
+        whole = Work(layout, TokenStore.open(records.tokens), model, 0, 0)
+        yield from _jobs(records, whole, commits, unreadable)
+        yield from _summaries(records.run, whole, commits)
+    yield from _chunks(records.run, layout, commits, threads)
+
+
+def _summaries(run: Path, whole: Work, commits: Commits) -> Iterator[str]:
+    lost = list(lost_summaries(run, whole.fingerprints, commits))
+    if lost:
+        give_up_summaries(run, lost)
+    for summary in lost:
+        yield f"{run}: {summary}; extraction makes it anew where it is needed"
+
+
+def _chunks(run: Path, layout: Layout, commits: Commits, threads: int) -> Iterator[str]:
+    arrays = Arrays(run, layout, commits.of)
     chunks = list(damaged(arrays, layout, threads))
     if chunks:
-        give_up(records.run, arrays, chunks)
+        give_up(run, arrays, chunks)
     for chunk in chunks:
-        yield f"{records.run}: {chunk}; extraction makes it anew where it is needed"
+        yield f"{run}: {chunk}; extraction makes it anew where it is needed"
 
 
 def _records(paths: Sequence[Path]) -> Iterator[DamagedFileError]:
@@ -111,8 +137,14 @@ def _weights_and_tokens(records: Records) -> Iterator[DamagedFileError]:
             yield damage
 
 
-def _jobs(records: Records, whole: Work, commits: Commits) -> Iterator[str]:
-    """Finished extraction jobs whose manifests or commits are not what they were."""
+def _jobs(
+    records: Records, whole: Work, commits: Commits, unreadable: Collection[Path]
+) -> Iterator[str]:
+    """Finished extraction jobs whose manifests or commits are not what they were.
+
+    Args:
+        unreadable: commit files with lines that are not what was written.
+    """
     layout = whole.layout
     parts = list(product(range(len(layout.layer_groups)), range(layout.sequence_shards)))
     if len(parts) != len(records.manifests):
@@ -126,11 +158,11 @@ def _jobs(records: Records, whole: Work, commits: Commits) -> Iterator[str]:
         elif path.exists() and work.missing(commits, len(work.sequences)):
             lost.append(f"layers {work.span}, sequence shard {shard}")
     if lost:
-        yield _lost(records.run, lost, commits)
+        yield _lost(records.run, lost, unreadable)
 
 
-def _lost(run: Path, lost: Sequence[str], commits: Commits) -> str:
-    where = ", ".join(str(path) for path in commits.damaged) or str(run / COMMITS)
+def _lost(run: Path, lost: Sequence[str], unreadable: Collection[Path]) -> str:
+    where = ", ".join(map(str, unreadable)) or str(run / COMMITS)
     revise(run / COMMITS, lambda commit: commit)  # damaged lines go
     look_again(run)
     return (

@@ -25,7 +25,13 @@ from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
-from outlier_atlas.store.repair import damaged, give_up, give_up_summary, look_again
+from outlier_atlas.store.repair import (
+    damaged,
+    give_up,
+    give_up_summaries,
+    look_again,
+    lost_summaries,
+)
 from outlier_atlas.store.shape import clear_up, forget_passed
 from outlier_atlas.store.summaries import LostSummaryError
 from outlier_atlas.store.targets import DamagedChunkError
@@ -73,9 +79,10 @@ def detect(
         layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
     )
     commits = Commits.load(run / COMMITS)
-    arrays = Arrays(run, layout, fingerprints.counted(commits))
+    counted = fingerprints.counted(commits)
+    arrays = Arrays(run, layout, counted)
     source = Source(
-        run, arrays, layout, store, fingerprints, Exclusion.of(detection.exclude, special),
+        run, arrays, layout, store, fingerprints, counted, Exclusion.of(detection.exclude, special),
         _floors(detection, layout), detection.quantization_error,
     )  # fmt: skip
     _check_unstored(source)
@@ -91,7 +98,8 @@ def detect(
         raise give_up(run, arrays, list(damaged(arrays, layout, threads)) or [damage]) from damage
     except LostSummaryError as lost:
         forget_passed(run, arrays, layout)
-        raise give_up_summary(run, lost) from lost
+        all_lost = list(lost_summaries(run, fingerprints, commits)) or [lost]
+        raise give_up_summaries(run, all_lost) from lost
 
     def values_of(places: Sequence[tuple[int, int, int]]) -> Sequence[float | None]:
         from outlier_atlas.model.entries import down_projection_entries  # takes seconds

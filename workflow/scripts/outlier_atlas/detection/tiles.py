@@ -23,10 +23,10 @@ from outlier_atlas.statistics.quantization import QuantizationSummary, summarize
 from outlier_atlas.statistics.summary import Place
 from outlier_atlas.statistics.tiles import AnySummary, kind_of, summary_of
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import Rows
+from outlier_atlas.store.commits import Counted, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
-from outlier_atlas.store.rows import rows_of_chunk, tiles
+from outlier_atlas.store.rows import tiles
 from outlier_atlas.store.summaries import (
     DamagedSummaryError,
     LostSummaryError,
@@ -64,6 +64,7 @@ class Source:
         layout: of it.
         tokens: its token store.
         fingerprints: of its chunks.
+        counted: the rows that are committed.
         exclusion: the tokens that are left out.
         floors: of each site the least |x| that must be known with its place.
         quantization: of which sites its error is asked for.
@@ -74,6 +75,7 @@ class Source:
     layout: Layout
     tokens: TokenStore
     fingerprints: Fingerprints
+    counted: Counted
     exclusion: Exclusion
     floors: Mapping[str, float]
     quantization: QuantizationErrorSettings
@@ -162,7 +164,8 @@ class Source:
     def _kept(self, chunk: int, target: Target) -> list[AnySummary]:
         """What extraction has left of a site that is not stored."""
         found: list[AnySummary] = []
-        for rows in rows_of_chunk(self.layout, self.tokens.sequence_starts, chunk):
+        # As they were written: by other sequence shards, perhaps, or of fewer sequences first.
+        for rows, _ in sorted(self.counted(target, chunk)):
             path = path_of(self.run, target, rows)
             try:
                 found += read(path, kind_of(target.site), self.fingerprints.summary(rows))

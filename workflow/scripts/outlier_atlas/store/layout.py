@@ -183,6 +183,11 @@ class Layout:
         if self.perplexity:
             yield self.losses
 
+    def summaries(self) -> Iterator[Target]:
+        """All that is kept of sites that are not stored."""
+        sites = [site for site in self.sites if site not in self.store]
+        yield from (self.target(site, layer) for site in sites for layer in self.layers)
+
     def boundary_after(self, group: int) -> Target | None:
         """The boundary that a layer group leaves for the next; none after the last."""
         if group + 1 == len(self.layer_groups):

@@ -6,10 +6,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commit, revise, without
+from outlier_atlas.store.arrays import ACTIVATIONS, Arrays
+from outlier_atlas.store.commits import COMMITS, Commit, Commits, revise, without
+from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
-from outlier_atlas.store.summaries import SUMMARIES, LostSummaryError
+from outlier_atlas.store.summaries import (
+    SUMMARIES,
+    DamagedSummaryError,
+    LostSummaryError,
+    check,
+    path_of,
+)
 from outlier_atlas.store.targets import DamagedChunkError
 
 MANIFESTS = Path("manifests") / "extraction"
@@ -32,15 +39,44 @@ def damaged(arrays: Arrays, layout: Layout, threads: int) -> Iterator[DamagedChu
             yield from filter(None, found)
 
 
+def lost_summaries(
+    run: Path, fingerprints: Fingerprints, commits: Commits
+) -> Iterator[LostSummaryError]:
+    """Hold every summary of a site that is not stored against its commits."""
+    layout, counted = fingerprints.layout, fingerprints.counted(commits)
+    for target in layout.summaries():
+        for chunk in range(layout.chunks):
+            try:
+                for rows, checksum in counted(target, chunk):
+                    check(path_of(run, target, rows), fingerprints.summary(rows), checksum)
+            except DamagedSummaryError as error:
+                yield LostSummaryError(target, chunk, error)
+
+
 def give_up(run: Path, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> ValueError:
     """Take damaged chunks out of the store and its commits; have the extraction jobs look again.
 
     Returns:
         The error to raise: it says what was damaged and that the same command repairs it.
     """
+    for damage in damages:
+        arrays.chunks.remove(damage.target, damage.chunk)
+    return _given_up(run, ACTIVATIONS, damages)
+
+
+def give_up_summaries(run: Path, lost: Sequence[LostSummaryError]) -> ValueError:
+    """Take summaries that cannot be read out of the commits; have the extraction jobs look again.
+
+    Returns:
+        The error to raise: it says what was lost and that the same command repairs it.
+    """
+    return _given_up(run, SUMMARIES, lost)
+
+
+def _given_up(
+    run: Path, place: str, damages: Sequence[DamagedChunkError | LostSummaryError]
+) -> ValueError:
     gone = {(damage.target, damage.chunk) for damage in damages}
-    for target, chunk in gone:
-        arrays.chunks.remove(target, chunk)
 
     def revised(commit: Commit) -> Commit:
         return without(commit, lambda target: (target, commit.rows.chunk) in gone)
@@ -49,23 +85,7 @@ def give_up(run: Path, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> 
     look_again(run)
     more = f", and {len(damages) - 1} more" if len(damages) > 1 else ""
     alone = "they alone are" if more else "it alone is"
-    said = f"{damages[0]}{more}; run again: {alone} made anew"
-    return ValueError(f"{run / 'activations.zarr'}: {said}")
-
-
-def give_up_summary(run: Path, lost: LostSummaryError) -> ValueError:
-    """Take a summary that cannot be read out of the commits; have the extraction jobs look again.
-
-    Returns:
-        The error to raise: it says what was lost and that the same command repairs it.
-    """
-
-    def revised(commit: Commit) -> Commit:
-        return without(commit, lambda t: (t, commit.rows.chunk) == (lost.target, lost.chunk))
-
-    revise(run / COMMITS, revised)
-    look_again(run)
-    return ValueError(f"{run / SUMMARIES}: {lost}; run again: it alone is made anew")
+    return ValueError(f"{run / place}: {damages[0]}{more}; run again: {alone} made anew")
 
 
 def look_again(run: Path) -> None:

@@ -87,14 +87,33 @@ def read(path: Path, kind: type[Kind], fingerprint: str) -> list[Kind]:
     Raises:
         DamagedSummaryError: it is not there, damaged, or of another fingerprint.
     """
+    arrays = _current(path, fingerprint)
+    try:
+        return _split(kind, arrays)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedSummaryError(f"{path}: {error}") from error
+
+
+def check(path: Path, fingerprint: str, committed: str) -> None:
+    """Hold a file against the checksum that it was committed with.
+
+    Raises:
+        DamagedSummaryError: it is not there, damaged, of another fingerprint, or another one.
+    """
+    if _checksum(_current(path, fingerprint)) != committed:
+        raise DamagedSummaryError(f"{path}: it is not the one that was committed")
+
+
+def _current(path: Path, fingerprint: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a file that agrees with its own checksum, and with a fingerprint."""
     try:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        arrays = safetensors.numpy.load(content)
+        arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
         metadata = header["__metadata__"]
         current = metadata["fingerprint"] == fingerprint
         if current and metadata["checksum"] == _checksum(arrays):
-            return _split(kind, arrays)
+            return arrays
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise DamagedSummaryError(f"{path}: {error}") from error
     raise DamagedSummaryError(f"{path}: {'damaged' if current else 'of another configuration'}")
