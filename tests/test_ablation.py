@@ -370,6 +370,25 @@ def test_memory_is_bounded_by_a_sequence(llama, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), r"more extraction\.layer_groups \(now 1\)"),
+        (RuntimeError("MPS backend out of memory"), r"more extraction\.layer_groups \(now 1\)"),
+        (MemoryError(), r"more extraction\.layer_groups \(now 1\)"),
+        (RuntimeError("shapes do not fit"), "shapes do not fit"),
+    ],
+)
+def test_out_of_memory_says_what_to_do_on_every_device(error, said, llama, tmp_path, monkeypatch):
+    def full(*_):
+        raise error
+
+    run = made(llama, tmp_path, 1, **NOTHING)
+    monkeypatch.setattr(Head, "losses", full)
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        run.ablate()
+
+
+@pytest.mark.parametrize(
     ("ablation", "said"),
     [
         ({"channels": [["resid_post", 4, 3]]}, "the model has no layer 4; it has 4"),

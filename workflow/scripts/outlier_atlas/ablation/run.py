@@ -27,6 +27,7 @@ from outlier_atlas.ablation.targets import Found
 from outlier_atlas.ablation.variants import UNALTERED, Variant
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.extraction.devices import devices
+from outlier_atlas.extraction.memory import short_of_memory
 from outlier_atlas.files import fingerprint, read_record
 from outlier_atlas.model.frugal import few_kernels
 from outlier_atlas.model.partial import DTYPES
@@ -168,7 +169,9 @@ def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Strea
             if keys:
                 try:
                     _run_group(ablation, index, [variants[key] for key in keys], streams, where)
-                except torch.OutOfMemoryError as error:
+                except (RuntimeError, MemoryError) as error:
+                    if not short_of_memory(error):
+                        raise
                     raise ValueError(
                         "ablation: out of memory with a single sequence; take more "
                         f"extraction.layer_groups (now {len(ablation.groups)}). What was computed "

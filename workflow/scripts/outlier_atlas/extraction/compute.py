@@ -12,6 +12,7 @@ import torch
 from outlier_atlas.extraction.devices import devices
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.measurement import Measurement
+from outlier_atlas.extraction.memory import short_of_memory
 from outlier_atlas.extraction.planning import preflight
 from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.work import Work
@@ -94,17 +95,6 @@ def _stream(
         # What was committed counts; the batch in flight is done again, in smaller ones.
         missing = work.missing(Commits.load(job.run / COMMITS), size)
     return size
-
-
-def short_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short, on whatever device.
-
-    Only CUDA has an exception of its own for it; MPS and the CPU's allocator say it in words.
-    """
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in said for words in ("MPS backend out of memory", "can't allocate memory")
-    )
 
 
 def _check_boundary(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]]) -> None:
