@@ -192,7 +192,17 @@ def test_what_was_not_measured_is_not_zero(llama, tmp_path):
     run.all()
     html, findings = rendered(run)
     said = Page(html).said
-    assert said.count("Not measured.") == 3
+    assert not re.search(r'id="(massive|sinks|llm-int8|super-weights|token-outliers)"', html)
+    missing = Page(html.split('<section id="missing">')[1].split("</section>")[0]).said
+    for name in (
+        "Massive activations",
+        "Attention sinks",
+        "LLM.int8()",
+        "Super weights",
+        "Perplex",
+    ):
+        assert name in missing
+    assert "resid_post is not among the sites of this run" in missing
     assert "massive activations were not measured: resid_post is not among" in said
     assert len(findings["findings"]) == 5
     assert "None." not in said

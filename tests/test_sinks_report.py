@@ -120,8 +120,9 @@ def test_what_was_not_measured_is_said(llama, tmp_path):
     run.all()
     for table in ("attention_sinks", "attention_sink_heads", "attention_sink_positions"):
         assert run.table(table) == []
-    section = rendered(run)[0].split('<section id="sinks">')[1].split("</section>")[0]
-    assert "Not measured." in section
+    html = rendered(run)[0]
+    assert '<section id="sinks">' not in html
+    section = html.split('<section id="missing">')[1].split("</section>")[0]
     assert "attn_sink is not among the sites" in Page(section).said
 
 

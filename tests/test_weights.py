@@ -480,7 +480,7 @@ def test_the_report_names_the_largest_weights_and_what_formats_cost(tmp_path):
     tiny.save_weights(model, weights)
     run = Run(tmp_path, config(model, ROWS, tmp_path))
     measured_run(run)
-    page = rendered(run)[0]
+    page = rendered(run)[0].replace("<wbr>", "")
     name = "model.layers.2.mlp.down_proj.weight"
     assert re.search(rf"<td>2</td><td[^>]*><code>{name}</code></td><td>-77.5</td><td>11</td>", page)
     after = page.partition('>int8</td><td class="left">tensor</td>')[2]

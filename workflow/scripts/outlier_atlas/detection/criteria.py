@@ -83,7 +83,7 @@ def criteria(
             (systematic.site,),
             f"A token of {systematic.site} is flagged if its largest |x| > {systematic.ratio:g} "
             f"times the mean of |x| over all tokens and channels of its sequence in that layer "
-            f"(An et al. 2025).",
+            f"(An et al. 2025, arXiv 2502.06415).",
         ),
         criterion(
             TOKEN_OUTLIERS,

@@ -23,7 +23,7 @@ WHAT = {
     "outlier_features": "LLM.int8() outlier features",
     "massive_channel": "massive activations",
     "weight": "weight",
-    "channel": "configured",
+    "channel": "configured channel",
 }
 
 
@@ -44,6 +44,24 @@ def section(rows: Sequence[Row]) -> Row:
         "perplexity": number(unaltered["perplexity"]),
         "rows": shown,
     }
+
+
+def sentence(unaltered: Row, altered: Row, random: Sequence[float]) -> tuple[str, str]:
+    """What one intervention does, in words, and the definition.
+
+    Args:
+        unaltered, altered: rows of `ablations`.
+        random: ratios of the random draws beside it.
+    """
+    text = (
+        f"Without the {WHAT[altered['target']]} ({_where(altered)}, set to "
+        f"{altered['intervention']}) the perplexity of held-out tokens is "
+        f"{number(altered['perplexity'])}, {number(altered['ratio'])} times the model's own "
+        f"{number(unaltered['perplexity'])}"
+    )
+    if random:
+        text += f"; {count(len(random), 'random draw')}: {_from_to(sorted(random))} times"
+    return f"{text}.", DEFINITION
 
 
 def _is_random(row: Row) -> bool:

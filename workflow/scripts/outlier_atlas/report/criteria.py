@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from outlier_atlas import tables
-from outlier_atlas.report.text import count, listed, number, shown
+from outlier_atlas.report.text import count, listed, number, ranges, shown
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
@@ -27,6 +27,7 @@ class Shape:
         head: of the columns.
         cells: of a row; the token is added.
         order: by which rows come first.
+        joined: whether a row of the report joins the layers of a token and channel.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Shape:
     head: tuple[str, ...]
     cells: Callable[[Row], Cells]
     order: Callable[[Row], float]
+    joined: bool = False
 
 
 def _weight(row: Row) -> Cells:
@@ -55,7 +57,7 @@ def _expert(row: Row) -> Cells:
 def _token(reference: str) -> Callable[[Row], Cells]:
     def cells(row: Row) -> Cells:
         large = [number(row["value"]), number(row[f"{reference}_ratio"])]
-        return [str(row["layer"]), str(row["channel"]), *large]
+        return [row["layers"], str(row["channel"]), *large]
 
     return cells
 
@@ -73,21 +75,30 @@ SHAPES = (
     ),
     Shape(
         "systematic_outliers", "Systematic outliers", "token", tables.SYSTEMATIC_OUTLIERS,
-        ("layer", "channel", "largest", "times the mean"),
-        _token("mean"), lambda row: -row["mean_ratio"],
+        ("layers", "channel", "largest", "times the mean"),
+        _token("mean"), lambda row: -row["mean_ratio"], joined=True,
     ),
     Shape(
         "token_outliers", "Token outliers", "token", tables.TOKEN_OUTLIERS,
-        ("layer", "channel", "largest", "times the median token's"),
-        _token("median"), lambda row: -row["median_ratio"],
+        ("layers", "channel", "largest", "times the median token's"),
+        _token("median"), lambda row: -row["median_ratio"], joined=True,
     ),
 )  # fmt: skip
+
+TITLES = {
+    "massive_activations": "Massive activations",
+    "attention_sinks": "Attention sinks",
+    "llm_int8": "LLM.int8() outlier features",
+    **{shape.name: shape.title for shape in SHAPES},
+    "super_experts": "Super experts (of a mixture of experts)",
+}
+"""What criteria are called where they were not measured."""
 
 
 def sections(
     folder: Path, criteria: Mapping[str, Row], most: int, text: bool
 ) -> list[dict[str, Any]]:
-    """What the sections show.
+    """What the sections on measured criteria show.
 
     Args:
         folder: of the tables.
@@ -95,12 +106,17 @@ def sections(
         most: rows that each table shows.
         text: whether tokens are named by their text; by their id otherwise.
     """
-    return [_section(shape, folder, criteria[shape.name], most, text) for shape in SHAPES]
+    return [
+        _section(shape, folder, criteria[shape.name], most, text)
+        for shape in SHAPES
+        if criteria[shape.name]["measured"]
+    ]
 
 
 def _section(shape: Shape, folder: Path, criterion: Row, most: int, text: bool) -> dict[str, Any]:
     rows = tables.read(folder, shape.table).to_pylist()
-    found = sorted((row for row in rows if row.get("super_weight", True)), key=shape.order)
+    found = [row for row in rows if row.get("super_weight", True)]
+    rows = sorted(joined(found) if shape.joined else found, key=shape.order)
     return {
         "id": shape.name.replace("_", "-"),
         "title": shape.title,
@@ -112,11 +128,24 @@ def _section(shape: Shape, folder: Path, criterion: Row, most: int, text: bool) 
                 "cells": [*shape.cells(row), str(row["sequence"]), str(row["position"])],
                 "token": visible(row["token_text"]) if text else f"id {row['token_id']}",
             }
-            for row in found[:most]
+            for row in rows[:most]
         ],
-        "shown": shown(len(found), most, shape.noun),
+        "shown": shown(len(rows), most, shape.noun),
+        "joined": shape.joined,
         "classes": classes(found),
     }
+
+
+def joined(rows: Sequence[Row]) -> list[Row]:
+    """One row for a channel of a token: its largest, with all of its layers in words."""
+    by_place: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_place[row["token_index"], row["channel"]].append(row)
+    return [
+        max(group, key=lambda row: abs(row["value"]))
+        | {"layers": ranges(row["layer"] for row in group)}
+        for group in by_place.values()
+    ]
 
 
 def classes(rows: Sequence[Row]) -> str:

@@ -210,7 +210,7 @@ def _draw_magnitudes(figure: Figure, rows: list[dict[str, Any]], site: str, them
         axes.plot(layers, values, marker, ms=4.5, ls="-", lw=1.4, color=colour, label=label)
     if any(row["top1"] for row in rows):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_major_formatter(lines.NUMBERS)
     axes.grid(axis="y", color=theme.faint, lw=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel("layer")
@@ -248,7 +248,7 @@ def _draw_maxima(
         cmap=theme.colormap, norm=norm,
         extent=(-0.5, largest.shape[1] - 0.5, -0.5, len(layers) - 0.5),
     )  # fmt: skip
-    _finish_heatmap(figure, axes, image, layers, value, "{x:,g}")
+    _finish_heatmap(figure, axes, image, layers, value, lines.NUMBERS)
     each = "" if width == 1 else f" (a column: the largest of {width})"
     axes.set_xlabel(f"{column}{each}")
     _label_columns(axes, largest, theme)

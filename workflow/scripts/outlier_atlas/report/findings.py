@@ -6,7 +6,7 @@ Pure functions from tables to sentences: equal tables give equal sentences.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from outlier_atlas import tables
+from outlier_atlas.report import mechanisms
+from outlier_atlas.report.finding import Finding
 from outlier_atlas.report.text import (
     SITE_NAMES,
     channels,
@@ -27,19 +29,8 @@ from outlier_atlas.report.text import (
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A sentence, and the definition of the numbers in it.
-
-    `striking` sorts: what was found comes before what was looked for in vain, and both before what
-    was not measured.
-    """
-
-    text: str
-    definition: str
-    striking: int
+MOST = 5
+"""Sentences of the first screen."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +43,17 @@ class Evidence:
     variants: list[Row]
     massive: list[Row]
     sequences_of: Mapping[int, int]
+    super_weights: list[Row]
+    super_experts: list[Row]
+    ablations: list[Row]
     experts: list[Row]
     sinks: list[Row]
     sink_positions: list[Row]
     sequences: int
 
     @classmethod
-    def read(cls, folder: Path, sequences: int) -> Evidence:
-        """Read the tables of a run."""
+    def read(cls, folder: Path, sequences: int, ablations: bool) -> Evidence:
+        """Read the tables of a run; `ablations`: whether it has that of the ablation stage."""
 
         def rows(table: tables.Table) -> list[Row]:
             return tables.read(folder, table).to_pylist()
@@ -70,6 +64,9 @@ class Evidence:
             features=rows(tables.LLM_INT8_FEATURES),
             variants=rows(tables.LLM_INT8_VARIANTS),
             massive=rows(tables.MASSIVE_CHANNELS),
+            super_weights=rows(tables.SUPER_WEIGHTS),
+            super_experts=rows(tables.SUPER_EXPERTS),
+            ablations=rows(tables.ABLATIONS) if ablations else [],
             experts=rows(tables.EXPERT_MAGNITUDES),
             sinks=rows(tables.ATTENTION_SINKS),
             sink_positions=rows(tables.ATTENTION_SINK_POSITIONS),
@@ -90,8 +87,27 @@ def findings(evidence: Evidence, text: bool) -> list[Finding]:
     Args:
         text: whether tokens are named by their text; by their id otherwise.
     """
-    sentences = [*_massive(evidence, text), *_llm_int8(evidence), _largest(evidence)]
-    return sorted(sentences, key=lambda finding: -finding.striking)
+    sentences = [
+        *_mechanisms(evidence),
+        *_massive(evidence, text),
+        *_llm_int8(evidence),
+        _largest(evidence),
+    ]
+    return sorted(sentences, key=lambda finding: -finding.striking)[:MOST]
+
+
+def _mechanisms(evidence: Evidence) -> list[Finding]:
+    def definition(criterion: str) -> str:
+        return str(evidence.criteria[criterion]["definition"])
+
+    return [
+        *mechanisms.super_weights(evidence.super_weights, definition("super_weights")),
+        *mechanisms.super_experts(evidence.super_experts, definition("super_experts")),
+        *mechanisms.taken_away(evidence.ablations),
+        *mechanisms.attention_sinks(
+            evidence.sinks, evidence.sink_positions, definition("attention_sinks")
+        ),
+    ]
 
 
 def alarms(evidence: Evidence) -> list[str]:
@@ -254,21 +270,26 @@ def _readings(evidence: Evidence, definition: str) -> Finding:
     return Finding(text, definition, 1)
 
 
-def _largest(evidence: Evidence) -> Finding:
-    def said() -> Iterator[str]:
-        for site in dict.fromkeys(row["site"] for row in evidence.magnitudes):
-            rows = [r for r in evidence.magnitudes if r["site"] == site and r["top1"] is not None]
-            if rows:
-                top = max(rows, key=lambda row: row["top1"])
-                yield (
-                    f"{number(top['top1'])} at {site} (layer {top['layer']}, channel "
-                    f"{top['channel']})"
-                )
+def largest_by_site(evidence: Evidence) -> dict[str, Row]:
+    """Of each site the row of layer_magnitudes with the largest |x|."""
+    tops: dict[str, Row] = {}
+    for row in evidence.magnitudes:
+        top = tops.setdefault(row["site"], row)["top1"]
+        if row["top1"] is not None and (top is None or row["top1"] > top):
+            tops[row["site"]] = row
+    return tops
 
+
+def _largest(evidence: Evidence) -> Finding:
     if not evidence.magnitudes:
         return Finding("No site with channels was measured.", "", 0)
+    said = (
+        f"{number(top['top1'])} at {site} (layer {top['layer']}, channel {top['channel']})"
+        for site, top in largest_by_site(evidence).items()
+        if top["top1"] is not None
+    )
     return Finding(
-        f"The largest |x| is {listed(said())}.",
+        f"The largest |x| is {listed(said)}.",
         "top1 of layer_magnitudes: the largest |x| over all finite values of a site.",
         1,
     )

@@ -22,6 +22,8 @@ KURTOSIS = {
     "kurtosis_channel": "per channel, over tokens",
     "kurtosis_rms": "of channels' RMS",
 }
+NUMBERS = "{x:,.12g}"
+"""Format of a logarithmic axis: 1,000,000 and 0.01, without exponents."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -63,7 +65,7 @@ def down_proj(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
                 f"[{row['row']}, {row['column']}]", (row["layer"], abs(row["output"])),
                 xytext=(6, 2), textcoords="offset points", color=theme.median, fontsize=9,
             )  # fmt: skip
-    axes.set_ylabel("down_proj")
+    axes.set_ylabel("largest |x| at down_proj")
 
 
 def quantization(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
@@ -115,4 +117,4 @@ def _logarithmic(axes: Axes, lines: Sequence[Line]) -> None:
     """A logarithmic axis has no zero: such a point is left out, and the table has it."""
     if any(value for line in lines for value in line.values):
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_major_formatter(NUMBERS)

@@ -25,12 +25,20 @@ from outlier_atlas.report import (
     experts,
     facts,
     measures,
+    missing,
     perplexity,
     sinks,
     weights,
 )
 from outlier_atlas.report.figures import THEMES
-from outlier_atlas.report.findings import Evidence, Finding, alarms, closest_to_massive, findings
+from outlier_atlas.report.finding import Finding
+from outlier_atlas.report.findings import (
+    Evidence,
+    alarms,
+    closest_to_massive,
+    findings,
+    largest_by_site,
+)
 from outlier_atlas.report.text import (
     SITE_NAMES,
     count,
@@ -46,7 +54,9 @@ from outlier_atlas.store.layout import parts
 from outlier_atlas.visible import visible, visible_lines
 
 HERE = Path(__file__).parent
-PARTS = (HERE / "template.html.j2", HERE / "found.html.j2", HERE / "style.css")
+PARTS = tuple(
+    HERE / name for name in ("template.html.j2", "found.html.j2", "measures.html.j2", "style.css")
+)
 """The files beside this module that the page is made of."""
 
 Row = dict[str, Any]
@@ -83,7 +93,7 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
     """
     report = ReportSettings.model_validate(settings)
     tokens = TokenStore.recorded(inputs.tokens, inputs.tokens_record)
-    evidence = Evidence.read(inputs.tables, tokens.sequences)
+    evidence = Evidence.read(inputs.tables, tokens.sequences, inputs.ablations)
     sentences = findings(evidence, report.text != "none")
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -118,7 +128,7 @@ def _head(
         "title": visible(report.title) if report.title else f"The outliers of {name}",
         "run_line": f"{name} on {tokens_said} of "
         f"{visible(str(tokens['source']))}, computed in {store['dtype']}: {measured}, "
-        f"{count(len(store['sites']), 'site')}.",
+        f"{count(len(store['sites']), 'site')}.{perplexity.short(losses)}",
         "tokens_said": tokens_said,
         "alarms": alarms(evidence),
         "left_out": ExcludeSettings.model_validate(
@@ -147,7 +157,8 @@ def _hash(text: str) -> Markup:
 def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: TokenStore) -> Row:
     sites = dict.fromkeys(row["site"] for row in evidence.magnitudes)
     return {
-        "sites": [_site(site, inputs.figures) for site in sites],
+        "missing": missing.missing(evidence.criteria, inputs.configuration),
+        "sites": _sites(evidence, inputs.figures),
         "int8": _int8(report, evidence),
         "massive": _massive(report, inputs, evidence, tokens),
         "experts": _experts(report, inputs, evidence) if evidence.experts else None,
@@ -165,7 +176,7 @@ def _found(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> list[R
         inputs.tables, evidence.criteria, report.rows, report.text != "none"
     )
     for section in sections:
-        drawn = section["table"] == "super_weights" and section["criterion"]["measured"]
+        drawn = section["table"] == "super_weights"
         section["picture"] = measures.down_proj(inputs.figures, _picture) if drawn else None
     return sections
 
@@ -211,11 +222,18 @@ def _ablation(inputs: Inputs) -> Row:
     return ablation.section(tables.read(inputs.tables, tables.ABLATIONS).to_pylist())
 
 
-def _site(site: str, folder: Path) -> Row:
-    meaning = SITE_NAMES[site]
+def _sites(evidence: Evidence, folder: Path) -> list[Row]:
+    """Each site with its figures; that of the largest |x| is unfolded."""
+    tops = largest_by_site(evidence)
+    unfolded = max(tops, key=lambda site: tops[site]["top1"] or 0, default=None)
+    return [_site(site, top, folder) | {"open": site == unfolded} for site, top in tops.items()]
+
+
+def _site(site: str, top: Row, folder: Path) -> Row:
     return {
         "name": site,
-        "meaning": meaning,
+        "meaning": SITE_NAMES[site],
+        "top": top,
         "magnitudes": _picture(
             folder,
             f"{site}-magnitudes",
@@ -268,7 +286,10 @@ def _massive(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens:
         key=lambda r: (-abs(r["value"]), r["channel"]),
     )
     activations = tables.read(inputs.tables, tables.MASSIVE_ACTIVATIONS)
-    places = _places(activations.to_pylist())
+    places = sorted(
+        criteria.joined(activations.to_pylist()),
+        key=lambda row: (-abs(row["value"]), row["token_index"], row["channel"]),
+    )
     in_text = [row | _context(report, tokens, row["token_index"]) for row in places[: report.rows]]
     measured = evidence.criteria["massive_activations"]["measured"]
     return {
@@ -292,19 +313,6 @@ def _channel(rows: Sequence[Row]) -> Row:
         "massive_activations": total,
         "first_position_share": first / total,
     }
-
-
-def _places(activations: Sequence[Row]) -> list[Row]:
-    """One row for a channel of a token, over its layers; the largest first."""
-    by_place: dict[tuple[int, int], list[Row]] = defaultdict(list)
-    for row in activations:
-        by_place[row["token_index"], row["channel"]].append(row)
-    rows = [
-        max(group, key=lambda row: abs(row["value"]))
-        | {"layers": ranges(row["layer"] for row in group)}
-        for group in by_place.values()
-    ]
-    return sorted(rows, key=lambda row: (-abs(row["value"]), row["token_index"], row["channel"]))
 
 
 def _context(report: ReportSettings, tokens: TokenStore, index: int) -> Row:

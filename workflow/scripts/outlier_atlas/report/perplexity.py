@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from outlier_atlas.report.text import count
+from outlier_atlas.report.text import count, number
 
 Row = dict[str, Any]
 
@@ -24,4 +24,14 @@ def line(rows: Sequence[Row]) -> str:
     return (
         f"{whole['perplexity']:,.4g}: exp of the mean negative log-likelihood ({whole['loss']:.4f} "
         f"nats) of {count(whole['tokens'], 'token')}, each given all before it in its own sequence"
+    )
+
+
+def short(rows: Sequence[Row]) -> str:
+    """The same at the top of the report; empty where there is none."""
+    if not rows or rows[-1]["perplexity"] is None:
+        return ""
+    return (
+        f" Perplexity {number(rows[-1]['perplexity'])}, exp of the mean negative log-likelihood of "
+        f"these tokens."
     )

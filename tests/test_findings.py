@@ -1,0 +1,88 @@
+"""The sentences on super weights, super experts, sinks and ablations, from rows of their tables."""
+
+from outlier_atlas.report import mechanisms
+from outlier_atlas.report.criteria import joined
+
+UNALTERED = {"draw": None, "ratio": 1.0, "perplexity": 20.0, "intervention": "none"}
+
+
+def altered(ratio, target="super_weight", intervention="zero", draw=None, **places):
+    places = {"row": 5, "column": 9, "first_layer": 2, "last_layer": 2, **places}
+    return {
+        "target": target, "intervention": intervention, "draw": draw, "ratio": ratio,
+        "perplexity": 20 * ratio, **places,
+    }  # fmt: skip
+
+
+def test_the_super_weight_with_the_largest_output_is_said():
+    weights = [
+        {"super_weight": made, "layer": layer, "row": 5, "column": 9, "weight": weight,
+         "input": 80.0, "output": output}
+        for layer, made, weight, output in (
+            (0, False, 9.0, -900.0), (1, True, None, 60.0), (2, True, -3.5, -700.0),
+        )
+    ]  # fmt: skip
+    (said,) = mechanisms.super_weights(weights, "Definition.")
+    assert said.text == (
+        "The down projection of layer 2 has a super weight, W[5, 9] = -3.5: the projection's input "
+        "reaches 80 in channel 9, its output -700 in channel 5. 2 layers have one."
+    )
+    assert said.definition == "Definition."
+    (several,) = mechanisms.super_weights(weights[1:2], "")
+    assert "a super weight, W[5, 9]: the" in several.text
+    assert mechanisms.super_weights(weights[:1], "") == []
+
+
+def test_the_super_expert_with_the_largest_output_is_said():
+    experts = [
+        {"layer": layer, "expert": 3, "channel": 7, "value": value}
+        for layer, value in ((1, -5600.0), (2, 300.0))
+    ]
+    (said,) = mechanisms.super_experts(experts, "")
+    assert said.text == (
+        "The run has 2 super experts: the output of expert 3 of layer 1 reaches -5,600 in channel "
+        "7."
+    )
+    assert mechanisms.super_experts([], "") == []
+
+
+def test_sinks_are_said_where_there_are_some():
+    layers = [{"heads": 4, "sink_heads": 3}]
+    (said,) = mechanisms.attention_sinks(layers, [{"sink_metric": 75.0}], "")
+    assert said.text.startswith("The first token is a sink in 75 % of all (sequence, layer, head)")
+    for metric in (0.0, None):
+        assert mechanisms.attention_sinks(layers, [{"sink_metric": metric}], "") == []
+    assert mechanisms.attention_sinks([], [], "") == []
+
+
+def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
+    channel = {"row": None, "column": None, "channels": "7", "site": "resid_post"}
+    rows = [
+        UNALTERED,
+        altered(1.5),
+        altered(2.0, intervention="random", draw=0),
+        altered(9.0, "massive_channel", **channel),
+        altered(3.0, "massive_channel", "mean", **channel),
+        altered(1.25, "massive_channel", "random", 0, **channel),
+        altered(1.0, "massive_channel", "random", 1, **channel),
+        altered(1.0),
+    ]
+    (said,) = mechanisms.taken_away(rows)
+    assert said.text == (
+        "Without the massive activations (channel 7 of resid_post, layer 2, set to zero) the "
+        "perplexity of held-out tokens is 180, 9 times the model's own 20; 2 random draws: 1 to "
+        "1.25 times."
+    )
+    assert said.striking == 4
+    # No more than a random draw does.
+    (dull,) = mechanisms.taken_away(rows[:3])
+    assert dull.striking == 1
+    assert mechanisms.taken_away(rows[:1]) == []
+
+
+def test_layers_of_one_channel_of_a_token_are_joined():
+    rows = [
+        {"token_index": token, "channel": 7, "layer": layer, "value": value}
+        for token, layer, value in ((4, 1, 2.0), (4, 2, -5.0), (4, 3, 1.0), (9, 2, 3.0))
+    ]
+    assert joined(rows) == [rows[1] | {"layers": "1 to 3"}, rows[3] | {"layers": "2"}]

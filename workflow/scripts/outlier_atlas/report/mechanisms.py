@@ -1,0 +1,66 @@
+"""Sentences on what stands behind outliers: super weights, super experts, attention sinks, and what
+taking them away does. Each gives none where nothing was found or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import dropwhile, takewhile
+from typing import Any
+
+from outlier_atlas.report import ablation, sinks
+from outlier_atlas.report.finding import Finding
+from outlier_atlas.report.text import count, number
+
+Row = dict[str, Any]
+
+
+def super_weights(rows: Sequence[Row], definition: str) -> list[Finding]:
+    """The super weight with the largest output; `rows` of super_weights."""
+    found = [row for row in rows if row["super_weight"]]
+    if not found:
+        return []
+    top = max(found, key=lambda row: abs(row["output"]))
+    weight = "" if top["weight"] is None else f" = {number(top['weight'])}"
+    text = (
+        f"The down projection of layer {top['layer']} has a super weight, "
+        f"W[{top['row']}, {top['column']}]{weight}: the projection's input reaches "
+        f"{number(top['input'])} in channel {top['column']}, its output {number(top['output'])} in "
+        f"channel {top['row']}."
+    )
+    others = f" {len(found):,} layers have one." if len(found) > 1 else ""
+    return [Finding(text + others, definition, 4)]
+
+
+def super_experts(rows: Sequence[Row], definition: str) -> list[Finding]:
+    """The super expert with the largest output; `rows` of super_experts."""
+    if not rows:
+        return []
+    top = max(rows, key=lambda row: abs(row["value"]))
+    text = (
+        f"The run has {count(len(rows), 'super expert')}: the output of expert {top['expert']} of "
+        f"layer {top['layer']} reaches {number(top['value'])} in channel {top['channel']}."
+    )
+    return [Finding(text, definition, 4)]
+
+
+def attention_sinks(
+    layers: Sequence[Row], positions: Sequence[Row], definition: str
+) -> list[Finding]:
+    """How often the first token is a sink; rows of attention_sinks and attention_sink_positions."""
+    if not layers or not positions[0]["sink_metric"]:
+        return []
+    return [Finding(sinks.said(layers, positions), definition, 3)]
+
+
+def taken_away(rows: Sequence[Row]) -> list[Finding]:
+    """What raises the perplexity most, beside its random draws; `rows` of ablations."""
+    altered = [at for at, row in enumerate(rows) if at and row["draw"] is None]
+    if not altered:
+        return []
+    most = max(altered, key=lambda at: rows[at]["ratio"])
+    # A target's random draws stand behind all that was done to it.
+    behind = dropwhile(lambda row: row["draw"] is None, rows[most + 1 :])
+    random = [row["ratio"] for row in takewhile(lambda row: row["draw"] is not None, behind)]
+    text, definition = ablation.sentence(rows[0], rows[most], random)
+    stands_out = rows[most]["ratio"] > max([1.0, *random])
+    return [Finding(text, definition, 4 if stands_out else 1)]
