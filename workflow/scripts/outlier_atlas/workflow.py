@@ -126,7 +126,7 @@ def _identity(path: Path) -> list[str]:
         content = sha256(path) if size <= SMALL else f"changed {path.stat().st_mtime_ns}"
     except OSError:
         return [str(path), "missing"]
-    return [str(path), str(path.resolve()), str(size), content]
+    return [str(path), readable(path.resolve()), str(size), content]
 
 
 def nameable(files: Iterable[str]) -> list[str]:
