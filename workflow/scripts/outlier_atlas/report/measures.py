@@ -32,8 +32,8 @@ def pictures(
                 folder,
                 f"{site}-quantization",
                 f"Signal to quantization noise at {site}, by layer and format",
-                f"{site}: signal to quantization noise by layer, 10 log10 of sum x^2 over "
-                f"sum e^2. Full: all channels rounded. Dashed: outlier channels left as they are.",
+                f"{site}: signal to quantization noise by layer, 10 log10(∑x² / ∑e²), in dB. "
+                f"Full: all channels rounded. Dashed: outlier channels left as they are.",
             )
             for site in asked["sites"]
         ],

@@ -223,9 +223,9 @@ def _ablation(inputs: Inputs) -> Row:
 
 
 def _sites(evidence: Evidence, folder: Path) -> list[Row]:
-    """Each site with its figures; that of the largest |x| is unfolded."""
+    """Each site with its figures; that of the largest |x| is unfolded, the last of equals."""
     tops = largest_by_site(evidence)
-    unfolded = max(tops, key=lambda site: tops[site]["top1"] or 0, default=None)
+    unfolded = max(reversed(tops), key=lambda site: tops[site]["top1"] or 0, default=None)
     return [_site(site, top, folder) | {"open": site == unfolded} for site, top in tops.items()]
 
 
