@@ -318,7 +318,7 @@ REPRESENTATIVES = {
     "report.rows": (0, "none"),
     "execution.batch_size": (0, "none"),
 }
-"""A key for each list of rules in the table: how often a model is loaded, and which chunks are written."""
+"""A key for each list of rules: how often a model is loaded, and which chunks are written."""
 
 
 @pytest.mark.slow
