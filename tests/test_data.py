@@ -62,7 +62,7 @@ def test_empty_documents_are_left_out(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"tex', {}, "a.jsonl:2: not a JSON line"),
         ("a.jsonl", b"[1]\n", {}, "a.jsonl:1: a JSON object is needed, with key 'text'"),
         ("a.jsonl", b'{"body": "x"}\n', {}, "a.jsonl:1: there is no column 'text'; there are"),
-        ("a.jsonl", b'{"text": 7}\n', {}, "row 1: text is needed, not int"),
+        ("a.jsonl", b'{"text": 7}\n', {}, "row 1: text is needed, not a number"),
         ("a.jsonl", b'{"text": "\xe9"}\n', {}, "a.jsonl: not UTF-8, at byte 10 (line 1)"),
         ("a.jsonl", b"[" * 100_000, {}, "a.jsonl:1: not a JSON line"),
         ("a.jsonl", b'{"text": ""}\n', {}, "column 'text': empty; 1 rows and nothing in them"),

@@ -374,7 +374,7 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(llama, tmp_path):
     tiny.save_weights(model, weights)
     run = Run(tmp_path, config(model, rows([8]), tmp_path / "data"))
     run.prepare()
-    with pytest.raises(ValueError, match=r"missing in the checkpoint.*layers\.1\.mlp\.up_proj"):
+    with pytest.raises(ValueError, match=r"lacks weights \(1\), such as .*layers\.1\.mlp\.up_proj"):
         extract(run.job(0, 0))
 
 

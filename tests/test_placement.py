@@ -11,7 +11,7 @@ import transformers as t
 from pipeline import Run
 from test_architectures import GPT2, ROWS, assert_equal_in_layer_groups
 
-from outlier_atlas.extraction import run as extraction_run
+from outlier_atlas.extraction import compute
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.transfer import Transfer
 from outlier_atlas.model.architecture import describe
@@ -85,7 +85,7 @@ def test_a_run_over_two_devices_stores_the_same(llama, tmp_path, monkeypatch):
         asked.append(count)
         yield ["cpu"] * count
 
-    monkeypatch.setattr(extraction_run, "devices", two)
+    monkeypatch.setattr(compute, "devices", two)
     monkeypatch.setattr(Run, "job", partialmethod(job_over_two, Run.job))
     assert_equal_in_layer_groups(llama, ["attn_in", "q", "resid_post"], tmp_path)
     assert set(asked) == {1, 2}, "a layer group of one layer takes one device"

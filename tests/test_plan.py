@@ -13,7 +13,7 @@ from bounded import Limit, run_job
 from pipeline import Run, config
 from safetensors.torch import load_file
 
-from outlier_atlas.extraction import run as extraction_run
+from outlier_atlas.extraction import compute
 from outlier_atlas.extraction.planning import limits, preflight
 from outlier_atlas.extraction.planning.advice import Place, full_disk, refusal, remedy
 from outlier_atlas.extraction.planning.limits import available
@@ -253,7 +253,7 @@ def test_a_full_disk_is_seen_and_what_is_written_counts(run, monkeypatch):
 
 
 def test_a_job_that_cannot_fit_stops_before_it_reads_a_weight(run, monkeypatch, caplog):
-    monkeypatch.setattr(extraction_run, "load", lambda *_: pytest.fail("read weights"))
+    monkeypatch.setattr(compute, "load", lambda *_: pytest.fail("read weights"))
     monkeypatch.setattr(
         "outlier_atlas.extraction.planning.advice.available",
         lambda _: (bytes_of("1MiB"), "this machine"),

@@ -97,7 +97,10 @@ class Source:
             for layer in self.layout.layers
         ]
         order = [(chunk, target) for chunk in range(self.layout.chunks) for target in targets]
-        with ThreadPoolExecutor(threads) as readers:
+        # A new thread of ours takes as many of torch's as there are cores, whatever was set before.
+        with ThreadPoolExecutor(
+            threads, initializer=torch.set_num_threads, initargs=(1,)
+        ) as readers:
             ahead = [readers.submit(self._of, arrays, *place) for place in order[: 2 * threads]]
             for index, (chunk, target) in enumerate(order):
                 found = ahead.pop(0).result()
