@@ -65,11 +65,7 @@ def kills(
         name = chance.choices(names, weights)[0]
         at = chance.randrange(len(history.operations[name]))
         moment = chance.uniform(0, history.seconds[name])
-        kill = (
-            disturbed.at_operation(history, at)
-            if len(tried) % 2
-            else disturbed.after(history, moment)
-        )
+        kill = disturbed.at_operation(at) if len(tried) % 2 else disturbed.after(moment)
         survival = disturbed.survive(history, name, folder, kill)
         shutil.rmtree(folder)
         if survival.killed:

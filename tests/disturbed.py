@@ -17,19 +17,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import planned
 import tiny
 import yaml
 
-from outlier_atlas import builtin, tables
+from outlier_atlas import builtin
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
-from outlier_atlas.model.source import slug
-from outlier_atlas.report import figures
-from outlier_atlas.settings.configuration import load
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.commits import _read as read_commits
 from outlier_atlas.store.layout import Layout
@@ -76,115 +73,15 @@ TEXTS = [tiny.SENTENCES[index % 3][: 20 + 8 * index] for index in range(7)]
 """Of different lengths."""
 
 
-def project(folder: Path, texts: Sequence[str] = TEXTS) -> Path:
-    """A folder to run in: a model, some texts, a configuration."""
+def project(folder: Path, config: dict[str, Any] = CONFIG, texts: Sequence[str] = TEXTS) -> Path:
+    """A folder to run in: a model, some texts, a configuration, and the jobs that it means."""
     tiny.llama(folder / "model")
     (folder / "texts").mkdir()
     for index, text in enumerate(texts):
         (folder / "texts" / f"{index}.txt").write_text(text)
-    (folder / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "mine.yaml").write_text(yaml.safe_dump(config))
+    planned.plan(folder)
     return folder
-
-
-def stages(config: dict[str, Any] = CONFIG) -> dict[str, SimpleNamespace]:
-    """What Snakemake hands to each script, in the order in which they run; paths are relative."""
-    settings = load(config, NAME)
-    run, extraction = Path("results") / settings.name, settings.extraction
-    model = f"resources/models/{slug(settings.model)}.json"
-    tokens = str(run / "tokens.parquet")
-    record, store = (str(run / "manifests" / f"{name}.json") for name in ("tokens", "store"))
-    parquet = [str(run / "tables" / f"{table.name}.parquet") for table in tables.TABLES]
-    csv = [str(run / "tables" / f"{table.name}.csv") for table in tables.TABLES]
-    drawn = [str(run / "figures" / name) for name in figures.names(extraction.sites)]
-    trust = settings.model.trust_remote_code
-    common = {"model": model, "tokens": tokens, "tokens_record": record}
-    groups, shards = extraction.layer_groups, extraction.sequence_shards
-
-    jobs = {
-        "fetch_model": _job(
-            "fetch_model", [model],
-            model=settings.model.model_dump(mode="json", exclude={"dtype"}),
-        ),
-        "tokenize_dataset": _job(
-            "tokenize_dataset", [tokens, record], {"model": model},
-            dataset=settings.dataset.model_dump(mode="json"), trust_remote_code=trust,
-        ),
-        "create_store": _job(
-            "create_store", [store], common, chunk_tokens=settings.chunk_tokens,
-            extraction=extraction.model_dump(mode="json", exclude={"verify"}),
-            dtype=settings.model.dtype, trust_remote_code=trust,
-        ),
-    }  # fmt: skip
-    for group in range(groups):
-        for shard in range(shards):
-            part = f"group-{group}-of-{groups}.shard-{shard}-of-{shards}"
-            manifest = str(run / "manifests" / "extraction" / f"{part}.json")
-            name = f"extract_activations.group-{group}.shard-{shard}"
-            jobs[name] = _job(
-                "extract_activations", [manifest], common | {"store": store},
-                name=name, trust_remote_code=trust,
-            )  # fmt: skip
-            jobs[name].wildcards = SimpleNamespace(group=group, shard=shard)
-    manifests = [job.output[0] for job in jobs.values() if job.rule == "extract_activations"]
-    jobs["detect_outliers"] = _job(
-        "detect_outliers", parquet + csv, common | {"store": store, "manifests": manifests},
-        detection=settings.detection.model_dump(mode="json"),
-    )  # fmt: skip
-    weights = [
-        f"resources/weights/{slug(settings.model)}/{name}" for name in
-        ("weight_channels.parquet", "weights.parquet", "weights.csv", "weight_errors.parquet",
-         "weight_errors.csv")
-    ]  # fmt: skip
-    jobs["measure_weights"] = _job(
-        "measure_weights", weights, {"model": model}, trust_remote_code=trust
-    )
-    joined = [str(run / "tables" / f"{table.name}.parquet") for table in tables.WEIGHT_TABLES]
-    jobs["join_weights"] = _job(
-        "join_weights", joined + [path.replace(".parquet", ".csv") for path in joined],
-        {"weights": weights, "maxima": str(run / "tables/channel_maxima.parquet")},
-        smoothquant=settings.detection.smoothquant.model_dump(mode="json"),
-    )  # fmt: skip
-    jobs["draw_figures"] = _job("draw_figures", drawn, {"tables": parquet})
-    jobs["render_report"] = _job(
-        "render_report", [str(run / "report.html"), str(run / "findings.json")],
-        common | {"store": store, "tables": parquet, "figures": drawn},
-        configuration=settings.model_dump(
-            mode="json", exclude={"execution": True, "extraction": {"verify"}}
-        ),
-    )  # fmt: skip
-    for job in jobs.values():
-        job.resources = SimpleNamespace(
-            batch_size=settings.execution.batch_size, device="cpu", gpus_per_job=1,
-            device_memory="", verify=extraction.verify,
-        )  # fmt: skip
-    return jobs
-
-
-class _Input(SimpleNamespace):
-    """Snakemake's input files: by name, and as a dictionary."""
-
-    def get(self, name: str, default: Any) -> Any:
-        return getattr(self, name, default)
-
-
-class _Output(list[str]):
-    """Snakemake's output files: by index and by name."""
-
-    names = {"tokens": 0, "record": -1, "manifest": 0, "page": 0, "findings": 1}
-
-    def __getattr__(self, name: str) -> str:
-        return self[self.names[name]]
-
-
-def _job(
-    rule: str, output: list[str], given: dict[str, Any] | None = None, name: str = "", **params: Any
-) -> SimpleNamespace:
-    shared = rule in ("fetch_model", "measure_weights")
-    where = "resources/logs" if shared else f"results/{NAME}/logs"
-    return SimpleNamespace(
-        rule=rule, threads=1, log=[f"{where}/{name or rule}.log"], output=_Output(output),
-        input=_Input(**(given or {})), params=SimpleNamespace(**params),
-    )  # fmt: skip
 
 
 @dataclass
@@ -215,26 +112,22 @@ class Kill:
         self.left -= 1
 
 
-def launch(
-    folder: Path, name: str, fault: Fault | None = None, config: dict[str, Any] = CONFIG
-) -> Ended:
+def launch(folder: Path, name: str, fault: Fault | None = None) -> Ended:
     """Run a stage in a process of its own until it ends."""
-    process = start(folder, name, fault, config)
+    process = start(folder, name, fault)
     process.join()
     return ended(folder, process)
 
 
-def start(
-    folder: Path, name: str, fault: Fault | None = None, config: dict[str, Any] = CONFIG
-) -> Any:
+def start(folder: Path, name: str, fault: Fault | None = None) -> Any:
     """Start a stage in a process of its own, as Snakemake does: what it is to make is gone."""
     for path in _trace(folder), _said(folder), _batches(folder):
         path.unlink(missing_ok=True)
-    job = stages(config)[name]
+    job = planned.jobs(folder)[name]
     for path in (*job.output, *job.log):
         (folder / path).unlink(missing_ok=True)
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    process = SERVER().Process(target=_work, args=(str(folder), name, fault, config))
+    process = SERVER().Process(target=_work, args=(str(folder), name, fault))
     process.start()
     return process
 
@@ -281,7 +174,7 @@ def _batches(folder: Path) -> Path:
     return folder / "batches.txt"
 
 
-def _work(folder: str, name: str, fault: Fault | None, config: dict[str, Any]) -> None:
+def _work(folder: str, name: str, fault: Fault | None) -> None:
     os.chdir(folder)
     os.environ["TQDM_DISABLE"] = "1"
     said = os.open(_said(Path()), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -291,7 +184,7 @@ def _work(folder: str, name: str, fault: Fault | None, config: dict[str, Any]) -
     sys.path.append(str(SCRIPTS))
     import doorway
 
-    job = stages(config)[name]
+    job = planned.jobs(Path())[name]
     script = __import__(job.rule)
     _watch_batches()
     _watch_operations(fault)
@@ -320,7 +213,7 @@ def _watch_operations(fault: Fault | None) -> None:
 
     def operation(kind: str, path: Any) -> None:
         name = str(Path(os.fsdecode(path)).absolute())
-        if not name.startswith(roots) or {"logs", "locks"} & set(name.split("/")):
+        if not name.startswith(roots) or {"logs", "locks", ".lock"} & set(name.split("/")):
             return
         if fault is not None:
             fault(kind, name)
@@ -404,16 +297,16 @@ class History:
     def __init__(
         self, folder: Path, config: dict[str, Any] = CONFIG, texts: Sequence[str] = TEXTS
     ) -> None:
-        self.folder, self.config = folder, config
+        self.folder = folder
         self.operations: dict[str, list[str]] = {}
         self.batches: dict[str, list[tuple[int, int]]] = {}
         self.seconds: dict[str, float] = {}
         self._left: dict[str, dict[str, str]] = {}
-        current = project(folder / "undisturbed", texts)
-        for name in stages(config):
+        current = project(folder / "undisturbed", config, texts)
+        for name in planned.jobs(current):
             copy(current, self.before(name))
             begun = time.monotonic()
-            done = launch(current, name, None, config)
+            done = launch(current, name)
             self.seconds[name] = time.monotonic() - begun
             assert done.status == 0, done.said
             self.operations[name], self.batches[name] = done.operations, done.batches
@@ -468,7 +361,7 @@ def survive(
     process.join()
     first = ended(folder, process)
     missing = missing_batches(folder, name) if history.batches[name] else []
-    second = launch(folder, name, None, history.config)
+    second = launch(folder, name)
     again = set(first.batches) & set(second.batches)
     return Survival(
         killed=first.status == -signal.SIGKILL,
@@ -479,16 +372,16 @@ def survive(
     )
 
 
-def at_operation(history: History, at: int) -> Callable[[Path, str], Any]:
+def at_operation(at: int) -> Callable[[Path, str], Any]:
     """Kills a stage before one of its operations on files."""
-    return lambda folder, name: start(folder, name, Kill(at), history.config)
+    return lambda folder, name: start(folder, name, Kill(at))
 
 
-def after(history: History, seconds: float) -> Callable[[Path, str], Any]:
+def after(seconds: float) -> Callable[[Path, str], Any]:
     """Kills a stage at a moment, wherever it is."""
 
     def kill(folder: Path, name: str) -> Any:
-        process = start(folder, name, None, history.config)
+        process = start(folder, name)
         process.join(seconds)
         process.kill()
         return process

@@ -6,9 +6,11 @@ import re
 import resource
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 
 import disturbed
 import numpy as np
+import planned
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -19,7 +21,7 @@ from outlier_atlas.files import read_record
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits
 
-DISK = 4 * 2**20
+DISK = 32 * 2**20
 EXTRACTION = "extract_activations.group-0.shard-0"
 
 
@@ -52,43 +54,73 @@ def fill(folder, free):
     return ballast
 
 
+class Fill:
+    """Before operation `at`, leaves so many bytes of a disk free."""
+
+    def __init__(self, at: int, free: int) -> None:
+        self.left, self.free = at, free
+
+    def __call__(self, kind: str, path: str) -> None:
+        self.left -= 1
+        if self.left == -1:
+            fill(Path("results"), self.free)
+
+
 NO_SPACE = r"No space left on device; (its coordinates take up to |more than )?[\d,]+ bytes"
-REFUSED = r"the run will take about [\d.]+ KiB more on the disk, and \S+ has [\d.]+ KiB; "
 
 
 @pytest.mark.parametrize(
-    ("name", "free", "said"),
+    ("name", "at", "free"),
     [
-        ("tokenize_dataset", 0, NO_SPACE),
-        ("create_store", 4096, NO_SPACE),
-        ("create_store", 40960, NO_SPACE),
-        (EXTRACTION, 0, REFUSED),
-        (EXTRACTION, 98304, NO_SPACE),
-        (EXTRACTION, 131072, NO_SPACE),
-        ("detect_outliers", 0, NO_SPACE),
-        ("detect_outliers", 16384, NO_SPACE),
-        ("draw_figures", 65536, NO_SPACE),
-        ("render_report", 8192, NO_SPACE),
+        ("tokenize_dataset", 0, 0),
+        ("create_store", 0, 4096),
+        ("create_store", 0, 40960),
+        (EXTRACTION, 0, 0),
+        (EXTRACTION, 10, 0),
+        (EXTRACTION, 60, 8192),
+        ("detect_outliers", 0, 0),
+        ("detect_outliers", 0, 16384),
+        ("draw_figures", 0, 65536),
+        ("render_report", 0, 8192),
     ],
 )
-def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(history, name, free, said, tmp_path):
+def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(history, name, at, free, tmp_path):
     folder = copy(history.before(name), tmp_path / "project")
-    results = folder / "results"
-    kept = results.rename(folder / "kept") if results.exists() else None
-    results.mkdir()
-    with small_disk(results):
-        if kept:
-            subprocess.run(["cp", "-a", f"{kept}/.", str(results)], check=True)
-        (results / NAME / "logs").mkdir(parents=True, exist_ok=True)
-        ballast = fill(results, free)
-        full = launch(folder, name)
-        assert_said_in_one_line(full, name, said)
-        assert_nothing_half_written(results)
+    with disk_of(folder) as disk:
+        full = launch(folder, name, Fill(at, free))
+        assert_said_in_one_line(full, name, NO_SPACE)
+        assert_nothing_half_written(disk)
         assert_readable(folder)
-        ballast.unlink()
+        (disk / "ballast").unlink()
         again = launch(folder, name)
         assert again.status == 0, again.said
         assert history.differences(folder, name) == []
+
+
+def test_a_disk_that_is_full_from_the_start_is_refused_by_the_plan(history, tmp_path):
+    folder = copy(history.before(EXTRACTION), tmp_path / "project")
+    with disk_of(folder) as disk:
+        fill(disk, 0)
+        full = launch(folder, EXTRACTION)
+        said = r"the run will take about [\d.]+ \w+ more on the disk, and \S+ has 0.0 KiB; "
+        assert_said_in_one_line(full, EXTRACTION, said)
+        assert full.batches == []
+        (disk / "ballast").unlink()
+        assert launch(folder, EXTRACTION).status == 0
+        assert history.differences(folder, EXTRACTION) == []
+
+
+@contextmanager
+def disk_of(folder):
+    """A project's results, on a disk of their own."""
+    disk = folder / "results"
+    kept = folder / "kept"
+    disk.rename(kept) if disk.exists() else kept.mkdir()
+    disk.mkdir()
+    with small_disk(disk):
+        subprocess.run(["cp", "-a", f"{kept}/.", str(disk)], check=True)
+        (disk / NAME / "logs").mkdir(parents=True, exist_ok=True)
+        yield disk
 
 
 def assert_said_in_one_line(ended, name, said):
@@ -156,18 +188,18 @@ def test_a_commit_that_finds_no_room_is_not_there_by_half(history, tmp_path):
 @pytest.fixture(scope="module")
 def no_numbers(tmp_path_factory):
     """A finished run of a model whose last layer makes infinite values and NaN of everything."""
-    folder = disturbed.project(tmp_path_factory.mktemp("no-numbers"))
-    model, weights = tiny.silent(folder / "model", layers=3)
-    norm = weights["model.layers.2.post_attention_layernorm.weight"]
-    norm[3], norm[4] = float("inf"), float("nan")
-    weights["model.embed_tokens.weight"][:, 5] = 2
-    tiny.save_weights(model, weights)
     config = disturbed.CONFIG | {
         "extraction": {"sites": ["attn_in", "mlp_in", "resid_post"]},
         "detection": {"llm_int8": {"threshold": 1.5}},
     }
-    for name in disturbed.stages(config):
-        done = launch(folder, name, config=config)
+    folder = disturbed.project(tmp_path_factory.mktemp("no-numbers"), config)
+    _, weights = tiny.silent(folder / "model", layers=3)
+    norm = weights["model.layers.2.post_attention_layernorm.weight"]
+    norm[3], norm[4] = float("inf"), float("nan")
+    weights["model.embed_tokens.weight"][:, 5] = 2
+    tiny.save_weights(folder / "model", weights)
+    for name in planned.jobs(folder):
+        done = launch(folder, name)
         assert done.status == 0, done.said
     return folder / "results" / NAME
 

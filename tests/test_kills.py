@@ -48,7 +48,7 @@ def test_a_killed_stage_goes_on_and_leaves_the_same(history, name, tmp_path):
     points = random.Random(f"{SEED} {name}").sample(range(count), KILLS[name])
     for at in points:
         print(f"{name}: seed {SEED}, before operation {at} of {count}")
-        survival = survive(history, name, tmp_path / str(at), at_operation(history, at))
+        survival = survive(history, name, tmp_path / str(at), at_operation(at))
         assert survival.killed
         assert survival.status == 0
         assert survival.differences == []

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from doorway import job
-from outlier_atlas.ablation.run import Ablation, ablate
-from outlier_atlas.model.source import offline
 
 
 def main(job):
+    from outlier_atlas.ablation.run import Ablation, ablate
+    from outlier_atlas.model.source import offline
+
     offline()
     store = Path(job.input.store)
     ablate(

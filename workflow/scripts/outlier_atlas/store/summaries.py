@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from outlier_atlas.files import partial, unwritten
+from outlier_atlas.files import canonical, partial, unwritten
 from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
 
@@ -70,7 +70,9 @@ def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
     """
     arrays = _joined(tiles)
     checksum = _checksum(arrays)
-    content = safetensors.numpy.save(arrays, {"fingerprint": fingerprint, "checksum": checksum})
+    # In one entry: safetensors writes several in an order that changes from process to process.
+    proof = canonical({"fingerprint": fingerprint, "checksum": checksum})
+    content = safetensors.numpy.save(arrays, {"summary": proof})
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial(path).write_bytes(content)
@@ -110,7 +112,7 @@ def _current(path: Path, fingerprint: str) -> dict[str, NDArray[Any]]:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
-        metadata = header["__metadata__"]
+        metadata = json.loads(header["__metadata__"]["summary"])
         current = metadata["fingerprint"] == fingerprint
         if current and metadata["checksum"] == _checksum(arrays):
             return arrays
