@@ -199,7 +199,9 @@ def _partial_class(architecture: Architecture, layers: range, head: bool) -> typ
             for path in map(Path, files or ())
             if needed_files(path.parent, [path.name], architecture, layers, head)
         ]
-        return whole._load_pretrained_model(model, state_dict, [*map(str, needed)], *settings)
+        # Of a checkpoint of another model none may be; what it lacks is told after loading.
+        given = [*map(str, needed)] or files
+        return whole._load_pretrained_model(model, state_dict, given, *settings)
 
     members = {
         "__init__": build,
