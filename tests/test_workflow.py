@@ -298,6 +298,7 @@ def test_a_plan_is_printed_and_nothing_is_run(folder):
     write(folder, CONFIG | {"run": {"name": "planned"}}, "other.yaml")
     said = snakemake(folder, "--configfile", "other.yaml", "--", "plan").stdout
     assert re.search(r"layer group +layers +on disk +in memory", said)
+    assert re.search(r"from \d+ measured jobs of LlamaForCausalLM on", said)
     assert re.search(r"^ +1 +2 to 3 ", said, re.MULTILINE)
     assert "Not loaded: lm_head." in said
     assert not (folder / "results" / "planned" / "activations.zarr").exists()

@@ -15,7 +15,7 @@ def main(job):
         settings=load(job.params.settings, "run"),
         model_record=Path(job.input.model),
         resources=Path("resources"),
-        results=Path(job.log[0]).parent,
+        results=Path(job.log[0]).parents[1],
     )
 
 
