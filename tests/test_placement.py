@@ -15,8 +15,8 @@ from outlier_atlas.extraction import run as extraction_run
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.transfer import Transfer
 from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.flow import tensors_in
 from outlier_atlas.model.footprint import sizes
+from outlier_atlas.model.nested import tensors_in
 from outlier_atlas.model.partial import load_layers, weight_bytes
 from outlier_atlas.model.placement import place, spread
 from outlier_atlas.model.source import load_config

@@ -8,7 +8,7 @@ import numpy as np
 
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.detection.columns import Columns, or_null, places, token_columns
+from outlier_atlas.detection.columns import Columns, located, or_null, places
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.sinks import AttentionSinks, share
 from outlier_atlas.store.arrays import Arrays
@@ -62,8 +62,7 @@ def _layers(sinks: Sinks, tokens: TokenStore) -> Columns:
         "sink_heads": [int((s.mean()[0] > s.threshold).sum()) for s in each],
         "value": [s.largest.value if s.largest else None for s in each],
         "head": [s.largest.head if s.largest else None for s in each],
-        **places(tokens, largest),
-        **token_columns(tokens, largest),
+        **located(tokens, largest),
         "nan": [s.nan for s in each],
     }
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from outlier_atlas.model.flow import Flow, watch
+from outlier_atlas.model.flow import Flow
 from outlier_atlas.model.head import HeadParts, find_head
 from outlier_atlas.model.roles import Tap, readers_of_block, taps_of_block
+from outlier_atlas.model.watch import watch
 from outlier_atlas.settings.sites import EXPERT_OUT, SITES, Place, Site
 from outlier_atlas.visible import gist
 

@@ -17,7 +17,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from outlier_atlas.model.flow import Call, tensors_in
+from outlier_atlas.model.flow import Call
+from outlier_atlas.model.nested import tensors_in
 
 DOWN_PROJECTIONS = {"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo"}
 PRODUCTS = {"linear", "matmul", "__matmul__", "mm", "_grouped_mm", "grouped_mm_fallback"}

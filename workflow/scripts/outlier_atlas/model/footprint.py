@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from outlier_atlas.model.architecture import Architecture
-from outlier_atlas.model.flow import tensors_in
+from outlier_atlas.model.nested import tensors_in
 from outlier_atlas.model.partial import DTYPES, build_on_meta, head_on_meta, weight_bytes
 from outlier_atlas.model.placement import spread
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +42,15 @@ from outlier_atlas.store.layout import (
     has_layers,
     parts,
 )
+from outlier_atlas.store.rearrange import ASIDE, Shape, folder_of, reshape
 from outlier_atlas.store.targets import DamagedChunkError, TargetChunks
 
 log = logging.getLogger(__name__)
-
-ASIDE = "aside"
-"""Folder in an array's own where chunks of layers lie that have no row; zarr does not see it."""
 
 FILL = {"float32": float("nan"), "int32": -1}
 """What a number is that was never written."""
 
 _COORDINATES = ("layer", "token_id", "sequence", "position")
-
-_Shape = dict[str, Any]
-"""`shape`, `chunks`, `dtype`, `dimension_names` and `attributes` of an array."""
 
 
 def create(
@@ -98,7 +93,7 @@ def create(
         del arrays[name][0][name]
     for name, shape in shapes.items():
         if name in kept:
-            _reshape(kept[name], shape)
+            reshape(kept[name], shape)
         else:
             group = boundaries if name in map(boundary_array, layout.boundaries()) else activations
             _create_array(group, name, shape, layout.compression)
@@ -127,7 +122,7 @@ def clear_up(run: Path, layout: Layout) -> None:
     for group, name, array in list(_arrays(activations, boundaries, _COORDINATES)):
         if name not in named:
             del group[name]
-        shutil.rmtree(_folder(array) / ASIDE, ignore_errors=True)
+        shutil.rmtree(folder_of(array) / ASIDE, ignore_errors=True)
 
 
 def _current(
@@ -212,7 +207,7 @@ def _arrays(
         yield from ((group, name, array) for name, array in group.arrays() if name not in axes)
 
 
-def _shapes(layout: Layout) -> dict[str, _Shape]:
+def _shapes(layout: Layout) -> dict[str, Shape]:
     """What each array of a layout shall be, by name."""
     of_sites = {p.name: _part_shape(layout, site, p) for site in layout.store for p in parts(site)}
     between = {boundary_array(layer): _boundary_shape(layout) for layer in layout.boundaries()}
@@ -220,7 +215,7 @@ def _shapes(layout: Layout) -> dict[str, _Shape]:
     return of_sites | between | losses
 
 
-def _part_shape(layout: Layout, site: str, part: Part) -> _Shape:
+def _part_shape(layout: Layout, site: str, part: Part) -> Shape:
     # What its numbers depend on, and no other site's: an array of another is replaced.
     of_sinks = {"sink_tokens": layout.sink_tokens} if site == ATTN_SINK else {}
     return {
@@ -236,7 +231,7 @@ def _part_shape(layout: Layout, site: str, part: Part) -> _Shape:
     }
 
 
-def _boundary_shape(layout: Layout) -> _Shape:
+def _boundary_shape(layout: Layout) -> Shape:
     return {
         "shape": (layout.tokens, layout.hidden_size),
         "chunks": (layout.chunk_tokens, layout.hidden_size),
@@ -246,7 +241,7 @@ def _boundary_shape(layout: Layout) -> _Shape:
     }
 
 
-def _losses_shape(layout: Layout) -> _Shape:
+def _losses_shape(layout: Layout) -> Shape:
     return _boundary_shape(layout) | {
         "shape": (layout.tokens, 1),
         "chunks": (layout.chunk_tokens, 1),
@@ -254,7 +249,7 @@ def _losses_shape(layout: Layout) -> _Shape:
     }
 
 
-def _kept(array: zarr.Array[Any], shape: _Shape | None, chunk_tokens: int) -> bool:
+def _kept(array: zarr.Array[Any], shape: Shape | None, chunk_tokens: int) -> bool:
     """Whether what is in an array stays: of a named one all but its layers and tokens is right."""
     if shape is None:
         return array.chunks[-2] == chunk_tokens
@@ -268,50 +263,7 @@ def _kept(array: zarr.Array[Any], shape: _Shape | None, chunk_tokens: int) -> bo
     return have == want and all(alike)
 
 
-def _reshape(array: zarr.Array[Any], shape: _Shape) -> None:
-    """Give an array its layers and its tokens; the chunks that it keeps stay as they are."""
-    folder, attributes = _folder(array), dict[str, Any](array.attrs)
-    layers = shape["attributes"].get("layers", [])
-    tokens = (*array.shape[:-2], *shape["shape"][-2:])
-    if array.shape != tokens:
-        array.resize(tokens)
-    moves = layers != attributes.get("layers", []) or (folder / ASIDE).is_dir()
-    if moves:
-        _put_aside(folder, attributes["layers"])
-    if array.shape != shape["shape"]:
-        array.resize(shape["shape"])
-    if attributes != shape["attributes"]:
-        array.attrs.put(shape["attributes"])
-    if moves:
-        _put_back(folder, layers)
-
-
-def _folder(array: zarr.Array[Any]) -> Path:
-    store: Any = array.store
-    return Path(store.root) / array.path
-
-
-def _put_aside(folder: Path, layers: Sequence[int]) -> None:
-    """Move the chunks of each layer out of the rows that an array gives them."""
-    (folder / ASIDE).mkdir(exist_ok=True)
-    for row, layer in enumerate(layers):
-        chunks = folder / "c" / str(row)
-        if chunks.is_dir():
-            chunks.rename(folder / ASIDE / str(layer))
-
-
-def _put_back(folder: Path, layers: Sequence[int]) -> None:
-    """Move the chunks of each layer into its row; those of others stay aside."""
-    (folder / "c").mkdir(exist_ok=True)
-    for row, layer in enumerate(layers):
-        chunks = folder / ASIDE / str(layer)
-        if chunks.is_dir():
-            chunks.rename(folder / "c" / str(row))
-    if not any((folder / ASIDE).iterdir()):
-        (folder / ASIDE).rmdir()
-
-
-def _create_array(group: zarr.Group, name: str, shape: _Shape, compression: Compression) -> None:
+def _create_array(group: zarr.Group, name: str, shape: Shape, compression: Compression) -> None:
     group.create_array(
         name,
         **shape,

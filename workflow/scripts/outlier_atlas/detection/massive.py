@@ -1,0 +1,60 @@
+"""The tables of massive activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.detection.columns import Columns, located, places, ratio, token_columns
+from outlier_atlas.statistics.massive import MassiveActivation
+
+Massive = tuple[int, MassiveActivation]
+"""A layer and a massive activation in it."""
+
+
+def massive_activation_columns(
+    massive: Sequence[Massive], site: str, tokens: TokenStore
+) -> Columns:
+    """The table of massive activations."""
+    indices = [activation.token for _, activation in massive]
+    return {
+        "site": [site] * len(massive),
+        "layer": [layer for layer, _ in massive],
+        "channel": [activation.channel for _, activation in massive],
+        **located(tokens, indices),
+        "value": [activation.value for _, activation in massive],
+        "tensor_median": [activation.tensor_median for _, activation in massive],
+        "tensor_median_ratio": [ratio(a.value, a.tensor_median) for _, a in massive],
+        "token_median": [activation.token_median for _, activation in massive],
+        "token_median_ratio": [ratio(a.value, a.token_median) for _, a in massive],
+    }
+
+
+def massive_channel_columns(massive: Sequence[Massive], site: str, tokens: TokenStore) -> Columns:
+    """The table of them by layer and channel."""
+    ordered = sorted(massive, key=lambda m: (m[0], m[1].channel, m[1].token))
+    groups = [
+        (place, [activation for _, activation in members])
+        for place, members in groupby(ordered, key=lambda m: (m[0], m[1].channel))
+    ]
+    largest = [max(members, key=lambda a: abs(a.value)) for _, members in groups]
+    of_members = [places(tokens, [a.token for a in members]) for _, members in groups]
+    of_largest = [a.token for a in largest]
+    where = places(tokens, of_largest)
+    return {
+        "site": [site] * len(groups),
+        "layer": [layer for (layer, _), _ in groups],
+        "channel": [channel for (_, channel), _ in groups],
+        "massive_activations": [len(members) for _, members in groups],
+        "sequences": [len(set(place["sequence"])) for place in of_members],
+        "first_position_share": [
+            sum(position == 0 for position in place["position"]) / len(place["position"])
+            for place in of_members
+        ],
+        "value": [a.value for a in largest],
+        "tensor_median_ratio": [ratio(a.value, a.tensor_median) for a in largest],
+        "sequence": where["sequence"],
+        "position": where["position"],
+        **token_columns(tokens, of_largest),
+    }
