@@ -16,19 +16,15 @@ from numpy.typing import NDArray
 
 from outlier_atlas import tables
 from outlier_atlas.files import write_whole
-from outlier_atlas.report import lines
-from outlier_atlas.report.text import SITE_NAMES
+from outlier_atlas.report import heatmaps, lines
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SUPER_WEIGHT_SITES
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 KINDS = ("magnitudes", "maxima", "experts", "heads", "kurtosis", "down_proj", "quantization")
 OF_SITE: dict[str, tuple[str, ...]] = {EXPERT_OUT: ("experts",), ATTN_SINK: ("heads",)}
 """Of the sites without channels; the others have three."""
-COLUMNS = 1152
-"""Columns of a heatmap at most; of more channels each column shows the largest of some."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +93,10 @@ def draw(folder: Path, tables_folder: Path) -> None:
         largest, layers = _grid(maxima, site)
         for theme in THEMES:
             with _figure(folder / f"{site}-magnitudes{theme.suffix}", theme, 4.0) as figure:
-                _draw_magnitudes(figure, rows, site, theme)
+                lines.magnitudes(figure, rows, site, theme)
             height = min(8.0, 1.8 + 0.08 * len(layers))
             with _figure(folder / f"{site}-maxima{theme.suffix}", theme, height) as figure:
-                _draw_maxima(figure, largest, layers, "channel", "largest |x|", theme)
+                heatmaps.maxima(figure, largest, layers, "channel", "largest |x|", theme)
     experts = tables.read(tables_folder, tables.EXPERT_MAGNITUDES)
     if len(experts):
         _draw_experts(folder, experts)
@@ -139,13 +135,7 @@ def _draw_heads(folder: Path, heads: Any) -> None:
     height = min(8.0, 1.8 + 0.08 * len(layers))
     for theme in THEMES:
         with _figure(folder / f"{ATTN_SINK}-heads{theme.suffix}", theme, height) as figure:
-            axes = figure.add_subplot()
-            image = axes.imshow(
-                mean, aspect="auto", origin="lower", interpolation="nearest",
-                cmap=theme.colormap, vmin=0, vmax=1,
-            )  # fmt: skip
-            _finish_heatmap(figure, axes, image, layers, "attention to the first token", "{x:g}")
-            axes.set_xlabel("head")
+            heatmaps.attention(figure, mean, layers, theme)
 
 
 def _draw_experts(folder: Path, experts: Any) -> None:
@@ -154,7 +144,7 @@ def _draw_experts(folder: Path, experts: Any) -> None:
     for theme in THEMES:
         with _figure(folder / f"{EXPERT_OUT}-experts{theme.suffix}", theme, height) as figure:
             value = "largest |down_proj output|"
-            _draw_maxima(figure, largest, layers, "expert", value, theme)
+            heatmaps.maxima(figure, largest, layers, "expert", value, theme)
 
 
 @contextmanager
@@ -189,101 +179,6 @@ def _figure(path: Path, theme: Theme, height: float) -> Iterator[Figure]:
             write_whole(path.with_name(f"{path.name}.{ending}"), content.getvalue())
 
 
-def _draw_magnitudes(figure: Figure, rows: list[dict[str, Any]], site: str, theme: Theme) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes = figure.add_subplot()
-    layers = [row["layer"] for row in rows]
-    styles = [
-        *zip(
-            ("top1", "top2", "top3"),
-            ("largest", "2nd", "3rd"),
-            theme.top,
-            ("o", "s", "^"),
-            strict=True,
-        ),
-        ("median", "median", theme.median, "D"),
-    ]
-    for column, label, colour, marker in reversed(styles):
-        # A logarithmic axis has no zero: such a point is left out, and the table has it.
-        values = [row[column] if row[column] else np.nan for row in rows]
-        axes.plot(layers, values, marker, ms=4.5, ls="-", lw=1.4, color=colour, label=label)
-    if any(row["top1"] for row in rows):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lines.NUMBERS)
-    axes.grid(axis="y", color=theme.faint, lw=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("layer")
-    axes.set_ylabel(f"|x| at {site}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1], labels[::-1], frameon=False, ncols=4, loc="lower left",
-        bbox_to_anchor=(0, 1), borderaxespad=0.2, handletextpad=0.4, columnspacing=1.4,
-    )  # fmt: skip
-    _name(axes, site)
-
-
-def _draw_maxima(
-    figure: Figure,
-    largest: NDArray[np.float64],
-    layers: list[int],
-    column: str,
-    value: str,
-    theme: Theme,
-) -> None:
-    from matplotlib.colors import LogNorm
-
-    axes = figure.add_subplot()
-    shown, width = _pooled(largest)
-    positive = shown[shown > 0]
-    if not len(positive):
-        axes.text(0.5, 0.5, "no finite value above zero", ha="center", transform=axes.transAxes)
-        return
-    # The smallest one in a hundred would spend the colours on what nobody looks for.
-    low, high = float(np.percentile(positive, 1)), float(positive.max())
-    norm = LogNorm(low, high if high > low else low * 10, clip=True)
-    image = axes.imshow(
-        np.where(shown > 0, shown, np.nan), aspect="auto", origin="lower", interpolation="nearest",
-        cmap=theme.colormap, norm=norm,
-        extent=(-0.5, largest.shape[1] - 0.5, -0.5, len(layers) - 0.5),
-    )  # fmt: skip
-    _finish_heatmap(figure, axes, image, layers, value, lines.NUMBERS)
-    each = "" if width == 1 else f" (a column: the largest of {width})"
-    axes.set_xlabel(f"{column}{each}")
-    _label_columns(axes, largest, theme)
-
-
-def _finish_heatmap(
-    figure: Figure, axes: Axes, image: Any, layers: list[int], value: str, numbers: str
-) -> None:
-    """Its colours and its layers."""
-    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.04, format=numbers)
-    bar.set_label(value)
-    bar.outline.set_visible(False)
-    ticks = range(0, len(layers), -(-len(layers) // 12))
-    axes.set_yticks(ticks, [str(layers[tick]) for tick in ticks])
-    axes.set_ylabel("layer")
-
-
-def _label_columns(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> None:
-    """Name the channels or experts whose maximum stands out most, where there is room."""
-    peaks = np.nan_to_num(largest).max(axis=0)
-    room = largest.shape[1] / 22
-    named: list[int] = []
-    for channel in np.argsort(-peaks, kind="stable")[:40]:
-        if len(named) < 6 and all(abs(int(channel) - other) > room for other in named):
-            named.append(int(channel))
-    top = axes.secondary_xaxis("top")
-    top.set_xticks(named, [str(channel) for channel in named])
-    top.tick_params(colors=theme.median, length=4)
-    top.spines["top"].set_visible(False)
-
-
-def _name(axes: Axes, site: str) -> None:
-    axes.set_title(SITE_NAMES[site], loc="right", fontsize=10)
-
-
 def _grid(maxima: Any, site: str) -> tuple[NDArray[np.float64], list[int]]:
     """Largest |x| as (layer, channel), NaN where there is none, and the layers."""
     return _by_layer(maxima.filter(pc.field("site") == site))
@@ -293,14 +188,3 @@ def _by_layer(table: Any, column: str = "value") -> tuple[NDArray[np.float64], l
     layers = np.unique(table["layer"].to_numpy())
     values = np.abs(table[column].to_numpy(zero_copy_only=False).astype(np.float64))
     return values.reshape(len(layers), -1), layers.tolist()
-
-
-def _pooled(largest: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """Neighbouring channels, by their maximum, into at most `COLUMNS`; and how many into one.
-
-    Left to the drawing, most channels of a wide model would be skipped, outliers among them.
-    """
-    width = -(-largest.shape[1] // COLUMNS)
-    padding = -largest.shape[1] % width
-    padded = np.pad(np.nan_to_num(largest), ((0, 0), (0, padding)))
-    return padded.reshape(len(largest), -1, width).max(axis=2), width

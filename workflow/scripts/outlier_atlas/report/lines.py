@@ -1,4 +1,4 @@
-"""Figures of lines over layers: kurtosis, the down projection, quantization errors."""
+"""Figures of lines over layers: magnitudes, kurtosis, the down projection, quantization errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from outlier_atlas.report.text import SITE_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +38,42 @@ class Line:
     colour: str
     marker: str
     style: str = "-"
+
+
+def magnitudes(figure: Figure, rows: list[dict[str, Any]], site: str, theme: Theme) -> None:
+    """The three largest |x| and the median of each layer of a site."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.add_subplot()
+    layers = [row["layer"] for row in rows]
+    styles = [
+        *zip(
+            ("top1", "top2", "top3"),
+            ("largest", "2nd", "3rd"),
+            theme.top,
+            ("o", "s", "^"),
+            strict=True,
+        ),
+        ("median", "median", theme.median, "D"),
+    ]
+    for column, label, colour, marker in reversed(styles):
+        # A logarithmic axis has no zero: such a point is left out, and the table has it.
+        values = [row[column] if row[column] else np.nan for row in rows]
+        axes.plot(layers, values, marker, ms=4.5, ls="-", lw=1.4, color=colour, label=label)
+    if any(row["top1"] for row in rows):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(NUMBERS)
+    axes.grid(axis="y", color=theme.faint, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("layer")
+    axes.set_ylabel(f"|x| at {site}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[::-1], labels[::-1], frameon=False, ncols=4, loc="lower left",
+        bbox_to_anchor=(0, 1), borderaxespad=0.2, handletextpad=0.4, columnspacing=1.4,
+    )  # fmt: skip
+    axes.set_title(SITE_NAMES[site], loc="right", fontsize=10)
 
 
 def kurtosis(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:

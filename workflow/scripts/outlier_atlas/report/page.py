@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from outlier_atlas.report import (
     criteria,
     experts,
     facts,
+    massive,
     measures,
     missing,
     perplexity,
@@ -35,7 +35,6 @@ from outlier_atlas.report.finding import Finding
 from outlier_atlas.report.findings import (
     Evidence,
     alarms,
-    closest_to_massive,
     findings,
     largest_by_site,
 )
@@ -44,7 +43,6 @@ from outlier_atlas.report.text import (
     count,
     number,
     percent,
-    ranges,
     shown,
 )
 from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
@@ -160,7 +158,7 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "missing": missing.missing(evidence.criteria, inputs.configuration),
         "sites": _sites(evidence, inputs.figures),
         "int8": _int8(report, evidence),
-        "massive": _massive(report, inputs, evidence, tokens),
+        "massive": massive.section(report, inputs.tables, evidence, tokens),
         "experts": _experts(report, inputs, evidence) if evidence.experts else None,
         "weights": _weights_section(report, inputs),
         "sinks": _sinks(report, inputs, evidence),
@@ -272,52 +270,3 @@ def _int8(report: ReportSettings, evidence: Evidence) -> Row:
             (row["layer_share_over"], row["position_share_by"]): row for row in evidence.variants
         },
     }
-
-
-def _massive(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: TokenStore) -> Row:
-    by_channel: dict[int, list[Row]] = defaultdict(list)
-    for row in evidence.massive:
-        by_channel[row["channel"]].append(row)
-    channels = sorted(
-        (
-            _channel(rows) | {"sequences": evidence.sequences_of[channel]}
-            for channel, rows in by_channel.items()
-        ),
-        key=lambda r: (-abs(r["value"]), r["channel"]),
-    )
-    activations = tables.read(inputs.tables, tables.MASSIVE_ACTIVATIONS)
-    places = sorted(
-        criteria.joined(activations.to_pylist()),
-        key=lambda row: (-abs(row["value"]), row["token_index"], row["channel"]),
-    )
-    in_text = [row | _context(report, tokens, row["token_index"]) for row in places[: report.rows]]
-    measured = evidence.criteria["massive_activations"]["measured"]
-    return {
-        "criterion": evidence.criteria["massive_activations"],
-        "channels": channels[: report.rows],
-        "channels_shown": shown(len(channels), report.rows, "channel"),
-        "places": in_text,
-        "places_shown": shown(len(places), report.rows, "place"),
-        "sequences": tokens.sequences,
-        "closest": closest_to_massive(evidence).text if measured else "",
-    }
-
-
-def _channel(rows: Sequence[Row]) -> Row:
-    """A channel's massive activations, over its layers."""
-    top = max(rows, key=lambda row: abs(row["value"]))
-    total = sum(row["massive_activations"] for row in rows)
-    first = sum(row["massive_activations"] * row["first_position_share"] for row in rows)
-    return top | {
-        "layers": ranges(row["layer"] for row in rows),
-        "massive_activations": total,
-        "first_position_share": first / total,
-    }
-
-
-def _context(report: ReportSettings, tokens: TokenStore, index: int) -> Row:
-    if report.text != "full":
-        return {"before": "", "text": "", "after": ""}
-    around = report.context_tokens
-    before, text, after = tokens.window(index, around, around)
-    return {"before": before, "text": text, "after": after}

@@ -1,0 +1,103 @@
+"""Figures of a number by layer and column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outlier_atlas.report.lines import NUMBERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from outlier_atlas.report.figures import Theme
+
+COLUMNS = 1152
+"""Columns of a heatmap at most; of more channels each column shows the largest of some."""
+
+
+def maxima(
+    figure: Figure,
+    largest: NDArray[np.float64],
+    layers: list[int],
+    column: str,
+    value: str,
+    theme: Theme,
+) -> None:
+    """The largest values by layer and column, on a logarithmic scale of colours.
+
+    Args:
+        largest: (layer, column), not negative; NaN where there is none.
+        column, value: what they are called.
+    """
+    from matplotlib.colors import LogNorm
+
+    axes = figure.add_subplot()
+    shown, width = _pooled(largest)
+    positive = shown[shown > 0]
+    if not len(positive):
+        axes.text(0.5, 0.5, "no finite value above zero", ha="center", transform=axes.transAxes)
+        return
+    # The smallest one in a hundred would spend the colours on what nobody looks for.
+    low, high = float(np.percentile(positive, 1)), float(positive.max())
+    norm = LogNorm(low, high if high > low else low * 10, clip=True)
+    image = axes.imshow(
+        np.where(shown > 0, shown, np.nan), aspect="auto", origin="lower", interpolation="nearest",
+        cmap=theme.colormap, norm=norm,
+        extent=(-0.5, largest.shape[1] - 0.5, -0.5, len(layers) - 0.5),
+    )  # fmt: skip
+    _finish_heatmap(figure, axes, image, layers, value, NUMBERS)
+    each = "" if width == 1 else f" (a column: the largest of {width})"
+    axes.set_xlabel(f"{column}{each}")
+    _label_columns(axes, largest, theme)
+
+
+def attention(figure: Figure, mean: NDArray[np.float64], layers: list[int], theme: Theme) -> None:
+    """The attention to the first token, (layer, head), from 0 to 1."""
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        mean, aspect="auto", origin="lower", interpolation="nearest",
+        cmap=theme.colormap, vmin=0, vmax=1,
+    )  # fmt: skip
+    _finish_heatmap(figure, axes, image, layers, "attention to the first token", "{x:g}")
+    axes.set_xlabel("head")
+
+
+def _finish_heatmap(
+    figure: Figure, axes: Axes, image: Any, layers: list[int], value: str, numbers: str
+) -> None:
+    """Its colours and its layers."""
+    bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.04, format=numbers)
+    bar.set_label(value)
+    bar.outline.set_visible(False)
+    ticks = range(0, len(layers), -(-len(layers) // 12))
+    axes.set_yticks(ticks, [str(layers[tick]) for tick in ticks])
+    axes.set_ylabel("layer")
+
+
+def _label_columns(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> None:
+    """Name the channels or experts whose maximum stands out most, where there is room."""
+    peaks = np.nan_to_num(largest).max(axis=0)
+    room = largest.shape[1] / 22
+    named: list[int] = []
+    for channel in np.argsort(-peaks, kind="stable")[:40]:
+        if len(named) < 6 and all(abs(int(channel) - other) > room for other in named):
+            named.append(int(channel))
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(named, [str(channel) for channel in named])
+    top.tick_params(colors=theme.median, length=4)
+    top.spines["top"].set_visible(False)
+
+
+def _pooled(largest: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """Neighbouring channels, by their maximum, into at most `COLUMNS`; and how many into one.
+
+    Left to the drawing, most channels of a wide model would be skipped, outliers among them.
+    """
+    width = -(-largest.shape[1] // COLUMNS)
+    padding = -largest.shape[1] % width
+    padded = np.pad(np.nan_to_num(largest), ((0, 0), (0, padding)))
+    return padded.reshape(len(largest), -1, width).max(axis=2), width
