@@ -84,6 +84,7 @@ def _stream(
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):
         for batch, values in _inputs(job, work, arrays, batches):
+            writer.next_batch()
             keep = _keeper(writer, destinations, transfer, starts, batch)
             if group.head is not None:
                 keep = _losing(group.head, _ids(work, batch), keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -41,6 +42,7 @@ class _Piece:
     start: int
     values: torch.Tensor
     host: OnHost
+    batch: int
 
 
 @dataclass
@@ -86,9 +88,21 @@ class RowWriter:
         self._state = threading.Condition()
         self._waiting_bytes = 0
         self._bound = bound
+        self._batch = 0
+        self._waiting: Counter[int] = Counter()
         self._failure: BaseException | None = None
         self._started = threading.Barrier(THREADS + 1)
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
+
+    def next_batch(self) -> None:
+        """What is put from here on is of another batch; waits until all but the last is written.
+
+        So a kill costs no more than the batch that computes and the one that is being written.
+        """
+        with self._state:
+            self._state.wait_for(lambda: self._failure or not self._waiting[self._batch - 1])
+            self._raise()
+            self._batch += 1
 
     def put(self, target: Target, start: int, values: torch.Tensor, host: OnHost) -> None:
         """Take tokens of a target, from token `start`.
@@ -104,13 +118,14 @@ class RowWriter:
             first, last = max(start, rows.start), min(stop, rows.stop)
             if first < last and target in self._missing[rows]:
                 part = values[first - start : last - start]
-                self._enqueue(_Piece(rows, target, first, part, host))
+                self._enqueue(_Piece(rows, target, first, part, host, self._batch))
 
     def _enqueue(self, piece: _Piece) -> None:
         with self._state:
             self._state.wait_for(lambda: self._failure or self._waiting_bytes < self._bound)
             self._raise()
             self._waiting_bytes += piece.values.nbytes
+            self._waiting[piece.batch] += 1
         self._queue.put(piece)
 
     def _work(self) -> None:
@@ -156,6 +171,7 @@ class RowWriter:
     def _done(self, piece: _Piece, complete: bool) -> None:
         with self._state:
             self._waiting_bytes -= piece.values.nbytes
+            self._waiting[piece.batch] -= 1
             self._open[piece.rows] -= complete
             self._state.notify_all()
             if self._failure is None and complete and self._open[piece.rows] == 0:
