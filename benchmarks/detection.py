@@ -32,10 +32,13 @@ import torch
 from pipeline import Run
 from real import MODEL, TEXT, built_in
 
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
 from outlier_atlas.statistics import quantization, summary
 from outlier_atlas.statistics.summary import Place, summarize
 from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import COMMITS, Commits
+from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
 
 THREADS = 2
@@ -67,6 +70,12 @@ def _stored(folder: Path, tokens: int) -> Run:
     return run
 
 
+def _arrays(run: Run, layout: Layout) -> Arrays:
+    tokens, model = TokenStore.open(run.tokens), str(read_record(run.model_record)["fingerprint"])
+    fingerprints = Fingerprints(layout, tokens.token_ids, tokens.sequence_starts, model)
+    return Arrays(run.folder, layout, fingerprints.counted(Commits.load(run.folder / COMMITS)))
+
+
 def _simplest(run: Run):
     layout = Layout.from_record(read_record(run.store_record))
     places = [
@@ -77,7 +86,7 @@ def _simplest(run: Run):
     ]
 
     def once() -> None:
-        arrays = Arrays(run.folder, layout)
+        arrays = _arrays(run, layout)
 
         def largest(place) -> float:
             target, (start, stop) = place
@@ -143,7 +152,7 @@ def _pairs(name: str, simplest, other, pairs: int) -> None:
 def _parts(run: Run) -> None:
     """What the parts of a summary take, on one chunk."""
     layout = Layout.from_record(read_record(run.store_record))
-    arrays, target = Arrays(run.folder, layout), Target("mlp_in", layout.layers[-1])
+    arrays, target = _arrays(run, layout), Target("mlp_in", layout.layers[-1])
     stop = layout.chunk_range(0)[1]
     x = torch.from_numpy(arrays.read(target, 0, stop))
     a, place = x.abs(), Place(0, 0, stop)
