@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,10 @@ def detect(
     _check_committed(source, commits)
     # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
     torch.set_num_threads(1)
-    try:
+    with _giving_up_damage(source, commits, threads):
         result = scan(source, detection, defined, threads)
         sunk = sinks.attention_sinks(arrays, layout, store, detection.attention_sinks.threshold)
         losses = perplexity(arrays, layout, store)
-    except DamagedChunkError as damage:
-        # All of it at once: to find and to repair one after the other takes a run for each.
-        raise give_up(run, arrays, list(damaged(arrays, layout, threads)) or [damage]) from damage
-    except LostSummaryError as lost:
-        forget_passed(run, arrays, layout)
-        all_lost = list(lost_summaries(run, fingerprints, commits)) or [lost]
-        raise give_up_summaries(run, all_lost) from lost
 
     def values_of(places: Sequence[tuple[int, int, int]]) -> Sequence[float | None]:
         from outlier_atlas.model.entries import down_projection_entries  # takes seconds
@@ -115,6 +109,21 @@ def detect(
     tables.write(folder, tables.PERPLEXITY, losses)
     clear_up(run, layout)
     keep_only(run, [manifest.stem for manifest in manifests])
+
+
+@contextmanager
+def _giving_up_damage(source: Source, commits: Commits, threads: int) -> Iterator[None]:
+    """What proves damaged in the block no longer counts, and the error says how it is repaired."""
+    run, arrays, layout = source.run, source.arrays, source.layout
+    try:
+        yield
+    # All of it at once: to find and to repair one after the other takes a run for each.
+    except DamagedChunkError as damage:
+        raise give_up(run, arrays, list(damaged(arrays, layout, threads)) or [damage]) from damage
+    except LostSummaryError as lost:
+        forget_passed(run, arrays, layout)
+        all_lost = list(lost_summaries(run, source.fingerprints, commits)) or [lost]
+        raise give_up_summaries(run, all_lost) from lost
 
 
 def _floors(settings: DetectionSettings, layout: Layout) -> dict[str, float]:
