@@ -34,7 +34,7 @@ from real import MODEL, TEXT, built_in
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
-from outlier_atlas.statistics import quantization, summary
+from outlier_atlas.statistics import blocks, quantization, summary
 from outlier_atlas.statistics.summary import Place, summarize
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits
@@ -42,6 +42,7 @@ from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
 
 THREADS = 2
+MASSIVE = 100
 
 
 def main() -> None:
@@ -108,17 +109,26 @@ def _detection(run: Run):
 
 @contextmanager
 def _without_measures() -> Iterator[None]:
-    """Summaries without moments and kurtosis, which no criterion asks for."""
+    """Summaries without what no criterion asks for: moments, kurtosis, norms, and the medians of
+    tokens that have nothing massive."""
+    lower_medians = blocks._lower_medians
 
-    def channels(x, finite):
-        return [np.zeros(x.shape[1], np.int64), *np.zeros((4, x.shape[1]))]
+    def token_moments(block, doubles, work):
+        return np.zeros(len(block.x)), np.full(len(block.x), np.nan)
 
-    def tokens(x, finite):
-        return x.square().sum(1, dtype=torch.float64).numpy(), np.full(len(x), np.nan)
+    def channel_powers(block, doubles, work, more_work):
+        return tuple(np.zeros((5, block.x.shape[1])))
+
+    def medians(a, codes, finite):
+        result = np.full(len(a), np.nan, np.float32)
+        some = np.flatnonzero(a.amax(1).numpy() > MASSIVE)
+        result[some] = lower_medians(a[some], codes[some], None if finite is None else finite[some])
+        return result
 
     with (
-        mock.patch.object(summary, "_channel_moments", channels),
-        mock.patch.object(summary, "_token_moments", tokens),
+        mock.patch.object(blocks, "_token_moments", token_moments),
+        mock.patch.object(blocks, "_channel_powers", channel_powers),
+        mock.patch.object(blocks, "_lower_medians", medians),
     ):
         yield
 
@@ -155,17 +165,37 @@ def _parts(run: Run) -> None:
     arrays, target = _arrays(run, layout), Target("mlp_in", layout.layers[-1])
     stop = layout.chunk_range(0)[1]
     x = torch.from_numpy(arrays.read(target, 0, stop))
-    a, place = x.abs(), Place(0, 0, stop)
+    place, work, whole = Place(0, 0, stop), blocks.work_of(x), blocks.Values.of(x)
+    code = x.abs().bfloat16()
+    looked = [
+        (block, code[part], block.magnitudes(), work[:, : len(block.x)])
+        for part, block in whole.blocks()
+    ]
+
+    def each(part):
+        return lambda: [part(*of_block) for of_block in looked]
+
     parts = {
         "read": lambda: arrays.read(target, 0, stop),
         "abs().max()": lambda: x.abs().max(),
         "whole summary": lambda: summarize(x, place, 4.0),
-        "of it: histogram (medians, quantiles)": lambda: summary._histogram(a, None),
-        "of it: largest by channel and token": lambda: [summary._largest(x, a, i) for i in (0, 1)],
-        "of it: exceedances (LLM.int8(), massive)": lambda: summary._exceedances(x, a, 4.0),
-        "of it: moments by channel (kurtosis)": lambda: summary._channel_moments(x, None),
-        "of it: kurtosis and norm by token": lambda: summary._token_moments(x, None),
-        "of it: median by token (massive, MMR)": lambda: summary._lower_medians(a, None),
+        "of it: histogram (medians, quantiles)": lambda: summary._histogram(code, None),
+        "of it: largest by token": each(
+            lambda b, c, a, w: b.at(torch.from_numpy(a.numpy().argmax(1)), 1)
+        ),
+        "of it: exceedances (LLM.int8(), massive)": each(
+            lambda b, c, a, w: blocks._exceedances(b.x, a, a.amax(1).numpy(), 4.0)
+        ),
+        "of it: sum of magnitudes (systematic)": each(
+            lambda b, c, a, w: b.double(w[0]).abs_().sum(1).sum()
+        ),
+        "of it: moments by channel (kurtosis)": each(
+            lambda b, c, a, w: blocks._channel_powers(b, b.double(w[0]), w[1], w[2])
+        ),
+        "of it: kurtosis and norm by token": each(
+            lambda b, c, a, w: blocks._token_moments(b, b.double(w[0]), w[1])
+        ),
+        "of it: medians by token (MMR)": each(lambda b, c, a, w: blocks._lower_medians(a, c, None)),
         "quantization error, 7 formats": lambda: quantization.summarize_quantization(x, place, 6.0),
     }
     print(f"CPU milliseconds for a chunk of {stop} x {x.shape[1]}, one thread:")
