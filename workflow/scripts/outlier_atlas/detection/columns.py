@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,11 @@ def token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
     }
 
 
-def or_null(values: Iterable[float]) -> list[float | None]:
+def or_null(values: ArrayLike) -> list[float | None]:
     """Numbers; null where one is NaN."""
-    return [None if np.isnan(value) else float(value) for value in values]
+    numbers = np.asarray(values, np.float64)
+    rows: list[float | None] = np.ma.masked_array(numbers, np.isnan(numbers)).tolist()
+    return rows
 
 
 def ratio(value: float, reference: float) -> float:

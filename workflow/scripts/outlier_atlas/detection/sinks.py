@@ -72,8 +72,8 @@ def _heads(sinks: Sinks) -> Columns:
     return {
         "layer": [layer for layer, s in sinks.items() for _ in range(s.heads)],
         "head": [head for s in each for head in range(s.heads)],
-        "mean": or_null(mean for s in each for mean in s.mean()[0]),
-        "sink_share": or_null(part for s in each for part in share(s.sinks[0], s.values[0])),
+        "mean": or_null([mean for s in each for mean in s.mean()[0]]),
+        "sink_share": or_null([part for s in each for part in share(s.sinks[0], s.values[0])]),
     }
 
 

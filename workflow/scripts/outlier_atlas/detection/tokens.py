@@ -42,8 +42,9 @@ def _outliers(found: Sequence[InLayer], site: str, tokens: TokenStore, reference
 
 def norm_columns(norms: Mapping[int, TokenNorms], site: str, tokens: TokenStore) -> Columns:
     """Per layer the tokens of the largest norm."""
+    medians = {layer: each.quantile(0.5) for layer, each in norms.items()}
     rows = [
-        (layer, rank, int(token), float(norm), each.quantile(0.5))
+        (layer, rank, int(token), float(norm), medians[layer])
         for layer, each in sorted(norms.items())
         for rank, (token, norm) in enumerate(zip(each.tokens, each.norms, strict=True), 1)
     ]

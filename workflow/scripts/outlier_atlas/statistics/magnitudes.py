@@ -83,8 +83,9 @@ class Magnitudes:
         return int(order[0])
 
     def _take_maxima(self, maxima: Float32, tokens: Int64) -> None:
-        mine, theirs = _magnitude(self.maxima), _magnitude(maxima)
-        better = (theirs > mine) | ((theirs == mine) & (tokens >= 0) & (tokens < self.tokens))
+        mine, theirs = np.abs(self.maxima), np.abs(maxima)  # NaN where there is none
+        better = (theirs > mine) | ((theirs == mine) & (tokens < self.tokens))
+        better |= (self.tokens < 0) & (tokens >= 0)
         self.maxima[better] = maxima[better]
         self.tokens[better] = tokens[better]
 
