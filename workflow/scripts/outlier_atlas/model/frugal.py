@@ -47,8 +47,8 @@ def frugal() -> Iterator[None]:
     try:
         yield
     finally:
-        # A forward pass takes and frees the same sizes all the time. Where they come from the system
-        # each time, the faults take a fifth of its time; 32 MiB is the most that glibc allows.
+        # A forward pass takes and frees the same sizes all the time. Where the system gives them
+        # each time, faults take a fifth of its time; 32 MiB is the most that glibc allows.
         _thresholds(mmap=32 * MIB, trim=64 * MIB, pad=16 * MIB)
         if before is None:
             del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
