@@ -19,6 +19,7 @@ from outlier_atlas.extraction import compute
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import DamagedFileError, read_record
+from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commit, Commits
 from outlier_atlas.verification import Records, verify
 
@@ -177,6 +178,10 @@ def summaries(run):
     }
 
 
+def all_tables(run):
+    return {path.name: path.read_bytes() for path in run.tables.iterdir()}
+
+
 def summary_of(run, layer, chunk):
     folder = run.folder / "summaries" / "mlp_in" / f"layer-{layer}"
     return next(folder.glob(f"chunk-{chunk}.*"))
@@ -205,6 +210,58 @@ def test_damaged_summaries_are_named_and_made_anew(unstored, damage, tmp_path, l
     assert summaries(run) == before
     run.detect()
     verify(records(run), 2)
+
+
+@pytest.mark.parametrize("damage", SUMMARY_DAMAGES)
+def test_detection_refuses_a_damaged_summary_and_it_alone_is_made_anew(
+    unstored, damage, tmp_path, loads
+):
+    run = unstored.copy(tmp_path)
+    run.detect()
+    before, tables = summaries(run), all_tables(run)
+    path = summary_of(run, 1, 2)
+    SUMMARY_DAMAGES[damage](path)
+    with pytest.raises(ValueError, match=r"mlp_in, layer 1, chunk 2: its summary is lost .*again"):
+        run.detect()
+    times = {path: path.stat().st_mtime_ns for path in before if path.exists()}
+    loads.clear()
+    run.extract()
+    assert len(loads) == 1, "of the lower layers alone"
+    assert summaries(run) == before
+    assert {p for p in before if p.stat().st_mtime_ns != times.get(p)} == {path}
+    run.detect()
+    assert all_tables(run) == tables
+
+
+@pytest.mark.parametrize("damage", SUMMARY_DAMAGES)
+def test_a_damaged_summary_of_what_is_stored_is_made_from_it_anew(whole, damage, tmp_path, loads):
+    """Detection has made it, and needs no extraction to make it again."""
+    run = whole.copy(tmp_path)
+    run.detect()
+    before, tables = summaries(run), all_tables(run)
+    SUMMARY_DAMAGES[damage](summary_of(run, 1, 2))
+    run.detect()
+    assert not loads
+    assert summaries(run) == before
+    assert all_tables(run) == tables
+
+
+def test_a_summary_of_values_that_were_replaced_is_made_anew(whole, tmp_path, monkeypatch):
+    """Where the same is computed with other last bits (other batches, say), and committed."""
+    run = whole.copy(tmp_path)
+    run.detect()
+    tables = all_tables(run)
+    (run.activations / "mlp_in" / "c" / "1" / "2" / "0").unlink()
+    said(run)
+    write = Arrays.write
+    monkeypatch.setattr(Arrays, "write", lambda self, *args: write(self, *args[:2], 2 * args[2]))
+    run.extract()
+    run.detect()
+    assert all_tables(run) != tables
+    detected = summaries(run)
+    shutil.rmtree(run.folder / "summaries")
+    run.detect()
+    assert summaries(run) == detected, "of the values that lie in the store"
 
 
 def test_detection_names_all_lost_summaries_at_once(unstored, tmp_path):

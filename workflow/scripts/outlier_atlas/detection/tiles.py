@@ -125,7 +125,7 @@ class Source:
             return summary_of(target.site, part, place, floor, experts, kept)
 
         path = path_of(self.run, target, rows)
-        fingerprint = self.fingerprints.summary(rows, self.exclusion.record())
+        fingerprint = self._fingerprint(rows, target)
         with suppress(DamagedSummaryError):
             there = read(path, kind_of(target.site), fingerprint)
             if all(isinstance(s, ExpertSummary) or s.floor <= floor for s in there):
@@ -141,11 +141,16 @@ class Source:
             return summarize_quantization(part, place, threshold, kept)
 
         path = path_of(self.run, target, rows, "-quantization")
-        depends = {"left_out": self.exclusion.record(), "outlier_channels": threshold}
-        fingerprint = self.fingerprints.summary(rows, depends)
+        fingerprint = self._fingerprint(rows, target, outlier_channels=threshold)
         with suppress(DamagedSummaryError):
             return read(path, QuantizationSummary, fingerprint)
         return self._make(rows, values, make, path, fingerprint)
+
+    def _fingerprint(self, rows: Rows, target: Target, **depends: float) -> str:
+        """That of a summary that is made from the store: of these very values, and no others."""
+        made_from = [checksum for _, checksum in sorted(self.counted(target, rows.chunk))]
+        left_out = {"left_out": self.exclusion.record()}
+        return self.fingerprints.summary(rows, {"made_from": made_from, **left_out, **depends})
 
     def _make(
         self,
@@ -168,10 +173,10 @@ class Source:
         """What extraction has left of a site that is not stored."""
         found: list[AnySummary] = []
         # As they were written: by other sequence shards, perhaps, or of fewer sequences first.
-        for rows, _ in sorted(self.counted(target, chunk)):
-            path = path_of(self.run, target, rows)
+        for rows, checksum in sorted(self.counted(target, chunk)):
+            path, fingerprint = path_of(self.run, target, rows), self.fingerprints.summary(rows)
             try:
-                found += read(path, kind_of(target.site), self.fingerprints.summary(rows))
+                found += read(path, kind_of(target.site), fingerprint, checksum)
             except DamagedSummaryError as error:
-                raise LostSummaryError(target, chunk, error) from error
+                raise LostSummaryError(target, rows, error) from error
         return found

@@ -42,17 +42,17 @@ class Fingerprints:
             self._known[chunk] = fingerprint(self.sequences(*self.layout.chunk_range(chunk)))
         return self._known[chunk]
 
-    def summary(self, rows: Rows, left_out: Any = None) -> str:
+    def summary(self, rows: Rows, depends: Any = None) -> str:
         """The fingerprint of a summary of rows.
 
         Args:
-            left_out: stands for the tokens that it leaves out.
+            depends: stands for what it depends on besides: the tokens that it leaves out, say.
         """
         return fingerprint(
             {
                 "sequences": self.sequences(rows.start, rows.stop),
                 "rows": [rows.start, rows.stop],
-                "left_out": left_out,
+                "depends": depends,
                 "summary": SUMMARY_VERSION,
             }
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from outlier_atlas.store.arrays import ACTIVATIONS, Arrays
-from outlier_atlas.store.commits import COMMITS, Commit, Commits, revise, without
+from outlier_atlas.store.commits import COMMITS, Commit, Commits, Rows, revise, without
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
 from outlier_atlas.store.summaries import (
@@ -44,13 +45,12 @@ def lost_summaries(
 ) -> Iterator[LostSummaryError]:
     """Hold every summary of a site that is not stored against its commits."""
     layout, counted = fingerprints.layout, fingerprints.counted(commits)
-    for target in layout.summaries():
-        for chunk in range(layout.chunks):
+    for target, chunk in product(layout.summaries(), range(layout.chunks)):
+        for rows, checksum in sorted(counted(target, chunk)):
             try:
-                for rows, checksum in counted(target, chunk):
-                    check(path_of(run, target, rows), fingerprints.summary(rows), checksum)
+                check(path_of(run, target, rows), fingerprints.summary(rows), checksum)
             except DamagedSummaryError as error:
-                yield LostSummaryError(target, chunk, error)
+                yield LostSummaryError(target, rows, error)
 
 
 def give_up(run: Path, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> ValueError:
@@ -61,7 +61,8 @@ def give_up(run: Path, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> 
     """
     for damage in damages:
         arrays.chunks.remove(damage.target, damage.chunk)
-    return _given_up(run, ACTIVATIONS, damages)
+    gone = {(damage.target, damage.chunk) for damage in damages}
+    return _given_up(run, ACTIVATIONS, damages, lambda target, rows: (target, rows.chunk) in gone)
 
 
 def give_up_summaries(run: Path, lost: Sequence[LostSummaryError]) -> ValueError:
@@ -70,16 +71,18 @@ def give_up_summaries(run: Path, lost: Sequence[LostSummaryError]) -> ValueError
     Returns:
         The error to raise: it says what was lost and that the same command repairs it.
     """
-    return _given_up(run, SUMMARIES, lost)
+    gone = {(summary.target, summary.rows) for summary in lost}
+    return _given_up(run, SUMMARIES, lost, lambda target, rows: (target, rows) in gone)
 
 
 def _given_up(
-    run: Path, place: str, damages: Sequence[DamagedChunkError | LostSummaryError]
+    run: Path,
+    place: str,
+    damages: Sequence[DamagedChunkError | LostSummaryError],
+    gone: Callable[[Target, Rows], bool],
 ) -> ValueError:
-    gone = {(damage.target, damage.chunk) for damage in damages}
-
     def revised(commit: Commit) -> Commit:
-        return without(commit, lambda target: (target, commit.rows.chunk) in gone)
+        return without(commit, lambda target: gone(target, commit.rows))
 
     revise(run / COMMITS, revised)
     look_again(run)

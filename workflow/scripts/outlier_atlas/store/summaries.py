@@ -38,15 +38,15 @@ class LostSummaryError(ValueError):
 
     Attributes:
         target: of which site and layer.
-        chunk: of which chunk.
+        rows: of which rows.
     """
 
-    def __init__(self, target: Target, chunk: int, cause: Exception) -> None:
+    def __init__(self, target: Target, rows: Rows, cause: Exception) -> None:
         super().__init__(
-            f"{target.site}, layer {target.layer}, chunk {chunk}: its summary is lost ({cause})"
+            f"{target.site}, layer {target.layer}, chunk {rows.chunk}: its summary is lost ({cause})"
         )
         self.target = target
-        self.chunk = chunk
+        self.rows = rows
 
 
 def path_of(run: Path, target: Target, rows: Rows, measure: str = "") -> Path:
@@ -83,13 +83,19 @@ def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
     return checksum
 
 
-def read(path: Path, kind: type[Kind], fingerprint: str) -> list[Kind]:
+def read(
+    path: Path, kind: type[Kind], fingerprint: str, committed: str | None = None
+) -> list[Kind]:
     """The summaries of a file, tile by tile.
 
+    Args:
+        committed: the checksum that it was committed with; None where nothing is committed.
+
     Raises:
-        DamagedSummaryError: it is not there, damaged, or of another fingerprint.
+        DamagedSummaryError: it is not there, damaged, of another fingerprint, or another one than
+            was committed.
     """
-    arrays = _current(path, fingerprint)
+    arrays = _current(path, fingerprint, committed)
     try:
         return _split(kind, arrays)
     except (ValueError, KeyError, TypeError) as error:
@@ -102,23 +108,28 @@ def check(path: Path, fingerprint: str, committed: str) -> None:
     Raises:
         DamagedSummaryError: it is not there, damaged, of another fingerprint, or another one.
     """
-    if _checksum(_current(path, fingerprint)) != committed:
-        raise DamagedSummaryError(f"{path}: it is not the one that was committed")
+    _current(path, fingerprint, committed)
 
 
-def _current(path: Path, fingerprint: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a file that agrees with its own checksum, and with a fingerprint."""
+def _current(path: Path, fingerprint: str, committed: str | None) -> dict[str, NDArray[Any]]:
+    """The arrays of a file that agrees with its own checksum, a fingerprint, and its commit."""
     try:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
         metadata = json.loads(header["__metadata__"]["summary"])
+        checksum = _checksum(arrays)
+        whole = metadata["checksum"] == checksum
         current = metadata["fingerprint"] == fingerprint
-        if current and metadata["checksum"] == _checksum(arrays):
-            return arrays
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise DamagedSummaryError(f"{path}: {error}") from error
-    raise DamagedSummaryError(f"{path}: {'damaged' if current else 'of another configuration'}")
+    if not whole:
+        raise DamagedSummaryError(f"{path}: damaged")
+    if not current:
+        raise DamagedSummaryError(f"{path}: of another configuration")
+    if committed not in (None, checksum):
+        raise DamagedSummaryError(f"{path}: it is not the one that was committed")
+    return arrays
 
 
 def _joined(tiles: Sequence[Any]) -> dict[str, NDArray[Any]]:
