@@ -42,9 +42,8 @@ class LostSummaryError(ValueError):
     """
 
     def __init__(self, target: Target, rows: Rows, cause: Exception) -> None:
-        super().__init__(
-            f"{target.site}, layer {target.layer}, chunk {rows.chunk}: its summary is lost ({cause})"
-        )
+        where = f"{target.site}, layer {target.layer}, chunk {rows.chunk}"
+        super().__init__(f"{where}: its summary is lost ({cause})")
         self.target = target
         self.rows = rows
 
