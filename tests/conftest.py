@@ -1,4 +1,4 @@
-"""Models that the tests share."""
+"""Models that the tests share, and what counts how often one is loaded."""
 
 from pathlib import Path
 
@@ -18,3 +18,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.qwen3_moe(tmp_path_factory.mktemp("qwen3_moe"))
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often a model was loaded."""
+    from outlier_atlas.extraction import compute  # takes seconds
+
+    counted: list[int] = []
+    load = compute.load
+    monkeypatch.setattr(compute, "load", lambda *args: counted.append(1) or load(*args))
+    return counted

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from outlier_atlas.model.roles import Tap
 from outlier_atlas.model.source import fetch, load_config, slug
 from outlier_atlas.settings.configuration import Settings, load
 from outlier_atlas.settings.source import source_kind
+from outlier_atlas.verification import Records, verify
 from outlier_atlas.weights.join import join
 from outlier_atlas.weights.measure import measure
 
@@ -106,6 +108,17 @@ class Run:
         )  # fmt: skip
         smoothquant = self.settings.detection.smoothquant.model_dump(mode="json")
         join(smoothquant, self.weights if self.weights.exists() else None, self.tables)
+
+    def verify(self) -> None:
+        """Hold all that is committed against its records."""
+        extraction = self.settings.extraction
+        parts = product(range(extraction.layer_groups), range(extraction.sequence_shards))
+        manifests = [self.job(group, shard).manifest for group, shard in parts]
+        records = Records(
+            self.folder, self.model_record, self.resources, self.tokens, self.store_record,
+            manifests,
+        )  # fmt: skip
+        verify(records, 2)
 
     def measure_weights(self) -> None:
         """Before `detect`, whose tables are joined with them."""

@@ -15,13 +15,11 @@ from safetensors.torch import load_file, save_file
 from store_files import chunk_files, written
 
 from outlier_atlas.data.tokens import RECORD, TokenStore
-from outlier_atlas.extraction import compute
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commit, Commits
-from outlier_atlas.verification import Records, verify
 
 SITES = ("attn_in", "mlp_in", "resid_post")
 
@@ -67,15 +65,6 @@ def unstored(llama, tmp_path_factory):
     return Extracted(llama, tmp_path_factory.mktemp("unstored"), **extraction)
 
 
-@pytest.fixture
-def loads(monkeypatch):
-    """How often a model was loaded."""
-    counted = []
-    load = compute.load
-    monkeypatch.setattr(compute, "load", lambda *args: counted.append(1) or load(*args))
-    return counted
-
-
 def values(run):
     group = zarr.open_group(run.activations, mode="r", use_consolidated=False)
     return {site: np.asarray(group[site][:]) for site in SITES}
@@ -86,16 +75,6 @@ def assert_repaired(run, before):
     assert {p: data for p, (_, data) in chunk_files(run).items()} == {
         p: data for p, (_, data) in before.items()
     }
-
-
-def records(run):
-    manifests = [
-        run.job(group, shard).manifest
-        for group in range(run.settings.extraction.layer_groups)
-        for shard in range(run.settings.extraction.sequence_shards)
-    ]
-    store, tokens = run.store_record, run.tokens
-    return Records(run.folder, run.model_record, run.resources, tokens, store, manifests)
 
 
 def flip(path):
@@ -183,8 +162,8 @@ def all_tables(run):
 
 
 def summary_of(run, layer, chunk):
-    folder = run.folder / "summaries" / "mlp_in" / f"layer-{layer}"
-    return next(folder.glob(f"chunk-{chunk}.*"))
+    folder = run.folder / "summaries"
+    return next(folder.glob(f"mlp_in*/layer-{layer}/chunk-{chunk}.*"))
 
 
 SUMMARY_DAMAGES = DAMAGES | {
@@ -209,7 +188,7 @@ def test_damaged_summaries_are_named_and_made_anew(unstored, damage, tmp_path, l
     assert len(loads) == 1, "of the lower layers alone"
     assert summaries(run) == before
     run.detect()
-    verify(records(run), 2)
+    run.verify()
 
 
 @pytest.mark.parametrize("damage", SUMMARY_DAMAGES)
@@ -330,7 +309,7 @@ def test_what_a_damaged_commit_stood_for_is_computed_again_and_nothing_else(whol
     places = written(before, chunk_files(run))
     assert places == {f"activations.zarr/{s}/c/{k}/{chunk}/0" for s in SITES for k in (2, 3)}
     assert_repaired(run, before)
-    verify(records(run), 2)
+    run.verify()
 
 
 def said(run):
@@ -342,7 +321,7 @@ def said(run):
     log.addHandler(handler)
     try:
         with pytest.raises(ValueError, match=f"{run.folder}: .* run the same snakemake command"):
-            verify(records(run), 2)
+            run.verify()
     finally:
         log.removeHandler(handler)
     return "\n".join(lines)
@@ -454,14 +433,14 @@ def test_weights_that_were_only_touched_are_the_same(own_model, tmp_path, loads)
     loads.clear()
     run.extract()
     assert len(loads) == 1
-    verify(records(run), 2)
+    run.verify()
 
 
 def test_what_is_undamaged_is_said_to_be(whole, shared, unstored, tmp_path):
     for extracted in (whole, shared, unstored):
-        verify(records(extracted.copy(tmp_path / extracted.folder.parent.name)), 2)
+        extracted.copy(tmp_path / extracted.folder.parent.name).verify()
 
 
 def test_without_a_store_there_is_nothing_to_verify(whole, tmp_path):
     with pytest.raises(ValueError, match="there is no store yet"):
-        verify(records(Run(tmp_path, whole.config)), 2)
+        Run(tmp_path, whole.config).verify()

@@ -37,7 +37,7 @@ NOTHING = Effect(())
 MISSING = Effect(STORE, "what is missing")
 NO_ROW = Effect(STORE, "nothing")
 EVERYTHING = Effect(STORE, "everything")
-SUMMARIES = Effect(STORE, "summaries of sites that are not stored")
+SUMMARIES = Effect(STORE, "a lower one: summaries of sites that are not stored")
 OTHER_SEQUENCES = Effect(TOKENS, "sequences that are not there")
 OTHER_MODEL = Effect(MODEL, "everything, where the weights are other ones")
 

@@ -80,17 +80,16 @@ def detect(
         layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
     )
     commits = Commits.load(run / COMMITS)
-    counted = fingerprints.counted(commits)
-    arrays = Arrays(run, layout, counted)
+    arrays = Arrays(run, layout, fingerprints.counted(commits))
     source = Source(
-        run, arrays, layout, store, fingerprints, counted, Exclusion.of(detection.exclude, special),
+        run, arrays, layout, store, fingerprints, commits, Exclusion.of(detection.exclude, special),
         _floors(detection, layout), detection.quantization_error,
     )  # fmt: skip
     _check_unstored(source)
-    _check_committed(source, commits)
+    _check_committed(source)
     # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
     torch.set_num_threads(1)
-    with _giving_up_damage(source, commits, threads):
+    with _giving_up_damage(source, threads):
         result = scan(source, detection, defined, threads)
         sunk = sinks.attention_sinks(arrays, layout, store, detection.attention_sinks.threshold)
         losses = perplexity(arrays, layout, store)
@@ -112,7 +111,7 @@ def detect(
 
 
 @contextmanager
-def _giving_up_damage(source: Source, commits: Commits, threads: int) -> Iterator[None]:
+def _giving_up_damage(source: Source, threads: int) -> Iterator[None]:
     """What proves damaged in the block no longer counts, and the error says how it is repaired."""
     run, arrays, layout = source.run, source.arrays, source.layout
     try:
@@ -122,7 +121,7 @@ def _giving_up_damage(source: Source, commits: Commits, threads: int) -> Iterato
         raise give_up(run, arrays, list(damaged(arrays, layout, threads)) or [damage]) from damage
     except LostSummaryError as lost:
         forget_passed(run, arrays, layout)
-        all_lost = list(lost_summaries(run, source.fingerprints, commits)) or [lost]
+        all_lost = list(lost_summaries(run, source.fingerprints, source.commits)) or [lost]
         raise give_up_summaries(run, all_lost) from lost
 
 
@@ -167,14 +166,14 @@ def _check_unstored(source: Source) -> None:
         )
 
 
-def _check_committed(source: Source, commits: Commits) -> None:
+def _check_committed(source: Source) -> None:
     """Nothing is counted that no commit stands for: what lies in an array proves nothing."""
     layout, run = source.layout, source.run
     groups = range(len(layout.layer_groups))
     targets = [target for group in groups for target in layout.measured(group)]
     for chunk in range(layout.chunks):
         rows = Rows(chunk, *layout.chunk_range(chunk))
-        missing = commits.missing(targets, rows, source.fingerprints.of(chunk))
+        missing = source.commits.missing(targets, rows, source.fingerprints.of(chunk))
         if missing:
             first = min(missing)
             forget_passed(run, source.arrays, layout)

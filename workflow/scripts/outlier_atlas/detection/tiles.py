@@ -23,7 +23,7 @@ from outlier_atlas.statistics.quantization import QuantizationSummary, summarize
 from outlier_atlas.statistics.summary import Place
 from outlier_atlas.statistics.tiles import AnySummary, kind_of, summary_of
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import Counted, Rows
+from outlier_atlas.store.commits import Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
 from outlier_atlas.store.rows import tiles
@@ -64,7 +64,7 @@ class Source:
         layout: of it.
         tokens: its token store.
         fingerprints: of its chunks.
-        counted: the rows that are committed.
+        commits: of it.
         exclusion: the tokens that are left out.
         floors: of each site the least |x| that must be known with its place.
         quantization: of which sites its error is asked for.
@@ -75,7 +75,7 @@ class Source:
     layout: Layout
     tokens: TokenStore
     fingerprints: Fingerprints
-    counted: Counted
+    commits: Commits
     exclusion: Exclusion
     floors: Mapping[str, float]
     quantization: QuantizationErrorSettings
@@ -148,7 +148,8 @@ class Source:
 
     def _fingerprint(self, rows: Rows, target: Target, **depends: float) -> str:
         """That of a summary that is made from the store: of these very values, and no others."""
-        made_from = [checksum for _, checksum in sorted(self.counted(target, rows.chunk))]
+        counted = self.fingerprints.counted(self.commits)
+        made_from = [checksum for _, checksum in sorted(counted(target, rows.chunk))]
         left_out = {"left_out": self.exclusion.record()}
         return self.fingerprints.summary(rows, {"made_from": made_from, **left_out, **depends})
 
@@ -173,10 +174,11 @@ class Source:
         """What extraction has left of a site that is not stored."""
         found: list[AnySummary] = []
         # As they were written: by other sequence shards, perhaps, or of fewer sequences first.
-        for rows, checksum in sorted(self.counted(target, chunk)):
-            path, fingerprint = path_of(self.run, target, rows), self.fingerprints.summary(rows)
+        current = self.fingerprints.of(chunk)
+        for kept, rows, checksum in self.commits.serving(target, chunk, current):
+            path, fingerprint = path_of(self.run, kept, rows), self.fingerprints.summary(rows)
             try:
                 found += read(path, kind_of(target.site), fingerprint, checksum)
             except DamagedSummaryError as error:
-                raise LostSummaryError(target, rows, error) from error
+                raise LostSummaryError(kept, rows, error) from error
         return found

@@ -32,7 +32,8 @@ class AdvancedExtractionSettings(Section):
         4.0,
         description="Least |x| that a summary keeps with its place, at the inputs of linear layers "
         "(`attn_in`, `attn_hidden`, `mlp_in`, `mlp_hidden`). Thresholds of `detection` above it "
-        "never read the store; those below it do, and need the site stored.",
+        "never read the store; those below it do, and need the site stored. To raise it computes "
+        "nothing anew.",
     )
     massive_floor: PositiveFloat = Field(
         64.0, description="The same at all other sites, where far more values are large."

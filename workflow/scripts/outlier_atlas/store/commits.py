@@ -33,6 +33,10 @@ class Rows:
     start: int
     stop: int
 
+    def overlaps(self, other: Rows) -> bool:
+        """Whether tokens are in both."""
+        return self.start < other.stop and other.start < self.stop
+
 
 Counted = Callable[[Target, int], Sequence[tuple[Rows, str]]]
 """Of a target and a chunk the rows that count, and their checksums."""
@@ -94,8 +98,12 @@ class Commits:
     def __init__(self, commits: Iterable[Commit]) -> None:
         self.damaged: dict[Path, int] = {}
         self._by_chunk: dict[int, list[Commit]] = defaultdict(list)
+        self._summaries: dict[tuple[str, int], set[Target]] = defaultdict(set)
         for commit in commits:
             self._by_chunk[commit.rows.chunk].append(commit)
+            for target in commit.checksums:
+                if target.is_summary:
+                    self._summaries[target.site, target.layer].add(target)
 
     @classmethod
     def load(cls, folder: Path) -> Commits:
@@ -119,6 +127,35 @@ class Commits:
         Args:
             fingerprint: under which; by default whatever it is.
         """
+        if target.is_summary:
+            return [(rows, value) for _, rows, value in self.serving(target, chunk, fingerprint)]
+        return self._exactly(target, chunk, fingerprint)
+
+    def serving(
+        self, summary: Target, chunk: int, fingerprint: str | None = None
+    ) -> list[tuple[Target, Rows, str]]:
+        """The summaries that are committed and serve for one that is asked for: of which target,
+        of which rows, and their checksums.
+
+        No two are of the same rows: of such the longer one is taken, of equal ones that of the
+        higher floor.
+        """
+        alike = self._summaries[summary.site, summary.layer]
+        targets = sorted((t for t in alike if t.serves(summary)), key=lambda t: -t.floor)
+        found = [
+            (target, rows, value)
+            for target in targets
+            for rows, value in self._exactly(target, chunk, fingerprint)
+        ]
+        taken: list[tuple[Target, Rows, str]] = []
+        for each in sorted(found, key=lambda each: each[1].start - each[1].stop):
+            if not any(each[1].overlaps(rows) for _, rows, _ in taken):
+                taken.append(each)
+        return sorted(taken, key=lambda each: each[1])
+
+    def _exactly(
+        self, target: Target, chunk: int, fingerprint: str | None
+    ) -> list[tuple[Rows, str]]:
         return [
             (commit.rows, commit.checksums[target])
             for commit in self._by_chunk.get(chunk, ())

@@ -86,6 +86,22 @@ class Target:
         """The site, whichever of the two is kept."""
         return self.array.removeprefix(SUMMARY).partition("@")[0]
 
+    def serves(self, asked: Target) -> bool:
+        """Whether it does where another summary is asked for: one of a lower floor holds all that
+        the other would, and more."""
+        if not (self.is_summary and (self.site, self.layer) == (asked.site, asked.layer)):
+            return False
+        return self._version == asked._version and self.floor <= asked.floor
+
+    @property
+    def floor(self) -> float:
+        """Of a summary the least |x| that it keeps with its place."""
+        return float(self.array.partition("@")[2].rpartition(".")[0])
+
+    @property
+    def _version(self) -> str:
+        return self.array.rpartition(".")[2]
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -159,11 +175,14 @@ class Layout:
         """What is kept of a site."""
         if site in self.store:
             return Target(site, layer)
-        # Of another floor it is another target, and what is committed of that one does not count.
+        # Of another floor it is another target: what is committed of a higher one does not count.
         return Target(f"{SUMMARY}{site}@{self.floor(site)!r}.{SUMMARY_VERSION}", layer)
 
     def floor(self, site: str) -> float:
-        """The least |x| that a summary of a site keeps with its place."""
+        """The least |x| that a summary of a site keeps with its place; `expert_out` keeps them all
+        the same."""
+        if site == EXPERT_OUT:
+            return 0.0
         return self.outlier_floor if site in LINEAR_INPUTS else self.massive_floor
 
     def floor_setting(self, site: str) -> str:
@@ -187,6 +206,13 @@ class Layout:
         """All that is kept of sites that are not stored."""
         sites = [site for site in self.sites if site not in self.store]
         yield from (self.target(site, layer) for site in sites for layer in self.layers)
+
+    def superseded(self, target: Target) -> bool:
+        """Whether it is a summary that is not needed once all that the layout names is there."""
+        if not (target.is_summary and target.site in self.sites and target.layer in self.layers):
+            return False
+        wanted = self.target(target.site, target.layer)
+        return wanted.is_summary and not target.serves(wanted)
 
     def boundary_after(self, group: int) -> Target | None:
         """The boundary that a layer group leaves for the next; none after the last."""

@@ -44,9 +44,9 @@ def lost_summaries(
     run: Path, fingerprints: Fingerprints, commits: Commits
 ) -> Iterator[LostSummaryError]:
     """Hold every summary of a site that is not stored against its commits."""
-    layout, counted = fingerprints.layout, fingerprints.counted(commits)
-    for target, chunk in product(layout.summaries(), range(layout.chunks)):
-        for rows, checksum in sorted(counted(target, chunk)):
+    layout = fingerprints.layout
+    for summary, chunk in product(layout.summaries(), range(layout.chunks)):
+        for target, rows, checksum in commits.serving(summary, chunk, fingerprints.of(chunk)):
             try:
                 check(path_of(run, target, rows), fingerprints.summary(rows), checksum)
             except DamagedSummaryError as error:

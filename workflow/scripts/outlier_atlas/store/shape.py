@@ -43,6 +43,7 @@ from outlier_atlas.store.layout import (
     parts,
 )
 from outlier_atlas.store.rearrange import ASIDE, Shape, folder_of, reshape
+from outlier_atlas.store.summaries import remove_superseded
 from outlier_atlas.store.targets import DamagedChunkError, TargetChunks
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,12 @@ def clear_up(run: Path, layout: Layout) -> None:
     Until then it stays: a configuration that is taken back costs nothing.
     """
     named, wanted = set(_shapes(layout)), set(layout.targets())
-    revise(run / COMMITS, lambda c: without(c, lambda t: _is_stored(t) and t not in wanted))
+
+    def gone(target: Target) -> bool:
+        return layout.superseded(target) or (_is_stored(target) and target not in wanted)
+
+    revise(run / COMMITS, lambda commit: without(commit, gone))
+    remove_superseded(run, layout)
     activations = zarr.open_group(run / ACTIVATIONS, mode="r+", use_consolidated=False)
     boundaries = zarr.open_group(run / BOUNDARIES, mode="r+", use_consolidated=False)
     for group, name, array in list(_arrays(activations, boundaries, _COORDINATES)):

@@ -8,7 +8,9 @@ one; no order of writing matters, and nothing has to be forced to the disk.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.files import canonical, partial, unwritten
 from outlier_atlas.store.commits import Rows
-from outlier_atlas.store.layout import Target
+from outlier_atlas.store.layout import SUMMARY, Layout, Target
 
 SUMMARIES = "summaries"
 """Folder of the summaries, seen from the run's folder."""
@@ -54,7 +56,9 @@ def path_of(run: Path, target: Target, rows: Rows, measure: str = "") -> Path:
     Args:
         measure: of which measure it is; empty for what all share.
     """
-    folder = run / SUMMARIES / f"{target.site}{measure}" / f"layer-{target.layer}"
+    # Where nothing is stored, what it was made as: what a commit stands for is not written over.
+    name = target.array.removeprefix(SUMMARY)
+    folder = run / SUMMARIES / f"{name}{measure}" / f"layer-{target.layer}"
     return folder / f"chunk-{rows.chunk}.{rows.start}-{rows.stop}.safetensors"
 
 
@@ -99,6 +103,16 @@ def read(
         return _split(kind, arrays)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedSummaryError(f"{path}: {error}") from error
+
+
+def remove_superseded(run: Path, layout: Layout) -> None:
+    """Remove what a layout does not need of sites that are not stored: those of a higher floor."""
+    for folder in (run / SUMMARIES).glob("*@*/layer-*"):
+        target = Target(f"{SUMMARY}{folder.parent.name}", int(folder.name.removeprefix("layer-")))
+        if layout.superseded(target):
+            shutil.rmtree(folder)
+            with suppress(OSError):  # layers that are not measured now may be left in it
+                folder.parent.rmdir()
 
 
 def check(path: Path, fingerprint: str, committed: str) -> None:
