@@ -35,7 +35,12 @@ CONFIGFILES = workflow.config_settings.configfiles or ["config/config.yaml"]
 SETTINGS = document.settings([Path(file) for file in CONFIGFILES], config)
 
 # One Snakemake makes a run; jobs that outlived a killed one are waited for, and its locks dropped.
-if workflow.is_main_process and not workflow.output_settings.dryrun:
+# `--lint` makes none: it alone has no variables of the environment checked.
+if (
+    workflow.is_main_process
+    and workflow.check_envvars
+    and not workflow.output_settings.dryrun
+):
     try:
         OWNED = locks.own(
             Path("results") / SETTINGS.name, lambda said: print(said, file=sys.stderr)

@@ -306,6 +306,15 @@ def test_a_plan_is_printed_and_nothing_is_run(folder):
     assert not (folder / "results" / "planned" / "activations.zarr").exists()
 
 
+def test_the_linter_leaves_nothing_behind(tmp_path):
+    write(tmp_path, CONFIG)
+    assert (
+        "in a good condition" in snakemake(tmp_path, "--configfile", "mine.yaml", "--lint").stderr
+    )
+    # Snakemake's own log is in the other.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".snakemake", "mine.yaml"]
+
+
 def test_a_wrong_configuration_ends_in_a_line_a_fault(tmp_path):
     config = {
         "model": {"source": "./model", "dtyp": "bfloat16"},
