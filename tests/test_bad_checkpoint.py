@@ -12,6 +12,7 @@ from pipeline import Run
 from refused import refused
 from safetensors.torch import load_file, save_file
 
+from outlier_atlas.extraction.prepare import print_plan
 from outlier_atlas.model.source import fetch
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -206,38 +207,65 @@ LATER = {
     "model_type: vit": ("store", config(model_type="vit"), "no decoder-only language model for it"),
     "model_type: mamba": ("store", config(model_type="mamba"), "has no attn_in in layer 0 that ca"),
     "layers: more than there are": (
-        "extract",
+        "store",
         config(num_hidden_layers=9),
         "of layers 0 to 8 the checkpoint lacks weights (45), such as model.layers.4.input_layern",
     ),
     "hidden_size: another": (
-        "extract",
+        "store",
         config(hidden_size=64),
         "in another shape than its config.json says (38), such as model.embed_tokens.weight: [320,",
     ),
-    "vocabulary: absurd": ("extract", config(vocab_size=10**12), "not even one layer at a time fi"),
-    "a weight: missing": ("extract", weights(lambda w: w.pop(UP)), f"weights (1), such as {UP}"),
+    "vocabulary: absurd": ("store", config(vocab_size=10**12), "not [1000000000000, 32]"),
+    "a weight: missing": ("store", weights(lambda w: w.pop(UP)), f"weights (1), such as {UP}"),
     "a weight: another shape": (
-        "extract",
+        "store",
         weights(lambda w: w.update({UP: torch.zeros(3, 3)})),
         f"such as {UP}: [3, 3], not [64, 32]",
     ),
     "a weight: fewer axes": (
-        "extract",
+        "store",
         weights(lambda w: w.update({UP: torch.zeros(64)})),
         f"such as {UP}: [64], not [64, 32]",
     ),
     "the embedding: missing": (
-        "extract",
+        "store",
         weights(lambda w: w.pop("model.embed_tokens.weight")),
         "lacks weights (1), such as model.embed_tokens.weight",
     ),
+    "a norm: another shape": (
+        "store",
+        weights(lambda w: w.update({"model.norm.weight": torch.zeros(31)})),
+        "such as model.norm.weight: [31], not [32]",
+    ),
     "names: of nobody": (
-        "extract",
+        "store",
         weights(lambda w: [w.update({f"x.{k}": w.pop(k)}) for k in list(w)]),
         "lacks weights (38), such as model.embed_tokens.weight",
     ),
 }  # fmt: skip
+
+
+EXPERT = "model.layers.2.mlp.experts.3.down_proj.weight"
+FUSED = "model.layers.2.mlp.experts.down_proj"
+EXPERTS = {
+    "an expert: another shape": (
+        lambda w: w.update({EXPERT: torch.zeros(32, 17)}),
+        f"the checkpoint has weights that do not fit together (1): those of {FUSED}",
+    ),
+    "an expert: missing": (
+        lambda w: w.pop(EXPERT),
+        f"such as {FUSED}: [7, 32, 16], not [8, 32, 16]",
+    ),
+    "all experts: another shape": (
+        lambda w: w.update({n: torch.zeros(32, 17) for n in w if n.endswith("down_proj.weight")}),
+        "(4), such as model.layers.0.mlp.experts.down_proj: [8, 32, 17], not [8, 32, 16]",
+    ),
+    "all experts: missing": (
+        lambda w: [w.pop(n) for n in list(w) if ".2.mlp.experts" in n],
+        f"lacks weights (2), such as {FUSED}",
+    ),
+}
 
 
 def run(tmp_path, model, **sections):
@@ -276,6 +304,42 @@ def test_what_does_not_fit_together_is_refused_with_nothing_committed(name, llam
         made.prepare()
         said = refused(made.extract, made.folder)
     assert sentence in said
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_that_lie_apart_are_held_as_they_are_put_together(name, tmp_path):
+    model = tiny.qwen3_moe(tmp_path / "model")
+    (model / INDEX).unlink()
+    held = {}
+    for path in model.glob("*.safetensors"):
+        held |= load_file(path)
+        path.unlink()
+    EXPERTS[name][0](held)
+    save_file(held, model / "model.safetensors", metadata={"format": "pt"})
+    made = run(tmp_path, model)
+    said = refused(made.prepare, tmp_path / "results" / "run" / "activations.zarr")
+    assert EXPERTS[name][1] in said
+
+
+def test_the_plan_refuses_what_the_headers_show(llama, tmp_path):
+    made = run(tmp_path, damaged(llama, weights(lambda w: w.pop(UP)), tmp_path))
+    fetch(made.settings.model, made.resources, made.model_record)
+    with pytest.raises(ValueError, match=f"lacks weights .1., such as {UP}"):
+        print_plan(made.settings, made.model_record, made.resources, tmp_path / "results")
+
+
+@pytest.mark.parametrize("perplexity", [False, True])
+def test_only_what_runs_has_to_be_there(perplexity, tmp_path):
+    """Layers above the measured ones and the head, where no losses are wanted."""
+    model = tiny.llama(tmp_path / "model", tie_word_embeddings=False)
+    lacking = "lm_head" if perplexity else "model.layers.3"
+    weights(lambda w: [w.pop(n) for n in list(w) if n.startswith((lacking, "lm_head"))])(model)
+    made = run(tmp_path, model, extraction={"layers": [0, 2], "perplexity": perplexity})
+    if perplexity:
+        said = refused(made.prepare, tmp_path / "results" / "run" / "activations.zarr")
+        assert "of layers 0 to 3 the checkpoint lacks weights (1), such as lm_head.weight" in said
+    else:
+        made.prepare()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from outlier_atlas.model.architecture import Architecture
 
 
@@ -30,7 +32,8 @@ def print_plan(settings: Settings, model_record: Path, resources: Path, results:
     Without a device here and without `execution.device_memory` it is planned for the CPU.
 
     Raises:
-        ValueError: it cannot fit, or the model has no such site or layer.
+        ValueError: it cannot fit, the model has no such site or layer, or its files lack weights,
+            or have other ones.
     """
     from outlier_atlas.extraction.planning import preflight
     from outlier_atlas.extraction.planning.plan import plan
@@ -40,10 +43,12 @@ def print_plan(settings: Settings, model_record: Path, resources: Path, results:
 
     model, dataset, execution = read_record(model_record), settings.dataset, settings.execution
     trust = settings.model.trust_remote_code
+    folder, config, architecture = described(model, resources, trust)
     layout = _layout(
-        settings.extraction, described(model, resources, trust)[2],
-        dataset.sequences * dataset.sequence_length, settings.chunk_tokens, settings.model.dtype,
+        settings.extraction, architecture, dataset.sequences * dataset.sequence_length,
+        settings.chunk_tokens, settings.model.dtype,
     )  # fmt: skip
+    _check_weights(folder, model, config, architecture, layout)
     auto = execution.batch_size == "auto"
     made = plan(
         layout, model, resources, 1 if auto else int(execution.batch_size),
@@ -87,14 +92,14 @@ def prepare_store(
 
     Raises:
         ValueError: the model has no such site or layer, fewer layers than layer groups, or fewer
-            positions than a sequence has tokens.
+            positions than a sequence has tokens; or its files lack weights, or have other ones.
         OSError: the disk is full; with the path, and the bytes that are needed.
     """
     from outlier_atlas.model.recorded import described
 
     extraction = ExtractionSettings.model_validate(settings)
     model = read_record(model_record)
-    _, _, architecture = described(model, resources, trust_remote_code)
+    folder, config, architecture = described(model, resources, trust_remote_code)
     store = TokenStore.recorded(tokens, run / RECORD)
     longest = int(np.diff(store.sequence_starts).max())
     if architecture.positions is not None and longest > architecture.positions:
@@ -103,6 +108,7 @@ def prepare_store(
             f"positions for {architecture.positions} tokens; take at most as many"
         )
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
+    _check_weights(folder, model, config, architecture, layout)
     fingerprints = Fingerprints(
         layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
     )
@@ -159,6 +165,20 @@ def _layout(
         sink_tokens=extraction.advanced.sink_tokens if ATTN_SINK in channels else 0,
         perplexity=extraction.perplexity,
     )
+
+
+def _check_weights(
+    folder: Path,
+    model: Mapping[str, Any],
+    config: PretrainedConfig,
+    architecture: Architecture,
+    layout: Layout,
+) -> None:
+    """Before any job loads them: what the headers of their files show."""
+    from outlier_atlas.model.headers import check_headers
+
+    running = range(layout.layer_groups[-1][1] + 1)
+    check_headers(folder, model["files"], config, architecture, running, layout.perplexity)
 
 
 def _coordinates(store: TokenStore) -> dict[str, NDArray[np.int32]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,24 +102,33 @@ def load_model(
             )
     except SafetensorError as error:
         raise ValueError(f"{folder}: damaged safetensors file ({error})") from error
-    _check_complete(folder, layers, info)
+    check_complete(folder, layers, info["missing_keys"], info["mismatched_keys"])
     assert isinstance(model, nn.Module)
-    _check_held(folder, model, _build(config, architecture, layers, dtype, head))
+    _check_held(folder, model, model_on_meta(config, architecture, layers, dtype, head))
     return model.eval().requires_grad_(False)
 
 
-def _check_complete(folder: Path, layers: range, info: Mapping[str, Any]) -> None:
+def check_complete(
+    folder: Path,
+    layers: range,
+    missing: Collection[str],
+    mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]],
+) -> None:
+    """Refuse what transformers found to be missing, or of another shape (name, held, wanted).
+
+    Raises:
+        ValueError: there is some.
+    """
     where = f"{folder}: of layers {layers[0]} to {layers[-1]}"
-    if info["missing_keys"]:
-        key = min(info["missing_keys"])
+    if missing:
         raise ValueError(
-            f"{where} the checkpoint lacks weights ({len(info['missing_keys'])}), such as {key}"
+            f"{where} the checkpoint lacks weights ({len(missing)}), such as {min(missing)}"
         )
-    if info["mismatched_keys"]:
-        key, held, wanted = min(info["mismatched_keys"])
+    if mismatched:
+        key, held, wanted = min(mismatched)
         raise ValueError(
             f"{where} the checkpoint has weights in another shape than its config.json says "
-            f"({len(info['mismatched_keys'])}), such as {key}: {list(held)}, not {list(wanted)}"
+            f"({len(mismatched)}), such as {key}: {list(held)}, not {list(wanted)}"
         )
 
 
@@ -146,20 +155,21 @@ def build_on_meta(
     config: PretrainedConfig, architecture: Architecture, layers: range, dtype: str
 ) -> PreTrainedModel:
     """The text decoder as `load_layers` gives it, with shapes and without weights."""
-    model = _build(config, architecture, layers, dtype, head=False)
+    model = model_on_meta(config, architecture, layers, dtype, head=False)
     decoder: PreTrainedModel = model.get_submodule(architecture.decoder)
     return decoder
 
 
 def head_on_meta(config: PretrainedConfig, architecture: Architecture, dtype: str) -> Head:
     """The head as it is loaded behind the last layer, with shapes and without weights."""
-    model = _build(config, architecture, range(architecture.layers), dtype, head=True)
+    model = model_on_meta(config, architecture, range(architecture.layers), dtype, head=True)
     return Head(model, architecture.decoder, architecture.head.vocabulary)
 
 
-def _build(
+def model_on_meta(
     config: PretrainedConfig, architecture: Architecture, layers: range, dtype: str, head: bool
 ) -> PreTrainedModel:
+    """The model as `load_model` gives it, with shapes and without weights."""
     # Unlike the constructor, this sets the dtype in every part of the configuration; so in a copy.
     with torch.device("meta"):
         model = _partial_class(architecture, layers, head)._from_config(
