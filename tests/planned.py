@@ -50,7 +50,8 @@ def plan(folder: Path) -> None:
 
 def _job(job: dict[str, Any]) -> SimpleNamespace:
     lists = {name: Named(*job[name]) for name in LISTS}
-    return SimpleNamespace(rule=job["rule"], threads=job["threads"], **lists)
+    named = {name: job[name] for name in ("rule", "script", "threads")}
+    return SimpleNamespace(**named, **lists)
 
 
 LISTS = ("input", "output", "params", "wildcards", "resources", "log")
@@ -85,15 +86,18 @@ def main(folder: Path) -> None:
             snakefile=ROOT / "Snakefile",
             workdir=folder,
         )
-        workflow.dag(DAGSettings(forceall=True)).printd3dag()
+        targets = {"all", "fetch", "verify"}
+        workflow.dag(DAGSettings(forceall=True, targets=targets)).printd3dag()
         dag = workflow._workflow.dag
         ordered = [
             job
             for level in dag.toposorted()
             for job in sorted(level, key=lambda job: list(job.log))
         ]
+        # What makes nothing looks at what all others have made.
+        ordered.sort(key=lambda job: not job.output)
     planned = [
-        {"rule": job.rule.name, "threads": job.threads}
+        {"rule": job.rule.name, "script": Path(job.rule.script).stem, "threads": job.threads}
         | {name: _plain(getattr(job, name)) for name in LISTS}
         for job in ordered
         if job.log

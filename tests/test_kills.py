@@ -21,12 +21,14 @@ SEED = 20
 KILLS = {
     "fetch_model": 1,
     "tokenize_dataset": 2,
+    "tokenize_heldout": 1,
     "create_store": 5,
     "extract_activations.group-0.shard-0": 5,
     "extract_activations.group-0.shard-1": 4,
     "extract_activations.group-1.shard-0": 2,
     "extract_activations.group-1.shard-1": 4,
     "detect_outliers": 3,
+    "ablate": 4,
     "measure_weights": 2,
     "join_weights": 1,
     "draw_figures": 1,
@@ -44,8 +46,24 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> History:
 @pytest.mark.parametrize("name", KILLS)
 def test_a_killed_stage_goes_on_and_leaves_the_same(history, name, tmp_path):
     """A kill before an operation on a file, and half way through what it was writing."""
+    assert_goes_on(history, name, KILLS[name], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("fetch_dataset", disturbed.FROM_THE_HUB),
+        ("fetch_package", disturbed.FROM_THE_INDEX),
+    ],
+)
+def test_a_killed_fetch_begins_again_and_leaves_the_same(name, config, tmp_path):
+    history = History(tmp_path / "history", config, only="fetch_")
+    assert_goes_on(history, name, 2, tmp_path)
+
+
+def assert_goes_on(history, name, kills, tmp_path):
     count = len(history.operations[name])
-    points = random.Random(f"{SEED} {name}").sample(range(count), KILLS[name])
+    points = random.Random(f"{SEED} {name}").sample(range(count), kills)
     for at in points:
         print(f"{name}: seed {SEED}, before operation {at} of {count}")
         survival = survive(history, name, tmp_path / str(at), at_operation(at))
@@ -53,6 +71,29 @@ def test_a_killed_stage_goes_on_and_leaves_the_same(history, name, tmp_path):
         assert survival.status == 0
         assert survival.differences == []
         assert survival.in_vain == 0, "nothing committed is computed again"
+
+
+def test_a_killed_verify_leaves_damage_to_the_next_and_nothing_is_lost(history, tmp_path):
+    """It takes away what is damaged: the chunk, its commits, the records of the jobs that look."""
+
+    def damaged(name):
+        folder = copy(history.before("verify"), tmp_path / name)
+        chunks = (folder / "results" / NAME / "activations.zarr" / "attn_in" / "c").rglob("0")
+        for chunk in sorted(path for path in chunks if path.is_file())[::5]:
+            os.truncate(chunk, chunk.stat().st_size - 3)
+        return folder
+
+    whole = launch(damaged("whole"), "verify")
+    assert whole.status == 1 and "damaged" in whole.said
+    extraction = [name for name in KILLS if name.startswith("extract")]
+    for at in random.Random(SEED).sample(range(len(whole.operations)), 3):
+        folder = damaged(f"{at}")
+        assert launch(folder, "verify", Kill(at)).status == -signal.SIGKILL
+        launch(folder, "verify")
+        for name in extraction:
+            assert launch(folder, name).status == 0
+        assert launch(folder, "verify").status == 0
+        assert history.differences(folder, "verify") == []
 
 
 def test_a_stage_that_is_killed_again_and_again_comes_to_its_end(history, tmp_path):
