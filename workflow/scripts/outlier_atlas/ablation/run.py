@@ -7,7 +7,7 @@ at the boundary before the layer group of its first altered layer, which the una
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -229,22 +229,26 @@ def _run_variant(
     width = _width(ablation, layers[-1] + 1)
     with (
         weights_zeroed(group.model, architecture, variant.edits, layers),
-        streams.writing((variant.key, index + 1), width) as rows,
+        streams.writing((variant.key, index + 1), width) as put,
     ):
         for sequence in range(ablation.held.sequences):
             start, stop = int(starts[sequence]), int(starts[sequence + 1])
             ids = torch.from_numpy(ablation.held.sequence(sequence).astype(np.int64))[None]
             batch = streams.read((source, index), start, stop, dtype)[None] if index else ids
-            group.run_directly(batch, partial(_keep, group, ids, rows[start:stop]), values)
+            group.run_directly(batch, partial(_keep, group, ids, put), values)
 
 
 def _keep(
-    group: LayerGroup, ids_1T: torch.Tensor, rows: NDArray[np.uint8], _: Tap, made_1TC: torch.Tensor
+    group: LayerGroup,
+    ids_1T: torch.Tensor,
+    put: Callable[[NDArray[np.uint8]], None],
+    _: Tap,
+    made_1TC: torch.Tensor,
 ) -> None:
     """Write what a layer group made of a sequence: the residual stream, or losses."""
     if group.head is not None:
         made_1TC = group.head.losses(made_1TC, ids_1T)
-    rows[:] = bytes_of(made_1TC[0])
+    put(bytes_of(made_1TC[0]))
 
 
 def _width(ablation: Ablation, following: int) -> int:

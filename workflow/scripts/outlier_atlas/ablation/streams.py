@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
+from numpy.lib.format import open_memmap, write_array_header_1_0
 from numpy.typing import NDArray
 
 from outlier_atlas.ablation.schedule import Place
-from outlier_atlas.files import replacing
+from outlier_atlas.files import replacing, write_all
 
 
 class Streams:
@@ -39,12 +39,16 @@ class Streams:
         return {(key, int(boundary)) for key, boundary in names}
 
     @contextmanager
-    def writing(self, place: Place, width: int) -> Iterator[NDArray[np.uint8]]:
-        """The rows (token, byte) of a place to fill; it is there when the block ends."""
-        with replacing(self._path(place)) as temporary:
-            rows = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(self._tokens, width))
-            yield rows
-            rows.flush()
+    def writing(self, place: Place, width: int) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+        """Takes the rows (token, byte) of a place, in their order; it is there when the block ends.
+
+        Raises:
+            OSError: the disk is full; in mapped memory a signal would end the process.
+        """
+        described = {"descr": "|u1", "fortran_order": False, "shape": (self._tokens, width)}
+        with replacing(self._path(place)) as temporary, temporary.open("wb", buffering=0) as file:
+            write_array_header_1_0(file, described)
+            yield lambda rows: write_all(file, rows.tobytes())
 
     def read(self, place: Place, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         """Tokens `start` to `stop` of a place, (token, channel)."""
