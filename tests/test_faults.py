@@ -14,9 +14,11 @@ import planned
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 import zarr
 from disturbed import NAME, History, copy, launch, work_of
 
+from outlier_atlas.ablation.streams import Streams
 from outlier_atlas.files import read_record
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits
@@ -57,13 +59,13 @@ def fill(folder, free):
 class Fill:
     """Before operation `at`, leaves so many bytes of a disk free."""
 
-    def __init__(self, at: int, free: int) -> None:
-        self.left, self.free = at, free
+    def __init__(self, at: int, free: int, part: str) -> None:
+        self.left, self.free, self.part = at, free, part
 
     def __call__(self, kind: str, path: str) -> None:
         self.left -= 1
         if self.left == -1:
-            fill(Path("results"), self.free)
+            fill(Path(self.part), self.free)
 
 
 NO_SPACE = r"No space left on device; (its coordinates take up to |more than )?[\d,]+ bytes"
@@ -80,21 +82,63 @@ NO_SPACE = r"No space left on device; (its coordinates take up to |more than )?[
         (EXTRACTION, 60, 8192),
         ("detect_outliers", 0, 0),
         ("detect_outliers", 0, 16384),
+        ("measure_weights", 0, 0),
+        ("measure_weights", 3, 4096),
+        ("join_weights", 0, 0),
+        ("ablate", 3, 0),
+        ("ablate", 3, 4096),
+        ("ablate", 20, 0),
         ("draw_figures", 0, 65536),
         ("render_report", 0, 8192),
     ],
 )
 def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(history, name, at, free, tmp_path):
+    part = "resources" if name == "measure_weights" else f"results/{NAME}"
+    assert_loses_nothing(history, name, Fill(at, free, part), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "free"),
+    [
+        ("fetch_dataset", disturbed.FROM_THE_HUB, 0),
+        ("fetch_package", disturbed.FROM_THE_INDEX, 0),
+        ("fetch_package", disturbed.FROM_THE_INDEX, 40960),
+    ],
+)
+def test_a_full_disk_is_said_by_those_who_fetch(name, config, free, tmp_path):
+    history = History(tmp_path / "history", config, only="fetch_")
+    assert_loses_nothing(history, name, Fill(0, free, "resources"), tmp_path)
+
+
+def assert_loses_nothing(history, name, fault, tmp_path):
     folder = copy(history.before(name), tmp_path / "project")
-    with disk_of(folder) as disk:
-        full = launch(folder, name, Fill(at, free))
-        assert_said_in_one_line(full, name, NO_SPACE)
+    with disk_of(folder, fault.part.partition("/")[0]) as disk:
+        full = launch(folder, name, fault)
+        assert_said_in_one_line(full, name, NO_SPACE, fault.part)
         assert_nothing_half_written(disk)
         assert_readable(folder)
-        (disk / "ballast").unlink()
+        (folder / fault.part / "ballast").unlink()
         again = launch(folder, name)
         assert again.status == 0, again.said
         assert history.differences(folder, name) == []
+
+
+def test_a_residual_stream_that_finds_no_room_ends_in_a_sentence(tmp_path):
+    """Larger than a page of memory, as those of the run above are not."""
+    with small_disk(tmp_path):
+        streams = Streams(tmp_path / "ablation", "now", groups=2, tokens=2048)
+        fill(tmp_path, 2**16)
+        with (
+            pytest.raises(OSError, match=NO_SPACE),
+            streams.writing(("variant", 1), width=4096) as put,
+        ):
+            for _ in range(8):
+                put(np.zeros((256, 4096), np.uint8))
+        assert streams.there() == set()
+        (tmp_path / "ballast").unlink()
+        with streams.writing(("variant", 1), width=4096) as put:
+            put(np.ones((2048, 4096), np.uint8))
+        assert streams.read(("variant", 1), 0, 2048, torch.uint8).all()
 
 
 def test_a_disk_that_is_full_from_the_start_is_refused_by_the_plan(history, tmp_path):
@@ -111,32 +155,33 @@ def test_a_disk_that_is_full_from_the_start_is_refused_by_the_plan(history, tmp_
 
 
 @contextmanager
-def disk_of(folder):
-    """A project's results, on a disk of their own."""
-    disk = folder / "results"
+def disk_of(folder, part="results"):
+    """A project's results or resources, on a disk of their own."""
+    disk = folder / part
     kept = folder / "kept"
     disk.rename(kept) if disk.exists() else kept.mkdir()
     disk.mkdir()
     with small_disk(disk):
         subprocess.run(["cp", "-a", f"{kept}/.", str(disk)], check=True)
-        (disk / NAME / "logs").mkdir(parents=True, exist_ok=True)
+        (folder / "results" / NAME / "logs").mkdir(parents=True, exist_ok=True)
+        (folder / "resources" / "logs").mkdir(parents=True, exist_ok=True)
         yield disk
 
 
-def assert_said_in_one_line(ended, name, said):
+def assert_said_in_one_line(ended, name, said, where=f"results/{NAME}"):
     """With the path, and the bytes that are needed."""
     assert ended.status == 1, ended.said
     lines = re.findall(rf"\b{name.split('.')[0]}: .*", ended.said)
     assert len(lines) == 1, ended.said
     assert re.search(said, lines[0]), lines[0]
-    assert f"results/{NAME}" in lines[0]
+    assert where in lines[0]
     assert "make room" in lines[0]
     assert "Traceback" not in ended.said and "Logging error" not in ended.said
 
 
 def assert_nothing_half_written(results):
     assert [path.name for path in results.rglob("*.partial*")] == []
-    for path in (results / NAME).rglob("commits/*.jsonl"):
+    for path in results.rglob("commits/*.jsonl"):
         assert path.read_bytes()[-1:] in (b"", b"\n")
 
 
