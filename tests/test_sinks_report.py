@@ -62,26 +62,28 @@ def test_any_cut_into_tiles_gives_the_same_bits():
     values = random.random((40, 3), np.float32)
     values[7, 1] = np.nan
     values[3, 1] = values[30, 2] = 1
-    positions = np.arange(40) % 9
+    sequences, positions = np.divmod(np.arange(40), 9)
     made = []
     for size in (1, 6, 40):
-        sinks = AttentionSinks(3, 4, THRESHOLD)
+        sinks = AttentionSinks(3, 4, THRESHOLD, 5)
         for start in range(0, 40, size):
             part = slice(start, start + size)
-            sinks.update(values[part], positions[part], start)
+            sinks.update(values[part], sequences[part], positions[part], start)
         made.append(sinks)
         assert sinks.largest == (1, 1, 3), "the first of equals"
     for one, other in itertools.pairwise(made):
         assert one.largest == other.largest
-        for name in ("sequences", "values", "sinks", "sums"):
+        for name in ("sequences", "values", "sinks", "sums", "of_sequences"):
             assert np.array_equal(getattr(one, name), getattr(other, name))
+        for name in ("first", "largest_of_sequences"):
+            assert np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True)
 
 
 def test_nan_is_counted_and_left_out():
-    sinks = AttentionSinks(2, 3, THRESHOLD)
+    sinks = AttentionSinks(2, 3, THRESHOLD, 1)
     nan = np.nan
     values = np.array([[0.5, nan], [0.1, 0.2], [nan, nan], [nan, nan]], np.float32)
-    sinks.update(values, np.array([0, 1, 2, 3]), start=10)
+    sinks.update(values, np.zeros(4, np.int64), np.array([0, 1, 2, 3]), start=10)
     assert sinks.nan == 3, "what lies beyond T is none"
     assert sinks.largest == (0.5, 0, 10)
     assert sinks.mean()[0].tolist() == pytest.approx([0.5, nan], nan_ok=True)
@@ -89,9 +91,10 @@ def test_nan_is_counted_and_left_out():
 
 
 def test_the_threshold_is_exceeded_and_not_reached():
-    sinks = AttentionSinks(3, 1, THRESHOLD)
+    sinks = AttentionSinks(3, 1, THRESHOLD, 1)
     at = np.float32(THRESHOLD)
-    sinks.update(np.array([[at, np.nextafter(at, 1, dtype=np.float32), 0]]), np.array([0]), 0)
+    values = np.array([[at, np.nextafter(at, 1, dtype=np.float32), 0]])
+    sinks.update(values, np.array([0]), np.array([0]), 0)
     assert sinks.sinks.tolist() == [[0, 1, 0]]
 
 

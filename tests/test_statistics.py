@@ -152,10 +152,10 @@ def test_expert_magnitudes_of_any_split_are_those_of_a_loop(data, cuts, order, s
         summarize_experts(torch.from_numpy(numbers[p.start : p.start + p.tokens]), p, experts)
         for p in places(tokens, cuts)
     ]
-    got = accumulate(lambda: ExpertMagnitudes(experts), pieces, order, split)
+    got = accumulate(lambda: ExpertMagnitudes(experts, 1), pieces, order, split)
     for expert in range(experts):
         mine = [*zip(*np.nonzero(chosen == expert), strict=True)]
-        assert got.routed[expert] == len(mine)
+        assert got.routed[0, expert] == len(mine)
         assert got.nan[expert] == sum(np.isnan(x[place]) for place in mine)
         assert got.infinite[expert] == sum(np.isinf(x[place]) for place in mine)
         finite = [place for place in mine if np.isfinite(x[place])]

@@ -54,6 +54,12 @@ def located(tokens: TokenStore, indices: Sequence[int]) -> Columns:
     return places(tokens, indices) | token_columns(tokens, indices)
 
 
+def end_columns(name: str, ends: tuple[ArrayLike, ArrayLike]) -> Columns:
+    """The two columns of a number's intervals, from their ends; null where one is NaN."""
+    low, high = ends
+    return {f"{name}_low": or_null(low), f"{name}_high": or_null(high)}
+
+
 def interval_columns(name: str, intervals: Sequence[Interval]) -> Columns:
     """The two columns of a number's intervals; null where there is none."""
     return {

@@ -51,6 +51,7 @@ def findings(
     settings: DetectionSettings,
     criteria: Mapping[str, Criterion],
     sinks: int,
+    bootstrap: Bootstrap,
     values_of: ValuesOf,
 ) -> Iterator[tuple[tables.Table, Columns]]:
     """Each table of a run with its columns; without rows where its criterion was not measured.
@@ -60,8 +61,6 @@ def findings(
         values_of: reads weights of down projections, by layer, row and column.
     """
     int8, site = settings.llm_int8, settings.massive_activations.site
-    boot = settings.bootstrap
-    bootstrap = Bootstrap(tokens.sequences, boot.resamples, boot.seed, boot.level)
     features = scan.outlier_features.features() if scan.outlier_features else []
     massive, systematic = _found(scan.massive), _found(scan.systematic)
     outliers = _found(scan.token_outliers)
@@ -78,20 +77,20 @@ def findings(
     }
     yield tables.CRITERIA, _criteria(criteria, found)
     yield tables.LAYER_MAGNITUDES, layer_magnitude_columns(scan.magnitudes, tokens, bootstrap)
-    yield tables.CHANNEL_MAXIMA, channel_maximum_columns(scan.magnitudes, tokens)
+    yield tables.CHANNEL_MAXIMA, channel_maximum_columns(scan.magnitudes, tokens, bootstrap)
     yield (
         tables.LLM_INT8_FEATURES,
-        feature_columns(scan.outlier_features, features, int8, bootstrap),
+        feature_columns(scan.outlier_features, features, int8, scan.magnitudes, bootstrap),
     )
     yield tables.LLM_INT8_VARIANTS, variant_columns(features, int8, criteria[LLM_INT8].measured)
     yield tables.MASSIVE_ACTIVATIONS, massive_activation_columns(massive, site, tokens)
-    yield tables.MASSIVE_CHANNELS, massive_channel_columns(massive, site, tokens)
+    yield tables.MASSIVE_CHANNELS, massive_channel_columns(massive, site, tokens, bootstrap)
     yield (
         tables.EXPERT_MAGNITUDES,
-        expert_magnitude_columns(scan.experts, tokens, settings.experts.min_tokens),
+        expert_magnitude_columns(scan.experts, tokens, settings.experts.min_tokens, bootstrap),
     )
-    yield tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, values_of)
-    yield tables.SUPER_EXPERTS, super_expert_columns(experts, tokens)
+    yield tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, values_of, scan, bootstrap)
+    yield tables.SUPER_EXPERTS, super_expert_columns(experts, tokens, scan, bootstrap)
     yield (
         tables.SYSTEMATIC_OUTLIERS,
         systematic_columns(systematic, settings.systematic_outliers.site, tokens, special_ids),
@@ -101,7 +100,7 @@ def findings(
         token_outlier_columns(outliers, settings.token_outliers.site, tokens),
     )
     yield tables.LAYER_MEASURES, measure_columns(scan, bootstrap)
-    yield tables.QUANTIZATION_ERROR, quantization_columns(scan.quantization)
+    yield tables.QUANTIZATION_ERROR, quantization_columns(scan.quantization, bootstrap)
     yield tables.TOKEN_NORMS, norm_columns(scan.norms, settings.token_norms.site, tokens)
 
 

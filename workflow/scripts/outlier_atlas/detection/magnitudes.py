@@ -8,7 +8,14 @@ import numpy as np
 
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.detection.columns import Columns, interval_columns, located, or_null, places
+from outlier_atlas.detection.columns import (
+    Columns,
+    end_columns,
+    interval_columns,
+    located,
+    or_null,
+    places,
+)
 from outlier_atlas.detection.scan import Place
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.experts import ExpertMagnitudes
@@ -41,26 +48,35 @@ def layer_magnitude_columns(
     }
 
 
-def channel_maximum_columns(magnitudes: Mapping[Place, Magnitudes], tokens: TokenStore) -> Columns:
+def channel_maximum_columns(
+    magnitudes: Mapping[Place, Magnitudes], tokens: TokenStore, bootstrap: Bootstrap
+) -> Columns:
     """The table of the largest value of each channel."""
     if not magnitudes:
         return {column.name: [] for column in tables.CHANNEL_MAXIMA.columns}
     widths = [m.channels for m in magnitudes.values()]
+    ends = np.hstack([m.largest.intervals(bootstrap) for m in magnitudes.values()])
     return {
         "site": np.repeat([site for site, _ in magnitudes], widths),
         "layer": np.repeat([layer for _, layer in magnitudes], widths),
         "channel": np.concatenate([np.arange(width) for width in widths]),
         "value": or_null(np.concatenate([m.maxima for m in magnitudes.values()])),
         **places(tokens, np.concatenate([m.tokens for m in magnitudes.values()])),
+        **end_columns("value", (ends[0], ends[1])),
     }
 
 
 def expert_magnitude_columns(
-    layers: Mapping[int, ExpertMagnitudes], tokens: TokenStore, min_tokens: int
+    layers: Mapping[int, ExpertMagnitudes],
+    tokens: TokenStore,
+    min_tokens: int,
+    bootstrap: Bootstrap,
 ) -> Columns:
     """The table of the largest output of each routed expert."""
     each = [(layer, m, expert) for layer, m in layers.items() for expert in range(m.experts)]
-    routed = [int(m.routed[expert]) for _, m, expert in each]
+    of_sequences = [m.routed[:, expert] for _, m, expert in each]
+    routed = [int(counts.sum()) for counts in of_sequences]
+    lengths = np.diff(tokens.sequence_starts)
     largest = [int(m.tokens[expert]) for _, m, expert in each]
     channels = [int(m.channels[expert]) for _, m, expert in each]
     return {
@@ -74,4 +90,10 @@ def expert_magnitude_columns(
         **located(tokens, largest),
         "nan": [int(m.nan[expert]) for _, m, expert in each],
         "infinite": [int(m.infinite[expert]) for _, m, expert in each],
+        **interval_columns(
+            "token_share", [bootstrap.ratios(counts, lengths) for counts in of_sequences]
+        ),
+        **interval_columns(
+            "value", [bootstrap.maxima(m.largest[:, expert]) for _, m, expert in each]
+        ),
     }

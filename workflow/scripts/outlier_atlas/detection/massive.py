@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+import numpy as np
+
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.detection.columns import Columns, located, places, ratio, token_columns
+from outlier_atlas.detection.columns import (
+    Columns,
+    interval_columns,
+    located,
+    places,
+    ratio,
+    token_columns,
+)
+from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.massive import MassiveActivation
 
 Massive = tuple[int, MassiveActivation]
@@ -31,7 +41,9 @@ def massive_activation_columns(
     }
 
 
-def massive_channel_columns(massive: Sequence[Massive], site: str, tokens: TokenStore) -> Columns:
+def massive_channel_columns(
+    massive: Sequence[Massive], site: str, tokens: TokenStore, bootstrap: Bootstrap
+) -> Columns:
     """The table of them by layer and channel."""
     ordered = sorted(massive, key=lambda m: (m[0], m[1].channel, m[1].token))
     groups = [
@@ -57,4 +69,22 @@ def massive_channel_columns(massive: Sequence[Massive], site: str, tokens: Token
         "sequence": where["sequence"],
         "position": where["position"],
         **token_columns(tokens, of_largest),
+        **_intervals([members for _, members in groups], of_members, bootstrap),
     }
+
+
+def _intervals(
+    groups: Sequence[Sequence[MassiveActivation]],
+    of_members: Sequence[Columns],
+    bootstrap: Bootstrap,
+) -> Columns:
+    shares, maxima = [], []
+    for members, where in zip(groups, of_members, strict=True):
+        number, first = np.zeros((2, bootstrap.sequences), np.int64)
+        largest = np.full(bootstrap.sequences, np.nan)
+        np.add.at(number, where["sequence"], 1)
+        np.add.at(first, where["sequence"], np.array(where["position"]) == 0)
+        np.fmax.at(largest, where["sequence"], [abs(activation.value) for activation in members])
+        shares.append(bootstrap.ratios(first, number))
+        maxima.append(bootstrap.maxima(largest))
+    return interval_columns("first_position_share", shares) | interval_columns("value", maxima)

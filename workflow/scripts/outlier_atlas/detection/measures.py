@@ -29,7 +29,7 @@ def measure_columns(scan: Scan, bootstrap: Bootstrap) -> Columns:
         "layer": [layer for _, layer in places],
         "tokens": [int(scan.magnitudes[p].values) // scan.magnitudes[p].channels for p in places],
         "kurtosis_token": or_null([_ratio(m.kurtosis_sum, m.kurtosis_tokens) for m in each]),
-        "kurtosis_token_max": or_null([m.kurtosis_max for m in each]),
+        "kurtosis_token_max": or_null([_max(m.kurtosis_max) for m in each]),
         "kurtosis_tensor": or_null([float(m.kurtosis[0]) for m in together]),
         "kurtosis_channel": or_null([_mean(m.moments.kurtosis) for m in each]),
         "kurtosis_channel_max": or_null([_max(m.moments.kurtosis) for m in each]),
@@ -38,11 +38,13 @@ def measure_columns(scan: Scan, bootstrap: Bootstrap) -> Columns:
         "rms": or_null(rms),
         "crest_factor": or_null([t / r if r else np.nan for t, r in zip(tops, rms, strict=True)]),
         "mmr_median": or_null([m.ratios.quantile(0.5) for m in each]),
-        "mmr_max": or_null([m.ratio_max for m in each]),
+        "mmr_max": or_null([_max(m.ratio_max) for m in each]),
         **norms,
         **interval_columns(
             "kurtosis_token", [bootstrap.ratios(m.kurtosis_sum, m.kurtosis_tokens) for m in each]
         ),
+        **interval_columns("kurtosis_token_max", [bootstrap.maxima(m.kurtosis_max) for m in each]),
+        **interval_columns("mmr_max", [bootstrap.maxima(m.ratio_max) for m in each]),
         **interval_columns("infinity_norm", [bootstrap.means(m) for m in maxima]),
     }
 
@@ -61,24 +63,28 @@ def _max(values: Float64) -> float:
     return float(known.max()) if len(known) else float("nan")
 
 
-def quantization_columns(errors: Mapping[Place, QuantizationErrors]) -> Columns:
+def quantization_columns(
+    errors: Mapping[Place, QuantizationErrors], bootstrap: Bootstrap
+) -> Columns:
     """The table of quantization errors."""
     rows = [
         (place, each, format_, scale_of, index, kept)
         for place, each in errors.items()
         for index, ((format_, scale_of), kept) in enumerate(product(FORMATS, range(len(KEPT))))
     ]
+    most = {place: bootstrap.maxima(each.outlier_channels) for place, each in errors.items()}
     return {
         "site": [site for (site, _), *_ in rows],
         "layer": [layer for (_, layer), *_ in rows],
         "format": [format_ for _, _, format_, *_ in rows],
         "scale_of": [scale_of for *_, scale_of, _, _ in rows],
         "outlier_channels": ["quantized" if KEPT[kept] else "kept" for *_, kept in rows],
-        "most_outlier_channels": [each.outlier_channels for _, each, *_ in rows],
+        "most_outlier_channels": [int(_max(each.outlier_channels)) for _, each, *_ in rows],
         "values": [int(each.values[kept]) for _, each, *_, kept in rows],
         "rmse": [_root(e.square_errors[i], e.values[kept]) for _, e, _, _, i, kept in rows],
         "mae": [_over(e.errors[i], e.values[kept]) for _, e, _, _, i, kept in rows],
         "sqnr": [_decibel(e.squares[kept], e.square_errors[i]) for _, e, _, _, i, kept in rows],
+        **interval_columns("most_outlier_channels", [most[place] for place, *_ in rows]),
     }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from outlier_atlas.detection.columns import Columns, interval_columns
+from outlier_atlas.detection.columns import Columns, end_columns, interval_columns
+from outlier_atlas.detection.scan import Place
 from outlier_atlas.settings.detection import LayerShare, LlmInt8Settings, PositionShare
 from outlier_atlas.statistics.bootstrap import Bootstrap
+from outlier_atlas.statistics.largest_sequences import LargestSequences
+from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.outlier_features import SHARES, Feature, OutlierFeatures
 
 
@@ -15,6 +18,7 @@ def feature_columns(
     accumulator: OutlierFeatures | None,
     features: Sequence[Feature],
     settings: LlmInt8Settings,
+    magnitudes: Mapping[Place, Magnitudes],
     bootstrap: Bootstrap,
 ) -> Columns:
     """The table of channels with outliers, outlier features first."""
@@ -48,7 +52,23 @@ def feature_columns(
         **{name: [f.quartiles[i] for f in ordered] for i, name in enumerate(quartiles)},
         "value": [f.value for f in ordered],
         **_intervals(accumulator, ordered, bootstrap),
+        **_of_values(accumulator, ordered, magnitudes, bootstrap),
     }
+
+
+def _of_values(
+    accumulator: OutlierFeatures | None,
+    features: Sequence[Feature],
+    magnitudes: Mapping[Place, Magnitudes],
+    bootstrap: Bootstrap,
+) -> Columns:
+    """The intervals of channels' largest |x| over all tensors."""
+    largest = LargestSequences(accumulator.channels if accumulator else 0)
+    for tensor in accumulator.tensors if accumulator else ():
+        largest.merge(magnitudes[tensor].largest)
+    mine = [feature.channel for feature in features]
+    low, high = (ends[mine] for ends in largest.intervals(bootstrap))
+    return end_columns("value", (low, high))
 
 
 def _intervals(

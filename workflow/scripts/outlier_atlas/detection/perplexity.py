@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.detection.columns import Columns, interval_columns
+from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.layout import Layout
 
-Columns = dict[str, Any]
 
-
-def perplexity(arrays: Arrays, layout: Layout, tokens: TokenStore) -> Columns:
+def perplexity(arrays: Arrays, layout: Layout, tokens: TokenStore, bootstrap: Bootstrap) -> Columns:
     """The columns of the table; without rows where no losses are stored.
 
     Raises:
@@ -33,7 +31,16 @@ def perplexity(arrays: Arrays, layout: Layout, tokens: TokenStore) -> Columns:
         losses_T[start + 1 : stop]
         for start, stop in zip(tokens.sequence_starts[:-1], tokens.sequence_starts[1:], strict=True)
     ]
-    return _rows([*own, np.concatenate(own)], [*range(tokens.sequences), None])
+    ends = bootstrap.ratios(
+        np.array([each.sum(dtype=np.float64) for each in own]), np.array([*map(len, own)])
+    )
+    of_rows = [*[None] * tokens.sequences, ends]
+    exponents = [*[None] * tokens.sequences, ends and (np.exp(ends[0]), np.exp(ends[1]))]
+    return {
+        **_rows([*own, np.concatenate(own)], [*range(tokens.sequences), None]),
+        **interval_columns("loss", of_rows),
+        **interval_columns("perplexity", exponents),
+    }
 
 
 def _rows(losses: list[NDArray[np.float32]], sequences: list[int | None]) -> Columns:

@@ -22,6 +22,7 @@ from outlier_atlas.detection.tiles import Source
 from outlier_atlas.files import read_record
 from outlier_atlas.measured import keep_only
 from outlier_atlas.settings.detection import DetectionSettings
+from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
@@ -87,12 +88,14 @@ def detect(
     )  # fmt: skip
     _check_unstored(source)
     _check_committed(source)
+    boot = detection.bootstrap
+    bootstrap = Bootstrap(store.sequences, boot.resamples, boot.seed, boot.level)
     # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
     torch.set_num_threads(1)
     with _giving_up_damage(source, threads):
         result = scan(source, detection, defined, threads)
         sunk = sinks.attention_sinks(arrays, layout, store, detection.attention_sinks.threshold)
-        losses = perplexity(arrays, layout, store)
+        losses = perplexity(arrays, layout, store, bootstrap)
 
     def values_of(places: Sequence[tuple[int, int, int]]) -> Sequence[float | None]:
         from outlier_atlas.model.entries import down_projection_entries  # takes seconds
@@ -101,8 +104,8 @@ def detect(
 
     heads = sinks.sinking_heads(sunk)
     for table, columns in (
-        *findings(result, store, special, detection, defined, heads, values_of),
-        *sinks.findings(sunk, store),
+        *findings(result, store, special, detection, defined, heads, bootstrap, values_of),
+        *sinks.findings(sunk, store, bootstrap),
     ):
         tables.write(folder, table, columns)
     tables.write(folder, tables.PERPLEXITY, losses)

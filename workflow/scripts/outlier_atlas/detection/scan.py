@@ -133,10 +133,12 @@ def _accumulators(
     result = Scan(
         {place: Magnitudes(channels[place[0]], sequences) for place in places},
         {place: LayerMeasures(channels[place[0]], sequences) for place in places},
-        {place: QuantizationErrors() for place in rounded},
+        {place: QuantizationErrors(sequences) for place in rounded},
     )
     if EXPERT_OUT in layout.sites:
-        result.experts = {layer: ExpertMagnitudes(layout.experts) for layer in layout.layers}
+        result.experts = {
+            layer: ExpertMagnitudes(layout.experts, sequences) for layer in layout.layers
+        }
     if criteria[LLM_INT8].measured:
         tensors = [place for place in places if place[0] in criteria[LLM_INT8].sites]
         common = _common_channels(layout, criteria[LLM_INT8])

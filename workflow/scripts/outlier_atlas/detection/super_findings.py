@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.detection.columns import Columns, located
+from outlier_atlas.detection.columns import Columns, interval_columns, located
 from outlier_atlas.detection.scan import Scan
 from outlier_atlas.settings.detection import DetectionSettings
+from outlier_atlas.settings.sites import SUPER_WEIGHT_SITES
+from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
+from outlier_atlas.statistics.codes import Float32
 from outlier_atlas.statistics.super_weights import SuperWeight
 
 ValuesOf = Callable[[Sequence[tuple[int, int, int]]], Sequence[float | None]]
@@ -41,9 +44,17 @@ class SuperExpert:
 
 
 def super_weight_columns(
-    found: Sequence[SuperWeight], tokens: TokenStore, values_of: ValuesOf
+    found: Sequence[SuperWeight],
+    tokens: TokenStore,
+    values_of: ValuesOf,
+    scan: Scan,
+    bootstrap: Bootstrap,
 ) -> Columns:
     """The table of super weights."""
+    into, out = (
+        [bootstrap.maxima(scan.magnitudes[site, w.layer].of_sequences) for w in found]
+        for site in SUPER_WEIGHT_SITES
+    )
     return {
         "layer": [w.layer for w in found],
         "super_weight": [w.passes for w in found],
@@ -54,6 +65,8 @@ def super_weight_columns(
         "input_token_index": [w.input_token for w in found],
         "output": [w.output for w in found],
         **located(tokens, [w.output_token for w in found]),
+        **interval_columns("input", into),
+        **interval_columns("output", out),
     }
 
 
@@ -93,8 +106,12 @@ def _forming(scan: Scan, settings: DetectionSettings) -> dict[int, float | None]
     return forming
 
 
-def super_expert_columns(found: Sequence[SuperExpert], tokens: TokenStore) -> Columns:
+def super_expert_columns(
+    found: Sequence[SuperExpert], tokens: TokenStore, scan: Scan, bootstrap: Bootstrap
+) -> Columns:
     """The table of super experts."""
+    largest = [scan.experts[e.layer].largest[:, e.expert] for e in found]
+    shares = [_largest_share(of_expert, scan, bootstrap) for of_expert in largest]
     return {
         "layer": [e.layer for e in found],
         "expert": [e.expert for e in found],
@@ -104,4 +121,12 @@ def super_expert_columns(found: Sequence[SuperExpert], tokens: TokenStore) -> Co
         "quantile": [e.quantile for e in found],
         "largest_share": [e.largest_share for e in found],
         "growth": [e.growth for e in found],
+        **interval_columns("value", [bootstrap.maxima(of_expert) for of_expert in largest]),
+        **interval_columns("largest_share", shares),
     }
+
+
+def _largest_share(of_expert: Float32, scan: Scan, bootstrap: Bootstrap) -> Interval:
+    """The interval of an expert's share of the largest of all experts, both of the same draw."""
+    of_all = np.fmax.reduce([np.fmax.reduce(m.largest, axis=1) for m in scan.experts.values()])
+    return bootstrap.interval(bootstrap.largest(of_expert) / bootstrap.largest(of_all))

@@ -42,13 +42,26 @@ class Bootstrap:
         even = np.full(self.sequences, 1 / self.sequences)
         return random.multinomial(self.sequences, even, self.resamples).astype(np.float64)
 
+    @cached_property
+    def held(self) -> NDArray[np.uint8]:
+        """(sequence, resample / 8): which draws hold a sequence, a bit each."""
+        return np.packbits(self.weights.T > 0, axis=1)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The shares of the draws below the two ends of an interval."""
+        tail = (1 - self.level) / 2
+        return tail, 1 - tail
+
     def maxima(self, of_sequences: NDArray[Any]) -> Interval:
         """The interval of a maximum over sequences, given that of each; NaN where it has none."""
-        if self.sequences < 2:
-            return None
-        there = np.where(np.isnan(of_sequences), -np.inf, of_sequences)
+        return self.interval(self.largest(of_sequences))
+
+    def largest(self, of_sequences: NDArray[Any]) -> Float64:
+        """(resample,): the maximum over the sequences of each draw; NaN where it has none."""
+        there = np.where(np.isnan(of_sequences), -np.inf, of_sequences).astype(np.float64)
         largest = np.where(self.weights > 0, there, -np.inf).max(axis=1)
-        return self.interval(np.where(np.isinf(largest), np.nan, largest))
+        return np.where(np.isinf(largest), np.nan, largest)
 
     def means(self, of_sequences: NDArray[Any]) -> Interval:
         """The interval of a mean over the sequences that have a number."""
@@ -67,6 +80,5 @@ class Bootstrap:
         known = of_resamples[~np.isnan(of_resamples)]
         if self.sequences < 2 or not len(known):
             return None
-        tail = (1 - self.level) / 2
-        low, high = np.quantile(known, [tail, 1 - tail], method="inverted_cdf")
+        low, high = np.quantile(known, self.ends, method="inverted_cdf")
         return float(low), float(high)

@@ -75,7 +75,9 @@ class ExpertMagnitudes:
 
     Attributes:
         experts: number of routed experts of the layer.
-        routed: per expert the number of tokens routed to it.
+        sequences: number of sequences of the run.
+        routed: (sequence, expert): the tokens routed to it.
+        largest: (sequence, expert): its largest |x|; NaN where there is none.
         values: per expert the finite value largest in |x|, with its sign; NaN where there is none.
         tokens: per expert the index of its token, the first of equals; -1 where there is none.
         channels: per expert its channel; -1 where there is none.
@@ -83,7 +85,9 @@ class ExpertMagnitudes:
     """
 
     experts: int
+    sequences: int
     routed: Int64 = field(init=False)
+    largest: Float32 = field(init=False)
     values: Float32 = field(init=False)
     tokens: Int64 = field(init=False)
     channels: Int64 = field(init=False)
@@ -91,13 +95,17 @@ class ExpertMagnitudes:
     infinite: Int64 = field(init=False)
 
     def __post_init__(self) -> None:
-        self.routed, self.nan, self.infinite = np.zeros((3, self.experts), np.int64)
+        self.routed = np.zeros((self.sequences, self.experts), np.int64)
+        self.largest = np.full((self.sequences, self.experts), np.nan, np.float32)
+        self.nan, self.infinite = np.zeros((2, self.experts), np.int64)
         self.tokens, self.channels = np.full((2, self.experts), -1, np.int64)
         self.values = np.full(self.experts, np.nan, np.float32)
 
     def update(self, summary: ExpertSummary) -> None:
         """Take the summary of a tile."""
-        self.routed += summary.routed
+        self.routed[summary.sequence] += summary.routed
+        largest = np.fmax(self.largest[summary.sequence], np.abs(summary.value))
+        self.largest[summary.sequence] = largest
         self.nan += summary.nan
         self.infinite += summary.infinite
         tokens = summary.start + summary.token
@@ -106,6 +114,7 @@ class ExpertMagnitudes:
     def merge(self, other: ExpertMagnitudes) -> None:
         """Take what another accumulator of the same layer has seen."""
         self.routed += other.routed
+        self.largest = np.fmax(self.largest, other.largest)
         self.nan += other.nan
         self.infinite += other.infinite
         self._take(np.arange(self.experts), other.values, other.tokens, other.channels)

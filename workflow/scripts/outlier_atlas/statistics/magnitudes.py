@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from outlier_atlas.statistics.codes import CODES, Float32, Int64, from_code, lower_quantile
+from outlier_atlas.statistics.largest_sequences import LargestSequences
 from outlier_atlas.statistics.summary import TOP, Summary
 
 
@@ -21,6 +22,7 @@ class Magnitudes:
         maxima: per channel the finite value largest in |x|, with its sign; NaN where there is none.
         tokens: per channel the index of its token, the first of equals; -1 where there is none.
         of_sequences: (sequence,): the largest |x| of each; NaN where there is none.
+        largest: per channel the sequences with the largest |x|.
         histogram: how often each bfloat16 code of |x| occurs.
         values, nan, infinite: counts.
     """
@@ -31,6 +33,7 @@ class Magnitudes:
     maxima: Float32 = field(init=False)
     tokens: Int64 = field(init=False)
     of_sequences: Float32 = field(init=False)
+    largest: LargestSequences = field(init=False)
     histogram: Int64 = field(default_factory=lambda: np.zeros(CODES + 1, np.int64))
     values: int = 0
     nan: int = 0
@@ -40,6 +43,7 @@ class Magnitudes:
         self.maxima = np.full(self.channels, np.nan, np.float32)
         self.tokens = np.full(self.channels, -1, np.int64)
         self.of_sequences = np.full(self.sequences, np.nan, np.float32)
+        self.largest = LargestSequences(self.channels)
 
     def update(self, summary: Summary) -> None:
         """Take the summary of a tile."""
@@ -49,6 +53,8 @@ class Magnitudes:
         self.histogram[summary.codes] += summary.code_counts
         token = summary.channel_token.astype(np.int64)
         self._take_maxima(summary.channel_value, np.where(token < 0, -1, summary.start + token))
+        of_sequence = np.full(self.channels, summary.sequence)
+        self.largest.update(_magnitude(summary.channel_value), of_sequence)
         self._take_top(summary.top.tolist())
         if len(summary.top):
             largest = np.fmax(self.of_sequences[summary.sequence], summary.top[0])
@@ -61,6 +67,7 @@ class Magnitudes:
         self.infinite += other.infinite
         self.histogram += other.histogram
         self._take_maxima(other.maxima, other.tokens)
+        self.largest.merge(other.largest)
         self._take_top(other.top)
         self.of_sequences = np.fmax(self.of_sequences, other.of_sequences)
 

@@ -44,9 +44,9 @@ class LayerMeasures:
         sequences: number of sequences of the run.
         moments: (channel,): over tokens.
         kurtosis_sum, kurtosis_tokens: (sequence,): over tokens, of the kurtosis over channels.
-        kurtosis_max: the largest of a token; NaN of none.
+        kurtosis_max: (sequence,): the largest of a token; NaN of none.
         ratios: of tokens max|x| / median|x| over channels.
-        ratio_max: the largest; NaN of none.
+        ratio_max: (sequence,): the largest; NaN of none.
         norms: L2 norms of tokens.
     """
 
@@ -55,15 +55,16 @@ class LayerMeasures:
     moments: Moments = field(init=False)
     kurtosis_sum: Float64 = field(init=False)
     kurtosis_tokens: Int64 = field(init=False)
-    kurtosis_max: float = float("nan")
+    kurtosis_max: Float64 = field(init=False)
     ratios: CodeHistogram = field(default_factory=CodeHistogram)
-    ratio_max: float = float("nan")
+    ratio_max: Float64 = field(init=False)
     norms: CodeHistogram = field(default_factory=CodeHistogram)
 
     def __post_init__(self) -> None:
         self.moments = Moments.none(self.channels)
         self.kurtosis_sum = np.zeros(self.sequences)
         self.kurtosis_tokens = np.zeros(self.sequences, np.int64)
+        self.kurtosis_max, self.ratio_max = np.full((2, self.sequences), np.nan)
 
     def update(self, summary: Summary) -> None:
         """Take the summary of a tile."""
@@ -75,14 +76,14 @@ class LayerMeasures:
         kurtosis = s.token_kurtosis[~np.isnan(s.token_kurtosis)]
         self.kurtosis_sum[s.sequence] += kurtosis.sum()
         self.kurtosis_tokens[s.sequence] += len(kurtosis)
-        self.kurtosis_max = _larger(self.kurtosis_max, kurtosis)
+        _raise(self.kurtosis_max, s.sequence, kurtosis)
         there = s.token_channel >= 0
         largest = np.abs(s.token_value[there].astype(np.float64))
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = largest / s.token_median[there]
         ratios = ratios[~np.isnan(ratios)]  # a token of nothing but zeros has none
         self.ratios.add(ratios)
-        self.ratio_max = _larger(self.ratio_max, ratios)
+        _raise(self.ratio_max, s.sequence, ratios)
         self.norms.add(np.sqrt(s.token_square[there]))
 
     def merge(self, other: LayerMeasures) -> None:
@@ -90,9 +91,9 @@ class LayerMeasures:
         self.moments.merge(other.moments)
         self.kurtosis_sum += other.kurtosis_sum
         self.kurtosis_tokens += other.kurtosis_tokens
-        self.kurtosis_max = _larger(self.kurtosis_max, np.array([other.kurtosis_max]))
+        self.kurtosis_max = np.fmax(self.kurtosis_max, other.kurtosis_max)
         self.ratios.merge(other.ratios)
-        self.ratio_max = _larger(self.ratio_max, np.array([other.ratio_max]))
+        self.ratio_max = np.fmax(self.ratio_max, other.ratio_max)
         self.norms.merge(other.norms)
 
     @property
@@ -104,8 +105,8 @@ class LayerMeasures:
         return float((known**2).mean() / mean**2) if mean else float("nan")
 
 
-def _larger(largest: float, numbers: Float64) -> float:
-    return float(np.fmax.reduce(np.append(numbers, largest)))
+def _raise(largest: Float64, sequence: int, numbers: Float64) -> None:
+    largest[sequence] = np.fmax.reduce(numbers, initial=largest[sequence])
 
 
 @dataclass
@@ -113,24 +114,34 @@ class QuantizationErrors:
     """Accumulates errors of the tiles of one site and layer.
 
     Attributes:
-        outlier_channels: the most that a tile has.
+        sequences: number of sequences of the run.
+        outlier_channels: (sequence,): the most that a tile has; NaN of none.
         values, squares, errors, square_errors: sums of those of the tiles.
     """
 
-    outlier_channels: int = 0
+    sequences: int
+    outlier_channels: Float64 = field(init=False)
     values: Int64 = field(default_factory=lambda: np.zeros(len(KEPT), np.int64))
     squares: Float64 = field(default_factory=lambda: np.zeros(len(KEPT)))
     errors: Float64 = field(default_factory=lambda: np.zeros(len(FORMATS) * len(KEPT)))
     square_errors: Float64 = field(default_factory=lambda: np.zeros(len(FORMATS) * len(KEPT)))
 
-    def update(self, summary: QuantizationSummary | QuantizationErrors) -> None:
+    def __post_init__(self) -> None:
+        self.outlier_channels = np.full(self.sequences, np.nan)
+
+    def update(self, summary: QuantizationSummary) -> None:
         """Take the summary of a tile."""
-        self.outlier_channels = max(self.outlier_channels, summary.outlier_channels)
+        most = np.fmax(self.outlier_channels[summary.sequence], summary.outlier_channels)
+        self.outlier_channels[summary.sequence] = most
+        self._add(summary)
+
+    def merge(self, other: QuantizationErrors) -> None:
+        """Take what another accumulator of the same site and layer has seen."""
+        self.outlier_channels = np.fmax(self.outlier_channels, other.outlier_channels)
+        self._add(other)
+
+    def _add(self, summary: QuantizationSummary | QuantizationErrors) -> None:
         self.values += summary.values
         self.squares += summary.squares
         self.errors += summary.errors
         self.square_errors += summary.square_errors
-
-    def merge(self, other: QuantizationErrors) -> None:
-        """Take what another accumulator of the same site and layer has seen."""
-        self.update(other)

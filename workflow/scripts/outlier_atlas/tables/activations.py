@@ -50,7 +50,8 @@ LAYER_MAGNITUDES = Table(
         Column(
             "top2",
             pa.float32(),
-            "Second largest |x| (another value, perhaps as large).",
+            "Second largest |x| (another value, perhaps as large). Without an interval, as top3: "
+            "in a draw that holds a sequence twice the second largest is the largest again.",
             "activation",
         ),
         Column("top3", pa.float32(), "Third largest |x|.", "activation"),
@@ -92,5 +93,6 @@ CHANNEL_MAXIMA = Table(
         TOKEN_INDEX,
         SEQUENCE,
         POSITION,
+        *intervals("value", unit="activation", signed=True),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from outlier_atlas.tables.table import CHANNEL, LAYER, WHERE, Column, Table
+from outlier_atlas.tables.table import CHANNEL, LAYER, WHERE, Column, Table, intervals
 
 EXPERT = Column("expert", pa.int32(), "Expert, 0-based, by the model's own numbering.", "index")
 
@@ -45,6 +45,8 @@ EXPERT_MAGNITUDES = Table(
             "Tokens whose largest |x| is infinite; left out likewise.",
             "count",
         ),
+        *intervals("token_share", unit="share"),
+        *intervals("value", unit="activation", signed=True),
     ),
 )
 
@@ -71,5 +73,7 @@ SUPER_EXPERTS = Table(
             "empty for the first.",
             "ratio",
         ),
+        *intervals("value", unit="activation", signed=True),
+        *intervals("largest_share", unit="ratio"),
     ),
 )

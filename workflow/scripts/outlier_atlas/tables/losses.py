@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from outlier_atlas.tables.table import Column, Table
+from outlier_atlas.tables.table import Column, Table, intervals
 
 LOSS = Column(
     "loss",
@@ -19,7 +19,8 @@ PERPLEXITY_OF_LOSS = Column("perplexity", pa.float64(), "exp(loss).", "ratio")
 PERPLEXITY = Table(
     "perplexity",
     "Perplexity of the run's own tokens, by sequence and over all. A token's context is its "
-    "sequence from the start. Empty where extraction.perplexity is false.",
+    "sequence from the start; a single one has no interval. Empty where extraction.perplexity is "
+    "false.",
     (
         Column(
             "sequence",
@@ -35,6 +36,8 @@ PERPLEXITY = Table(
         ),
         LOSS,
         PERPLEXITY_OF_LOSS,
+        *intervals("loss", unit="nats"),
+        *intervals("perplexity", unit="ratio"),
     ),
 )
 

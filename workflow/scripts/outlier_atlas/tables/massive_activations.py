@@ -15,11 +15,14 @@ from outlier_atlas.tables.table import (
     TOKEN_TEXT,
     Column,
     Table,
+    intervals,
 )
 
 MASSIVE_ACTIVATIONS = Table(
     "massive_activations",
-    "A row for each massive activation: value, place and token; by layer, token and channel.",
+    "A row for each massive activation: value, place and token; by layer, token and channel. A "
+    "single value has no interval over sequences: those of massive_channels say how far it depends "
+    "on them.",
     (
         SITE,
         LAYER,
@@ -51,7 +54,7 @@ MASSIVE_ACTIVATIONS = Table(
 
 MASSIVE_CHANNELS = Table(
     "massive_channels",
-    "The massive activations by layer and channel.",
+    "The massive activations by layer and channel. Intervals are over the draws that have one.",
     (
         SITE,
         LAYER,
@@ -75,5 +78,7 @@ MASSIVE_CHANNELS = Table(
         POSITION,
         TOKEN_ID,
         TOKEN_TEXT,
+        *intervals("first_position_share", unit="share"),
+        *intervals("value", unit="activation", signed=True),
     ),
 )

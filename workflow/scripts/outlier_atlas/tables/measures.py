@@ -53,7 +53,13 @@ LAYER_MEASURES = Table(
             "Kurtosis of a channel over tokens, mean over channels.",
             "ratio",
         ),
-        Column("kurtosis_channel_max", pa.float64(), "The same, largest of a channel.", "ratio"),
+        Column(
+            "kurtosis_channel_max",
+            pa.float64(),
+            "The same, largest of a channel. Without an interval: it would take moments of every "
+            "channel in every sequence.",
+            "ratio",
+        ),
         Column(
             "kurtosis_rms",
             pa.float64(),
@@ -79,7 +85,7 @@ LAYER_MEASURES = Table(
         ),
         Column("mmr_max", pa.float64(), "The same, largest of a token; exact.", "ratio"),
         *map(_norm, QUANTILES),
-        *intervals("kurtosis_token", unit="ratio"),
+        *intervals("kurtosis_token", "kurtosis_token_max", "mmr_max", unit="ratio"),
         *intervals("infinity_norm", unit="activation"),
     ),
 )
@@ -117,5 +123,6 @@ QUANTIZATION_ERROR = Table(
             "10 log10(sum x^2 / sum e^2); empty without error or without signal.",
             "dB",
         ),
+        *intervals("most_outlier_channels", unit="count"),
     ),
 )

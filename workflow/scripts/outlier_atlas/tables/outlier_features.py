@@ -82,7 +82,8 @@ LLM_INT8_FEATURES = Table(
         Column(
             "value",
             pa.float32(),
-            "The outlier value with the largest |x|, with its sign.",
+            "The outlier value with the largest |x|, with its sign. Its interval is of the "
+            "channel's largest |x| at the sites, below the threshold, too.",
             "activation",
         ),
         *intervals(
@@ -94,6 +95,7 @@ LLM_INT8_FEATURES = Table(
             "positive_share",
             unit="share",
         ),
+        *intervals("value", unit="activation", signed=True),
     ),
 )
 

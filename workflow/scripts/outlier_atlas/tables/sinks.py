@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from outlier_atlas.tables.table import LAYER, POSITION, WHERE, Column, Table
+from outlier_atlas.tables.table import LAYER, POSITION, WHERE, Column, Table, intervals
 
 HEAD = Column("head", pa.int32(), "Query head of attention, 0-based.", "index")
 
@@ -41,6 +41,8 @@ ATTENTION_SINKS = Table(
         HEAD,
         *WHERE,
         Column("nan", pa.int64(), "Numbers that are NaN; left out of all other columns.", "count"),
+        *intervals("sink_metric", unit="%"),
+        *intervals("value", unit="share"),
     ),
 )
 
@@ -55,6 +57,7 @@ ATTENTION_SINK_HEADS = Table(
             "mean", pa.float64(), "Mean over sequences of what it receives, from 0 to 1.", "share"
         ),
         Column("sink_share", pa.float64(), "Share of sequences in which it is a sink.", "share"),
+        *intervals("mean", "sink_share", unit="share"),
     ),
 )
 
@@ -73,5 +76,7 @@ ATTENTION_SINK_POSITIONS = Table(
             "%",
         ),
         Column("mean", pa.float64(), "Mean of what it receives, over the same.", "share"),
+        *intervals("sink_metric", unit="%"),
+        *intervals("mean", unit="share"),
     ),
 )

@@ -59,14 +59,18 @@ WHERE = (TOKEN_INDEX, SEQUENCE, POSITION, TOKEN_ID, TOKEN_TEXT)
 """Of a token: its place in the run, and what it is."""
 
 
-def intervals(*names: str, unit: str) -> tuple[Column, ...]:
-    """The ends of the intervals over sequences of some columns."""
+def intervals(*names: str, unit: str, signed: bool = False) -> tuple[Column, ...]:
+    """The ends of the intervals over sequences of some columns.
+
+    Args:
+        signed: they have a sign, and the intervals are of their magnitudes.
+    """
     return tuple(
         Column(
             f"{name}_{end}",
             pa.float64(),
-            f"{which} end of {name}'s bootstrap interval over sequences (detection.bootstrap); "
-            f"empty where one sequence is all there is.",
+            f"{which} end of the bootstrap interval of {f'|{name}|' if signed else name} over "
+            f"sequences (detection.bootstrap); empty where one sequence is all there is.",
             unit,
         )
         for name in names

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from outlier_atlas.tables.table import CHANNEL, LAYER, SITE, WHERE, Column, Table
+from outlier_atlas.tables.table import CHANNEL, LAYER, SITE, WHERE, Column, Table, intervals
+
+NO_INTERVALS = (
+    "Values of a single token depend on no other sequence than its own: they have no intervals."
+)
 
 SUPER_WEIGHTS = Table(
     "super_weights",
@@ -27,12 +31,14 @@ SUPER_WEIGHTS = Table(
         Column("input_token_index", pa.int64(), "Where it is along the token axis.", "index"),
         Column("output", pa.float32(), "Output with the largest |x|, likewise.", "activation"),
         *WHERE,
+        *intervals("input", "output", unit="activation", signed=True),
     ),
 )
 
 SYSTEMATIC_OUTLIERS = Table(
     "systematic_outliers",
-    "A row for each token whose largest |x| is far above the mean of |x|, by layer and token.",
+    "A row for each token whose largest |x| is far above the mean of |x|, by layer and token. "
+    f"{NO_INTERVALS}",
     (
         SITE,
         LAYER,
@@ -59,7 +65,7 @@ SYSTEMATIC_OUTLIERS = Table(
 
 TOKEN_OUTLIERS = Table(
     "token_outliers",
-    "A row for each token outlier, by layer and token.",
+    f"A row for each token outlier, by layer and token. {NO_INTERVALS}",
     (
         SITE,
         LAYER,
@@ -80,7 +86,7 @@ TOKEN_OUTLIERS = Table(
 TOKEN_NORMS = Table(
     "token_norms",
     "Per layer the tokens of the largest L2 norm (detection.token_norms.top of them), descending; "
-    "quantiles over all tokens are in layer_measures.",
+    f"quantiles over all tokens are in layer_measures. {NO_INTERVALS}",
     (
         SITE,
         LAYER,

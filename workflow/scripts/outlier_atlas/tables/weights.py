@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from outlier_atlas.tables.table import CHANNEL, LAYER, SITE, Column, Table
+from outlier_atlas.tables.table import CHANNEL, LAYER, SITE, Column, Table, intervals
 
 WEIGHT = Column(
     "weight",
@@ -138,6 +138,7 @@ SMOOTHQUANT_SCALES = Table(
             "activation_max^alpha / weight_max^(1 - alpha), alpha = detection.smoothquant.alpha; "
             "empty where one of the two is zero or not known.",
         ),
+        *intervals("activation_max", unit="activation"),
     ),
 )
 

@@ -34,17 +34,22 @@ def join(settings: Mapping[str, Any], weights: Path | None, run_tables: Path) ->
     scales = _empty(tables.SMOOTHQUANT_SCALES)
     if weights:
         activations = activation_maxima(run_tables)
-        for part in _scales(activations, weight_maxima(weights), smoothquant.alpha):
+        ends = {end: activation_maxima(run_tables, f"value_{end}") for end in ("low", "high")}
+        for part in _scales(activations, weight_maxima(weights), smoothquant.alpha, ends):
             for name, values in part.items():
                 scales[name].extend(values)
     tables.write(run_tables, tables.SMOOTHQUANT_SCALES, scales)
 
 
-def activation_maxima(run_tables: Path) -> Maxima:
-    """The largest |x| of each channel; NaN where nothing was finite. In the order of the table."""
+def activation_maxima(run_tables: Path, column: str = "value") -> Maxima:
+    """The largest |x| of each channel; NaN where nothing was finite. In the order of the table.
+
+    Args:
+        column: of `channel_maxima`: an end of its interval, perhaps.
+    """
     maxima = tables.read(run_tables, tables.CHANNEL_MAXIMA)
     found: dict[tuple[str, int], list[float]] = {}
-    for place, value in zip(_places(maxima), maxima["value"].to_pylist(), strict=True):
+    for place, value in zip(_places(maxima), maxima[column].to_pylist(), strict=True):
         found.setdefault(place, []).append(np.nan if value is None else abs(value))
     return {place: np.array(values, np.float32) for place, values in found.items()}
 
@@ -66,7 +71,9 @@ def _places(rows: Any) -> Iterator[Any]:
     return zip(rows["site"].to_pylist(), rows["layer"].to_pylist(), strict=True)
 
 
-def _scales(activations: Maxima, weights: Maxima, alpha: float) -> Iterator[dict[str, list[Any]]]:
+def _scales(
+    activations: Maxima, weights: Maxima, alpha: float, ends: Mapping[str, Maxima]
+) -> Iterator[dict[str, list[Any]]]:
     for (site, layer), largest in activations.items():
         if (site, layer) not in weights:
             continue
@@ -79,6 +86,7 @@ def _scales(activations: Maxima, weights: Maxima, alpha: float) -> Iterator[dict
             "activation_max": _or_none(largest),
             "weight_max": of_weights.tolist(),
             "scale": _or_none(scales),
+            **{f"activation_max_{end}": _or_none(of[site, layer]) for end, of in ends.items()},
         }
 
 
