@@ -85,6 +85,7 @@ def faults(config):
         ("report.text", "some", "report.text = 'some': must be 'full', 'tokens' or 'none'"),
         ("report.title", "x" * 201, "must have at most 200 characters"),
         ("report.rows", 0, "report.rows = 0: must be at least 1"),
+        ("report.compare", "../other", "report.compare = '../other': must be letters, digits"),
         ("execution.device", "gpu", "execution.device = 'gpu': must be 'auto', 'cuda', 'mps' or"),
         (
             "execution.device_memory",

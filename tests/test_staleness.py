@@ -109,6 +109,7 @@ CHANGES = {
     "report.text": "none",
     "report.context_tokens": 3,
     "report.rows": 7,
+    "report.compare": "before",
     "execution.device": "cpu",
     "execution.device_memory": "24GiB",
     "execution.gpus_per_job": 2,
@@ -172,6 +173,7 @@ def finished(tmp_path_factory):
     checkout(folder)
     write(folder, CONFIG)
     snakemake(folder, "--configfile", "mine.yaml", root=folder)
+    shutil.copytree(folder / "results" / "mine", folder / "results" / "before")
     return folder
 
 

@@ -315,6 +315,16 @@ def test_the_linter_leaves_nothing_behind(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".snakemake", "mine.yaml"]
 
 
+def test_a_run_to_compare_with_that_is_not_there_is_one_line_and_only_for_the_report(folder):
+    write(folder, CONFIG | {"report": {"compare": "before"}}, "compared.yaml")
+    done = snakemake(folder, "--dry-run", "--configfile", "compared.yaml", check=False)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "before" in line]
+    assert line.startswith("report.compare: results/before has no tables/criteria.parquet; run ")
+    assert "Traceback" not in done.stdout + done.stderr
+    snakemake(folder, "--dry-run", "--configfile", "compared.yaml", "--", "verify")
+
+
 def test_a_wrong_configuration_ends_in_a_line_a_fault(tmp_path):
     config = {
         "model": {"source": "./model", "dtyp": "bfloat16"},

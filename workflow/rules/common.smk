@@ -4,7 +4,7 @@ from outlier_atlas import builtin, tables
 from outlier_atlas.data import corpus
 from outlier_atlas.data import prepare as data_stage
 from outlier_atlas.model import source as model_stage
-from outlier_atlas.report import figures, page
+from outlier_atlas.report import comparison, figures, page
 from outlier_atlas.settings.source import local_path, source_kind
 from outlier_atlas.workflow import identities, literal, nameable, readable
 
@@ -109,6 +109,19 @@ def fetched_dataset():
     if source_kind(SETTINGS.dataset.source) == "local":
         return []
     return [*dataset_files(), *(heldout_files() if SETTINGS.ablation.sequences else [])]
+
+
+def compared(wildcards):
+    """What the report shows of another run; asked only where the report is wanted."""
+    if not SETTINGS.report.compare:
+        return []
+    folder = Path("results") / SETTINGS.report.compare
+    try:
+        comparison.refuse_missing(folder)
+    except ValueError as error:
+        # Snakemake would list all files of the other run, and not say what to do.
+        sys.exit(str(error))
+    return [str(folder / file) for file in comparison.FILES]
 
 
 def ablations():

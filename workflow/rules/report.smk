@@ -24,6 +24,7 @@ rule render_report:
         tables=TABLES,
         weight_tables=WEIGHT_TABLES,
         ablations=ablations(),
+        compared=compared,
         figures=FIGURES,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,

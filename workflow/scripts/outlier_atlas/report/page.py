@@ -20,6 +20,7 @@ from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.measured import records
 from outlier_atlas.report import (
     ablation,
+    comparison,
     criteria,
     experts,
     facts,
@@ -53,7 +54,14 @@ from outlier_atlas.visible import visible, visible_lines
 
 HERE = Path(__file__).parent
 PARTS = tuple(
-    HERE / name for name in ("template.html.j2", "found.html.j2", "measures.html.j2", "style.css")
+    HERE / name
+    for name in (
+        "template.html.j2",
+        "found.html.j2",
+        "measures.html.j2",
+        "comparison.html.j2",
+        "style.css",
+    )
 )
 """The files beside this module that the page is made of."""
 
@@ -87,7 +95,7 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
         findings_file: `{"findings": [{"text", "definition"}, ...], "alarms": [...]}`.
 
     Raises:
-        ValueError: the token store or a record is damaged.
+        ValueError: the token store or a record is damaged, or the run to compare is not there.
     """
     report = ReportSettings.model_validate(settings)
     tokens = TokenStore.recorded(inputs.tokens, inputs.tokens_record)
@@ -163,6 +171,7 @@ def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: To
         "weights": _weights_section(report, inputs),
         "sinks": _sinks(report, inputs, evidence),
         "ablation": _ablation(inputs) if inputs.ablations else None,
+        "comparison": _comparison(report, inputs) if report.compare else None,
         "text_shown": report.text,
         **measures.pictures(inputs.figures, sites, inputs.configuration["detection"], _picture),
         "found": _found(report, inputs, evidence),
@@ -218,6 +227,10 @@ def _sinks(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
 
 def _ablation(inputs: Inputs) -> Row:
     return ablation.section(tables.read(inputs.tables, tables.ABLATIONS).to_pylist())
+
+
+def _comparison(report: ReportSettings, inputs: Inputs) -> Row:
+    return comparison.section(inputs.folder, inputs.folder.with_name(str(report.compare)))
 
 
 def _sites(evidence: Evidence, folder: Path) -> list[Row]:

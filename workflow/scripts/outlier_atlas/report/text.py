@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
+from typing import Any
 
 from outlier_atlas.visible import visible
 
@@ -39,6 +40,15 @@ def number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def spanned(row: Mapping[str, Any], name: str, said: Callable[[float], str]) -> str:
+    """A magnitude with its interval over sequences, where it has one: `179 (170 to 181)`."""
+    if row[name] is None:
+        return "none"
+    low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
+    value = said(abs(row[name]))
+    return value if low is None else f"{value} ({said(low)} to {said(high)})"
 
 
 def percent(share: float) -> str:

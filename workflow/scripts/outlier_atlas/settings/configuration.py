@@ -15,10 +15,8 @@ from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
 from outlier_atlas.settings.faults import faults
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.report import ReportSettings
-from outlier_atlas.settings.section import PositiveInt, Section
+from outlier_atlas.settings.section import RUN_NAME, PositiveInt, Section
 from outlier_atlas.settings.weights import WeightsSettings
-
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class RunSettings(Section):
@@ -143,7 +141,11 @@ def load(config: Mapping[str, Any], default_name: str) -> Settings:
         settings = Settings.model_validate(dict(config))
     except ValidationError as error:
         raise ValueError("\n".join(faults(error, Settings))) from None
-    if settings.run.name is not None:
-        return settings
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", default_name).strip("-._") or "run"
-    return settings.model_copy(update={"run": RunSettings(name=name[:100])})
+    if settings.run.name is None:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", default_name).strip("-._") or "run"
+        settings = settings.model_copy(update={"run": RunSettings(name=name[:100])})
+    if settings.report.compare == settings.name:
+        raise ValueError(
+            f"report.compare = {settings.name!r}: this is the run itself; name another one"
+        )
+    return settings

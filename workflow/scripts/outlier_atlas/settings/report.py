@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from outlier_atlas.settings.section import PositiveInt, Section
+from outlier_atlas.settings.section import RUN_NAME, PositiveInt, Section
 
 
 class ReportSettings(Section):
@@ -26,4 +26,11 @@ class ReportSettings(Section):
     )
     rows: PositiveInt = Field(
         25, description="Rows that a table of the report shows before it refers to the full table."
+    )
+    compare: str | None = Field(
+        None,
+        max_length=100,
+        pattern=RUN_NAME,
+        description="Name of another run of the model, made before: the report shows its numbers "
+        "beside this run's, such as with BOS against without (docs/bos.md).",
     )

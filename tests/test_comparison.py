@@ -1,0 +1,178 @@
+"""Two runs that differ in BOS alone, one beside the other in the report."""
+
+import re
+
+import pytest
+import tiny
+from pipeline import Run, config
+from test_report import Page, _section
+from test_report import rendered as render
+from test_workflow import ROOT
+
+from outlier_atlas.report import comparison
+from outlier_atlas.report.comparison import change, refuse_missing
+from outlier_atlas.settings.configuration import load
+from outlier_atlas.settings.document import settings
+
+ROWS = [[12, 11, 9, 11], [12, 11, 11, 9]]
+CHANNELS = {0: 7, 9: 5, 12: 3}  # of BOS, of a token in the middle, and of the first but for BOS
+SITES = ["resid_post", "mlp_in", "attn_sink"]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A run with BOS, and one without; some tokens have a massive channel of their own."""
+    folder = tmp_path_factory.mktemp("bos")
+    model, weights = tiny.silent(folder / "model", layers=3)
+    for token, channel in CHANNELS.items():
+        weights["model.embed_tokens.weight"][token, channel] = 4096
+    tiny.save_weights(model, weights)
+    runs = []
+    for bos, name in (("always", "with-bos"), ("never", "without-bos")):
+        run = Run(folder, config(
+            model, ROWS, folder / "<i>data</i>", run={"name": name},
+            dataset={"bos": bos, "sequence_length": 8},
+            extraction={"sites": SITES, "perplexity": True},
+        ))  # fmt: skip
+        run.all()
+        runs.append(run)
+    return runs
+
+
+def cells(html):
+    """The rows of tables, each a list of its cells' texts."""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", html, re.DOTALL)
+    return [[Page(c).said for c in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", r)] for r in rows]
+
+
+def test_the_report_shows_both_runs(both):
+    html, _ = render(both[0], compare="without-bos")
+    section = _section(html, "comparison")
+    rows = {row[0]: row[1:] for row in cells(section.split("<h3>")[0])}
+    assert rows["begin-of-sequence token"] == ["at every sequence", "none added"]
+    assert rows["tokens"] == ["10 in 2 sequences", "8 in 2 sequences"]
+    for side, run in zip(rows["perplexity of its own tokens"], both, strict=True):
+        whole = run.table("perplexity")[-1]
+        assert side.startswith(f"{whole['perplexity']:.4g} ({whole['perplexity_low']:.4g} to ")
+    for side, run in zip(rows["sink metric of the first token"], both, strict=True):
+        assert side.startswith(f"{run.table('attention_sink_positions')[0]['sink_metric']:.3g} %")
+    assert rows["Massive activations: findings"] == ["18", "12"]
+    assert "<i>" not in html
+    assert '<a href="#comparison">Beside without-bos</a>' in html
+
+
+def test_what_appears_vanishes_or_moves_is_said(both):
+    html, _ = render(both[0], compare="without-bos")
+    part = _section(html, "comparison").split("<h3>")[1]
+    (_, *rows) = cells(part)
+    assert [row[:2] for row in rows] == [["3", "moves"], ["7", "only here"], ["5", "in both"]]
+    span = "layers 0 to 2"
+    largest = "4,096 (4,096 to 4,096)"
+    assert rows[0][2:6] == [span, largest, "0", "0 % (0 % to 0 %)"]
+    assert rows[0][6:] == [span, largest, "0", "100 % (100 % to 100 %)"]
+    assert rows[1][2:] == [span, largest, "0", "100 % (100 % to 100 %)", "none"]
+    assert (
+        "Of 3 channels with massive activations 1 stay as they are, 1 move, 1 are in this run "
+        "alone, 0 in without-bos alone."
+    ) in part
+    reverse, _ = render(both[1], compare="with-bos")
+    assert ["7", "only there", "none"] in [
+        row[:3] for row in cells(_section(reverse, "comparison"))
+    ]
+
+
+def test_every_layer_has_the_largest_of_both(both):
+    html, _ = render(both[0], compare="without-bos")
+    site = _section(html, "comparison").split("<code>resid_post</code>")[1].split("</details>")[0]
+    rows = [row for row in cells(site) if row[0] != "layer"]
+    tops = [
+        {r["layer"]: r for r in run.table("layer_magnitudes") if r["site"] == "resid_post"}
+        for run in both
+    ]
+    assert rows == [
+        [
+            str(layer), *(
+                said for of in tops for said in (
+                    "4,096 (4,096 to 4,096)", str(of[layer]["channel"])
+                )
+            ), "1",
+        ]
+        for layer in range(3)
+    ]  # fmt: skip
+    assert [of[0]["channel"] for of in tops] == [7, 3]
+    assert site.count("<mark>") == 6
+
+
+def test_what_only_one_run_measured_is_said(both, tmp_path):
+    run = Run(tmp_path, config(
+        both[0].folder.parents[1] / "model", ROWS, tmp_path / "d", run={"name": "few"},
+        extraction={"sites": ["mlp_in"]},
+    ))  # fmt: skip
+    run.all()
+    both[1].folder.rename(tmp_path / "results" / "other")
+    try:
+        html, _ = render(run, compare="other")
+    finally:
+        (tmp_path / "results" / "other").rename(both[1].folder)
+    section = _section(html, "comparison")
+    rows = {row[0]: row[1:] for row in cells(section)}
+    assert rows["perplexity of its own tokens"][0] == "not measured"
+    assert rows["Massive activations: findings"] == ["not measured", "12"]
+    assert "Not measured in both." in section
+
+
+def test_a_run_that_is_not_there_is_one_sentence(both):
+    said = r"^report\.compare: .*/before has no tables/criteria\.parquet; run before first \(make "
+    with pytest.raises(ValueError, match=said):
+        render(both[0], compare="before")
+    whole = both[1].folder
+    refuse_missing(whole)
+    record = whole / comparison.STORE
+    record.rename(record.with_suffix(".away"))
+    try:
+        with pytest.raises(ValueError, match=r"has no manifests/store\.json"):
+            refuse_missing(whole)
+    finally:
+        record.with_suffix(".away").rename(record)
+
+
+def test_a_run_is_not_compared_with_itself():
+    data = {"model": {"source": "a/b"}, "dataset": {"source": "c/d"}}
+    data["report"] = {"compare": "same"}
+    with pytest.raises(ValueError, match=r"^report\.compare = 'same': this is the run itself"):
+        load(data, "same")
+    assert load(data, "another").report.compare == "same"
+
+
+def at(first, *layers):
+    return [{"layer": n, "value": -1.0, "first_position_share": first} for n in layers]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "said"),
+    [
+        (at(1.0, 3), None, "only here"),
+        (None, at(1.0, 3), "only there"),
+        (at(1.0, 3, 4), at(0.6, 4, 5), "in both"),
+        (at(1.0, 3), at(1.0, 4), "moves"),
+        (at(0.4, 3), at(0.6, 3), "moves"),
+        (at(0.5, 3), at(0.1, 3), "in both"),
+    ],
+)
+def test_changes(here, there, said):
+    assert change(here, there) == said
+
+
+def test_the_ready_pair_differs_in_bos_alone():
+    folder = ROOT / "config" / "bos"
+    with_bos, without = (
+        settings([folder / f"{name}.yaml"]).model_dump() for name in ("with-bos", "without-bos")
+    )
+    assert with_bos["report"].pop("compare") == without["run"]["name"] == "without-bos"
+    assert without["report"].pop("compare") is None
+    assert (with_bos.pop("run"), without.pop("run")) == (
+        {"name": "with-bos"},
+        {"name": "without-bos"},
+    )
+    assert (with_bos["dataset"].pop("bos"), without["dataset"].pop("bos")) == ("always", "never")
+    assert with_bos == without

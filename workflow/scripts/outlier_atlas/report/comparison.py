@@ -1,0 +1,250 @@
+"""The report's section that shows another run beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outlier_atlas import tables
+from outlier_atlas.data.tokens import RECORD
+from outlier_atlas.files import read_record
+from outlier_atlas.report.criteria import TITLES
+from outlier_atlas.report.text import SITE_NAMES, count, layers, number, percent, spanned
+from outlier_atlas.visible import visible
+
+Row = dict[str, Any]
+
+TABLES = (
+    tables.CRITERIA,
+    tables.LAYER_MAGNITUDES,
+    tables.MASSIVE_CHANNELS,
+    tables.ATTENTION_SINKS,
+    tables.ATTENTION_SINK_POSITIONS,
+    tables.PERPLEXITY,
+)
+STORE = "manifests/store.json"
+FILES = (*(f"tables/{table.name}.parquet" for table in TABLES), str(RECORD), STORE)
+"""What of the other run's folder is read."""
+
+NONE = "not measured"
+
+
+def refuse_missing(folder: Path) -> None:
+    """Whether all of the other run is there.
+
+    Args:
+        folder: of the other run.
+
+    Raises:
+        ValueError: it is not; says what to run.
+    """
+    absent = [file for file in FILES if not (folder / file).is_file()]
+    if absent:
+        raise ValueError(
+            f"report.compare: {folder} has no {absent[0]}; run {folder.name} first "
+            f"(make run CONFIG={folder.name}.yaml, or whatever its configuration is called), or "
+            f"leave report.compare out"
+        )
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs: the rows of its tables by name, and its records."""
+
+    rows: Mapping[str, Sequence[Row]]
+    tokens: Row
+    store: Row
+
+    @classmethod
+    def read(cls, folder: Path) -> Side:
+        rows = {t.name: tables.read(folder / "tables", t).to_pylist() for t in TABLES}
+        return cls(rows, read_record(folder / RECORD), read_record(folder / STORE))
+
+
+Both = tuple[Side, Side]
+"""This run, and the other."""
+
+
+def section(here: Path, there: Path) -> Row:
+    """What the section shows.
+
+    Args:
+        here, there: folders of this run and of the other.
+
+    Raises:
+        ValueError: the other run is not there, or a record is damaged.
+    """
+    refuse_missing(there)
+    both = Side.read(here), Side.read(there)
+    moved = _channels(both)
+    return {
+        "name": visible(there.name),
+        "rows": [*_facts(both), *_numbers(both)],
+        "said": _said(moved, there.name) if _measured(both, "massive_activations") else "",
+        "channels": moved,
+        "sites": _sites(both),
+        "sinks": _sinks(both),
+    }
+
+
+def _facts(both: Both) -> list[Row]:
+    """How the two runs were made, so far as their records say it."""
+    shown: tuple[tuple[str, Callable[[Side], str]], ...] = (
+        (
+            "begin-of-sequence token",
+            lambda s: "at every sequence" if s.tokens["bos"] else "none added",
+        ),
+        ("text", lambda s: visible(str(s.tokens["source"]))),
+        (
+            "tokens",
+            lambda s: f"{s.tokens['tokens']:,} in {count(s.tokens['sequences'], 'sequence')}",
+        ),
+        ("dtype", lambda s: visible(str(s.store["dtype"]))),
+    )
+    return [{"what": name, "sides": [of(side) for side in both]} for name, of in shown]
+
+
+def _numbers(both: Both) -> list[Row]:
+    rows = [
+        {"what": "perplexity of its own tokens", "sides": [_perplexity(side) for side in both]},
+        {"what": "sink metric of the first token", "sides": [_sink_metric(side) for side in both]},
+    ]
+    for name, title in TITLES.items():
+        sides = [_findings(side, name) for side in both]
+        if sides != [NONE, NONE]:
+            rows.append({"what": f"{title}: findings", "sides": sides})
+    return rows
+
+
+def _perplexity(side: Side) -> str:
+    whole = [row for row in side.rows["perplexity"] if row["sequence"] is None]
+    return spanned(whole[0], "perplexity", number) if whole else NONE
+
+
+def _sink_metric(side: Side) -> str:
+    first = side.rows["attention_sink_positions"][:1]
+    return spanned(first[0], "sink_metric", _percentage) if first else NONE
+
+
+def _findings(side: Side, criterion: str) -> str:
+    (row,) = (row for row in side.rows["criteria"] if row["criterion"] == criterion)
+    return f"{row['findings']:,}" if row["measured"] else NONE
+
+
+def _percentage(of_hundred: float) -> str:
+    return percent(of_hundred / 100)
+
+
+def _measured(both: Both, criterion: str) -> bool:
+    return all(_findings(side, criterion) != NONE for side in both)
+
+
+def _channels(both: Both) -> list[Row]:
+    """The channels with massive activations in either run, those that differ first."""
+    here, there = (_by_channel(side) for side in both)
+    rows = [
+        {"channel": channel, "change": change(here.get(channel), there.get(channel))}
+        | {"sides": [_massive(side.get(channel)) for side in (here, there)]}
+        for channel in sorted({*here, *there})
+    ]
+    return sorted(rows, key=lambda row: (row["change"] == "in both", row["channel"]))
+
+
+def _by_channel(side: Side) -> dict[int, list[Row]]:
+    found: dict[int, list[Row]] = {}
+    for row in side.rows["massive_channels"]:
+        found.setdefault(row["channel"], []).append(row)
+    return found
+
+
+def change(here: Sequence[Row] | None, there: Sequence[Row] | None) -> str:
+    """What becomes of a channel's massive activations, given its rows of `massive_channels`."""
+    if not here or not there:
+        return "only here" if here else "only there"
+    common = {row["layer"] for row in here} & {row["layer"] for row in there}
+    first = [_largest(rows)["first_position_share"] > 0.5 for rows in (here, there)]
+    return "in both" if common and first[0] == first[1] else "moves"
+
+
+def _largest(rows: Sequence[Row]) -> Row:
+    return max(rows, key=lambda row: abs(row["value"]))
+
+
+def _massive(rows: Sequence[Row] | None) -> Row | None:
+    if not rows:
+        return None
+    largest = _largest(rows)
+    return {
+        "layers": layers(row["layer"] for row in rows),
+        "largest": spanned(largest, "value", number),
+        "layer": largest["layer"],
+        "first": spanned(largest, "first_position_share", percent),
+    }
+
+
+def _said(channels: Sequence[Row], name: str) -> str:
+    changes = [row["change"] for row in channels]
+    return (
+        f"Of {count(len(channels), 'channel')} with massive activations {changes.count('in both')} "
+        f"stay as they are, {changes.count('moves')} move, {changes.count('only here')} are in "
+        f"this run alone, {changes.count('only there')} in {visible(name)} alone."
+    )
+
+
+def _sites(both: Both) -> list[Row]:
+    """Of each site the layers, and what is largest in each of the two runs."""
+    here, there = (_by_place(side) for side in both)
+    names = dict.fromkeys(site for site, _ in {**here, **there})
+    largest = max(names, key=lambda site: _top(here, site), default=None)
+    return [
+        {
+            "name": site,
+            "meaning": SITE_NAMES[site],
+            "open": site == largest,
+            "layers": [
+                _layer(layer, here.get((site, layer)), there.get((site, layer)))
+                for layer in sorted({layer for at, layer in {**here, **there} if at == site})
+            ],
+        }
+        for site in names
+    ]
+
+
+def _by_place(side: Side) -> dict[tuple[str, int], Row]:
+    return {
+        (row["site"], row["layer"]): row
+        for row in side.rows["layer_magnitudes"]
+        if row["top1"] is not None
+    }
+
+
+def _top(places: Mapping[tuple[str, int], Row], site: str) -> float:
+    return max((row["top1"] for (at, _), row in places.items() if at == site), default=0.0)
+
+
+def _layer(layer: int, *both: Row | None) -> Row:
+    channels = [row["channel"] if row else None for row in both]
+    tops = [row["top1"] if row else None for row in both]
+    return {
+        "layer": layer,
+        "sides": [(spanned(row, "top1", number) if row else NONE) for row in both],
+        "channels": ["" if channel is None else channel for channel in channels],
+        "other": None not in channels and channels[0] != channels[1],
+        "ratio": number(tops[1] / tops[0]) if tops[0] and tops[1] is not None else "",
+    }
+
+
+def _sinks(both: Both) -> list[Row]:
+    here, there = ({row["layer"]: row for row in side.rows["attention_sinks"]} for side in both)
+    return [
+        {
+            "layer": layer,
+            "sides": [
+                spanned(side[layer], "sink_metric", _percentage) if layer in side else NONE
+                for side in (here, there)
+            ],
+        }
+        for layer in sorted({*here, *there})
+    ]
