@@ -13,6 +13,7 @@ from planted import super_weight
 from safetensors.torch import load_file
 from test_report import rendered
 
+from outlier_atlas.ablation.run import Ablation
 from outlier_atlas.ablation.schedule import schedule
 from outlier_atlas.ablation.streams import Streams
 from outlier_atlas.data.tokens import TokenStore
@@ -81,6 +82,14 @@ def set_channel(loaded, site, layer, channel, value):
         module.register_forward_hook(after)
 
 
+def stage(run):
+    """The ablation stage of a run, as `Run.ablate` makes it."""
+    return Ablation(
+        run.settings.ablation.model_dump(mode="json"), run.folder, run.store_record, run.tokens,
+        run.folder / "heldout.parquet", run.model_record, run.resources, run.tables, device="cpu",
+    )  # fmt: skip
+
+
 def made(model, tmp_path, groups=1, name="run", extraction=None, detection=None, **ablation):
     data = config(
         model, ROWS, tmp_path / "data", run={"name": name}, dataset={"sequences": 2},
@@ -130,6 +139,43 @@ def test_channels_set_to_zero_and_to_their_mean_are_hooks_on_the_whole_model(
     assert [row["intervention"] for row in rows[:2]] == ["zero", "mean"]
     assert (rows[-1]["first_layer"], rows[-1]["last_layer"]) == (0, 3)
     assert len({row["loss"] for row in rows}) > len(rows) // 2, "they do change the loss"
+
+
+def test_means_of_sites_that_are_not_stored_come_from_their_summaries(llama, tmp_path):
+    channels = [[site, layer, 3] for site in ("mlp_in", "resid_post") for layer in (0, 3)]
+    runs = [
+        made(
+            llama, tmp_path, 2, name=name, channels=channels, interventions=["mean"],
+            extraction={"sites": ["mlp_in", "resid_post"], "store": store, "sequence_shards": 2,
+                        "advanced": {"chunk_tokens": 4}}, **NOTHING,
+        )
+        for name, store in (("stored", ["mlp_in", "resid_post"]), ("summarized", []))
+    ]  # fmt: skip
+    for run in runs:
+        run.ablate()
+    stored, summarized = (stage(run).means for run in runs)
+    for site, layer, channel in channels:
+        x = runs[0].array(site)[layer, :, channel].astype(np.float64)
+        # Sums of float64 in another order.
+        assert stored(site, layer, channel) == pytest.approx(x.mean(), rel=1e-13)
+        assert summarized(site, layer, channel) == pytest.approx(x.mean(), rel=1e-13)
+    # As float32, in which a channel is set, they are the same.
+    losses = [[row["loss"] for row in run.table("ablations")] for run in runs]
+    assert losses[0] == losses[1]
+
+
+def test_a_lost_summary_is_made_anew(llama, tmp_path):
+    run = made(
+        llama, tmp_path, 2, channels=[["resid_post", 2, 3]], extraction={"store": []}, **NOTHING
+    )
+    (path,) = (run.folder / "summaries" / "resid_post" / "layer-2").iterdir()
+    before = path.read_bytes()
+    path.write_bytes(before[:-1])
+    with pytest.raises(ValueError, match=r"resid_post, layer 2, chunk 0: .* run again"):
+        run.ablate()
+    run.extract()
+    assert path.read_bytes() == before
+    run.ablate()
 
 
 @pytest.mark.parametrize("architecture", [
@@ -394,12 +440,66 @@ def test_out_of_memory_says_what_to_do_on_every_device(error, said, llama, tmp_p
         ({"channels": [["resid_post", 4, 3]]}, "the model has no layer 4; it has 4"),
         ({"channels": [["resid_post", 1, 32]]}, "resid_post has 32 channels, and no channel 32"),
         ({"weights": [[1, 32, 0]]}, "has 32 rows and 64 columns, and no weight"),
-        ({"channels": [["mlp_in", 1, 3]]}, "the mean of mlp_in in layer 1 is not known"),
+        ({"channels": [["mlp_in", 1, 3]]}, r"the mean of mlp_in in layer 1 is not known.*measured"),
     ],
 )
 def test_what_cannot_be_taken_away_is_said_in_a_sentence(llama, ablation, said, tmp_path):
     run = made(llama, tmp_path, **NOTHING, **ablation)
     with pytest.raises(ValueError, match=said):
+        run.ablate()
+
+
+@pytest.mark.parametrize("architecture", [
+    t.Qwen3MoeConfig(
+        **tiny.SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+    ),
+    t.GptOssConfig(
+        **tiny.SIZES | {"intermediate_size": 32}, head_dim=8, num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+], ids=lambda c: c.model_type)  # fmt: skip
+def test_a_weight_of_an_expert_set_to_zero_is_that_of_the_whole_model(architecture, tmp_path):
+    """Experts are as wide as the residual stream: shapes do not say what is row and column."""
+    model = tiny.checkpoint(tmp_path / "model", architecture)
+    run = made(
+        model, tmp_path, 2, expert_weights=[[1, 2, 5, 30], [3, 0, 31, 0]], targets=[],
+        random_draws=2,
+    )  # fmt: skip
+    run.ablate()
+    rows = run.table("ablations")
+    assert [row["target"] for row in rows] == ["none", *["expert_weight"] * 6]
+    assert [row["intervention"] for row in rows[1:4]] == ["zero", "random", "random"]
+    assert [row["expert"] for row in rows] == [None, 2, 2, 2, 0, 0, 0]
+    assert rows[1]["row"] == 5
+    for row in rows[1:]:
+        loaded = whole(model)
+        experts = loaded.get_submodule(f"model.layers.{row['first_layer']}.mlp.experts")
+        place = (row["row"], row["column"])
+        with torch.no_grad():
+            turned = architecture.model_type == "gpt_oss"
+            experts.down_proj[(row["expert"], *(place[::-1] if turned else place))] = 0
+        assert row["loss"] == loss(loaded)
+    assert len({row["loss"] for row in rows}) > 2, "they do change the loss"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ([0, 8, 0, 0], r"layer 0 has 8 experts, whose .* 32 rows and 16 columns.*\[8, 0, 0\]"),
+        ([0, 0, 32, 0], r"no weight \[0, 32, 0\]"),
+        ([0, 0, 0, 16], r"no weight \[0, 0, 16\]"),
+        ([4, 0, 0, 0], r"has no routed experts in layer 4"),
+    ],
+)
+def test_an_experts_weight_that_there_is_not_is_said(qwen3_moe, place, said, tmp_path):
+    run = made(qwen3_moe, tmp_path, **NOTHING, expert_weights=[place])
+    with pytest.raises(ValueError, match=said):
+        run.ablate()
+
+
+def test_a_dense_model_has_no_experts_to_take_a_weight_of(llama, tmp_path):
+    run = made(llama, tmp_path, **NOTHING, expert_weights=[[0, 0, 0, 0]])
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM has no routed experts in layer 0"):
         run.ablate()
 
 

@@ -7,7 +7,7 @@ UNALTERED = {"draw": None, "ratio": 1.0, "perplexity": 20.0, "intervention": "no
 
 
 def altered(ratio, target="super_weight", intervention="zero", draw=None, **places):
-    places = {"row": 5, "column": 9, "first_layer": 2, "last_layer": 2, **places}
+    places = {"expert": None, "row": 5, "column": 9, "first_layer": 2, "last_layer": 2, **places}
     return {
         "target": target, "intervention": intervention, "draw": draw, "ratio": ratio,
         "perplexity": 20 * ratio, **places,

@@ -101,6 +101,7 @@ CHANGES = {
     "ablation.targets": ["outlier_features"],
     "ablation.most": 1,
     "ablation.weights": [[0, 1, 2]],
+    "ablation.expert_weights": [[0, 1, 2, 3]],
     "ablation.channels": [["resid_post", "all", 3]],
     "ablation.interventions": ["zero"],
     "ablation.random_draws": 1,

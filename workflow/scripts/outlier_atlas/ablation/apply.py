@@ -10,10 +10,11 @@ from typing import get_args
 import torch
 from torch import nn
 
-from outlier_atlas.ablation.variants import Edit, SetChannel, ZeroWeight
+from outlier_atlas.ablation.variants import Edit, SetChannel, ZeroExpertWeight, ZeroWeight
 from outlier_atlas.model.architecture import Architecture
-from outlier_atlas.model.roles import Tap, width
-from outlier_atlas.settings.sites import AlterableSite
+from outlier_atlas.model.experts import down_projection
+from outlier_atlas.model.roles import Tap, is_transposed, width
+from outlier_atlas.settings.sites import EXPERT_OUT, AlterableSite
 
 
 def tap_of(architecture: Architecture, site: str, layer: int) -> Tap:
@@ -58,7 +59,7 @@ def weights_zeroed(
     before = []
     try:
         for edit in edits:
-            if isinstance(edit, ZeroWeight) and edit.layer in layers:
+            if not isinstance(edit, SetChannel) and edit.layer in layers:
                 weight, index = _weight(decoder, architecture, edit)
                 before.append((weight, index, weight[index].clone()))
                 weight[index] = 0
@@ -68,11 +69,44 @@ def weights_zeroed(
             weight[index] = value
 
 
+def experts_of(architecture: Architecture, layer: int) -> Tap:
+    """The fused experts of a layer.
+
+    Raises:
+        ValueError: the model has no such layer, or no routed experts in it whose output is known.
+    """
+    sites = architecture.taps[layer] if layer < architecture.layers else {}
+    if EXPERT_OUT not in sites:
+        raise ValueError(
+            f"ablation.expert_weights: {architecture.model_class.__name__} has no routed experts "
+            f"in layer {layer} that can be told for sure"
+        )
+    return sites[EXPERT_OUT]
+
+
 def _weight(
-    decoder: nn.Module, architecture: Architecture, edit: ZeroWeight
-) -> tuple[torch.Tensor, tuple[int, int]]:
+    decoder: nn.Module, architecture: Architecture, edit: ZeroWeight | ZeroExpertWeight
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    if isinstance(edit, ZeroExpertWeight):
+        return _weight_of_expert(decoder, architecture, edit)
     module = decoder.get_submodule(tap_of(architecture, "mlp_hidden", edit.layer).module)
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     transposed = tuple(weight.shape) == width(module) and not isinstance(module, nn.Linear)
     return weight, (edit.column, edit.row) if transposed else (edit.row, edit.column)
+
+
+def _weight_of_expert(
+    decoder: nn.Module, architecture: Architecture, edit: ZeroExpertWeight
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    experts = decoder.get_submodule(experts_of(architecture, edit.layer).module)
+    weight = down_projection(experts)
+    assert weight is not None
+    place = (edit.row, edit.column)
+    turned = is_transposed(experts, architecture.hidden_size)
+    if turned is None:
+        raise ValueError(
+            f"ablation.expert_weights: rows and columns of an expert of layer {edit.layer} cannot "
+            f"be told apart in {architecture.model_class.__name__}; leave its weights out"
+        )
+    return weight, (edit.expert, *(place[::-1] if turned else place))

@@ -1,54 +1,85 @@
-"""Means of channels over a run's tokens, from its store."""
+"""Means of channels over a run's tokens, from its store or the summaries of what is not stored."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from outlier_atlas.statistics.summary import Summary
 from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.commits import Counted
+from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
-from outlier_atlas.store.repair import give_up
+from outlier_atlas.store.repair import give_up, give_up_summaries
+from outlier_atlas.store.shape import forget_passed
+from outlier_atlas.store.summaries import DamagedSummaryError, LostSummaryError, path_of, read
 from outlier_atlas.store.targets import DamagedChunkError
 
 
-class StoredMeans:
+@dataclass(frozen=True)
+class Means:
     """Each site and layer is read once, a chunk at a time, when a mean of it is first asked for.
 
-    Args:
+    Attributes:
         run: folder of the run.
         layout: of its store.
-        arrays: of its store, with the commits that they are held against.
+        fingerprints: of its chunks.
+        counted: the rows that are committed.
     """
 
-    def __init__(self, run: Path, layout: Layout, arrays: Arrays) -> None:
-        self._run, self._layout, self._arrays = run, layout, arrays
-        self._known: dict[Target, NDArray[np.float64]] = {}
+    run: Path
+    layout: Layout
+    fingerprints: Fingerprints
+    counted: Counted
+    _known: dict[Target, NDArray[np.float64]] = field(default_factory=dict)
 
     def __call__(self, site: str, layer: int, channel: int) -> float:
         """The mean of a channel over all tokens of the run, summed in float64.
 
+        From the store and from summaries it is the same but for the order of the additions.
+
         Raises:
-            ValueError: the site was not stored in that layer, or its chunks are damaged.
+            ValueError: the site was not measured in that layer, or what is kept is damaged.
         """
-        target = Target(site, layer)
+        if site not in self.layout.sites or layer not in self.layout.layers:
+            raise ValueError(
+                f"ablation.interventions: the mean of {site} in layer {layer} is not known, since "
+                f"it was not measured; name it in extraction.sites, or take `interventions: [zero]`"
+            )
+        target = self.layout.target(site, layer)
         if target not in self._known:
-            self._known[target] = self._read(target)
+            made = self._summarized if target.is_summary else self._stored
+            self._known[target] = made(target)
         return float(self._known[target][channel])
 
-    def _read(self, target: Target) -> NDArray[np.float64]:
-        layout = self._layout
-        if target.array not in layout.store or target.layer not in layout.layers:
-            raise ValueError(
-                f"ablation.interventions: the mean of {target.array} in layer {target.layer} is "
-                f"not known, because it was not stored; store it, or take `interventions: [zero]`"
-            )
-        total = np.zeros(layout.channels(target))
+    def _stored(self, target: Target) -> NDArray[np.float64]:
+        arrays = self._arrays()
+        total = np.zeros(self.layout.channels(target))
         try:
-            for chunk in range(layout.chunks):
-                rows = self._arrays.read(target, *layout.chunk_range(chunk))
+            for chunk in range(self.layout.chunks):
+                rows = arrays.read(target, *self.layout.chunk_range(chunk))
                 total += rows.sum(axis=0, dtype=np.float64)
         except DamagedChunkError as damage:
-            raise give_up(self._run, self._arrays, [damage]) from damage
-        return total / layout.tokens
+            raise give_up(self.run, arrays, [damage]) from damage
+        return total / self.layout.tokens
+
+    def _summarized(self, target: Target) -> NDArray[np.float64]:
+        count, total = np.zeros((2, self.layout.channels(target)))
+        for chunk in range(self.layout.chunks):
+            for rows, _ in sorted(self.counted(target, chunk)):
+                path = path_of(self.run, target, rows)
+                try:
+                    tiles = read(path, Summary, self.fingerprints.summary(rows))
+                except DamagedSummaryError as error:
+                    forget_passed(self.run, self._arrays(), self.layout)
+                    lost = LostSummaryError(target, chunk, error)
+                    raise give_up_summaries(self.run, [lost]) from error
+                count += sum(tile.channel_count for tile in tiles)
+                total += sum(tile.channel_count * tile.channel_mean for tile in tiles)
+        return total / count
+
+    def _arrays(self) -> Arrays:
+        return Arrays(self.run, self.layout, self.counted)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas import tables
 from outlier_atlas.ablation.apply import values_by_tap, weights_zeroed
-from outlier_atlas.ablation.means import StoredMeans
+from outlier_atlas.ablation.means import Means
 from outlier_atlas.ablation.schedule import schedule
 from outlier_atlas.ablation.streams import Streams, bytes_of
 from outlier_atlas.ablation.table import columns
@@ -37,7 +37,6 @@ from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.ablation import AblationSettings
 from outlier_atlas.settings.extraction import even_ranges
-from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.fingerprints import NUMERICS_VERSION, Fingerprints
 from outlier_atlas.store.layout import Layout
@@ -92,13 +91,13 @@ class Ablation:
         return TokenStore.open(self.heldout)
 
     @cached_property
-    def means(self) -> StoredMeans:
+    def means(self) -> Means:
         """Over the run's own tokens."""
         own = TokenStore.recorded(self.tokens, self.run / RECORD)
         model = str(read_record(self.model_record)["fingerprint"])
         whole = Fingerprints(self.layout, own.token_ids, own.sequence_starts, model)
         counted = whole.counted(Commits.load(self.run / COMMITS))
-        return StoredMeans(self.run, self.layout, Arrays(self.run, self.layout, counted))
+        return Means(self.run, self.layout, whole, counted)
 
     @cached_property
     def model(self) -> tuple[Path, PretrainedConfig, Architecture]:

@@ -33,6 +33,7 @@ def columns(
         "first_layer": [t.layers[0] if t.layers else None for t in trials],
         "last_layer": [t.layers[1] if t.layers else None for t in trials],
         "channels": [" ".join(map(str, t.channels)) or None for t in trials],
+        "expert": [t.expert for t in trials],
         "row": [t.row for t in trials],
         "column": [t.column for t in trials],
         "intervention": [t.intervention for t in trials],

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from outlier_atlas import tables
-from outlier_atlas.ablation.apply import tap_of
-from outlier_atlas.ablation.variants import UNALTERED, SetChannel, Trial, Variant, ZeroWeight
+from outlier_atlas.ablation.apply import experts_of, tap_of
+from outlier_atlas.ablation.variants import (
+    UNALTERED,
+    SetChannel,
+    Trial,
+    Variant,
+    ZeroExpertWeight,
+    ZeroWeight,
+)
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.settings.ablation import AblationSettings
 
@@ -67,6 +74,8 @@ class Found:
         trials = [Trial("none", "none", UNALTERED)]
         for target, layer, row, column in weights:
             trials += self._of_weight(target, ZeroWeight(layer, row, column))
+        for place in self.settings.expert_weights:
+            trials += self._of_expert_weight(ZeroExpertWeight(*place))
         for each in sets:
             trials += self._of_channels(each, outliers)
         return trials
@@ -136,6 +145,26 @@ class Found:
         for draw, each in [(None, weight), *enumerate(drawn)]:
             how = "zero" if draw is None else "random"
             yield Trial(target, how, Variant((each,)), row=each.row, column=each.column, draw=draw)
+
+    def _of_expert_weight(self, weight: ZeroExpertWeight) -> Iterator[Trial]:
+        tap = experts_of(self.architecture, weight.layer)
+        out = self.architecture.hidden_size
+        sizes = (out, tap.entries // out)
+        if weight.expert >= tap.experts or weight.row >= sizes[0] or weight.column >= sizes[1]:
+            raise ValueError(
+                f"ablation.expert_weights: layer {weight.layer} has {tap.experts} experts, whose "
+                f"down projections have {sizes[0]} rows and {sizes[1]} columns, and no weight "
+                f"[{weight.expert}, {weight.row}, {weight.column}]"
+            )
+        drawn = [
+            replace(weight, row=int(rng.integers(sizes[0])), column=int(rng.integers(sizes[1])))
+            for rng in map(self._draw, range(self.settings.random_draws))
+        ]
+        for draw, each in [(None, weight), *enumerate(drawn)]:
+            yield Trial(
+                "expert_weight", "zero" if draw is None else "random", Variant((each,)),
+                expert=each.expert, row=each.row, column=each.column, draw=draw,
+            )  # fmt: skip
 
     def _width(self, of: Channels) -> int:
         """The channels that all of its sites have."""

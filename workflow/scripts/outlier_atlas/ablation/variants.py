@@ -27,7 +27,17 @@ class ZeroWeight:
     column: int
 
 
-Edit = SetChannel | ZeroWeight
+@dataclass(frozen=True, order=True)
+class ZeroExpertWeight:
+    """A weight of a routed expert's down projection, with its row and column."""
+
+    layer: int
+    expert: int
+    row: int
+    column: int
+
+
+Edit = SetChannel | ZeroWeight | ZeroExpertWeight
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Trial:
         target: kind of what was taken away.
         sites, channels: of channels.
         layers: first and last altered layer; None for the model as it is.
-        row, column: of a weight.
+        expert, row, column: of a weight; the expert where it is of a routed one.
         intervention: `none`, `zero`, `mean` or `random`.
         draw: number of the draw.
         variant: the model so altered.
@@ -71,6 +81,7 @@ class Trial:
     variant: Variant
     sites: tuple[str, ...] = ()
     channels: tuple[int, ...] = ()
+    expert: int | None = None
     row: int | None = None
     column: int | None = None
     draw: int | None = None

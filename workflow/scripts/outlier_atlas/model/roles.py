@@ -35,6 +35,7 @@ class Tap:
         runs: where they are not all: first channel and the one after the last of each run of them,
             in order.
         experts: of fused experts their number.
+        entries: of fused experts the weights in the down projection of one.
     """
 
     site: Place
@@ -44,6 +45,7 @@ class Tap:
     channels: int
     runs: tuple[tuple[int, int], ...] | None = None
     experts: int = 0
+    entries: int = 0
 
     def take(self, tensor: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:
         """The site's tensor (batch, token, channel) from what the module was given or has made.
@@ -218,7 +220,8 @@ def _experts(found: _Found, mlp: str) -> Iterator[Tap]:
     routed, down = call and routed_experts(experts, call), down_projection(experts)
     if routed and down is not None:
         path = f"{found.path}.{mlp}.{fused[0]}"
-        yield Tap(EXPERT_OUT, found.layer, path, "experts", routed, experts=len(down))
+        entries = down[0].numel()
+        yield Tap(EXPERT_OUT, found.layer, path, "experts", routed, None, len(down), entries)
 
 
 def _mlp_in_the_block(found: _Found, flow: BlockFlow, hidden: int) -> Iterator[Tap]:

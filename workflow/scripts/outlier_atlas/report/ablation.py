@@ -23,6 +23,7 @@ WHAT = {
     "outlier_features": "LLM.int8() outlier features",
     "massive_channel": "massive activations",
     "weight": "weight",
+    "expert_weight": "expert's weight",
     "channel": "configured channel",
 }
 
@@ -99,6 +100,7 @@ def _from_to(ascending: Sequence[float]) -> str:
 def _where(row: Row) -> str:
     span = layers(range(row["first_layer"], row["last_layer"] + 1))
     if row["row"] is not None:
-        return f"row {row['row']}, column {row['column']} of the down projection, {span}"
+        expert = "" if row["expert"] is None else f" of expert {row['expert']}"
+        return f"row {row['row']}, column {row['column']} of the down projection{expert}, {span}"
     named = channels(map(int, row["channels"].split()))
     return f"{named} of {listed(row['site'].split())}, {span}"

@@ -14,6 +14,7 @@ Intervention = Literal["zero", "mean"]
 Index = Annotated[int, Field(ge=0, strict=True)]
 # YAML has lists where these are tuples.
 Weight = Annotated[tuple[Index, Index, Index], Field(strict=False)]
+ExpertWeight = Annotated[tuple[Index, Index, Index, Index], Field(strict=False)]
 Channel = Annotated[tuple[AlterableSite, Index | Literal["all"], Index], Field(strict=False)]
 
 
@@ -39,6 +40,11 @@ class AblationSettings(Section):
         description="Weights of down projections to take away besides, as `[layer, row, column]`: "
         "row is the output channel, column the input channel.",
     )
+    expert_weights: list[ExpertWeight] = Field(
+        [],
+        description="Weights of routed experts' down projections to take away besides, as `[layer, "
+        "expert, row, column]`.",
+    )
     channels: list[Channel] = Field(
         [],
         description="Channels to take away besides, as `[site, layer, channel]`; `all` for layer "
@@ -47,7 +53,7 @@ class AblationSettings(Section):
     interventions: Annotated[list[Intervention], Field(min_length=1)] = Field(
         ["zero", "mean"],
         description="What a channel is set to, for all tokens: `zero`, or `mean`, its mean over "
-        "the run's tokens, for which the site must be in the store. Weights are set to zero.",
+        "the run's tokens, for which the site must be measured. Weights are set to zero.",
     )
     random_draws: Annotated[int, Field(ge=0, le=1000)] = Field(
         3,

@@ -50,7 +50,8 @@ ABLATIONS = Table(
         Column(
             "target",
             pa.string(),
-            "What is altered: none; super_weight or weight (of a down projection); "
+            "What is altered: none; super_weight or weight (of a down projection); expert_weight "
+            "(of a routed expert's); "
             "outlier_features, all of LLM.int8() together; massive_channel; channel.",
         ),
         Column(
@@ -66,6 +67,7 @@ ABLATIONS = Table(
             "index",
         ),
         Column("channels", pa.string(), "The channels, ascending, separated by spaces."),
+        Column("expert", pa.int32(), "Of a routed expert's weight the expert, 0-based.", "index"),
         Column("row", pa.int32(), "Of a weight its row: the output channel, 0-based.", "index"),
         Column(
             "column", pa.int32(), "Of a weight its column: the input channel, 0-based.", "index"
