@@ -137,6 +137,7 @@ class Run:
             Ablation(
                 ablation.model_dump(mode="json"), self.folder, self.store_record, self.tokens,
                 heldout, self.model_record, self.resources, self.tables, device="cpu",
+                device_memory=self.settings.execution.device_memory,
             )
         )  # fmt: skip
 

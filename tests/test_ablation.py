@@ -17,6 +17,7 @@ from outlier_atlas.ablation.run import Ablation
 from outlier_atlas.ablation.schedule import schedule
 from outlier_atlas.ablation.streams import Streams
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.extraction import loading
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.model.head import Head
 from outlier_atlas.model.source import load_config
@@ -431,6 +432,16 @@ def test_out_of_memory_says_what_to_do_on_every_device(error, said, llama, tmp_p
     run = made(llama, tmp_path, 1, **NOTHING)
     monkeypatch.setattr(Head, "losses", full)
     with pytest.raises((ValueError, RuntimeError), match=said):
+        run.ablate()
+
+
+def test_what_cannot_fit_is_refused_before_it_is_loaded(llama, tmp_path, monkeypatch):
+    run = made(llama, tmp_path, 2, **NOTHING)
+    section = run.settings.model_dump(mode="json") | {"execution": {"device_memory": "300MiB"}}
+    run.settings = load(section, "run")
+    monkeypatch.setattr(loading, "load_group", lambda *_: pytest.fail("a weight was read"))
+    said = r"layer_groups = 2: a job takes up to 3\d\d MiB, and execution.device_memory has 300 MiB"
+    with pytest.raises(ValueError, match=said):
         run.ablate()
 
 

@@ -63,6 +63,7 @@ rule ablate:
         device=SETTINGS.execution.device,
         # Not `gpu`, which `--resources gpu=1` lowers.
         gpus_per_job=SETTINGS.execution.gpus_per_job,
+        device_memory=SETTINGS.execution.device_memory or "",
     params:
         ablation=SETTINGS.ablation.model_dump(mode="json"),
         trust_remote_code=SETTINGS.model.trust_remote_code,

@@ -24,6 +24,7 @@ def main(job):
             trust_remote_code=job.params.trust_remote_code,
             device=job.resources.device,
             gpus=job.resources.gpus_per_job,
+            device_memory=job.resources.device_memory or None,
             threads=job.threads,
         )
     )

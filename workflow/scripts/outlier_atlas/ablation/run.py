@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ from outlier_atlas.ablation.variants import UNALTERED, Variant
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.extraction.devices import devices
 from outlier_atlas.extraction.memory import short_of_memory
+from outlier_atlas.extraction.planning import preflight
+from outlier_atlas.extraction.planning.plan import plan
 from outlier_atlas.files import fingerprint, read_record
 from outlier_atlas.model.frugal import few_kernels
 from outlier_atlas.model.partial import DTYPES
@@ -65,6 +67,7 @@ class Ablation:
         trust_remote_code: whether code from the checkpoint may run.
         device: `auto`, `cuda`, `mps` or `cpu`.
         gpus: devices to spread a layer group over, where they are GPUs.
+        device_memory: of the device, as the configuration has it; None takes what is free.
         threads: CPU threads.
     """
 
@@ -79,6 +82,7 @@ class Ablation:
     trust_remote_code: bool = False
     device: str = "auto"
     gpus: int = 1
+    device_memory: str | None = None
     threads: int = 1
 
     @cached_property
@@ -133,7 +137,7 @@ def ablate(ablation: Ablation) -> None:
 
     Raises:
         ValueError: a target is not in the model, a mean is not known, the model's head is not
-            understood, or memory is short.
+            understood, or it does not fit into memory.
     """
     settings = AblationSettings.model_validate(ablation.settings)
     architecture = ablation.model[2]
@@ -163,6 +167,7 @@ def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Strea
     with devices(ablation.device, gpus, f"{ablation.run.name}, ablation") as where:
         torch.set_num_threads(ablation.threads)
         few_kernels()
+        _refuse_too_large(ablation, where)
         Weights(ablation.model_record, ablation.resources).check()
         for index, keys in enumerate(steps):
             if keys:
@@ -176,6 +181,27 @@ def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Strea
                         f"extraction.layer_groups (now {len(ablation.groups)}). What was computed "
                         "is kept where the layer groups stay"
                     ) from error
+
+
+def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:
+    """Refuse what cannot fit, as extraction does: sequences one by one, no site, and the losses.
+
+    Raises:
+        ValueError: it cannot; the block that would fit has been logged.
+    """
+    layout = replace(
+        ablation.layout,
+        sites={}, store=(), perplexity=True, tokens=ablation.held.tokens,
+        layer_groups=tuple((layers[0], layers[-1]) for layers in ablation.groups),
+    )  # fmt: skip
+    longest = int(np.diff(ablation.held.sequence_starts).max())
+    made = plan(
+        layout, read_record(ablation.model_record), ablation.resources, 1, longest, False,
+        ablation.trust_remote_code, len(where),
+    )  # fmt: skip
+    place = preflight.place_of(where, ablation.device_memory)
+    own = read_record(ablation.store_record)["extraction"]
+    preflight.refuse(made, place, ablation.run, own)
 
 
 def _run_group(
