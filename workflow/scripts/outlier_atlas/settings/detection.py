@@ -159,8 +159,10 @@ class QuantizationErrorSettings(Section):
 
     sites: list[ChannelSite] = Field(
         [],
-        description="Sites to round, such as `[attn_in, mlp_in]`; they must be stored. It takes "
-        "several times as long as everything else of detection together.",
+        description="Sites to round, such as `[attn_in, mlp_in]`; they must be stored: which "
+        "channels are rounded depends on `threshold`, and of a site that is not stored another one "
+        "would have to read the model. It takes several times as long as everything else of "
+        "detection together.",
     )
     threshold: PositiveFloat = Field(
         6.0,
