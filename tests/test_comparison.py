@@ -65,20 +65,21 @@ def test_what_appears_vanishes_or_moves_is_said(both):
     html, _ = render(both[0], compare="without-bos")
     part = _section(html, "comparison").split("<h3>")[1]
     (_, *rows) = cells(part)
-    assert [row[:2] for row in rows] == [["3", "moves"], ["7", "only here"], ["5", "in both"]]
-    span = "layers 0 to 2"
-    largest = "4,096 (4,096 to 4,096)"
-    assert rows[0][2:6] == [span, largest, "0", "0 % (0 % to 0 %)"]
-    assert rows[0][6:] == [span, largest, "0", "100 % (100 % to 100 %)"]
-    assert rows[1][2:] == [span, largest, "0", "100 % (100 % to 100 %)", "none"]
+    span, largest = "layers 0 to 2", "4,096 (4,096 to 4,096)"
+    assert rows == [
+        ["3", "moves", "this run", span, largest, "0", "0 %"],
+        ["without-bos", span, largest, "0", "100 %"],
+        ["7", "only here", "this run", span, largest, "0", "100 %"],
+        ["without-bos", "none"],
+        ["5", "in both", "this run", span, largest, "0", "0 %"],
+        ["without-bos", span, largest, "0", "0 %"],
+    ]
     assert (
-        "Of 3 channels with massive activations 1 stay as they are, 1 move, 1 are in this run "
-        "alone, 0 in without-bos alone."
+        "Channels with massive activations: 1 in both runs, 1 that move, 1 in this run alone, 0 in "
+        "without-bos alone."
     ) in part
     reverse, _ = render(both[1], compare="with-bos")
-    assert ["7", "only there", "none"] in [
-        row[:3] for row in cells(_section(reverse, "comparison"))
-    ]
+    assert ["7", "only there", "this run", "none"] in cells(_section(reverse, "comparison"))
 
 
 def test_every_layer_has_the_largest_of_both(both):
@@ -144,8 +145,9 @@ def test_a_run_is_not_compared_with_itself():
     assert load(data, "another").report.compare == "same"
 
 
-def at(first, *layers):
-    return [{"layer": n, "value": -1.0, "first_position_share": first} for n in layers]
+def at(first, *layers, count=2):
+    row = {"value": -1.0, "massive_activations": count, "first_position_share": first}
+    return [row | {"layer": layer} for layer in layers]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +159,7 @@ def at(first, *layers):
         (at(1.0, 3), at(1.0, 4), "moves"),
         (at(0.4, 3), at(0.6, 3), "moves"),
         (at(0.5, 3), at(0.1, 3), "in both"),
+        (at(1.0, 3, count=9) + at(0.0, 4), at(1.0, 3), "in both"),
     ],
 )
 def test_changes(here, there, said):

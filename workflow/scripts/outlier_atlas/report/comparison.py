@@ -164,32 +164,35 @@ def change(here: Sequence[Row] | None, there: Sequence[Row] | None) -> str:
     if not here or not there:
         return "only here" if here else "only there"
     common = {row["layer"] for row in here} & {row["layer"] for row in there}
-    first = [_largest(rows)["first_position_share"] > 0.5 for rows in (here, there)]
+    first = [_first_share(rows) > 0.5 for rows in (here, there)]
     return "in both" if common and first[0] == first[1] else "moves"
 
 
-def _largest(rows: Sequence[Row]) -> Row:
-    return max(rows, key=lambda row: abs(row["value"]))
+def _first_share(rows: Sequence[Row]) -> float:
+    """The share of a channel's massive activations, of all layers, at the first position."""
+    counts = [row["massive_activations"] for row in rows]
+    at_first = sum(n * row["first_position_share"] for n, row in zip(counts, rows, strict=True))
+    return float(at_first / sum(counts))
 
 
 def _massive(rows: Sequence[Row] | None) -> Row | None:
     if not rows:
         return None
-    largest = _largest(rows)
+    largest = max(rows, key=lambda row: abs(row["value"]))
     return {
         "layers": layers(row["layer"] for row in rows),
         "largest": spanned(largest, "value", number),
         "layer": largest["layer"],
-        "first": spanned(largest, "first_position_share", percent),
+        "first": percent(_first_share(rows)),
     }
 
 
 def _said(channels: Sequence[Row], name: str) -> str:
     changes = [row["change"] for row in channels]
     return (
-        f"Of {count(len(channels), 'channel')} with massive activations {changes.count('in both')} "
-        f"stay as they are, {changes.count('moves')} move, {changes.count('only here')} are in "
-        f"this run alone, {changes.count('only there')} in {visible(name)} alone."
+        f"Channels with massive activations: {changes.count('in both')} in both runs, "
+        f"{changes.count('moves')} that move, {changes.count('only here')} in this run alone, "
+        f"{changes.count('only there')} in {visible(name)} alone."
     )
 
 

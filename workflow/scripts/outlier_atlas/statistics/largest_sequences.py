@@ -24,7 +24,8 @@ class LargestSequences:
     Attributes:
         channels: length of the channel axis.
         values: (kept, channel): the largest |x| of a sequence, descending; -1 where there is none.
-        sequences: (kept, channel): which, the lowest of equals first; -1 where there is none.
+        sequences: (kept, channel): which, the lowest of equals first; -1 where there is none. As
+            many are kept as the channel with the most has, up to `KEPT`.
     """
 
     channels: int
@@ -32,8 +33,8 @@ class LargestSequences:
     sequences: Int64 = field(init=False)
 
     def __post_init__(self) -> None:
-        self.values = np.full((KEPT, self.channels), -1, np.float32)
-        self.sequences = np.full((KEPT, self.channels), -1, np.int64)
+        self.values = np.zeros((0, self.channels), np.float32)
+        self.sequences = np.zeros((0, self.channels), np.int64)
 
     def update(self, values: Float32, sequences: Int64) -> None:
         """Take maxima.
@@ -42,18 +43,25 @@ class LargestSequences:
             values: (channel,): |x|; negative where there is none.
             sequences: (channel,): the sequence of each.
         """
-        beating = np.flatnonzero((values >= 0) & (values >= self.values[-1]))
+        least = np.maximum(self.values[-1], 0) if len(self.values) == KEPT else 0
+        beating = np.flatnonzero(values >= least)
         if not len(beating):
             return
+        if len(self.values) < KEPT:
+            none = np.full((1, self.channels), -1)
+            self.values = np.vstack([self.values, none.astype(np.float32)])
+            self.sequences = np.vstack([self.sequences, none])
         kept, known = self.values[:, beating], self.sequences[:, beating]
         new, sequence = values[beating], sequences[beating]
         same = known == sequence
         new = np.maximum(new, np.where(same, kept, -1).max(axis=0))
         kept = np.vstack([np.where(same, np.float32(-1), kept), new])
         known = np.vstack([np.where(same, -1, known), sequence])
-        order = np.lexsort((known, -kept), axis=0)[:KEPT]
+        order = np.lexsort((known, -kept), axis=0)[:-1]
         self.values[:, beating] = np.take_along_axis(kept, order, axis=0)
         self.sequences[:, beating] = np.take_along_axis(known, order, axis=0)
+        if not (self.values[-1] >= 0).any():
+            self.values, self.sequences = self.values[:-1], self.sequences[:-1]
 
     def merge(self, other: LargestSequences) -> None:
         """Take what another accumulator of the same channels has seen."""
@@ -65,12 +73,12 @@ class LargestSequences:
 
         Those of `Bootstrap.maxima`, which takes the values of all sequences.
         """
-        if bootstrap.sequences < 2:
+        if bootstrap.sequences < 2 or not len(self.values):
             none = np.full(self.channels, np.nan)
             return none, none
         below = self._draws_below(bootstrap)
         # A draw that holds no sequence of a channel has no maximum of it.
-        nowhere = np.where(self.values[-1] < 0, below[-1], 0)
+        nowhere = np.where((len(self.values) < KEPT) | (self.values[-1] < 0), below[-1], 0)
         below -= nowhere
         low, high = (
             self._least_with(below, (bootstrap.resamples - nowhere) * share)
@@ -84,8 +92,12 @@ class LargestSequences:
         without = np.tile(everything, (self.channels, 1))
         counts = [np.full(self.channels, bootstrap.resamples)]
         for sequences in self.sequences:
-            without &= np.where(sequences[:, None] < 0, np.uint8(0xFF), ~bootstrap.held[sequences])
-            counts.append(np.bitwise_count(without).sum(axis=1, dtype=np.int64))
+            if counts[-1].any():
+                known = sequences[:, None] >= 0
+                without &= np.where(known, ~bootstrap.held[sequences], np.uint8(0xFF))
+                counts.append(np.bitwise_count(without).sum(axis=1, dtype=np.int64))
+            else:
+                counts.append(counts[-1])
         return np.stack(counts)
 
     def _least_with(self, below: Int64, draws: NDArray[np.float64]) -> Float64:
