@@ -426,7 +426,11 @@ def test_memory_is_bounded_by_a_sequence(llama, tmp_path, monkeypatch):
     ],
 )
 def test_out_of_memory_says_what_to_do_on_every_device(error, said, llama, tmp_path, monkeypatch):
-    def full(*_):
+    losses = Head.losses
+
+    def full(self, hidden, ids):
+        if hidden.is_meta:  # the plan, which comes before it
+            return losses(self, hidden, ids)
         raise error
 
     run = made(llama, tmp_path, 1, **NOTHING)
@@ -440,7 +444,7 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(llama, tmp_path, monkeyp
     section = run.settings.model_dump(mode="json") | {"execution": {"device_memory": "300MiB"}}
     run.settings = load(section, "run")
     monkeypatch.setattr(loading, "load_group", lambda *_: pytest.fail("a weight was read"))
-    said = r"layer_groups = 2: a job takes up to 3\d\d MiB, and execution.device_memory has 300 MiB"
+    said = r"layer_groups = 2: a job takes up to 33\d.* MiB, and execution\.device_memory has 300"
     with pytest.raises(ValueError, match=said):
         run.ablate()
 
