@@ -169,7 +169,7 @@ def test_a_lost_summary_is_made_anew(llama, tmp_path):
     run = made(
         llama, tmp_path, 2, channels=[["resid_post", 2, 3]], extraction={"store": []}, **NOTHING
     )
-    (path,) = (run.folder / "summaries" / "resid_post" / "layer-2").iterdir()
+    (path,) = (run.folder / "summaries").glob("resid_post@*/layer-2/*")
     before = path.read_bytes()
     path.write_bytes(before[:-1])
     with pytest.raises(ValueError, match=r"resid_post, layer 2, chunk 0: .* run again"):

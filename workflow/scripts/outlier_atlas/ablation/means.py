@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from outlier_atlas.statistics.summary import Summary
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import Counted
+from outlier_atlas.store.commits import Commits
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
 from outlier_atlas.store.repair import give_up, give_up_summaries
 from outlier_atlas.store.shape import forget_passed
-from outlier_atlas.store.summaries import DamagedSummaryError, LostSummaryError, path_of, read
+from outlier_atlas.store.summaries import LostSummaryError, committed
 from outlier_atlas.store.targets import DamagedChunkError
 
 
@@ -27,13 +27,13 @@ class Means:
         run: folder of the run.
         layout: of its store.
         fingerprints: of its chunks.
-        counted: the rows that are committed.
+        commits: of it.
     """
 
     run: Path
     layout: Layout
     fingerprints: Fingerprints
-    counted: Counted
+    commits: Commits
     _known: dict[Target, NDArray[np.float64]] = field(default_factory=dict)
 
     def __call__(self, site: str, layer: int, channel: int) -> float:
@@ -68,18 +68,17 @@ class Means:
 
     def _summarized(self, target: Target) -> NDArray[np.float64]:
         count, total = np.zeros((2, self.layout.channels(target)))
-        for chunk in range(self.layout.chunks):
-            for rows, _ in sorted(self.counted(target, chunk)):
-                path = path_of(self.run, target, rows)
-                try:
-                    tiles = read(path, Summary, self.fingerprints.summary(rows))
-                except DamagedSummaryError as error:
-                    forget_passed(self.run, self._arrays(), self.layout)
-                    lost = LostSummaryError(target, chunk, error)
-                    raise give_up_summaries(self.run, [lost]) from error
-                count += sum(tile.channel_count for tile in tiles)
-                total += sum(tile.channel_count * tile.channel_mean for tile in tiles)
+        try:
+            for chunk in range(self.layout.chunks):
+                for tile in committed(
+                    self.run, self.commits, self.fingerprints, target, chunk, Summary
+                ):
+                    count += tile.channel_count
+                    total += tile.channel_count * tile.channel_mean
+        except LostSummaryError as lost:
+            forget_passed(self.run, self._arrays(), self.layout)
+            raise give_up_summaries(self.run, [lost]) from lost
         return total / count
 
     def _arrays(self) -> Arrays:
-        return Arrays(self.run, self.layout, self.counted)
+        return Arrays(self.run, self.layout, self.fingerprints.counted(self.commits))

@@ -100,8 +100,7 @@ class Ablation:
         own = TokenStore.recorded(self.tokens, self.run / RECORD)
         model = str(read_record(self.model_record)["fingerprint"])
         whole = Fingerprints(self.layout, own.token_ids, own.sequence_starts, model)
-        counted = whole.counted(Commits.load(self.run / COMMITS))
-        return Means(self.run, self.layout, whole, counted)
+        return Means(self.run, self.layout, whole, Commits.load(self.run / COMMITS))
 
     @cached_property
     def model(self) -> tuple[Path, PretrainedConfig, Architecture]:

@@ -29,7 +29,7 @@ from outlier_atlas.store.layout import Layout, Target
 from outlier_atlas.store.rows import tiles
 from outlier_atlas.store.summaries import (
     DamagedSummaryError,
-    LostSummaryError,
+    committed,
     path_of,
     read,
     write,
@@ -110,7 +110,8 @@ class Source:
 
     def _of(self, arrays: Arrays, chunk: int, target: Target) -> Found:
         if target.is_summary:
-            return Found(self._kept(chunk, target))
+            kind = kind_of(target.site)
+            return Found(committed(self.run, self.commits, self.fingerprints, target, chunk, kind))
         rows = Rows(chunk, *self.layout.chunk_range(chunk))
         values = cache(lambda: torch.from_numpy(arrays.read(target, rows.start, rows.stop)))
         found = Found(self._summaries(rows, target, values))
@@ -169,16 +170,3 @@ class Source:
             made.append(make(part, Place(sequence, start, stop - start), kept))
         write(path, fingerprint, made)
         return made
-
-    def _kept(self, chunk: int, target: Target) -> list[AnySummary]:
-        """What extraction has left of a site that is not stored."""
-        found: list[AnySummary] = []
-        # As they were written: by other sequence shards, perhaps, or of fewer sequences first.
-        current = self.fingerprints.of(chunk)
-        for kept, rows, checksum in self.commits.serving(target, chunk, current):
-            path, fingerprint = path_of(self.run, kept, rows), self.fingerprints.summary(rows)
-            try:
-                found += read(path, kind_of(target.site), fingerprint, checksum)
-            except DamagedSummaryError as error:
-                raise LostSummaryError(kept, rows, error) from error
-        return found

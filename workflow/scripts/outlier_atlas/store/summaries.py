@@ -21,7 +21,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from outlier_atlas.files import canonical, partial, unwritten
-from outlier_atlas.store.commits import Rows
+from outlier_atlas.store.commits import Commits, Rows
+from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import SUMMARY, Layout, Target
 
 SUMMARIES = "summaries"
@@ -113,6 +114,29 @@ def remove_superseded(run: Path, layout: Layout) -> None:
             shutil.rmtree(folder)
             with suppress(OSError):  # layers that are not measured now may be left in it
                 folder.parent.rmdir()
+
+
+def committed(
+    run: Path,
+    commits: Commits,
+    fingerprints: Fingerprints,
+    target: Target,
+    chunk: int,
+    kind: type[Kind],
+) -> list[Kind]:
+    """What extraction has left of a chunk of a site that is not stored, tile by tile.
+
+    Raises:
+        LostSummaryError: a summary is not there, or not the one that was committed.
+    """
+    found: list[Kind] = []
+    # As they were written: by other sequence shards, perhaps, or of fewer sequences first.
+    for kept, rows, checksum in commits.serving(target, chunk, fingerprints.of(chunk)):
+        try:
+            found += read(path_of(run, kept, rows), kind, fingerprints.summary(rows), checksum)
+        except DamagedSummaryError as error:
+            raise LostSummaryError(kept, rows, error) from error
+    return found
 
 
 def check(path: Path, fingerprint: str, committed: str) -> None:
