@@ -197,12 +197,14 @@ def _token_moments(
     block: Values, doubles: torch.Tensor, work: torch.Tensor
 ) -> tuple[Float64, Float64]:
     """(token,) each: the sum of squares, and mu4 / sigma^4 over channels."""
+    # Not from the moments: equal norms are to be equal.
+    square = torch.square(doubles, out=work).sum(1)
     n = block.number(1)
     mean = doubles.sum(1) / n.clamp(min=1)
     squares = block.distances(doubles, mean.unsqueeze(1), work).square_()
     m2 = squares.sum(1)
     kurtosis = n * squares.square_().sum(1) / (m2 * m2)
-    return (m2 + n * mean * mean).cpu().numpy(), kurtosis.cpu().numpy()
+    return square.cpu().numpy(), kurtosis.cpu().numpy()
 
 
 def _channel_powers(
