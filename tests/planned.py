@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -45,7 +47,7 @@ def jobs(folder: Path) -> dict[str, SimpleNamespace]:
 
 def plan(folder: Path) -> None:
     """Write `jobs.json`."""
-    subprocess.run([sys.executable, __file__, str(folder)], check=True, capture_output=True)
+    subprocess.run([forked.python(), __file__, str(folder)], check=True, capture_output=True)
 
 
 def _job(job: dict[str, Any]) -> SimpleNamespace:

@@ -13,6 +13,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 import yaml
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 def snakemake(folder, *arguments, **environment):
     """Run Snakemake on the project; its exit status and all that it says."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command = [forked.python(), "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
     done = subprocess.run(
         [*command, *arguments], cwd=folder, capture_output=True, text=True, check=False,

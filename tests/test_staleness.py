@@ -10,10 +10,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import tiny
@@ -149,7 +149,7 @@ def planned(folder, *configs):
         write(folder, configured, name)
     script = Path(__file__).with_name("planned_jobs.py")
     done = subprocess.run(
-        [sys.executable, str(script), *names],
+        [forked.python(), str(script), *names],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

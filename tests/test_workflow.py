@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import forked
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -22,9 +23,13 @@ from outlier_atlas.workflow import Sources
 ROOT = Path(__file__).parents[1]
 
 
-def snakemake(folder, *arguments, check=True, root=ROOT, env=None):
-    """Run Snakemake on the project, in a folder of its own."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
+def snakemake(folder, *arguments, check=True, root=ROOT, env=None, python=None):
+    """Run Snakemake on the project, in a folder of its own.
+
+    `python`: what it and its jobs run in; the one that is forked without an environment of theirs.
+    """
+    python = python or (sys.executable if env else forked.python())
+    command = [python, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
     command += ["--workflow-profile", str(root / "profiles" / "default"), "--cores", "2"]
     done = subprocess.run(
         [*command, *arguments], cwd=folder, capture_output=True, text=True, check=False,
@@ -63,7 +68,9 @@ def folder(tmp_path_factory):
     for index, sentence in enumerate(tiny.SENTENCES):
         (folder / "texts" / f"{index}.txt").write_text(sentence * 3)
     write(folder, CONFIG)
-    run = snakemake(folder, "--configfile", "mine.yaml", "--resources", "gpu=2")
+    run = snakemake(
+        folder, "--configfile", "mine.yaml", "--resources", "gpu=2", python=sys.executable
+    )
     (folder / "output.txt").write_text(run.stdout + run.stderr)
     return folder
 
