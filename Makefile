@@ -80,3 +80,8 @@ clean:
 .venv/installed-dev: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# What results are compared with; `make test` runs these tests where it is installed.
+.venv/installed-validation: .venv/installed-dev
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[validation]'
+	touch $@

@@ -1,12 +1,13 @@
-"""A checkpoint in TransformerLens, whose own forward pass (HookedTransformer) it runs."""
+"""A checkpoint in TransformerLens, whose own forward pass (HookedTransformer) it runs.
+
+It is imported, which takes seconds, by who runs it, and not by every process that collects tests.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.pretrained import weight_conversions
 
 HOOKS = {
     "resid_pre": "hook_resid_pre",
@@ -61,6 +62,9 @@ def _received(pattern_HQK):
 
 
 def _converted(theirs):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained import weight_conversions
+
     config = theirs.config
     common = {
         "n_layers": config.num_hidden_layers,

@@ -1,20 +1,16 @@
 """The sites that TransformerLens has, too: its own forward pass gives the same numbers.
 
-It is no dependency: `pip install transformer-lens==3.9.0`, the last one with a forward pass of its
-own (4 hooks that of transformers), lets these tests run.
+`make .venv/installed-validation` lets these tests run: with TransformerLens 3.9, the last one that
+has a forward pass of its own (4 hooks that of transformers).
 """
 
+import lens
 import numpy as np
 import pytest
 import tiny
 import transformers as t
 from pipeline import Run, config
 from test_architectures import GPT2, SIZES
-
-pytest.importorskip(
-    "transformer_lens.HookedTransformer", reason="TransformerLens 3 is not installed"
-)
-import lens
 
 ROWS = [[5, 17, 200, 9, 33, 41, 7, 250, 11, 19], [40, 6, 6, 90, 280, 14, 8]]
 ARCHITECTURES = [t.GPT2Config(**GPT2, n_positions=64), t.LlamaConfig(**SIZES, rms_norm_eps=1e-5)]
@@ -23,6 +19,9 @@ SITES = [*lens.HOOKS, *lens.NORMS, "attn_sink"]
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda c: c.model_type)
 def test_sites_are_what_transformer_lens_has_there(architecture, tmp_path):
+    pytest.importorskip(
+        "transformer_lens.HookedTransformer", reason="TransformerLens 3 is not installed"
+    )
     model = tiny.checkpoint(tmp_path / "model", architecture)
     extraction = {"sites": SITES, "layer_groups": 2}
     data = config(model, ROWS, tmp_path / "data", extraction=extraction)
