@@ -1,10 +1,16 @@
-"""Models that the tests share, and what counts how often one is loaded."""
+"""Models that the tests share, what counts how often one is loaded, and what is found out once."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from transformers import PretrainedConfig
+
+from outlier_atlas.extraction.planning import plan
+from outlier_atlas.model import recorded
 
 # Last bits may depend on the number of threads; both sides of a comparison have the same.
 torch.set_num_threads(1)
@@ -29,3 +35,30 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     load = compute.load
     monkeypatch.setattr(compute, "load", lambda *args: counted.append(1) or load(*args))
     return counted
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _found_out_once() -> Iterator[None]:
+    """What a stage finds out on the meta device, from a model's configuration alone.
+
+    A job does so once, in a process of its own; here hundreds of stages, of equal models, are in
+    one. Tests that ask what is found out call the functions themselves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorded, "describe", _once(recorded.describe))
+        patch.setattr(plan, "sizes", _once(plan.sizes))
+        yield
+
+
+def _once(find_out: Any) -> Any:
+    known: dict[tuple[Any, ...], Any] = {}
+
+    def found(config: PretrainedConfig, *of: Any) -> Any:
+        # An architecture follows from the configuration, too, and has no hash.
+        simple = (each for each in of if isinstance(each, str | int))
+        key = (type(config), config.to_json_string(use_diff=False), *simple)
+        if key not in known:
+            known[key] = find_out(config, *of)
+        return known[key]
+
+    return found
