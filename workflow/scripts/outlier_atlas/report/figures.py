@@ -176,6 +176,7 @@ def _figure(path: Path, theme: Theme, height: float) -> Iterator[Figure]:
         for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
             content = io.BytesIO()
             figure.savefig(content, format=ending, dpi=144, metadata=metadata)
+            figure.set_layout_engine("none")  # laid out once, and the same in both files
             write_whole(path.with_name(f"{path.name}.{ending}"), content.getvalue())
 
 
