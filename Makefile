@@ -38,7 +38,7 @@ verify: .venv/installed
 	$(SNAKEMAKE) $(if $(CONFIG),--configfile "$(CONFIG)") -- verify
 
 test: .venv/installed-dev
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check $(PYTHON_FILES)
