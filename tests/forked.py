@@ -5,8 +5,8 @@ at once. `python()` is an executable that a test runs in place of Python, and th
 runs its scripts with: each is a process of its own, in the folder, with the environment and with
 the streams of whoever asked for it. Libraries of others are imported beforehand, ours are not.
 
-What others read of the environment while they are imported is as it was for the server: a test that
-sets such a variable runs `sys.executable`, and so do some others, as users do.
+What others read of the environment while they are imported is as it was for the server. Some tests
+run `sys.executable`, as users do.
 
 python tests/forked.py SOCKET: the server; it ends with its standard input.
 """
@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 PRELOADED = [
@@ -46,16 +47,24 @@ sys.exit(status[0] if status else "the process was killed")
 """
 
 
+def python(environment: Mapping[str, str] | None = None) -> str:
+    """The executable; its server is started once, and ends with the tests.
+
+    Args:
+        environment: in which what others read of it is read; None: that of the tests, offline.
+    """
+    return _started(None if environment is None else tuple(environment.items()))
+
+
 @functools.cache
-def python() -> str:
-    """The executable; its server is started once, and ends with the tests."""
+def _started(environment: tuple[tuple[str, str], ...] | None) -> str:
     folder = tempfile.TemporaryDirectory(prefix="forked-")
     place, client = Path(folder.name) / "socket", Path(folder.name) / "python"
     client.write_text(CLIENT.format(python=sys.executable, place=str(place)))
     client.chmod(0o700)
     server = subprocess.Popen(
         [sys.executable, __file__, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} if environment is None else dict(environment),
     )  # fmt: skip
     assert server.stdout is not None
     assert server.stdout.read(1), "the server has ended"

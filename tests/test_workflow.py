@@ -24,11 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def snakemake(folder, *arguments, check=True, root=ROOT, env=None, python=None):
-    """Run Snakemake on the project, in a folder of its own.
-
-    `python`: what it and its jobs run in; the one that is forked without an environment of theirs.
-    """
-    python = python or (sys.executable if env else forked.python())
+    """Run Snakemake on the project, in a folder of its own; it and its jobs in `python`."""
+    python = python or forked.python(env)
     command = [python, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
     command += ["--workflow-profile", str(root / "profiles" / "default"), "--cores", "2"]
     done = subprocess.run(
