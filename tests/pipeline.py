@@ -17,14 +17,17 @@ from outlier_atlas.data.prepare import tokenize_dataset
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.run import detect
 from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.planning.plan import Plan, plan
 from outlier_atlas.extraction.prepare import prepare_store
 from outlier_atlas.extraction.run import extract
+from outlier_atlas.files import read_record
 from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.partial import DTYPES
 from outlier_atlas.model.roles import Tap
 from outlier_atlas.model.source import fetch, load_config, slug
 from outlier_atlas.settings.configuration import Settings, load
 from outlier_atlas.settings.source import source_kind
+from outlier_atlas.store.layout import Layout
 from outlier_atlas.verification import Records, verify
 from outlier_atlas.weights.join import join
 from outlier_atlas.weights.measure import measure
@@ -98,6 +101,11 @@ class Run:
         for group in range(extraction.layer_groups):
             for shard in range(extraction.sequence_shards):
                 extract(self.job(group, shard))
+
+    def planned(self) -> Plan:
+        """The plan, one sequence of 16 tokens a batch."""
+        layout = Layout.from_record(read_record(self.store_record))
+        return plan(layout, read_record(self.model_record), self.resources, 1, 16, False, False)
 
     def detect(self) -> None:
         detection = self.settings.detection.model_dump(mode="json")

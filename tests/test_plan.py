@@ -1,6 +1,5 @@
 """The plan: what a run takes, known before a weight is read."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,19 +7,15 @@ import quantized
 import tiny
 import torch
 import transformers as t
-import yaml
-from bounded import Limit, run_job
 from pipeline import Run, config
 from safetensors.torch import load_file
 
-from outlier_atlas.extraction import compute
-from outlier_atlas.extraction.planning import limits, preflight
-from outlier_atlas.extraction.planning.advice import Place, full_disk, refusal, remedy
+from outlier_atlas.extraction.planning import limits
 from outlier_atlas.extraction.planning.limits import available
-from outlier_atlas.extraction.planning.plan import PROCESS_BYTES, plan
+from outlier_atlas.extraction.planning.place import Place
+from outlier_atlas.extraction.planning.plan import PROCESS_BYTES
 from outlier_atlas.extraction.planning.table import table
 from outlier_atlas.extraction.planning.units import bytes_of, duration, shown
-from outlier_atlas.files import read_record
 from outlier_atlas.measured import GUESSED, Measured, rates, records
 from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.checkpoint import weight_files
@@ -29,7 +24,6 @@ from outlier_atlas.model.partial import load_layers, load_model, weight_bytes
 from outlier_atlas.model.shards import file_bytes
 from outlier_atlas.model.source import load_config
 from outlier_atlas.settings.extraction import even_ranges
-from outlier_atlas.store.layout import Layout
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
 
@@ -123,7 +117,7 @@ def test_layers_that_predict_several_tokens_are_named_and_not_loaded(tmp_path):
     tiny.save_weights(model, weights | more)
     run = Run(tmp_path, config(model, ROWS, tmp_path / "data"))
     run.all()
-    assert planned(run).skipped == ("lm_head", "layers.4", "mtp")
+    assert run.planned().skipped == ("lm_head", "layers.4", "mtp")
     after = file_bytes(model, weight_files(model), describe(load_config(model)))
     assert after == before | {-1: before[-1] + 2 * 8 * 8 * 4}
 
@@ -136,13 +130,8 @@ def run(llama, tmp_path):
     return run
 
 
-def planned(run):
-    layout = Layout.from_record(read_record(run.store_record))
-    return plan(layout, read_record(run.model_record), run.resources, 1, 16, False, False)
-
-
 def test_a_plan_adds_up(run):
-    made = planned(run)
+    made = run.planned()
     first, last = made.groups
     assert (first.layers, last.layers) == ((0, 1), (2, 3))
     assert first.weights > last.weights, "the embedding"
@@ -161,7 +150,7 @@ def test_a_plan_counts_three_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_p
     extraction = {"sites": ["mlp_in", "expert_out"]}
     run = Run(tmp_path, config(qwen3_moe, ROWS, tmp_path / "data", extraction=extraction))
     run.prepare()
-    made = planned(run)
+    made = run.planned()
     routed = 2
     assert made.groups[0].sites == 4 * 16 * (32 * 2 + 3 * routed * 4)
     assert made.values == 4 * 32 * (32 + 3 * routed)
@@ -173,7 +162,7 @@ def test_a_plan_counts_what_is_not_stored_as_summaries(llama, tmp_path):
     extraction = {"sites": sites, "layer_groups": 4, "store": []}
     run = Run(tmp_path, config(llama, ROWS, tmp_path / "data", extraction=extraction))
     run.prepare()
-    made = planned(run)
+    made = run.planned()
     assert made.values == 0
     assert made.boundary_values == 2 * 32 * 32, "one is read while the next is written"
     assert made.groups[0].sites == 16 * (32 + 32 + 64) * 2
@@ -186,81 +175,11 @@ def test_a_plan_counts_what_is_not_stored_as_summaries(llama, tmp_path):
     assert made.summary_bytes / 8 < measured < made.summary_bytes
 
 
-def on(memory, name="device", host_memory=None):
-    return Place(name, memory, "the device", host_memory)
-
-
 def test_a_batch_of_two_takes_twice_what_a_batch_holds(run):
-    one, two = planned(run), planned(run).batched(2)
+    one, two = run.planned(), run.planned().batched(2)
     for a, b in zip(one.groups, two.groups, strict=True):
         assert (b.forward, b.sites, b.boundary) == (2 * a.forward, 2 * a.sites, 2 * a.boundary)
         assert b.weights == a.weights
-
-
-def test_what_cannot_fit_says_what_would(run):
-    made = planned(run)
-    assert refusal(made, on(made.peak(host=False))) is None
-    short = on(made.peak(host=False) - 1)
-    section = {
-        "sites": ["attn_in", "mlp_in"], "layer_groups": 2, "advanced": {"chunk_tokens": 16}
-    }  # fmt: skip
-    assert "extraction.layer_groups = 2: a job takes up to" in refusal(made, short)
-    fits = yaml.safe_load(remedy(made, short, section))["extraction"]
-    assert fits | {"layer_groups": 2} == section
-    assert made.divided(fits["layer_groups"]).peak(host=False) <= short.memory
-    assert made.divided(fits["layer_groups"] - 1).peak(host=False) > short.memory
-
-
-def test_where_layer_groups_are_not_enough_the_batch_and_the_sequences_shrink(run):
-    made = planned(run).batched(2)
-    finest = made.divided(4)
-    said = remedy(made, on(finest.peak(host=False) - 1), {})
-    assert "layer_groups: " in said
-    assert "# and under execution:  batch_size: 1" in said
-    assert "sequence_length" not in said
-    four = made.batched(4)
-    said = remedy(four, on(four.divided(4).peak(host=False) - 1), {})
-    assert "batch_size: 2" in said, "halved, and no more"
-    alone = finest.batched(1)
-    assert remedy(alone, on(alone.peak(host=False) - 1), {}) is None, "16 tokens are the least"
-    longer = replace(alone, tokens=64, sizes=replace(alone.sizes, forward=2**20))
-    said = remedy(longer, on(longer.peak(host=False) - 1), {})
-    assert "# and under dataset:  sequence_length: 32" in said
-
-
-def test_a_model_that_cannot_be_divided_is_not_advised_to_be(run):
-    whole = replace(planned(run).divided(1), one_group=True)
-    assert remedy(whole, on(whole.peak(host=False) - 1), {}) is None
-
-
-def test_the_host_beside_a_device_must_hold_a_layer_group_too(run):
-    made = planned(run)
-    beside = max(group.host for group in made.groups)
-    assert refusal(made, on(2**40, host_memory=beside)) is None
-    assert "the host beside the device has" in refusal(made, on(2**40, host_memory=beside - 1))
-
-
-def test_a_full_disk_is_seen_and_what_is_written_counts(run, monkeypatch):
-    made = planned(run)
-    need = made.on_disk(made.values + made.boundary_values) + made.summary_bytes
-    usage = shutil.disk_usage(run.folder)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=need))
-    assert full_disk(made, run.folder) is None
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=need - 1))
-    assert "more on the disk" in full_disk(made, run.folder / "elsewhere")
-    (run.activations / "written").write_bytes(b"1")
-    assert full_disk(made, run.folder) is None
-
-
-def test_a_job_that_cannot_fit_stops_before_it_reads_a_weight(run, monkeypatch, caplog):
-    monkeypatch.setattr(compute, "load", lambda *_: pytest.fail("read weights"))
-    monkeypatch.setattr(
-        "outlier_atlas.extraction.planning.advice.available",
-        lambda _: (bytes_of("1MiB"), "this machine"),
-    )
-    with pytest.raises(ValueError, match=r"layer_groups = 2: a job takes up to .* machine has 1.0"):
-        run.extract()
-    assert not (run.folder / "measured").exists()
 
 
 def test_one_job_says_the_plan_and_every_job_measures_itself(run, caplog):
@@ -271,7 +190,7 @@ def test_one_job_says_the_plan_and_every_job_measures_itself(run, caplog):
     assert (first.layers, last.layers) == ([0, 1], [2, 3])
     assert (first.tokens, first.batch_size, first.device) == (32, 1, "cpu")
     assert first.host > 2**20
-    assert first.predicted_host == replace(planned(run), gathers=True).groups[0].host_alone
+    assert first.predicted_host == replace(run.planned(), gathers=True).groups[0].host_alone
     before = [path.read_bytes() for path in sorted((run.folder / "measured").iterdir())]
     run.extract()
     assert before == [path.read_bytes() for path in sorted((run.folder / "measured").iterdir())]
@@ -301,35 +220,12 @@ def test_rates_come_from_the_same_device_and_best_from_the_same_model(tmp_path):
     assert "a guess" in rates(tmp_path, "A", "another gpu").source
 
 
-def test_the_automatic_batch_is_the_largest_power_of_two_that_fits(run):
-    made = planned(run)
-    plenty = 2**40
-    assert preflight.batch_size(made, False, plenty, 100) == 64
-    assert preflight.batch_size(made, True, plenty, 1000) == 64, "1024 tokens are enough on the CPU"
-    assert preflight.batch_size(made, False, plenty, 5000) == 1024
-    assert preflight.batch_size(made, False, 1, 100) == 1
-    tight = int(made.batched(4).peak(host=False) / 0.9) + 1
-    assert preflight.batch_size(made, False, tight, 100) == 4
-    exactly = made.batched(4).peak(host=False)
-    assert preflight.batch_size(made, False, exactly, 100) == 2, "a tenth is left alone"
-
-
-def test_an_automatic_batch_gives_the_same_numbers_and_is_resumed(llama, tmp_path):
-    data = config(llama, ROWS, tmp_path / "data", execution={"batch_size": "auto"})
-    automatic = Run(tmp_path, data)
-    automatic.prepare()
-    automatic.extract()
-    assert records(automatic.folder)[0].batch_size == 2
-    plain = Run(tmp_path / "plain", data | {"execution": {"batch_size": 2}}, automatic.resources)
-    plain.prepare()
-    plain.extract()
-    assert (automatic.array("resid_post") == plain.array("resid_post")).all()
-
-
 def test_the_table_fits_a_terminal(run):
-    made = planned(run)
+    made = run.planned()
     for name in ("cpu", "a device"):
-        said = table(made, on(2**34, name), rates(run.folder, "A", name), run.folder)
+        place = Place(name, 2**34, "the device", 2**34, jobs=2)
+        said = table(made, place, rates(run.folder, "A", name), run.folder)
+        assert "has 16.0 GiB for each of 2 jobs side by side" in said
         assert max(map(len, said.splitlines())) <= 120
         assert "Not loaded: lm_head." in said
 
@@ -373,32 +269,3 @@ def test_sizes_are_readable(size, text):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "1 s"), (720, "12 min"), (12600, "3.5 h")])
 def test_times_are_readable(seconds, text):
     assert duration(seconds) == text
-
-
-IMPORTED = 600 * 2**20
-"""What a job's imports and threads count against `RLIMIT_DATA`, with some room; measured."""
-
-
-@pytest.mark.slow
-def test_a_checkpoint_four_times_larger_than_the_memory_goes_through(tmp_path):
-    sizes = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8}
-    model = tiny.checkpoint(
-        tmp_path / "model", t.LlamaConfig(**tiny.SIZES | sizes), max_shard_size="16MB"
-    )
-    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    quarter = Limit(IMPORTED + size // 4)
-    runs = {}
-    for groups in (1, 8):
-        data = config(model, ROWS, tmp_path / "data", extraction={"layer_groups": groups})
-        runs[groups] = Run(tmp_path / str(groups), data)
-        runs[groups].prepare()
-    refused = run_job(runs[1].job(0, 0), tmp_path / "job.json", quarter)
-    assert refused.returncode == 1
-    assert "This would fit:" in refused.stderr
-    assert "loaded in" not in refused.stderr, "before a weight was read"
-    for index in range(8):
-        done = run_job(runs[8].job(index, 0), tmp_path / "job.json", quarter)
-        assert done.returncode == 0, done.stderr
-    assert run_job(runs[1].job(0, 0), tmp_path / "job.json").returncode == 0
-    for site in ("attn_in", "mlp_in", "resid_post"):
-        assert (runs[8].array(site) == runs[1].array(site)).all()

@@ -6,7 +6,13 @@ from outlier_atlas.data import prepare as data_stage
 from outlier_atlas.model import source as model_stage
 from outlier_atlas.report import comparison, figures, page
 from outlier_atlas.settings.source import local_path, source_kind
-from outlier_atlas.workflow import identities, literal, nameable, readable
+from outlier_atlas.workflow import (
+    identities,
+    jobs_at_once,
+    literal,
+    nameable,
+    readable,
+)
 
 RUN = SETTINGS.name
 RESULTS = f"results/{RUN}"
@@ -34,6 +40,9 @@ STORE_RECORD = f"{RESULTS}/manifests/store.json"
 
 LAYER_GROUPS = SETTINGS.extraction.layer_groups
 SEQUENCE_SHARDS = SETTINGS.extraction.sequence_shards
+EXTRACTION_THREADS = SETTINGS.execution.threads or max(
+    1, workflow.cores // SEQUENCE_SHARDS
+)
 
 TABLES = [f"{RESULTS}/tables/{table.name}.parquet" for table in tables.TABLES]
 WEIGHT_TABLES = [
@@ -144,6 +153,20 @@ def previous_manifest(wildcards):
 def manifests():
     """The manifests of all extraction jobs."""
     return [manifest(g, s) for g in range(LAYER_GROUPS) for s in range(SEQUENCE_SHARDS)]
+
+
+def extractions_at_once(wildcards):
+    """Extraction jobs that are at work on one machine at a time; a scheduler's are each alone."""
+    if workflow.remote_exec or not workflow.local_exec:
+        return 1
+    gpus = workflow.global_resources.get("gpu")
+    return jobs_at_once(
+        SEQUENCE_SHARDS,
+        workflow.cores,
+        EXTRACTION_THREADS,
+        None if gpus is None else gpus.value,
+        SETTINGS.execution.gpus_per_job,
+    )
 
 
 def table(path):

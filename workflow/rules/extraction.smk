@@ -10,6 +10,8 @@ rule plan:
         f"{RESULTS}/logs/plan.log",
     conda:
         "../../envs/model.yaml"
+    resources:
+        jobs_at_once=extractions_at_once,
     params:
         settings=SETTINGS.model_dump(mode="json"),
     message:
@@ -55,7 +57,7 @@ rule extract_activations:
         f"{RESULTS}/logs/extract_activations.group-{{group}}.shard-{{shard}}.log",
     conda:
         "../../envs/model.yaml"
-    threads: SETTINGS.execution.threads or max(1, workflow.cores // SEQUENCE_SHARDS)
+    threads: EXTRACTION_THREADS
     resources:
         gpu=SETTINGS.execution.gpus_per_job,
         # What makes nothing stale travels as resources, which Snakemake does not compare.
@@ -64,6 +66,7 @@ rule extract_activations:
         # Not `gpu`, which `--resources gpu=1` lowers.
         gpus_per_job=SETTINGS.execution.gpus_per_job,
         device_memory=SETTINGS.execution.device_memory or "",
+        jobs_at_once=extractions_at_once,
         verify=SETTINGS.extraction.verify,
     params:
         trust_remote_code=SETTINGS.model.trust_remote_code,

@@ -29,6 +29,7 @@ def main(job):
             batch_size=1 if auto else int(job.resources.batch_size),
             auto_batch=auto,
             device_memory=job.resources.device_memory or None,
+            jobs=job.resources.jobs_at_once,
             threads=job.threads,
             verify=job.resources.verify,
         )

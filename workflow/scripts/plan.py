@@ -16,6 +16,7 @@ def main(job):
         model_record=Path(job.input.model),
         resources=Path("resources"),
         results=Path(job.log[0]).parents[1],
+        jobs=job.resources.jobs_at_once,
     )
 
 

@@ -101,6 +101,24 @@ def is_held(path: Path) -> bool:
         return not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def holders(run: Path, jobs: str) -> set[int]:
+    """The processes of this machine that hold locks of a run's jobs; none off Linux.
+
+    The kernel lists them: to try a lock would be in the way of a job that takes it just then.
+
+    Args:
+        jobs: how the names of their locks begin.
+    """
+    files = {str(path.stat().st_ino) for path in (run / LOCKS).glob(f"{jobs}*")}
+    try:
+        listed = Path("/proc/locks").read_text("ascii").splitlines()
+    except OSError:
+        return set()
+    # 1: FLOCK  ADVISORY  WRITE 4242 fd:00:131 0 EOF; where one waits, `->` stands before FLOCK
+    fields = [line.split() for line in listed]
+    return {int(f[4]) for f in fields if f[1] == "FLOCK" and f[5].rpartition(":")[2] in files}
+
+
 def _open(path: Path) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")

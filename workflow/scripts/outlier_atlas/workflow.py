@@ -106,6 +106,18 @@ def _names(tree: ast.Module) -> Iterator[str]:
             yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
+def jobs_at_once(chains: int, cores: int, threads: int, gpus: int | None, of_job: int) -> int:
+    """How many jobs Snakemake has at work at a time, all with the same resources.
+
+    Args:
+        chains: jobs of different ones do not wait for each other.
+        cores, gpus: to be shared out; without a number of GPUs, or with 0, they are no limit.
+        threads, of_job: cores and GPUs of a job; it gets no more than there are.
+    """
+    most = min(chains, max(1, cores // min(threads, cores)))
+    return min(most, max(1, gpus // min(of_job, gpus))) if gpus else most
+
+
 SMALL = 2**20
 """Bytes of a file up to which Snakemake compares what is in it, and not only its time."""
 

@@ -14,6 +14,7 @@ from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.measurement import Measurement
 from outlier_atlas.extraction.memory import short_of_memory
 from outlier_atlas.extraction.planning import preflight
+from outlier_atlas.extraction.planning.place import Company
 from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
@@ -37,24 +38,25 @@ def compute(job: Job, work: Work) -> None:
         OSError: a file cannot be read or written.
     """
     gpus = min(job.gpus, len(work.layout.group_layers(job.group)))
+    company = preflight.company(job.jobs, job.device, gpus, job.run)
     with devices(job.device, gpus, job.name) as where:
         _say_where(job, where[0])
-        _compute(job, work, where)
+        _compute(job, work, where, company)
 
 
-def _compute(job: Job, work: Work, where: Sequence[str]) -> None:
+def _compute(job: Job, work: Work, where: Sequence[str], company: Company) -> None:
     """Plan, load once and stream until nothing is missing; leave a record of what it took."""
     torch.set_num_threads(job.threads)
     few_kernels()
     made = preflight.planned(job, work, len(where))
-    job = replace(job, batch_size=preflight.automatic(made, job, work, where[0]))
+    job = replace(job, batch_size=preflight.automatic(made, job, work, where, company))
     made = made.batched(job.batch_size)
     missing = work.missing(Commits.load(job.run / COMMITS), job.batch_size)
     if not missing:
         return
     Weights(job.model_record, job.resources).check()
     _check_boundary(job, work, missing)
-    preflight.say(made, preflight.place_of(where, job.device_memory), job)
+    preflight.say(made, preflight.place_of(where, job.device_memory, company), job)
     with Measurement(job, work, made, where) as measurement:
         layer_group = load(job, work, missing, where)
         measurement.loaded(layer_group.modules)

@@ -27,6 +27,7 @@ class Job:
         batch_size: sequences in a forward pass.
         auto_batch: whether `batch_size` is worked out by the job: `execution.batch_size: auto`.
         device_memory: of the device, as the configuration has it; None takes what is free.
+        jobs: extraction jobs of the run that can be at work on this machine at a time.
         threads: CPU threads.
         verify: whether the first batch is compared with a direct forward pass.
     """
@@ -45,6 +46,7 @@ class Job:
     batch_size: int = 1
     auto_batch: bool = False
     device_memory: str | None = None
+    jobs: int = 1
     threads: int = 1
     verify: Verify = "auto"
 

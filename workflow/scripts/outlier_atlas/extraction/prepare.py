@@ -26,10 +26,15 @@ if TYPE_CHECKING:
     from outlier_atlas.model.architecture import Architecture
 
 
-def print_plan(settings: Settings, model_record: Path, resources: Path, results: Path) -> None:
+def print_plan(
+    settings: Settings, model_record: Path, resources: Path, results: Path, jobs: int = 1
+) -> None:
     """Print what a run takes, and refuse one that cannot fit.
 
     Without a device here and without `execution.device_memory` it is planned for the CPU.
+
+    Args:
+        jobs: of its extraction that can run side by side.
 
     Raises:
         ValueError: it cannot fit, the model has no such site or layer, or its files lack weights,
@@ -54,10 +59,11 @@ def print_plan(settings: Settings, model_record: Path, resources: Path, results:
         layout, model, resources, 1 if auto else int(execution.batch_size),
         dataset.sequence_length, dataset.packing == "document", trust, execution.gpus_per_job,
     )  # fmt: skip
-    place = preflight.foreseen(execution.device, execution.device_memory)
+    company = preflight.company(jobs, execution.device, execution.gpus_per_job, results)
+    place = preflight.foreseen(execution.device, execution.device_memory, company)
     if auto:
         sequences = dataset.sequences // settings.extraction.sequence_shards
-        made = made.batched(preflight.batch_size(made, place.host, place.memory, sequences))
+        made = made.batched(preflight.batch_size(made, place, sequences))
     print(table(made, place, rates(results.parent, made.model, place.name), results))
     preflight.refuse(
         made, place, results, settings.extraction.model_dump(mode="json", exclude_defaults=True)

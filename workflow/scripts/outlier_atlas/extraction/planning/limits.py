@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
 
-def available(device: str) -> tuple[int | None, str]:
-    """Bytes that a device can give to this process, and its name; None where it does not say.
+def available(
+    device: str, jobs: int = 1, processes: Collection[int] = ()
+) -> tuple[int | None, str]:
+    """Bytes that a device can give to one job, and its name; None where it does not say.
 
     Args:
-        device: `cuda:0`, `mps` or `cpu`.
+        device: `cuda:0`, which is the job's own, `mps` or `cpu`.
+        jobs, processes: see `host_memory`.
     """
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0]), device_name(device)
-    return host_memory(), "this machine"
+    return host_memory(jobs, processes), "this machine"
 
 
-def whole(device: str) -> int | None:
-    """Bytes that a device has in all, whoever uses them; the same on equal devices."""
+def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | None:
+    """Bytes of a device for one job, whoever else uses it; the same on equal devices.
+
+    Args:
+        device: as `available` takes it.
+        jobs, processes: see `host_memory`.
+    """
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return host_memory()
+    return host_memory(jobs, processes)
 
 
 def device_name(device: str) -> str:
@@ -42,22 +50,34 @@ def device_name(device: str) -> str:
     return device
 
 
-def host_memory() -> int | None:
+def host_memory(jobs: int = 1, processes: Collection[int] = ()) -> int | None:
     """Bytes that this process can have in all: what it holds, and what the machine, its control
-    groups and its limits leave to it. The plan counts the process itself, too."""
-    known = [*_machine(), *_control_groups(), *_limits()]
-    return max(0, min(known)) + (resident() or 0) if known else None
+    groups and its limits leave to it. The plan counts the process itself, too.
+
+    Args:
+        jobs: that share the machine and its control groups evenly, this process among them.
+        processes: of the others those that are at work: what they hold is shared as well.
+    """
+    own = resident() or 0
+    # More of them than share it wait for a device, and hold least.
+    others = sorted((resident(str(process)) or 0 for process in processes), reverse=True)
+    held = own + sum(others[: jobs - 1])
+    known = [(max(0, left) + held) // jobs for left in (*_machine(), *_control_groups())]
+    known += [max(0, left) + own for left in _limits()]
+    return min(known, default=None)
 
 
-def resident() -> int | None:
-    """Bytes of this process that nothing but itself holds (anonymous); None off Linux.
+def resident(process: str = "self") -> int | None:
+    """Bytes of a process that nothing but itself holds (anonymous); None off Linux, or once it has
+    ended.
 
     Pages of mapped files are left out: the system takes them back when it needs them.
     """
     try:
-        _, pages, shared, *_ = Path("/proc/self/statm").read_text("ascii").split()
+        said = Path(f"/proc/{process}/statm").read_text("ascii")
     except OSError:
         return None
+    _, pages, shared, *_ = said.split()
     return (int(pages) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.extraction.writer import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
 from outlier_atlas.model.footprint import Sizes, sizes
@@ -15,6 +15,9 @@ from outlier_atlas.model.shards import file_bytes, unknown_parts
 from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.settings.sites import ATTN_SINK, CHANNEL_SITES, EXPERT_OUT
 from outlier_atlas.store.layout import Layout
+
+if TYPE_CHECKING:
+    from outlier_atlas.extraction.planning.place import Place
 
 MIB = 2**20
 
@@ -36,9 +39,6 @@ indices; what is float64 is taken in blocks on the CPU, and whole on a device.""
 CHANNEL_BYTES, TOKEN_BYTES, EXPERT_BYTES, TILE_BYTES = 48, 36, 44, 24 * 1024
 """What a summary takes for each channel, token and expert, and besides: its histogram and the
 values above its floor."""
-
-SHORTEST = 16
-"""Tokens below which no shorter sequence is advised."""
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,15 @@ class Plan:
         """The most that any job takes where its forward pass is: on the host, or on a device."""
         return max(group.host_alone if host else group.device for group in self.groups)
 
-    def fits(self, memory: int | None, host: bool) -> bool:
-        """Whether the jobs fit where their forward pass is; unknown memory is not in the way."""
-        return memory is None or self.peak(host) <= memory
+    @property
+    def beside(self) -> int:
+        """The most of the host that any job takes whose forward pass is on a device."""
+        return max(group.host for group in self.groups)
+
+    def fits(self, place: Place) -> bool:
+        """Whether each job fits, on its device and the host; unknown memory is not in the way."""
+        on_device = place.memory is None or self.peak(place.host) <= place.memory
+        return on_device and (place.beside is None or self.beside <= place.beside)
 
     def divided(self, layer_groups: int) -> Plan:
         """The plan of the same run in another number of layer groups."""
@@ -242,31 +248,6 @@ class Plan:
         if forward is not None:  # at most in proportion: attention may shrink faster
             forward = forward * tokens // self.tokens
         return replace(self, tokens=tokens, sizes=replace(self.sizes, forward=forward))
-
-    def fitting(self, memory: int, host: bool) -> Plan | None:
-        """The plan that fits and changes least; None where none is found.
-
-        More layer groups come first, which change no result; then smaller batches, then shorter
-        sequences.
-        """
-        first = len(self.layout.layer_groups)
-        last = first if self.one_group else self.running
-        for smaller in self._smaller():
-            finest = smaller.divided(last) if last > first else smaller
-            if finest.fits(memory, host):
-                counts = range(first, last + 1)
-                tried = (smaller.divided(n) if n > first else smaller for n in counts)
-                return next(plan for plan in tried if plan.fits(memory, host))
-        return None
-
-    def _smaller(self) -> Iterator[Plan]:
-        size, tokens = self.batch_size, self.tokens
-        while size > 1:
-            yield self.batched(size)
-            size //= 2
-        while tokens >= SHORTEST or tokens == self.tokens:
-            yield self.batched(1).shortened(tokens)
-            tokens //= 2
 
 
 def plan(

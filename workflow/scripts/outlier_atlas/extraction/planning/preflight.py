@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from outlier_atlas.extraction.job import Job
-from outlier_atlas.extraction.planning.advice import Place, block, full_disk, refusal, remedy
+from outlier_atlas.extraction.planning.advice import block, full_disk, refusal, remedy
 from outlier_atlas.extraction.planning.limits import device_name, whole
+from outlier_atlas.extraction.planning.place import Company, Place
 from outlier_atlas.extraction.planning.plan import Plan, plan
 from outlier_atlas.extraction.planning.table import table
 from outlier_atlas.extraction.planning.units import bytes_of
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
+from outlier_atlas.locks import holders
 from outlier_atlas.measured import rates
 
 log = logging.getLogger(__name__)
@@ -37,7 +41,24 @@ def planned(job: Job, work: Work, gpus: int) -> Plan:
     )  # fmt: skip
 
 
-def batch_size(made: Plan, host: bool, memory: int | None, sequences: int) -> int:
+def company(jobs: int, device: str, gpus: int, run: Path) -> Company:
+    """The jobs of a run that share this machine, seen by one of them before it has its devices.
+
+    Args:
+        jobs: that can run side by side.
+        device: as the configuration has it.
+        gpus: that a job spreads over; jobs for which there are none wait before they load.
+        run: its folder.
+    """
+    from outlier_atlas.extraction.devices import visible_gpus
+
+    there = visible_gpus() if device in ("auto", "cuda") else []
+    if there:
+        jobs = min(jobs, max(1, len(there) // gpus))
+    return Company(jobs, holders(run, "extract_activations") - {os.getpid()})
+
+
+def batch_size(made: Plan, place: Place, sequences: int) -> int:
     """The batch of `batch_size: auto`: the largest power of two that gains something and fits.
 
     It is worked out from what the whole device has, and so the same for all jobs of a run on equal
@@ -45,29 +66,29 @@ def batch_size(made: Plan, host: bool, memory: int | None, sequences: int) -> in
 
     Args:
         made: the plan in batches of any size.
-        host: whether the forward pass is on the host.
-        memory: bytes of the whole device; None where it does not say.
+        place: with what of the whole device is a job's.
         sequences: the most in a batch.
     """
+    if place.memory is not None:
+        place = replace(place, memory=int(place.memory * (1 - RESERVE)))
     size = 1
-    while 2 * size <= sequences and 2 * size * made.tokens <= ENOUGH_TOKENS[host]:
-        if memory is not None and not made.batched(2 * size).fits(
-            int(memory * (1 - RESERVE)), host
-        ):
+    while 2 * size <= sequences and 2 * size * made.tokens <= ENOUGH_TOKENS[place.host]:
+        if not made.batched(2 * size).fits(place):
             break
         size *= 2
     return size
 
 
-def automatic(made: Plan, job: Job, work: Work, where: str) -> int:
+def automatic(made: Plan, job: Job, work: Work, where: Sequence[str], company: Company) -> int:
     """The batch size of a job, with `auto` worked out."""
     if not job.auto_batch:
         return job.batch_size
-    memory = whole(where)
+    known = [whole(device, company.jobs, company.processes) for device in where]
     if job.device_memory is not None:
-        given = bytes_of(job.device_memory)
-        memory = given if memory is None else min(memory, given)
-    size = batch_size(made, where == "cpu", memory, len(work.sequences))
+        known.append(bytes_of(job.device_memory))
+    memory = min((size for size in known if size is not None), default=None)
+    place = Place(device_name(where[0]), memory, "the whole device", None)
+    size = batch_size(made, place, len(work.sequences))
     log.info("layers %s: execution.batch_size: auto is %d here", work.span, size)
     return size
 
@@ -92,11 +113,14 @@ def refuse(made: Plan, place: Place, run: Path, section: dict[str, object]) -> N
     """
     reason = refusal(made, place)
     if reason is not None:
-        fits = remedy(made, place, section)
-        if fits is None:
-            raise ValueError(f"{reason}; not even one layer at a time fits, in any batch")
-        log.warning("\nThis would fit:\n\n%s", fits)
-        raise ValueError(f"{reason}; the block above would fit")
+        ways = []
+        if place.alone is not None and made.fits(place.alone):
+            ways.append("one at a time they fit (`--resources gpu=1`, or `make run GPUS=1`)")
+        if fits := remedy(made, place, section):
+            log.warning("\nThis would fit:\n\n%s", fits)
+            ways.append("the block above would fit")
+        nothing = "not even one layer at a time fits, in any batch"
+        raise ValueError("; ".join([reason, *(ways or [nothing])]))
     if (full := full_disk(made, run)) is not None:
         raise ValueError(full)
 
@@ -114,22 +138,23 @@ def advise_after_failure(made: Plan, job: Job, work: Work) -> str:
     return f"{said}take more extraction.layer_groups (now {groups}), as in the block above. {kept}"
 
 
-def place_of(where: Sequence[str], given: str | None) -> Place:
+def place_of(where: Sequence[str], given: str | None, company: Company) -> Place:
     """The place of a job's devices."""
-    return Place.of(where, device_name(where[0]), given)
+    return Place.of(where, device_name(where[0]), given, company)
 
 
-def foreseen(device: str, given: str | None) -> Place:
+def foreseen(device: str, given: str | None, company: Company) -> Place:
     """The place that jobs of this machine would have, or a device elsewhere.
 
     Args:
         device: as the configuration has it.
         given: `execution.device_memory`.
+        company: jobs that run side by side.
     """
     from outlier_atlas.extraction.devices import visible_gpus
 
     if device in ("auto", "cuda") and visible_gpus():
-        return place_of(["cuda:0"], given)
+        return place_of(["cuda:0"], given, company)
     if given is not None and device != "cpu":
         return Place.elsewhere(given)
-    return place_of(["cpu"], given)
+    return place_of(["cpu"], given, company)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from outlier_atlas.extraction.planning.advice import Place
+from outlier_atlas.extraction.planning.place import Place
 from outlier_atlas.extraction.planning.plan import GroupPlan, Plan
 from outlier_atlas.extraction.planning.units import duration, shown
 from outlier_atlas.measured import Rates
@@ -79,8 +79,12 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 
 def _below(plan: Plan, place: Place, folder: Path) -> list[str]:
     lines = []
+    each = f" for each of {place.jobs} jobs side by side" if place.jobs > 1 else ""
     if place.memory is not None:
-        lines.append(f"Memory: {place.called} has {shown(place.memory)}.")
+        shared = each if place.memory == place.host_memory else ""
+        lines.append(f"Memory: {place.called} has {shown(place.memory)}{shared}.")
+    if place.beside is not None:
+        lines.append(f"The host beside it has {shown(place.beside)}{each}.")
     if place.host:
         device = max(group.device for group in plan.groups)
         host = max(group.host for group in plan.groups)
