@@ -46,7 +46,7 @@ def test_what_cannot_fit_says_what_would(run):
         "sites": ["attn_in", "mlp_in"], "layer_groups": 2, "advanced": {"chunk_tokens": 16}
     }  # fmt: skip
     assert "extraction.layer_groups = 2: a job takes up to" in refusal(made, short)
-    fits = yaml.safe_load(remedy(made, short, section))["extraction"]
+    fits = yaml.safe_load(remedy(made, short, run.folder, section))["extraction"]
     assert fits | {"layer_groups": 2} == section
     assert made.divided(fits["layer_groups"]).peak(host=False) <= short.memory
     assert made.divided(fits["layer_groups"] - 1).peak(host=False) > short.memory
@@ -55,24 +55,26 @@ def test_what_cannot_fit_says_what_would(run):
 def test_where_layer_groups_are_not_enough_the_batch_and_the_sequences_shrink(run):
     made = run.planned().batched(2)
     finest = made.divided(4)
-    said = remedy(made, on(finest.peak(host=False) - 1), {})
+    said = remedy(made, on(finest.peak(host=False) - 1), run.folder, {})
     assert "layer_groups: " in said
     changed = yaml.safe_load(said)
     assert changed["execution"] == {"batch_size": 1}
     assert "dataset" not in changed
     four = made.batched(4)
-    said = remedy(four, on(four.divided(4).peak(host=False) - 1), {})
+    said = remedy(four, on(four.divided(4).peak(host=False) - 1), run.folder, {})
     assert yaml.safe_load(said)["execution"] == {"batch_size": 2}, "halved, and no more"
     alone = finest.batched(1)
-    assert remedy(alone, on(alone.peak(host=False) - 1), {}) is None, "16 tokens are the least"
+    assert remedy(alone, on(alone.peak(host=False) - 1), run.folder, {}) is None, (
+        "16 tokens are the least"
+    )
     longer = replace(alone, tokens=64, sizes=replace(alone.sizes, forward=2**20))
-    said = remedy(longer, on(longer.peak(host=False) - 1), {})
+    said = remedy(longer, on(longer.peak(host=False) - 1), run.folder, {})
     assert yaml.safe_load(said)["dataset"] == {"sequence_length": 32}
 
 
 def test_a_model_that_cannot_be_divided_is_not_advised_to_be(run):
     whole = replace(run.planned().divided(1), one_group=True)
-    assert remedy(whole, on(whole.peak(host=False) - 1), {}) is None
+    assert remedy(whole, on(whole.peak(host=False) - 1), run.folder, {}) is None
 
 
 def test_the_host_beside_a_device_must_hold_a_layer_group_too(run):
@@ -80,6 +82,39 @@ def test_the_host_beside_a_device_must_hold_a_layer_group_too(run):
     beside = made.beside
     assert refusal(made, on(2**40, host_memory=beside)) is None
     assert "the host beside the device has" in refusal(made, on(2**40, host_memory=beside - 1))
+
+
+def test_the_advised_block_is_not_refused_again(llama, tmp_path):
+    """By the host, where the device was short; nor the other way round."""
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12}
+    model = tiny.checkpoint(tmp_path / "model", t.LlamaConfig(**tiny.SIZES | sizes))
+    run = Run(tmp_path, config(model, ROWS, tmp_path / "data"))
+    run.prepare()
+    made = run.planned()
+    for device, host in ((2, 6), (6, 2), (3, 12), (12, 3)):
+        place = on(made.divided(device).peak(False), host_memory=made.divided(host).beside)
+        assert refusal(made, place) is not None
+        said = yaml.safe_load(remedy(made, place, run.folder, {}))
+        assert said.keys() == {"extraction"}
+        assert refusal(made.divided(said["extraction"]["layer_groups"]), place) is None
+
+
+def test_what_a_job_advises_keeps_all_of_the_users_section(llama, tmp_path, monkeypatch, caplog):
+    extraction = {"layer_groups": 2, "verify": "never", "sites": ["mlp_in"]}
+    run = Run(tmp_path, config(llama, ROWS, tmp_path / "data", extraction=extraction))
+    run.prepare()
+    short = replace(run.planned(), gathers=True).divided(3).peak(host=True)
+    monkeypatch.setattr(
+        "outlier_atlas.extraction.planning.place.available", lambda *_: (short, "this machine")
+    )
+    with pytest.raises(ValueError, match="the block above would fit"):
+        run.extract()
+    assert advised(caplog)["extraction"] == extraction | {"layer_groups": 3}
+
+
+def advised(caplog):
+    said = next(m for m in caplog.messages if m.startswith("\nThis "))
+    return yaml.safe_load(said.partition(":")[2])
 
 
 @pytest.fixture
@@ -106,6 +141,17 @@ def test_jobs_that_run_side_by_side_share_the_machine(run, machine, caplog):
     assert "for each; one at a time they fit (`--resources gpu=1`" in str(refused.value)
     machine(2 * made.peak(host=True))
     extract(replace(run.job(1, 0), jobs=2))
+
+
+def test_the_host_of_two_gpus_is_shared_and_the_gpus_are_not(run):
+    made = run.planned()
+    device, host = made.peak(host=False), made.beside
+    shared = replace(on(device - 1, host_memory=host), jobs=2)
+    assert "layer_groups = 2: a job takes" in refusal(made, shared)
+    said = refusal(made, replace(on(device, host_memory=host - 1), jobs=2))
+    assert "each of the 2 jobs that run side by side takes" in said
+    assert "the host beside the device has" in said
+    assert said.endswith("for each")
 
 
 def test_a_limit_of_each_process_is_not_shared(machine):
@@ -183,6 +229,34 @@ def test_a_full_disk_is_seen_and_what_is_written_counts(run, monkeypatch):
     assert "more on the disk" in full_disk(made, run.folder / "elsewhere")
     (run.activations / "written").write_bytes(b"1")
     assert full_disk(made, run.folder) is None
+
+
+def test_of_a_full_disk_the_sites_are_said_that_fit(run, monkeypatch, caplog):
+    made = run.planned()
+    usage = shutil.disk_usage(run.folder)
+
+    def free(plan, sites):
+        """Bytes that are enough for that many sites."""
+        store = plan.layout.store[:sites]
+        need = replace(plan, layout=replace(plan.layout, store=store)).disk
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=need))
+
+    elsewhere = run.folder / "elsewhere"
+    free(made, 1)
+    with pytest.raises(ValueError, match=r"more on the disk.* the block above would fit"):
+        preflight.refuse(made, on(None), elsewhere, {"sequence_shards": 2})
+    kept = {"sequence_shards": 2, "layer_groups": 2, "store": ["attn_in"]}
+    assert advised(caplog) == {"extraction": kept}
+    caplog.clear()
+    finer = made.divided(3)
+    free(finer, 2)  # more layer groups leave more boundaries
+    short = on(None, host_memory=finer.beside)
+    said = yaml.safe_load(remedy(made, short, elsewhere, {}))["extraction"]
+    assert said == {"layer_groups": 3, "store": ["attn_in", "mlp_in"]}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    with pytest.raises(ValueError, match=r"or make room$"):
+        preflight.refuse(made, on(None), elsewhere, {})
+    assert caplog.messages == []
 
 
 def test_a_job_that_cannot_fit_stops_before_it_reads_a_weight(run, monkeypatch, caplog):

@@ -222,10 +222,13 @@ def test_rates_come_from_the_same_device_and_best_from_the_same_model(tmp_path):
 
 def test_the_table_fits_a_terminal(run):
     made = run.planned()
-    for name in ("cpu", "a device"):
-        place = Place(name, 2**34, "the device", 2**34, jobs=2)
+    for name, called, memory in (
+        ("cpu", "this machine", "Memory: this machine has 16.0 GiB for each of 2 jobs side by"),
+        ("a device", "it", "Memory: it has 16.0 GiB.\nThe host beside it has 16.0 GiB for each"),
+    ):
+        place = Place(name, 2**34, called, 2**34, jobs=2)
         said = table(made, place, rates(run.folder, "A", name), run.folder)
-        assert "has 16.0 GiB for each of 2 jobs side by side" in said
+        assert memory in said
         assert max(map(len, said.splitlines())) <= 120
         assert "Not loaded: lm_head." in said
 

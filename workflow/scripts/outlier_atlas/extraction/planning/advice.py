@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from outlier_atlas.extraction.planning.place import Place
 from outlier_atlas.extraction.planning.plan import Plan
 from outlier_atlas.extraction.planning.units import shown
+from outlier_atlas.settings.sites import ATTN_SINK
 
 SHORTEST = 16
 """Tokens below which no shorter sequence is advised."""
@@ -22,11 +24,13 @@ def block(section: Mapping[str, Any], current: Plan, fitting: Plan) -> str:
     the keys that change.
 
     Args:
-        section: the user's own; all but the number of layer groups stays.
+        section: the user's own; all but what differs between the plans stays.
         current: the plan that does not fit.
         fitting: the one that does.
     """
     changed = {**section, "layer_groups": len(fitting.layout.layer_groups)}
+    if fitting.layout.store != current.layout.store:
+        changed["store"] = [site for site in fitting.layout.store if site != ATTN_SINK]
     lines = ["extraction:\n", *_lines(changed)]
     if fitting.batch_size != current.batch_size:
         lines += ["execution:  # and its other keys\n", *_lines({"batch_size": fitting.batch_size})]
@@ -47,11 +51,13 @@ def refusal(plan: Plan, place: Place) -> str | None:
     if plan.fits(place):
         return None
     what, memory, called = plan.peak(place.host), place.memory, place.called
+    shared = place.shared
     if memory is None or what <= memory:
         what, memory, called = plan.beside, place.beside, "the host beside the device"
+        shared = place.jobs > 1
     assert memory is not None
     who, each = "a job takes", ""
-    if place.jobs > 1 and called != "execution.device_memory":
+    if shared:
         who, each = f"each of the {place.jobs} jobs that run side by side takes", " for each"
     return (
         f"extraction.layer_groups = {len(plan.layout.layer_groups)}: {who} up to {shown(what)}, "
@@ -59,9 +65,16 @@ def refusal(plan: Plan, place: Place) -> str | None:
     )
 
 
-def remedy(plan: Plan, place: Place, section: Mapping[str, Any]) -> str | None:
-    """The block that fits a place; None where nothing does."""
+def remedy(plan: Plan, place: Place, run: Path, section: Mapping[str, Any]) -> str | None:
+    """The block that fits a place, and the disk if it can; None where none fits the place.
+
+    Args:
+        run: its folder, as `full_disk` takes it.
+        section: the user's own.
+    """
     fitting = fitting_plan(plan, place)
+    if fitting is not None and full_disk(fitting, run):  # more layer groups, more boundaries
+        fitting = leaner(fitting, place, run) or fitting
     return None if fitting is None else block(section, plan, fitting)
 
 
@@ -90,6 +103,19 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
     while tokens >= SHORTEST or tokens == plan.tokens:
         yield plan.batched(1).shortened(tokens)
         tokens //= 2
+
+
+def leaner(plan: Plan, place: Place, run: Path) -> Plan | None:
+    """The plan that stores as many sites as fit on the disk; None where not even none does."""
+    stored = plan.layout.store
+    values = [site for site in stored if site != ATTN_SINK]
+    for count in range(len(values) - 1, -1, -1):
+        kept = {ATTN_SINK, *values[:count]}
+        store = tuple(site for site in stored if site in kept)
+        fewer = replace(plan, layout=replace(plan.layout, store=store))
+        if fewer.fits(place) and not full_disk(fewer, run):
+            return fewer
+    return None
 
 
 def full_disk(plan: Plan, run: Path) -> str | None:

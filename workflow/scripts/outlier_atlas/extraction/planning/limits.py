@@ -9,6 +9,8 @@ from pathlib import Path
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+THIS_MACHINE = "this machine"
+"""What memory is called that all of its jobs share."""
 
 
 def available(
@@ -24,7 +26,7 @@ def available(
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0]), device_name(device)
-    return host_memory(jobs, processes), "this machine"
+    return host_memory(jobs, processes), THIS_MACHINE
 
 
 def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | None:

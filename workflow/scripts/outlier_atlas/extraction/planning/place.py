@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-from outlier_atlas.extraction.planning.limits import available
+from outlier_atlas.extraction.planning.limits import THIS_MACHINE, available
 from outlier_atlas.extraction.planning.units import bytes_of
 
 
@@ -50,7 +49,12 @@ class Place:
         """Whether the forward pass is on the host."""
         return self.name == "cpu"
 
-    @cached_property
+    @property
+    def shared(self) -> bool:
+        """Whether `memory` is one of several jobs' share."""
+        return self.jobs > 1 and self.called == THIS_MACHINE
+
+    @property
     def beside(self) -> int | None:
         """Bytes of the host that one job can take beside its device; None where nothing says."""
         return None if self.host else self.host_memory

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from outlier_atlas.extraction.job import Job
-from outlier_atlas.extraction.planning.advice import block, full_disk, refusal, remedy
+from outlier_atlas.extraction.planning.advice import block, full_disk, leaner, refusal, remedy
 from outlier_atlas.extraction.planning.limits import device_name, whole
 from outlier_atlas.extraction.planning.place import Company, Place
 from outlier_atlas.extraction.planning.plan import Plan, plan
@@ -21,6 +22,7 @@ from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.locks import holders
 from outlier_atlas.measured import rates
+from outlier_atlas.settings.extraction import ExtractionSettings
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +104,17 @@ def say(made: Plan, place: Place, job: Job) -> None:
     level = logging.INFO if job.group == job.shard == 0 else logging.DEBUG
     found = rates(job.run.parent, made.model, place.name)
     log.log(level, "%s", table(made, place, found, job.run))
-    refuse(made, place, job.run, read_record(job.store_record)["extraction"])
+    refuse(made, place, job.run, _section(job))
 
 
-def refuse(made: Plan, place: Place, run: Path, section: dict[str, object]) -> None:
+def _section(job: Job) -> dict[str, Any]:
+    """The user's own `extraction` section; the record leaves out what makes nothing stale."""
+    recorded = read_record(job.store_record)["extraction"]
+    own = ExtractionSettings.model_validate(recorded | {"verify": job.verify})
+    return own.model_dump(mode="json", exclude_defaults=True)
+
+
+def refuse(made: Plan, place: Place, run: Path, section: Mapping[str, Any]) -> None:
     """Refuse a run that cannot fit, after the block that would.
 
     Raises:
@@ -116,26 +125,36 @@ def refuse(made: Plan, place: Place, run: Path, section: dict[str, object]) -> N
         ways = []
         if place.alone is not None and made.fits(place.alone):
             ways.append("one at a time they fit (`--resources gpu=1`, or `make run GPUS=1`)")
-        if fits := remedy(made, place, section):
+        if fits := remedy(made, place, run, section):
             log.warning("\nThis would fit:\n\n%s", fits)
             ways.append("the block above would fit")
         nothing = "not even one layer at a time fits, in any batch"
         raise ValueError("; ".join([reason, *(ways or [nothing])]))
     if (full := full_disk(made, run)) is not None:
-        raise ValueError(full)
+        fewer = leaner(made, place, run)
+        if fewer is None:
+            raise ValueError(full)
+        log.warning("\nThis would fit:\n\n%s", block(section, made, fewer))
+        raise ValueError(
+            f"{full}; the block above would fit, where neither detection.quantization_error nor "
+            f"detection.exclude asks for values that it does not store"
+        )
 
 
 def advise_after_failure(made: Plan, job: Job, work: Work) -> str:
     """What to do where the plan was too hopeful, in a sentence; the block has been logged."""
     groups = len(work.layout.layer_groups)
-    said = f"layers {work.span}: out of memory with a single sequence; "
-    kept = "What was computed is kept"
     if made.one_group or groups == made.running:
-        return f"{said}take a shorter dataset.sequence_length. {kept}"
-    finer = made.divided(min(2 * groups, made.running))
-    section = read_record(job.store_record)["extraction"]
-    log.warning("\nThis takes less:\n\n%s", block(section, finer, finer))
-    return f"{said}take more extraction.layer_groups (now {groups}), as in the block above. {kept}"
+        less = made.shortened(made.tokens // 2)
+        way = f"a shorter dataset.sequence_length (now {made.tokens})"
+    else:
+        less = made.divided(min(2 * groups, made.running))
+        way = f"more extraction.layer_groups (now {groups})"
+    log.warning("\nThis takes less:\n\n%s", block(_section(job), made, less))
+    return (
+        f"layers {work.span}: out of memory with a single sequence; take {way}, as in the block "
+        f"above. What was computed is kept"
+    )
 
 
 def place_of(where: Sequence[str], given: str | None, company: Company) -> Place:

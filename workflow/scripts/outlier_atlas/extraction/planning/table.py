@@ -81,8 +81,8 @@ def _below(plan: Plan, place: Place, folder: Path) -> list[str]:
     lines = []
     each = f" for each of {place.jobs} jobs side by side" if place.jobs > 1 else ""
     if place.memory is not None:
-        shared = each if place.memory == place.host_memory else ""
-        lines.append(f"Memory: {place.called} has {shown(place.memory)}{shared}.")
+        share = each if place.shared else ""
+        lines.append(f"Memory: {place.called} has {shown(place.memory)}{share}.")
     if place.beside is not None:
         lines.append(f"The host beside it has {shown(place.beside)}{each}.")
     if place.host:
