@@ -20,7 +20,7 @@ from outlier_atlas.measured import GUESSED, Measured, rates, records
 from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.checkpoint import weight_files
 from outlier_atlas.model.footprint import sizes
-from outlier_atlas.model.partial import load_layers, load_model, weight_bytes
+from outlier_atlas.model.partial import build_on_meta, load_layers, load_model, weight_bytes
 from outlier_atlas.model.shards import file_bytes
 from outlier_atlas.model.source import load_config
 from outlier_atlas.settings.extraction import even_ranges
@@ -103,6 +103,34 @@ def test_file_bytes_are_those_of_the_headers(llama, qwen3_moe):
         assert len({by_layer[layer] for layer in range(4)}) == 1
         whole = sum((folder / name).stat().st_size for name in files)
         assert 0.7 * whole < sum(by_layer.values()) < whole, "all but the headers"
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        t.LlamaConfig(**tiny.SIZES),
+        t.LlamaConfig(**tiny.SIZES, tie_word_embeddings=True),
+        t.GPT2Config(vocab_size=320, n_embd=32, n_layer=4, n_head=4),
+        t.OPTConfig(
+            vocab_size=320, hidden_size=32, ffn_dim=64, num_hidden_layers=4, num_attention_heads=4,
+            word_embed_proj_dim=32, max_position_embeddings=64,
+        ),
+        quantized.LLAVA,
+    ],
+    ids=lambda c: c.model_type + "-tied" * c.tie_word_embeddings,
+)  # fmt: skip
+def test_a_bfloat16_checkpoint_has_the_bytes_on_disk_that_it_has_in_memory(architecture, tmp_path):
+    """With the embedding, the final norm and the head, each where it is loaded."""
+    model = tiny.checkpoint(tmp_path / "model", architecture)
+    extraction = {"layer_groups": 2, "perplexity": True}
+    run = Run(tmp_path, config(model, ROWS, tmp_path / "data", extraction=extraction))
+    run.prepare()
+    described = load_config(model)
+    decoder = build_on_meta(described, describe(described), range(4), "bfloat16")
+    made_up = sum(buffer.nbytes for buffer in decoder.buffers())  # frequencies of the rotation
+    for plan in (run.planned(), run.planned().divided(1)):
+        for group in plan.groups:
+            assert group.file == group.weights - made_up
 
 
 def test_layers_that_predict_several_tokens_are_named_and_not_loaded(tmp_path):

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from outlier_atlas.model.architecture import Architecture
+from torch import nn
+
+from outlier_atlas.model.architecture import Architecture, on_meta
 from outlier_atlas.model.checkpoint import headers
+from outlier_atlas.model.stored import Conversion
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Outside = Literal["embedding", "decoder", "head"]
+"""What lies outside of the layers: `decoder` is the rest of it, such as the final norm."""
 
 
 def file_bytes(folder: Path, files: Sequence[str], architecture: Architecture) -> dict[int, int]:
@@ -21,6 +31,47 @@ def file_bytes(folder: Path, files: Sequence[str], architecture: Architecture) -
         layer = -1 if _unknown(name, architecture) else _layer(name, architecture)
         sums[layer] = sums.get(layer, 0) + last - first
     return sums
+
+
+def outside_bytes(
+    folder: Path,
+    files: Sequence[str],
+    config: PretrainedConfig,
+    architecture: Architecture,
+    trust_remote_code: bool = False,
+) -> dict[Outside, int]:
+    """Bytes of the checkpoint's tensors that are loaded and belong to no layer, by role.
+
+    What is tied and stored nevertheless counts once, with the embedding.
+    """
+    model = on_meta(config, trust_remote_code)
+    conversion, roles = Conversion(model), dict(_outside(model, architecture))
+    sums: dict[Outside, int] = {"embedding": 0, "decoder": 0, "head": 0}
+    counted = set()
+    for name, tensor in headers(folder, files):
+        if _layer(name, architecture) == -1:
+            role, parameter = roles.get(conversion.target(name)[0], (None, None))
+            if role is not None and id(parameter) not in counted:
+                counted.add(id(parameter))
+                first, last = tensor["data_offsets"]
+                sums[role] += last - first
+    return sums
+
+
+def _outside(
+    model: PreTrainedModel, architecture: Architecture
+) -> Iterator[tuple[str, tuple[Outside, nn.Parameter]]]:
+    """Role and parameter of what is loaded and belongs to no layer, by the parameter's name."""
+    decoder = model.get_submodule(architecture.decoder)
+    embedding = {id(p) for p in decoder.get_input_embeddings().parameters()}
+    heads = tuple(f"{path}." for path in architecture.head.modules)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in embedding:
+            yield name, ("embedding", parameter)
+        elif name.startswith(f"{architecture.decoder}."):
+            yield name, ("decoder", parameter)
+        elif name.startswith(heads):
+            yield name, ("head", parameter)
 
 
 def unknown_parts(

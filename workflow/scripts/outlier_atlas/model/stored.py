@@ -92,7 +92,7 @@ def stored_weights(
     """
     model = on_meta(config, trust_remote_code)
     parameters = dict(_parameters(model, architecture))
-    conversion = _Conversion(model)
+    conversion = Conversion(model)
     tensors = _by_weight(folder, files)
     experts: Counter[tuple[str, str]] = Counter()
     seen: set[int] = set()
@@ -193,7 +193,7 @@ def _turned(
     return turned
 
 
-class _Conversion:
+class Conversion:
     """What transformers makes of the names in a checkpoint when it loads them into a model."""
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from outlier_atlas.extraction.writer import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
 from outlier_atlas.model.footprint import Sizes, sizes
 from outlier_atlas.model.recorded import described
-from outlier_atlas.model.shards import file_bytes, unknown_parts
+from outlier_atlas.model.shards import Outside, file_bytes, outside_bytes, unknown_parts
 from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.settings.sites import ATTN_SINK, CHANNEL_SITES, EXPERT_OUT
 from outlier_atlas.store.layout import Layout
@@ -104,6 +104,7 @@ class Plan:
         model: class of the model.
         sizes: of its parts, for a batch of one sequence.
         file: bytes of each layer in the checkpoint's files.
+        outside: of what lies outside of the layers there, by role.
         skipped: parts of the model and of its checkpoint that are not loaded, by path.
         one_group: whether the layers cannot be divided.
         batch_size: sequences in a forward pass.
@@ -116,6 +117,7 @@ class Plan:
     model: str
     sizes: Sizes
     file: Mapping[int, int]
+    outside: Mapping[Outside, int]
     skipped: tuple[str, ...]
     one_group: bool
     batch_size: int
@@ -151,7 +153,7 @@ class Plan:
         unstored = [layout.sites[site] for site in layout.sites if site not in layout.store]
         return GroupPlan(
             layers=layout.layer_groups[index],
-            file=sum(self.file.get(layer, 0) for layer in layers),
+            file=self._file(layers, head),
             weights=self.sizes.weights(layers, head),
             fullest=self.sizes.fullest(layers, self.gpus, head),
             fused=self.sizes.fused,
@@ -162,6 +164,13 @@ class Plan:
             written=THREADS * 2 * 4 * widest * tile,
             summarized=THREADS * SUMMARIZED * max(unstored, default=0) * tile,
         )
+
+    def _file(self, layers: range, head: bool) -> int:
+        """Bytes of the files that a layer group reads: see `Sizes.weights`."""
+        own = sum(self.file.get(layer, 0) for layer in layers) + self.outside["decoder"]
+        embedded = 0 in layers or (head and self.sizes.tied)
+        own += self.outside["embedding"] if embedded else 0
+        return own + (self.outside["head"] if head else 0)
 
     @property
     def running(self) -> int:
@@ -278,6 +287,7 @@ def plan(
         model=architecture.model_class.__name__,
         sizes=sizes(config, architecture, layout.dtype, tokens),
         file=file_bytes(folder, model["files"], architecture),
+        outside=outside_bytes(folder, model["files"], config, architecture, trust_remote_code),
         skipped=(
             *(path for path in architecture.skipped if path not in kept),
             *unknown_parts(folder, model["files"], architecture),
