@@ -15,7 +15,7 @@ from pipeline import Run, config, hooked
 from safetensors.torch import load_file
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.extraction import compute
+from outlier_atlas.extraction import compute, loading
 from outlier_atlas.extraction import run as extraction_run
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
@@ -340,16 +340,31 @@ def test_out_of_memory_goes_on_in_smaller_batches_without_loading_again(
     assert_equal_to_hooks(run, llama, [range(i, i + 2) for i in range(0, 8, 2)])
 
 
-def test_out_of_memory_with_one_sequence_says_what_to_do(llama, tmp_path, monkeypatch):
-    run = Run(tmp_path, config(llama, rows([8] * 2), tmp_path / "data"))
+@pytest.mark.parametrize(
+    ("where", "groups", "said", "block"),
+    [
+        (LayerGroup, 1, r"a single sequence; take more extraction\.layer_groups \(now 1\)", 2),
+        (LayerGroup, 4, r"take a shorter dataset\.sequence_length \(now 8\)", 4),
+        (loading, 1, r"weights were loaded; take more extraction\.layer_groups \(now 1\)", 2),
+        (loading, 4, "they need a device with more memory", None),
+    ],
+)
+def test_out_of_memory_says_what_to_do(
+    where, groups, said, block, llama, tmp_path, monkeypatch, caplog
+):
+    data = config(llama, rows([8] * 2), tmp_path / "data", extraction={"layer_groups": groups})
+    run = Run(tmp_path, data)
     run.prepare()
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(LayerGroup, "run", full)
-    with pytest.raises(ValueError, match=r"take more extraction\.layer_groups \(now 1\)"):
+    monkeypatch.setattr(where, "run" if where is LayerGroup else "place", full)
+    with pytest.raises(ValueError, match=said):
         run.extract()
+    assert ("This takes less" in caplog.text) == (block is not None)
+    assert block is None or f"layer_groups: {block}" in caplog.text
+    assert ("sequence_length: 4" in caplog.text) == (where is LayerGroup and groups == 4)
 
 
 def test_another_error_is_not_taken_for_short_memory(llama, tmp_path, monkeypatch):

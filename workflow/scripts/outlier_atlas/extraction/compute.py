@@ -58,14 +58,16 @@ def _compute(job: Job, work: Work, where: Sequence[str], company: Company) -> No
     _check_boundary(job, work, missing)
     preflight.say(made, preflight.place_of(where, job.device_memory, company), job)
     with Measurement(job, work, made, where) as measurement:
-        layer_group = load(job, work, missing, where)
-        measurement.loaded(layer_group.modules)
+        loaded = False
         try:
+            layer_group = load(job, work, missing, where)
+            loaded = True
+            measurement.loaded(layer_group.modules)
             measurement.batch_size = _stream(job, work, missing, layer_group, where)
         except (RuntimeError, MemoryError) as error:
             if not short_of_memory(error):
                 raise
-            raise ValueError(preflight.advise_after_failure(made, job, work)) from error
+            raise ValueError(preflight.advise_after_failure(made, job, work, loaded)) from error
     measurement.write(sum(int(rows.stop - rows.start) for rows in missing))
 
 

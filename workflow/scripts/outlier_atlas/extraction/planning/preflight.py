@@ -141,20 +141,26 @@ def refuse(made: Plan, place: Place, run: Path, section: Mapping[str, Any]) -> N
         )
 
 
-def advise_after_failure(made: Plan, job: Job, work: Work) -> str:
-    """What to do where the plan was too hopeful, in a sentence; the block has been logged."""
+def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
+    """What to do where the plan was too hopeful, in a sentence; the block has been logged.
+
+    Args:
+        loaded: whether the weights were there already.
+    """
     groups = len(work.layout.layer_groups)
-    if made.one_group or groups == made.running:
+    doing = "with a single sequence" if loaded else "while its weights were loaded"
+    failed = f"layers {work.span}: out of memory {doing}"
+    finest = made.one_group or groups == made.running
+    if finest and not loaded:
+        return f"{failed}; they need a device with more memory. What was computed is kept"
+    if finest:
         less = made.shortened(made.tokens // 2)
         way = f"a shorter dataset.sequence_length (now {made.tokens})"
     else:
         less = made.divided(min(2 * groups, made.running))
         way = f"more extraction.layer_groups (now {groups})"
     log.warning("\nThis takes less:\n\n%s", block(_section(job), made, less))
-    return (
-        f"layers {work.span}: out of memory with a single sequence; take {way}, as in the block "
-        f"above. What was computed is kept"
-    )
+    return f"{failed}; take {way}, as in the block above. What was computed is kept"
 
 
 def place_of(where: Sequence[str], given: str | None, company: Company) -> Place:
