@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 from hub_server import COMMIT, HubServer
+from safetensors.torch import load_file
 
 DRIVER = """
 import json, sys
@@ -54,6 +56,11 @@ CASES = {
     "pickled": model("lab/pickled"),
     "missing_shard": model("lab/missing-shard"),
     "needs_code": model("lab/needs-code"),
+    "gptq": model("lab/gptq"),
+    "packed": model("lab/packed"),
+    "too_few": model("lab/too-few"),
+    "no_decoder": model("lab/no-decoder"),
+    "no_safetensors": model("lab/no-safetensors"),
     "text": dataset(),
     "subset_and_split": dataset(subset="long", split="test"),
     "other_column": dataset(subset="long", split="test", text_column="body"),
@@ -91,8 +98,28 @@ def hub(tmp_path_factory):
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (models / "needs-code" / "config.json").write_text(json.dumps(config))
     (models / "needs-code" / "own.py").write_text("raise SystemExit('code of a checkpoint ran')")
+    _unusable(models)
     _datasets(datasets)
     return root
+
+
+def _unusable(models):
+    """Models that cannot run, as their configuration or the headers of their weights tell."""
+    good = json.loads((models / "good" / "config.json").read_text())
+    encoder = {"model_type": "distilbert", "vocab_size": 320, "n_layers": 4, "dim": 32}
+    for name, config in {
+        "gptq": good | {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "packed": good,
+        "too-few": good | {"num_hidden_layers": 4000},
+        "no-decoder": encoder,
+        "no-safetensors": good,
+    }.items():
+        shutil.copytree(models / "good", models / name)
+        (models / name / "config.json").write_text(json.dumps(config))
+    (models / "no-safetensors" / "model.safetensors").write_bytes(b"not at all" * 10)
+    packed = load_file(models / "packed" / "model.safetensors")
+    packed["model.layers.0.mlp.up_proj.weight"] = torch.ones(64, 8, dtype=torch.int32)
+    tiny.save_weights(models / "packed", packed)
 
 
 def _datasets(root):
@@ -170,6 +197,14 @@ def test_nothing_but_what_is_needed_is_downloaded(outcome):
     assert not [line for line in fetched if line.endswith((".bin", ".onnx", ".py"))]
 
 
+@pytest.mark.parametrize("name", ["gptq", "packed", "too-few", "no-decoder", "needs-code"])
+def test_what_cannot_run_is_refused_before_its_weights_are_fetched(outcome, name):
+    folder, _ = outcome
+    snapshot = folder / "home/hub" / f"models--lab--{name}/snapshots" / COMMIT
+    assert (snapshot / "config.json").exists()
+    assert not (snapshot / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -179,6 +214,11 @@ def test_nothing_but_what_is_needed_is_downloaded(outcome):
         ("pickled", "lab/pickled: it has only pickled weights (pytorch_model.bin)"),
         ("missing_shard", "lab/missing-shard: model.safetensors.index.json names"),
         ("needs_code", "if you trust that code, set model.trust_remote_code: true"),
+        ("gptq", "its weights are quantized ('gptq') in a way that cannot be dequantized while"),
+        ("packed", "model.layers.0.mlp.up_proj.weight is stored as I32, and no quantization"),
+        ("too_few", "num_hidden_layers is 4000, and the weights are"),
+        ("no_decoder", "distilbert"),
+        ("no_safetensors", "lab/no-safetensors: model.safetensors is no safetensors file"),
         ("no_dataset", "dataset 'texts/nothing': there is no such dataset on the hub"),
         ("no_dataset_revision", "dataset 'texts/speeches' has no revision 'v9'"),
         ("no_subset", "dataset 'texts/speeches'"),

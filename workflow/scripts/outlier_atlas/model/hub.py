@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from outlier_atlas.model.checkpoint import INDEX, choose_weights, index_files
 
@@ -15,8 +18,18 @@ CONFIGURATION = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 """Endings of the files beside the weights: configuration, tokenizer, chat template."""
 
 
-def download(repository: str, revision: str | None, trust_remote_code: bool) -> tuple[str, Path]:
+Check = Callable[[Path, Path, Sequence[str]], object]
+"""Is given the folder of the configuration, a folder with the weights' files in which only the
+headers are filled in, and their names."""
+
+
+def download(
+    repository: str, revision: str | None, trust_remote_code: bool, check: Check
+) -> tuple[str, Path]:
     """Download a model into the cache of the hub (`HF_HOME`).
+
+    Args:
+        check: raises where the model cannot be used; its weights are not downloaded then.
 
     Returns:
         The commit, and the folder of its files.
@@ -39,8 +52,41 @@ def download(repository: str, revision: str | None, trust_remote_code: bool) -> 
         missing = sorted(set(weights) - set(names))
         if missing:
             raise ValueError(f"{repository}: {INDEX} names {missing[0]!r}, which is not there")
+        with TemporaryDirectory() as temporary:
+            headers = Path(temporary) / repository.replace("/", "--")
+            headers.mkdir()
+            _headers(repository, info.sha, weights, headers)
+            check(folder, headers, weights)
         _snapshot(repository, info.sha, weights)
     return str(info.sha), folder
+
+
+def _headers(repository: str, commit: str, names: Sequence[str], folder: Path) -> None:
+    """Write files that have the headers of weights and a hole where the weights would be.
+
+    Raises:
+        ValueError: a file is no safetensors file.
+    """
+    import huggingface_hub as hub
+
+    def write(name: str) -> None:
+        try:
+            held = hub.HfApi().parse_safetensors_file_metadata(repository, name, revision=commit)
+        except hub.errors.SafetensorsParsingError as error:
+            raise ValueError(f"{repository}: {name} is no safetensors file") from error
+        header = {
+            key: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
+            for key, t in held.tensors.items()
+        }
+        text = json.dumps(header).encode()
+        with (folder / name).open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(
+                8 + len(text) + max((t.data_offsets[1] for t in held.tensors.values()), default=0)
+            )
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, names))
 
 
 def cached(repository: str, commit: str) -> Path:

@@ -12,7 +12,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,9 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
     relative = None
     if kind == "hub":
         commit, folder = hub.download(
-            settings.source, settings.revision, settings.trust_remote_code
-        )
+            settings.source, settings.revision, settings.trust_remote_code,
+            lambda *where: _check_before(settings, *where),
+        )  # fmt: skip
     elif kind == "local":
         folder = local_path(settings.source)
         relative = settings.source
@@ -102,12 +104,8 @@ def _describe(settings: ModelSettings, folder: Path) -> tuple[Seen, dict[str, An
     """Sizes and times of the files before they were read, and what a model is."""
     if not folder.is_dir():
         raise ValueError(f"model.source = {settings.source!r}: no such folder")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"model.source = {settings.source!r}: the folder has no config.json")
     files = weight_files(folder)
-    config = load_config(folder, settings.trust_remote_code)
-    check_files(folder, files, text_config(config).num_hidden_layers)
-    quantization = check(settings.source, config, folder, files)
+    config, quantization = _checked(settings, folder, folder, files)
     text = text_config(config)
     counted = checked_files(folder, files, settings.trust_remote_code)
     seen, sums = stamps(folder, counted), sums_of(folder, counted)
@@ -123,6 +121,28 @@ def _describe(settings: ModelSettings, folder: Path) -> tuple[Seen, dict[str, An
         "files": files,
         "quantization": quantization,
     }
+
+
+def _checked(
+    settings: ModelSettings, folder: Path, weights: Path, files: Sequence[str]
+) -> tuple[PretrainedConfig, str | None]:
+    """The configuration in a folder, and how the weights in another are quantized, of whose files
+    only the headers are read."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.source = {settings.source!r}: the folder has no config.json")
+    config = load_config(folder, settings.trust_remote_code)
+    check_files(weights, files, text_config(config).num_hidden_layers)
+    return config, check(settings.source, config, weights, files)
+
+
+def _check_before(
+    settings: ModelSettings, folder: Path, headers: Path, files: Sequence[str]
+) -> None:
+    """Refuse what could not run, before gigabytes of weights are fetched."""
+    config, _ = _checked(settings, folder, headers, files)
+    # By name, so that it is no code of the rule: the record is the same whatever becomes of it.
+    architecture = import_module("outlier_atlas.model.architecture")
+    architecture.describe(config, settings.trust_remote_code)
 
 
 def locate(record: Mapping[str, Any], resources: Path) -> Path:
