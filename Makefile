@@ -56,7 +56,7 @@ docs: .venv/installed
 	.venv/bin/python -m outlier_atlas.documentation .
 
 bench: .venv/installed-dev
-	for benchmark in benchmarks/*.py; do .venv/bin/python "$$benchmark"; done
+	for benchmark in benchmarks/*.py; do .venv/bin/python "$$benchmark" || exit 1; done
 
 constraints: .venv/installed
 	.venv/bin/python -m pip install --quiet uv

@@ -17,7 +17,7 @@ from outlier_atlas import locks
 from outlier_atlas.extraction import compute
 from outlier_atlas.extraction.planning import limits, preflight
 from outlier_atlas.extraction.planning.advice import full_disk, refusal, remedy
-from outlier_atlas.extraction.planning.place import Place
+from outlier_atlas.extraction.planning.place import Company, Place
 from outlier_atlas.extraction.planning.units import bytes_of
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.measured import records
@@ -177,6 +177,17 @@ def test_jobs_for_which_there_are_no_gpus_wait_before_they_load(gpus, jobs, monk
     monkeypatch.setattr("outlier_atlas.extraction.devices.visible_gpus", lambda: gpus)
     assert preflight.company(3, "auto", 2, tmp_path).jobs == jobs
     assert preflight.company(3, "cpu", 2, tmp_path).jobs == 3
+
+
+def test_the_fullest_of_the_gpus_here_is_planned_for(monkeypatch):
+    free = {"cuda:0": 8000, "cuda:1": 3000, "cpu": 9000}
+    monkeypatch.setattr("outlier_atlas.extraction.devices.visible_gpus", lambda: ["4", "7"])
+    monkeypatch.setattr(preflight, "device_name", lambda _: "a device")
+    monkeypatch.setattr(
+        "outlier_atlas.extraction.planning.place.available", lambda where, *_: (free[where], where)
+    )
+    place = preflight.foreseen("auto", None, Company())
+    assert (place.name, place.memory, place.host_memory) == ("a device", 3000, 9000)
 
 
 HOLDER = """

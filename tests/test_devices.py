@@ -115,7 +115,7 @@ def hold_forever(folder, ready):
 
 def test_a_job_waits_says_so_and_goes_on_when_the_holder_is_killed(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(devices, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(devices, "REMINDER_SECONDS", 0.3)
+    monkeypatch.setattr(devices, "FIRST_SECONDS", 0.3)
     ready = SPAWN.Event()
     holder = SPAWN.Process(target=hold_forever, args=(tmp_path, ready))
     holder.start()
@@ -128,11 +128,43 @@ def test_a_job_waits_says_so_and_goes_on_when_the_holder_is_killed(tmp_path, mon
     holder.join()
     said = [record.getMessage() for record in caplog.records]
     assert f"held by GPU 0: the holder (process {holder.pid})" in said[0]
-    assert len(said) <= 4, "a reminder, not a stream"
+    assert len(said) == 1, "a reminder, not a stream"
 
 
-def test_a_reminder_comes_once_a_minute():
-    assert devices.REMINDER_SECONDS == 60
+def test_the_holder_is_named_within_seconds_and_then_once_a_minute(tmp_path, monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def sleep(_):
+        now[0] += 1
+        if now[0] == 130:
+            raise TimeoutError
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with lease(["0"], tmp_path, "one"), pytest.raises(TimeoutError), lease(["0"], tmp_path, "next"):
+        pass
+    assert [record.args[0] for record in caplog.records] == [5, 65, 125]
+
+
+def test_a_gpu_has_one_lock_by_whichever_name_it_is_known(monkeypatch, tmp_path):
+    listed = {"0": "GPU-aa11", "1": "GPU-bb22"}
+    monkeypatch.setattr(devices, "_uuids", lambda: listed)
+    monkeypatch.setattr(devices, "lease_folder", lambda: tmp_path)
+    assert devices.identities(["1", "GPU-aa", "GPU-bb22", "MIG-cc"]) == [
+        "GPU-bb22", "GPU-aa11", "GPU-bb22", "MIG-cc"
+    ]  # fmt: skip
+    monkeypatch.setattr(devices, "visible_gpus", lambda: ["GPU-aa", "GPU-bb"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb")
+    with lease(devices.identities(["0"]), tmp_path, "another"), devices.devices("auto", 1, "one"):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-bb"
+
+
+def test_uuids_are_those_that_nvidia_smi_lists(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert devices.identities(["0", "1"]) == ["0", "1"], "without it"
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0, GPU-aa; echo 1, GPU-bb\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert devices.identities(["0", "1"]) == ["GPU-aa", "GPU-bb"]
 
 
 def test_each_allocation_of_a_scheduler_has_leases_of_its_own(monkeypatch):
@@ -169,6 +201,7 @@ def test_devices_of_the_environment_are_kept_to(monkeypatch):
 @pytest.mark.parametrize("count", [1, 2])
 def test_leased_gpus_are_the_only_ones_that_torch_will_see(count, monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "visible_gpus", lambda: ["4", "GPU-aa", "5"])
+    monkeypatch.setattr(devices, "_uuids", dict)
     monkeypatch.setattr(devices, "lease_folder", lambda: tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-aa,5")
     with lease(["4"], tmp_path, "another"), devices.devices("auto", count, "one") as where:

@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,8 @@ from typing import IO
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-REMINDER_SECONDS = 60.0
+FIRST_SECONDS, REMINDER_SECONDS = 5.0, 60.0
+"""After which a job that waits says so for the first time, and again."""
 
 
 @contextmanager
@@ -47,8 +49,9 @@ def devices(wanted: str, count: int, job: str) -> Iterator[list[str]]:
             f"device{'s' * (len(gpus) > 1)}; take at most {len(gpus)}"
         )
     if gpus:
-        with lease(gpus, lease_folder(), job, count) as leased:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
+        named = dict(zip(identities(gpus), gpus, strict=True))
+        with lease(list(named), lease_folder(), job, count) as leased:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(named[gpu] for gpu in leased)
             yield [f"cuda:{index}" for index in range(count)]
         return
     if wanted == "cuda":
@@ -75,6 +78,29 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()  # asks the driver's management library; makes no context
     named = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return named[:count] if any(named) else [str(index) for index in range(count)]
+
+
+def identities(gpus: Sequence[str]) -> list[str]:
+    """What GPUs are called whoever names them: one job's `1` may be another's `GPU-5a3b`.
+
+    Args:
+        gpus: as `CUDA_VISIBLE_DEVICES` names them.
+
+    Returns:
+        The UUID of each; without `nvidia-smi` its name as it is.
+    """
+    uuids = _uuids()
+    by_beginning = (next((u for u in uuids.values() if u.startswith(gpu)), gpu) for gpu in gpus)
+    return [uuids.get(gpu, whole) for gpu, whole in zip(gpus, by_beginning, strict=True)]
+
+
+def _uuids() -> dict[str, str]:
+    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(line.split(", ", 1) for line in said.stdout.splitlines())
 
 
 def lease_folder() -> Path:
@@ -109,7 +135,8 @@ def lease(gpus: Sequence[str], folder: Path, job: str, count: int = 1) -> Iterat
 
 @contextmanager
 def _wait(gpus: Sequence[str], folder: Path, count: int) -> Iterator[dict[str, IO[str]]]:
-    waited_since = last_said = time.monotonic()
+    waited_since = time.monotonic()
+    due = waited_since + FIRST_SECONDS
     while True:
         with ExitStack() as open_files:
             held, holders = _try(gpus, folder, count, open_files)
@@ -117,8 +144,8 @@ def _wait(gpus: Sequence[str], folder: Path, count: int) -> Iterator[dict[str, I
                 yield held
                 return
         now = time.monotonic()
-        if now - last_said >= REMINDER_SECONDS:
-            last_said = now
+        if now >= due:
+            due = now + REMINDER_SECONDS
             log.warning(
                 "waiting for a GPU for %d s; held by %s", now - waited_since, "; ".join(holders)
             )

@@ -169,7 +169,7 @@ def place_of(where: Sequence[str], given: str | None, company: Company) -> Place
 
 
 def foreseen(device: str, given: str | None, company: Company) -> Place:
-    """The place that jobs of this machine would have, or a device elsewhere.
+    """The place that jobs of this machine have, whichever GPUs they get, or a device elsewhere.
 
     Args:
         device: as the configuration has it.
@@ -178,8 +178,8 @@ def foreseen(device: str, given: str | None, company: Company) -> Place:
     """
     from outlier_atlas.extraction.devices import visible_gpus
 
-    if device in ("auto", "cuda") and visible_gpus():
-        return place_of(["cuda:0"], given, company)
+    if device in ("auto", "cuda") and (gpus := visible_gpus()):
+        return place_of([f"cuda:{index}" for index in range(len(gpus))], given, company)
     if given is not None and device != "cpu":
         return Place.elsewhere(given)
     return place_of(["cpu"], given, company)
