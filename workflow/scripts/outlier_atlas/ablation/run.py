@@ -29,6 +29,7 @@ from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.extraction.devices import devices
 from outlier_atlas.extraction.memory import short_of_memory
 from outlier_atlas.extraction.planning import preflight
+from outlier_atlas.extraction.planning.place import Company
 from outlier_atlas.extraction.planning.plan import plan
 from outlier_atlas.files import fingerprint, read_record
 from outlier_atlas.model.frugal import few_kernels
@@ -198,7 +199,7 @@ def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:
         layout, read_record(ablation.model_record), ablation.resources, 1, longest, False,
         ablation.trust_remote_code, len(where),
     )  # fmt: skip
-    place = preflight.place_of(where, ablation.device_memory)
+    place = preflight.place_of(where, ablation.device_memory, Company())
     own = read_record(ablation.store_record)["extraction"]
     preflight.refuse(made, place, ablation.run, own)
 

@@ -28,6 +28,9 @@ KERNEL_BYTES = 48 * MIB
 """What a mixture's prepared matrix products take on the CPU (`few_kernels`), and the heap between
 them: between 0 and 100 on mixtures of 16 to 64 experts, by dtype and number of tokens."""
 
+HEAP_BYTES = 16 * MIB
+"""What glibc asks for beyond what is needed, on the CPU (`model/frugal.py`)."""
+
 DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
 """What is left of the float32 values after lossless compression, by the dtype they came in:
 zero bits cost nothing, and the others little less than themselves."""
@@ -91,7 +94,7 @@ class GroupPlan:
         """The most in the memory of the host, of a process whose forward pass is there, too."""
         kernels = KERNEL_BYTES if self.fused else 0
         waiting = self._waiting(HOST_QUEUE_BYTES) + self.gathered + self.written + self.summarized
-        streaming = (self.forward or 0) + waiting + kernels
+        streaming = (self.forward or 0) + waiting + kernels + HEAP_BYTES
         return PROCESS_BYTES + self.weights + max(self.fused, streaming)
 
 
