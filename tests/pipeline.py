@@ -215,7 +215,7 @@ def hooked(
             else:
                 module.register_forward_hook(
                     lambda _, __, output, tap=tap: keep(
-                        tap, output[0] if isinstance(output, tuple) else output
+                        tap, output[0] if isinstance(output, tuple | list) else output
                     )
                 )
     with torch.inference_mode():

@@ -129,7 +129,7 @@ class _Model:
         """Ids of the tokenizer's special tokens; without one those that the configuration names."""
         if self.tokenizer is not None:
             return sorted({int(token) for token in self.tokenizer.all_special_ids})
-        named = (self.config.bos_token_id, self.config.eos_token_id, self.config.pad_token_id)
+        named = [getattr(self.config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")]
         return sorted(
             {
                 int(t)
@@ -144,13 +144,13 @@ class _Model:
 
     def packing(self, settings: DatasetSettings) -> Packing:
         own = self.config if self.tokenizer is None else self.tokenizer
-        separator = _first(own.eos_token_id)
+        separator = _first(getattr(own, "eos_token_id", None))
         if settings.packing == "concat" and separator is None:
             raise ValueError(
                 "dataset.packing = 'concat': the tokenizer has no end-of-text token to join "
                 "documents with; take document"
             )
-        bos = _first(self.config.bos_token_id)
+        bos = _first(getattr(self.config, "bos_token_id", None))
         return Packing(
             kind=settings.packing,
             sequences=settings.sequences,

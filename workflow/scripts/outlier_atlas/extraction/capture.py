@@ -9,18 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial, reduce
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nnsight import NNsight
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from outlier_atlas.model import handed
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.attention import RecordedAttention
 from outlier_atlas.model.experts import RecordedExperts
 from outlier_atlas.model.head import Head
 from outlier_atlas.model.roles import Tap
+from outlier_atlas.model.stripped import dummy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Keep = Callable[[Tap, torch.Tensor], None]
 """Takes the tensor (batch, token, channel) of a tap; it may be overwritten after the call."""
@@ -44,7 +49,7 @@ class LayerGroup:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         architecture: Architecture,
         layers: range,
         taps: Sequence[Tap],
@@ -59,7 +64,9 @@ class LayerGroup:
         }
         self._traced = NNsight(model)
         self._parameter = next(model.parameters())
-        self._boundary_dtype = architecture.boundary_dtypes[layers[0]] or self._parameter.dtype
+        self._dtype = model.config.dtype  # a weight may be kept in another one
+        self._boundary_dtype = architecture.boundary_dtypes[layers[0]] or self._dtype
+        self._embedding_size = architecture.embedding_size
         self._first_path = f"{architecture.stack}.{layers[0]}"
         self._first = self._envoy(self._first_path)
         self._taps = [(tap, self._envoy(tap.module)) for tap in taps]
@@ -124,9 +131,7 @@ class LayerGroup:
         if not batch.is_floating_point():
             return {"input_ids": batch}, None
         boundary = batch.to(self._boundary_dtype)
-        # The dummy gives the model the shapes that it makes masks and positions from.
-        dummy = torch.zeros_like(boundary, dtype=self._parameter.dtype)
-        return {"inputs_embeds": dummy}, boundary
+        return {"inputs_embeds": dummy(boundary, self._embedding_size, self._dtype)}, boundary
 
     def _recorded(self, tap: Tap, taken: torch.Tensor) -> torch.Tensor:
         """What was taken; where it is a recorded module's output, what was recorded inside it."""
@@ -162,16 +167,15 @@ def _recorder(model: nn.Module, tap: Tap, sink_tokens: int) -> RecordedExperts |
 
 def _given(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
     """The hidden states among what a module was called with."""
-    args, kwargs = inputs
-    value = kwargs["hidden_states"] if "hidden_states" in kwargs else (*args, *kwargs.values())[0]
-    assert isinstance(value, torch.Tensor)
+    value = handed.given(*inputs)
+    assert value is not None
     return value
 
 
 def _made(output: Any) -> torch.Tensor:
     """The hidden states among what a module returned."""
-    value = output if isinstance(output, torch.Tensor) else output[0]
-    assert isinstance(value, torch.Tensor)
+    value = handed.made(output)
+    assert value is not None
     return value
 
 
@@ -179,10 +183,7 @@ def _replace_given(
     boundary: torch.Tensor, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Hand a block the boundary in place of the hidden states that it was called with."""
-    if args and "hidden_states" not in kwargs:
-        return (boundary, *args[1:]), kwargs
-    name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-    return args, kwargs | {name: boundary}
+    return handed.replaced(boundary, args, kwargs)
 
 
 def _hook_alteration(module: nn.Module, tap: Tap, values: Mapping[int, float]) -> RemovableHandle:

@@ -8,16 +8,17 @@ is not offered: a wrong number is worse than none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from outlier_atlas.model.apart import not_apart
 from outlier_atlas.model.flow import Flow
 from outlier_atlas.model.head import HeadParts, find_head
 from outlier_atlas.model.roles import Tap, readers_of_block, taps_of_block
-from outlier_atlas.model.watch import watch
+from outlier_atlas.model.watch import TOKENS, watch
 from outlier_atlas.settings.sites import EXPERT_OUT, SITES, Place, Site
 from outlier_atlas.visible import gist
 
@@ -39,6 +40,9 @@ class Architecture:
         stack: path of the decoder stack, seen from the decoder.
         layers: number of decoder layers.
         hidden_size: channels of the residual stream.
+        embedding_size: channels of an embedding; where they differ, the model projects it.
+        returned: for each layer, of how many values the tuple is that it returns; 0 where it
+            returns none.
         taps: for each layer, its sites, in the order in which a forward pass meets them.
         boundary_dtypes: for each layer the dtype of the residual stream into it, where the model
             keeps it in another one than its weights'; None where it does not.
@@ -58,6 +62,8 @@ class Architecture:
     stack: str
     layers: int
     hidden_size: int
+    embedding_size: int
+    returned: tuple[int, ...]
     taps: tuple[dict[Place, Tap], ...]
     boundary_dtypes: tuple[torch.dtype | None, ...]
     one_group: str | None
@@ -142,19 +148,11 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
     path, stack = _decoder_stack(decoder, int(text.num_hidden_layers), name)
     hidden = int(text.hidden_size)
     flow = watch(decoder, stack)
-    one_group = None
     if flow is not None and any(
-        len(block.shape) != 3 or block.shape[-1] != hidden for block in flow.blocks.values()
+        block.shape != (1, TOKENS, hidden) for block in flow.blocks.values()
     ):
         raise ValueError(
             f"{name}: what its layers hand on is not a residual stream of {hidden} channels a token"
-        )
-    if flow is None:
-        one_group = f"the way of the residual stream through {name} could not be followed"
-    elif flow.shared is not None:
-        one_group = (
-            f"layer {flow.shared} of {name} reads more than the residual stream of the layer "
-            f"before it"
         )
     taps = tuple(
         {
@@ -165,15 +163,18 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         }
         for layer, block in enumerate(stack)
     )
-    return Architecture(
+    embedded = getattr(decoder.get_input_embeddings(), "embedding_dim", hidden)
+    found = Architecture(
         model_class=type(model),
         decoder=where,
         stack=path,
         layers=len(stack),
         hidden_size=hidden,
+        embedding_size=int(embedded),
+        returned=tuple(flow.blocks[layer].returned if flow else 0 for layer in range(len(stack))),
         taps=taps,
         boundary_dtypes=_dtypes(flow, len(stack)),
-        one_group=one_group,
+        one_group=_shared(flow, name),
         skipped=tuple(_beside(model, decoder)),
         positions=_positions(decoder, text),
         components=frozenset(part for path, _ in model.named_modules() for part in path.split(".")),
@@ -182,8 +183,23 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
             for layer in range(len(stack))
         ),
         ends_apart=flow is None or flow.ends_apart,
-        head=find_head(model, where, hidden),  # the last: it takes the decoder out of the model
+        head=find_head(model, where, hidden),  # after the rest: it takes the decoder out of it
     )
+    if found.one_group is None and flow is not None and len(stack) > 1:
+        # The last: it takes the layers out of the decoder.
+        found = replace(found, one_group=not_apart(decoder, path, flow, found.embedding_size))
+    return found
+
+
+def _shared(flow: Flow | None, name: str) -> str | None:
+    if flow is None:
+        return f"the way of the residual stream through {name} could not be followed"
+    if flow.shared is not None:
+        return (
+            f"layer {flow.shared} of {name} reads more than the residual stream of the layer "
+            f"before it"
+        )
+    return None
 
 
 def _positions(decoder: PreTrainedModel, text: PretrainedConfig) -> int | None:

@@ -59,14 +59,17 @@ class Call:
     """A module of a block as it was called.
 
     Attributes:
-        given: the hidden states in.
-        made: all tensors out, in order.
+        given: the hidden states in; None where no tensor stands there.
+        made: all tensors out, in order, the hidden states first; none where no tensor stands there.
         tensors: all tensors in, in order, without memory.
+        given_shape, made_shape: of the hidden states in and out.
     """
 
     given: Node | None
     made: list[Node]
     tensors: list[torch.Tensor]
+    given_shape: tuple[int, ...]
+    made_shape: tuple[int, ...] = ()
 
 
 @dataclass
@@ -80,6 +83,7 @@ class BlockFlow:
         calls: its modules by path, those called once, in the order in which they were called.
         heads: which channels of which of its modules are queries, keys and values.
         attention: query heads of those of its modules, by path, whose attention can be followed.
+        returned: of how many values the tuple is that it returns; 0 where it returns none.
     """
 
     given: Node
@@ -88,6 +92,7 @@ class BlockFlow:
     calls: dict[str, Call]
     heads: dict[Role, Part]
     attention: dict[str, int]
+    returned: int
 
     def whole(self) -> set[Node]:
         """What is not taken apart: the residual stream into it and what its modules made."""

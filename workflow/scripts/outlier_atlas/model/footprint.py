@@ -19,6 +19,7 @@ from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.model.nested import tensors_in
 from outlier_atlas.model.partial import DTYPES, build_on_meta, head_on_meta, weight_bytes
 from outlier_atlas.model.placement import spread
+from outlier_atlas.model.watch import masks_to_try
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -109,9 +110,8 @@ def _of_head(
 
 def _forward(decoder: PreTrainedModel, dtype: torch.dtype, tokens: int) -> int | None:
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
-    # See `flow.watch`: the mask that is given here is not made in a run, and not counted.
-    mask = torch.zeros((1, 1, tokens, tokens), dtype=dtype, device="meta")
-    for masks in ({"attention_mask": mask}, {}):
+    # A mask that is given here is not made in a run, and not counted.
+    for masks in masks_to_try(tokens, dtype):
         counter = _Counter()
         try:
             with counter, torch.inference_mode():

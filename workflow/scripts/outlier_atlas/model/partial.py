@@ -21,6 +21,7 @@ from outlier_atlas.model.frugal import frugal
 from outlier_atlas.model.head import Head
 from outlier_atlas.model.quantization import ADVICE, settings_of
 from outlier_atlas.model.shards import needed_files
+from outlier_atlas.model.stripped import PassThrough, loaded_alone, strip
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -30,22 +31,6 @@ DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-
-
-class PassThrough(nn.Module):
-    """Stands where a module would be that is not wanted, and hands its input on."""
-
-    def __init__(self, replaced: nn.Module | None = None) -> None:
-        super().__init__()
-        # The model's forward asks its layers for such things (`attention_type`, for the mask).
-        for name, value in vars(replaced).items() if replaced is not None else ():
-            if not name.startswith("_") and name != "training":
-                setattr(self, name, value)
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        # Some models take `layer(...)[0]`, which makes a batch lose its axis here. What passes is
-        # a dummy that only has to keep its rank: the boundary replaces it.
-        return hidden_states if hidden_states.dim() > 2 else hidden_states[None]
 
 
 def load_layers(
@@ -213,8 +198,14 @@ def _partial_class(architecture: Architecture, layers: range, head: bool) -> typ
         given = [*map(str, needed)] or files
         return whole._load_pretrained_model(model, state_dict, given, *settings)
 
+    def initialize(self: PreTrainedModel) -> None:
+        # What no checkpoint has, such as a rotation's frequencies; some look for it in the blocks.
+        with loaded_alone(self.get_submodule(architecture.decoder), architecture.stack):
+            whole.initialize_weights(self)
+
     members = {
         "__init__": build,
+        "initialize_weights": initialize,
         "_load_pretrained_model": staticmethod(load),
         "__module__": whole.__module__,
         "_keys_to_ignore_on_load_unexpected": [".*"],  # the rest of the checkpoint
@@ -237,7 +228,7 @@ def _keep_in_float32(model: PreTrainedModel) -> None:
 
 def _strip(model: PreTrainedModel, architecture: Architecture, layers: range, head: bool) -> None:
     kept = architecture.head.modules if head else ()
-    decoder = model.get_submodule(architecture.decoder)
+    decoder: PreTrainedModel = model.get_submodule(architecture.decoder)
     way = architecture.decoder.split(".")
     for depth in range(len(way)):
         parent = model.get_submodule(".".join(way[:depth]))
@@ -245,12 +236,7 @@ def _strip(model: PreTrainedModel, architecture: Architecture, layers: range, he
             wanted = name == way[depth] or (depth == 0 and name in kept)
             if not wanted and any(True for _ in child.parameters()):
                 setattr(parent, name, PassThrough())
-    stack = decoder.get_submodule(architecture.stack)
-    assert isinstance(stack, nn.ModuleList)
-    for index, block in enumerate(stack):
-        if index not in layers:
-            stack[index] = PassThrough(block)
-    if 0 not in layers and not (head and architecture.head.tied):
-        embedding = decoder.get_input_embeddings()
-        path = next(path for path, module in decoder.named_modules() if module is embedding)
-        decoder.set_submodule(path, PassThrough(embedding))
+    strip(
+        decoder, architecture.stack, layers, architecture.returned,
+        embedding=0 in layers or bool(head and architecture.head.tied),
+    )  # fmt: skip

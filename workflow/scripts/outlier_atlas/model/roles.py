@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
@@ -90,6 +91,11 @@ def taps_of_block(
         hidden: channels of the residual stream.
     """
     found = _Found(block, flow, path, layer)
+    yield from filter(found.holds, _taps(found, hidden))
+
+
+def _taps(found: _Found, hidden: int) -> Iterator[Tap]:
+    flow = found.flow
     attention, mlp = found.only(ATTENTION), found.only(MLP)
     yield found.tap("resid_pre", "", "input", hidden)
     if attention:
@@ -155,6 +161,18 @@ class _Found:
     ) -> Tap:
         path = f"{self.path}.{module}" if module else self.path
         return Tap(site, self.layer, path, side, channels, runs)
+
+    def holds(self, tap: Tap) -> bool:
+        """Whether the block was seen to have what a tap takes, once and for each token."""
+        if self.flow is None or tap.module == self.path:
+            return True
+        call = self.flow.calls.get(tap.module.removeprefix(f"{self.path}."))
+        if call is None or call.given is None or not call.made:
+            return False
+        shape = call.given_shape if tap.side == "input" else call.made_shape
+        whole = tap.runs is not None or tap.side in ("experts", "attention")
+        rows, channels = prod(shape[:-1]), shape[-1:]
+        return rows == prod(self.flow.shape[:-1]) and (whole or channels == (tap.channels,))
 
     def only(self, pattern: re.Pattern[str]) -> str | None:
         """The one child whose class has such a name; none where there are several."""

@@ -7,13 +7,14 @@ they are sums of. So it can be told for sure, and for any architecture, what `mo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from outlier_atlas.model import handed
 from outlier_atlas.model.attention import AttentionCall, attention_seen
 from outlier_atlas.model.flow import OUTSIDE, BlockFlow, Call, Flow, Node
 from outlier_atlas.model.heads import PRODUCTS, Heads, ListsOnHost
@@ -38,6 +39,16 @@ VIEWS = (
 DROPOUT = "aten.dropout.default"
 
 
+def masks_to_try(tokens: int, dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:
+    """Arguments of a forward pass on the meta device; some models take one, some the other.
+
+    Most make a mask from values, which the meta device has not, unless they are given one in full;
+    those that want another kind are tried without.
+    """
+    yield {"attention_mask": torch.zeros((1, 1, tokens, tokens), dtype=dtype, device="meta")}
+    yield {}
+
+
 def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
     """Run a model on the meta device and say what was seen; None where it cannot run there.
 
@@ -45,10 +56,7 @@ def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
         model: the base model, on the meta device.
         stack: its decoder blocks.
     """
-    # Most models make a mask from values, which the meta device has not, unless they are given one
-    # in full; those that want another kind are tried without.
-    mask = torch.zeros((1, 1, TOKENS, TOKENS), dtype=model.dtype, device="meta")
-    for masks in ({"attention_mask": mask}, {}):
+    for masks in masks_to_try(TOKENS, model.dtype):
         watcher = _Watcher(model, stack)
         try:
             with ListsOnHost(), attention_seen(watcher.see), watcher, torch.inference_mode():
@@ -149,36 +157,36 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _hooks(self, layer: int, path: str) -> tuple[Any, Any]:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            hidden = kwargs.get("hidden_states")
-            tensors = [hidden] if hidden is not None else list(tensors_in((args, kwargs)))
-            given = self._node(tensors[0]) if tensors else None
+            hidden = handed.given(args, kwargs)
+            given = None if hidden is None else self._node(hidden)
+            shape = () if hidden is None else tuple(hidden.shape)
             if not path:
                 self._layer, self._hidden, self._calls = layer, given, {}
                 self._heads, self._attention = Heads(TOKENS), []
-                self._shape = tuple(tensors[0].shape) if tensors else ()
+                self._shape = shape
             # Of a module that is called twice nobody knows which call is meant.
-            call = Call(given, [], list(tensors_in((args, kwargs))))
+            call = Call(given, [], list(tensors_in((args, kwargs))), shape)
             self._calls[path] = None if path in self._calls else call
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
-            tensors = [*tensors_in(output)]
+            tensors = [] if handed.made(output) is None else [*tensors_in(output)]
             made = [self._node(tensor) for tensor in tensors]
             call = self._calls.get(path)
             if call is not None:
-                call.made = made
+                call.made, call.made_shape = made, tuple(tensors[0].shape) if tensors else ()
             if made and made[0].is_projection:
                 self._heads.begin(path, tensors[0])
             if not path:
-                self._close(layer, made)
+                self._close(layer, made, len(output) if isinstance(output, list | tuple) else 0)
 
         return before, after
 
-    def _close(self, layer: int, made: Sequence[Node]) -> None:
+    def _close(self, layer: int, made: Sequence[Node], returned: int) -> None:
         calls = {path: call for path, call in self._calls.items() if call is not None and path}
         heads = {role: part for role, part in self._heads.parts().items() if part.module in calls}
         if self._hidden is not None and made:
             self.flow.blocks[layer] = BlockFlow(
-                self._hidden, made[0], self._shape, calls, heads, self._followed(layer)
+                self._hidden, made[0], self._shape, calls, heads, self._followed(layer), returned
             )
         self._layer = OUTSIDE
         if layer + 1 == len(self._stack) and made:
