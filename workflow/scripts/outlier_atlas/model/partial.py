@@ -180,6 +180,7 @@ def _partial_class(architecture: Architecture, layers: range, head: bool) -> typ
     def build(self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         whole.__init__(self, config, *args, **kwargs)
         _strip(self, architecture, layers, head)
+        _untie(self)
         _keep_in_float32(self)
 
     def load(
@@ -224,6 +225,13 @@ def _keep_in_float32(model: PreTrainedModel) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items() if kept else ():
         if pattern.search(name):
             tensor.data = tensor.data.to(torch.float32)
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Forget the weights that were tied to others in what is not there any more."""
+    left = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    ties = model.all_tied_weights_keys
+    model.all_tied_weights_keys = {a: b for a, b in ties.items() if {a, b} <= left}
 
 
 def _strip(model: PreTrainedModel, architecture: Architecture, layers: range, head: bool) -> None:
