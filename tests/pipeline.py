@@ -185,7 +185,12 @@ def config(
 
 
 def hooked(
-    model: Path, dtype: str, tokens: TokenStore, sites: Sequence[str], batches: Sequence[range]
+    model: Path,
+    dtype: str,
+    tokens: TokenStore,
+    sites: Sequence[str],
+    batches: Sequence[range],
+    layers: Sequence[int] | str = "all",
 ) -> dict[str, np.ndarray]:
     """What plain hooks on the whole model see: per site (layer, token, channel), float32."""
     config = load_config(model)
@@ -202,7 +207,7 @@ def hooked(
 
     for taps in architecture.taps:
         for site, tap in taps.items():
-            if site not in sites:
+            if site not in sites or (layers != "all" and tap.layer not in layers):
                 continue
             module = whole.get_submodule(f"{architecture.decoder}.{tap.module}")
             if tap.side == "input":
@@ -223,8 +228,8 @@ def hooked(
             ids = np.stack([tokens.sequence(sequence) for sequence in batch])
             shape[:] = ids.shape
             whole(torch.from_numpy(ids.astype(np.int64)), use_cache=False)
-    layers = range(architecture.layers)
+    of = range(architecture.layers) if isinstance(layers, str) else layers
     return {
-        site: np.stack([torch.cat(taken[site, layer]).float().numpy() for layer in layers])
+        site: np.stack([torch.cat(taken[site, layer]).float().numpy() for layer in of])
         for site in sites
     }

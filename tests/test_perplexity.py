@@ -11,7 +11,7 @@ import transformers as t
 import zarr
 from pipeline import Run, config
 from safetensors.torch import load_file
-from test_architectures import LISTED, MULTIMODAL, ROWS, UNLISTED, name
+from test_architectures import EXACT, LISTED, MULTIMODAL, REFUSED, ROWS, name
 from test_report import rendered
 
 from outlier_atlas.extraction import compute
@@ -26,7 +26,7 @@ ODD_HEADS = [
     t.GraniteConfig(**tiny.SIZES, logits_scaling=3.0),
     t.Gemma2Config(**tiny.SIZES, head_dim=8, sliding_window=4, final_logit_softcapping=0.5),
 ]
-EACH = {type(c): c for c in [*(c for c, _ in LISTED), *UNLISTED]}
+EACH = {type(c): c for c in [*(c for c, _ in LISTED + REFUSED), *EXACT]}
 
 
 def whole_losses(model, rows=ROWS, dtype=torch.bfloat16):

@@ -115,3 +115,19 @@ def silent(folder: Path, layers: int = 8) -> tuple[Path, dict[str, torch.Tensor]
 def save_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write a checkpoint's weights again."""
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def perturbed(config: PretrainedConfig, attention: str | None = None) -> Any:
+    """A model in float32 none of whose weights is 0 or 1, biases and norms included.
+
+    Args:
+        attention: its implementation; the model's own choice if None.
+    """
+    torch.manual_seed(0)
+    model = auto_class(config).from_config(
+        config, dtype=torch.float32, attn_implementation=attention
+    )
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            parameter.add_(torch.randn_like(parameter), alpha=0.15)
+    return model.eval().requires_grad_(False)

@@ -216,10 +216,8 @@ def _run_group(
 
     layers, architecture = ablation.groups[index], ablation.model[2]
     last = index + 1 == len(ablation.groups)
-    hidden = architecture.hidden_size
-    tap = (
-        tap_of_decoder(layers[-1], hidden) if last else architecture.taps[layers[-1]]["resid_post"]
-    )
+    made = architecture.head.channels
+    tap = tap_of_decoder(layers[-1], made) if last else architecture.taps[layers[-1]]["resid_post"]
     dtype, trust = ablation.layout.dtype, ablation.trust_remote_code
     group = load_group(ablation.model, layers, dtype, trust, [tap], where)
     own = {variant.key for variant in variants if (variant.key, index) in streams.there()}

@@ -131,7 +131,7 @@ def load(
         if (tap.site, layer) in destinations
     ]
     if (TOKEN_LOSS, layers[-1]) in destinations:
-        taps.append(tap_of_decoder(layers[-1], architecture.hidden_size))
+        taps.append(tap_of_decoder(layers[-1], architecture.head.channels))
     return load_group(
         model,
         layers,

@@ -183,7 +183,8 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
             for layer in range(len(stack))
         ),
         ends_apart=flow is None or flow.ends_apart,
-        head=find_head(model, where, hidden),  # after the rest: it takes the decoder out of it
+        # After the rest: it takes the decoder out of the model.
+        head=find_head(model, where, flow.channels if flow else hidden),
     )
     if found.one_group is None and flow is not None and len(stack) > 1:
         # The last: it takes the layers out of the decoder.

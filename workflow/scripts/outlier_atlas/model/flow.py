@@ -164,8 +164,10 @@ class Flow:
         shared: the first layer that reads something of another block or of the embeddings besides
             the residual stream; None if there is none.
         ends_apart: whether what follows the last block reads more than its output.
+        channels: of what the model makes in the end.
     """
 
     blocks: dict[int, BlockFlow] = field(default_factory=dict)
     shared: int | None = None
     ends_apart: bool = False
+    channels: int = 0

@@ -99,7 +99,8 @@ def _of_head(
         for name, parameter in head.model.get_submodule(path).named_parameters(path)
         if name not in tied
     ]
-    hidden = torch.zeros((1, tokens, architecture.hidden_size), dtype=DTYPES[dtype], device="meta")
+    made = (1, tokens, architecture.head.channels)
+    hidden = torch.zeros(made, dtype=DTYPES[dtype], device="meta")
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     counter = _Counter()
     with counter:

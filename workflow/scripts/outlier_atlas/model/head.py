@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+
+from outlier_atlas.model.stripped import PassThrough
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,16 +34,19 @@ class HeadParts:
         modules: those that it calls and that have weights, by path.
         tied: names of their weights that are others' as well, each with the other's name.
         vocabulary: number of logits of a token.
+        channels: of what it is given, which a decoder may have made narrower than its residual
+            stream.
         unclear: why it cannot be used; None where it can.
     """
 
     modules: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     vocabulary: int = 0
+    channels: int = 0
     unclear: str | None = None
 
 
-class Handed(nn.Module):
+class Handed(PassThrough):
     """Stands where the decoder was, and hands out what it had made.
 
     Attributes:
@@ -85,7 +89,7 @@ class Head:
     """
 
     def __init__(self, model: PreTrainedModel, decoder: str, vocabulary: int) -> None:
-        self._handed = Handed()
+        self._handed = Handed(model.get_submodule(decoder))
         model.set_submodule(decoder, self._handed)
         self.model = model
         self._block = block_tokens(vocabulary)
@@ -138,13 +142,13 @@ def block_tokens(vocabulary: int) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def find_head(model: PreTrainedModel, decoder: str, hidden: int) -> HeadParts:
+def find_head(model: PreTrainedModel, decoder: str, channels: int) -> HeadParts:
     """Where the head of a model lies, found by a forward pass without memory.
 
     Args:
         model: on the meta device; its decoder is taken out of it.
         decoder: path of the decoder.
-        hidden: channels of what the decoder makes.
+        channels: of what the decoder makes.
     """
     tied = dict(model.all_tied_weights_keys)
     head = Head(model, decoder, vocabulary=1)
@@ -153,11 +157,11 @@ def find_head(model: PreTrainedModel, decoder: str, hidden: int) -> HeadParts:
         if path != decoder.split(".", maxsplit=1)[0] and any(True for _ in module.parameters()):
             module.register_forward_hook(lambda *_, path=path: called.append(path))
     try:
-        given = torch.zeros((1, TOKENS, hidden), dtype=model.dtype, device="meta")
+        given = torch.zeros((1, TOKENS, channels), dtype=model.dtype, device="meta")
         shape = head.logits(given).shape
     except Exception as error:
         return HeadParts(unclear=f"its head does not run on its own ({type(error).__name__})")
     if len(shape) != 3 or shape[:2] != (1, TOKENS):
         return HeadParts(unclear=f"its head makes {tuple(shape)} of {TOKENS} tokens")
     own = {name: source for name, source in tied.items() if name.split(".")[0] in called}
-    return HeadParts(tuple(dict.fromkeys(called)), own, int(shape[-1]))
+    return HeadParts(tuple(dict.fromkeys(called)), own, int(shape[-1]), channels)

@@ -71,9 +71,9 @@ class Tap:
         return copy
 
 
-def tap_of_decoder(layer: int, hidden: int) -> Tap:
+def tap_of_decoder(layer: int, channels: int) -> Tap:
     """What the decoder makes behind its last layer, final norm included."""
-    return Tap(TOKEN_LOSS, layer, "", "output", hidden)
+    return Tap(TOKEN_LOSS, layer, "", "output", channels)
 
 
 def taps_of_block(

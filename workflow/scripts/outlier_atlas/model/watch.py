@@ -61,10 +61,11 @@ def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
         try:
             with ListsOnHost(), attention_seen(watcher.see), watcher, torch.inference_mode():
                 ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
-                model(input_ids=ids, use_cache=False, **masks)
+                made = handed.made(model(input_ids=ids, use_cache=False, **masks))
         except Exception:
             continue
-        if len(watcher.flow.blocks) == len(stack):
+        if len(watcher.flow.blocks) == len(stack) and made is not None:
+            watcher.flow.channels = made.shape[-1]
             return watcher.flow
     return None
 
