@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from outlier_atlas.extraction.planning import limits
 from outlier_atlas.extraction.planning.limits import available
 from outlier_atlas.extraction.planning.place import Place
-from outlier_atlas.extraction.planning.plan import PROCESS_BYTES
+from outlier_atlas.extraction.planning.plan import HEAP_BYTES, PROCESS_BYTES
 from outlier_atlas.extraction.planning.table import table
 from outlier_atlas.extraction.planning.units import bytes_of, duration, shown
 from outlier_atlas.measured import GUESSED, Measured, rates, records
@@ -171,7 +171,7 @@ def test_a_plan_adds_up(run):
     assert made.peak(host=False) == first.device
     assert first.written == 2 * 2 * 4 * 32 * 16, "two threads, each with values and their chunk"
     streaming = first.forward + first.sites + first.boundary + first.written
-    assert first.host_alone == PROCESS_BYTES + first.weights + streaming
+    assert first.host_alone == PROCESS_BYTES + first.weights + streaming + HEAP_BYTES
 
 
 def test_a_plan_counts_three_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_path):
