@@ -165,6 +165,19 @@ def test_means_of_sites_that_are_not_stored_come_from_their_summaries(llama, tmp
     assert losses[0] == losses[1]
 
 
+def test_a_mean_comes_from_a_summary_of_a_lower_floor(llama, tmp_path):
+    """Which serves for the higher one that is asked for now, and is not made again."""
+    target = {"channels": [["resid_post", 2, 3]], "interventions": ["mean"]} | NOTHING
+    losses = []
+    for advanced in ({"massive_floor": 8.0}, {}):
+        extraction = {"store": [], "advanced": advanced}
+        run = made(llama, tmp_path, 2, extraction=extraction, **target)
+        run.ablate()
+        losses.append(run.table("ablations")[1]["loss"])
+        assert len([*run.folder.glob("summaries/*")]) == 1
+    assert losses[0] == losses[1]
+
+
 def test_a_lost_summary_is_made_anew(llama, tmp_path):
     run = made(
         llama, tmp_path, 2, channels=[["resid_post", 2, 3]], extraction={"store": []}, **NOTHING
