@@ -21,7 +21,7 @@ from outlier_atlas.extraction.planning.plan import Plan, plan
 from outlier_atlas.extraction.prepare import prepare_store
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import read_record
-from outlier_atlas.model.architecture import describe
+from outlier_atlas.model import recorded
 from outlier_atlas.model.partial import DTYPES
 from outlier_atlas.model.roles import Tap
 from outlier_atlas.model.source import fetch, load_config, slug
@@ -195,7 +195,7 @@ def hooked(
     """What plain hooks on the whole model see: per site (layer, token, channel), float32."""
     config = load_config(model)
     whole = tiny.auto_class(config).from_pretrained(model, dtype=DTYPES[dtype]).eval()
-    architecture = describe(config)
+    architecture = recorded.describe(config, False)
     taken: dict[tuple[str, int], list[torch.Tensor]] = {}
 
     shape = [0, 0]
