@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 import transformers as t
-from test_architectures import GPT2, LINEAR, MOE, ONE_HEAD_KIND, SIZES, offered
+from test_architectures import GPT2, LINEAR, LISTED, MOE, ONE_HEAD_KIND, SIZES
 from torch import nn
 from torch.nn import functional
 
@@ -18,14 +18,11 @@ FALCON = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_att
           "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
 
 # Each with the name of what gets (query, key, value, ...) last before the products.
-FUSED = [
-    (t.GPTNeoXConfig(**ONE_HEAD_KIND), "eager_attention_forward"),
-    (t.Phi3Config(**SIZES), "eager_attention_forward"),
-    (t.GPT2Config(**GPT2), "eager_attention_forward"),
+EACH = [
+    *((config, "eager_attention_forward") for config, _ in LISTED),
     (t.GPTBigCodeConfig(**GPT2), "eager_attention_forward"),
     (t.GPTBigCodeConfig(**GPT2, multi_query=False), "eager_attention_forward"),
     (t.PersimmonConfig(**ONE_HEAD_KIND, qk_layernorm=False), "eager_attention_forward"),
-    (t.LlamaConfig(**SIZES), "eager_attention_forward"),
     (t.CodeGenConfig(**GPT2, rotary_dim=4), "CodeGenAttention._attn"),
     (t.CodeGenConfig(**(GPT2 | {"n_head": 8}), rotary_dim=4), "CodeGenAttention._attn"),
     (t.FalconConfig(**FALCON), "F.scaled_dot_product_attention"),
@@ -53,16 +50,12 @@ def intercept(monkeypatch, model, name, keep):
 
 
 @pytest.mark.parametrize(
-    ("config", "name"), FUSED, ids=lambda value: getattr(value, "model_type", "")
+    ("config", "name"), EACH, ids=lambda value: getattr(value, "model_type", "")
 )
 def test_they_are_what_attention_gets(config, name, monkeypatch):
     """At the first position, where the rotation turns by nothing; values at all positions."""
     described = describe(config)
-    assert {"q", "k", "v"} <= offered(described)
-    torch.manual_seed(0)
-    model = tiny.auto_class(config).from_config(
-        config, dtype=torch.float32, attn_implementation="sdpa" if "scaled" in name else "eager"
-    )
+    model = tiny.perturbed(config, "sdpa" if "scaled" in name else "eager")
     got, taken = [], {}
 
     def keep(tap):
@@ -72,23 +65,43 @@ def test_they_are_what_attention_gets(config, name, monkeypatch):
         return hook
 
     intercept(monkeypatch, model, name, got.append)
-    for taps in described.taps:
+    layers = [layer for layer, taps in enumerate(described.taps) if "q" in taps]
+    for layer in layers:
         for site in "qkv":
-            module = model.get_submodule(f"{described.decoder}.{taps[site].module}")
-            module.register_forward_hook(keep(taps[site]))
+            tap = described.taps[layer][site]
+            model.get_submodule(f"{described.decoder}.{tap.module}").register_forward_hook(
+                keep(tap)
+            )
     with torch.inference_mode():
-        model.eval()(torch.randint(4, 300, (2, 5)), use_cache=False)
-    assert len(got) == described.layers
-    for layer, tensors in enumerate(got):
+        model(torch.randint(4, 300, (2, 5)), use_cache=False)
+    assert len(got) == len(layers) > 0
+    stack = model.get_submodule(f"{described.decoder}.{described.stack}")
+    # YaRN's factor, on a cosine of 1.
+    rotary = getattr(model.get_submodule(described.decoder), "rotary_emb", None)
+    turned = getattr(rotary, "attention_scaling", 1.0)
+    for layer, tensors in zip(layers, got, strict=True):
         for site, tensor_BHTD in zip("qkv", tensors, strict=True):
-            ours_BTHD = taken[site, layer].unflatten(-1, (-1, tensor_BHTD.shape[-1]))
-            ours_BHTD = ours_BTHD.transpose(1, 2)
-            # A key or value that several queries share may have been repeated for each of them.
-            repeats = tensor_BHTD.shape[1] // ours_BHTD.shape[1]
-            ours_BHTD = ours_BHTD.repeat_interleave(repeats, dim=1)
+            ours_BHTD = handed_on(stack[layer], site, taken[site, layer], tensor_BHTD)
+            ours_BHTD = ours_BHTD if site == "v" else ours_BHTD * turned
             first = slice(None) if site == "v" else slice(1)
             assert ours_BHTD[..., first, :].abs().min() > 0
             assert torch.equal(ours_BHTD[..., first, :], tensor_BHTD[..., first, :])
+
+
+@torch.inference_mode()
+def handed_on(block, site, ours_BTC, tensor_BHTD):
+    """What a block makes of a projection's output at the first position: it may norm and scale."""
+    attention = getattr(block, "self_attn", None)
+    norm = getattr(attention, f"{site}_norm", None)
+    over_all = norm is not None and norm.weight.shape == ours_BTC.shape[-1:]
+    ours_BTC = norm(ours_BTC) if over_all else ours_BTC
+    ours_BTHD = ours_BTC.unflatten(-1, (-1, tensor_BHTD.shape[-1]))
+    ours_BTHD = norm(ours_BTHD) if norm is not None and not over_all else ours_BTHD
+    if site == "q" and type(attention).__name__ == "OPTAttention":
+        ours_BTHD = ours_BTHD * attention.scaling
+    # A key or value that several queries share may have been repeated for each of them.
+    repeats = tensor_BHTD.shape[1] // ours_BTHD.shape[2]
+    return ours_BTHD.transpose(1, 2).repeat_interleave(repeats, dim=1)
 
 
 def test_of_layers_of_mixed_kinds_those_with_attention_have_them():
