@@ -1,5 +1,7 @@
 """Every architecture: its sites by role, and the store equal to hooks in any layer groups."""
 
+import re
+
 import numpy as np
 import pytest
 import tiny
@@ -260,3 +262,16 @@ def test_of_a_multimodal_model_the_text_decoder_alone_is_loaded(architecture, tm
     assert any("vis" in path for path in described.skipped)
     assert offered(described) == DENSE
     assert_equal_in_layer_groups(model, sorted(DENSE), tmp_path)
+
+
+def test_layers_that_need_those_before_them_are_refused_in_several_groups(llama, monkeypatch):
+    """As nothing but a trial can tell: the model looks into its first layer."""
+    forward = t.LlamaModel.forward
+
+    def looks(self, *args, **kwargs):
+        assert self.layers[0].mlp.training is False
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(t.LlamaModel, "forward", looks)
+    said = describe(load_config(llama)).one_group
+    assert re.match("layer 1 of LlamaModel does not run without those before it .*mlp", said)

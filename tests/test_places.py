@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from test_architectures import EXACT, LISTED, name
+from test_architectures import EXACT, LISTED, name, offered
 from torch import nn
 from torch.nn import functional
+from transformers.models.llama import modeling_llama
 
 from outlier_atlas.model.architecture import describe
 
@@ -140,3 +141,24 @@ def scores(layer, experts):
         and getattr(getattr(module, "weight", None), "shape", None) == shape
     )
     return functional.linear(hidden, router.weight, getattr(router, "bias", None))
+
+
+@pytest.mark.parametrize("called", ["twice", "with some tokens"])
+def test_a_site_that_is_not_there_once_for_each_token_is_not_offered(called, monkeypatch):
+    block = modeling_llama.LlamaDecoderLayer
+    forward = block.forward
+
+    def changed(self, hidden_states, **kwargs):
+        if called == "twice":
+            self.mlp(hidden_states)
+            return forward(self, hidden_states, **kwargs)
+        hidden_states = (
+            hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
+        )
+        return torch.cat([hidden_states[:, :4], self.mlp(hidden_states[:, 4:])], dim=1)
+
+    monkeypatch.setattr(block, "forward", changed)
+    described = describe(LISTED[0][0])
+    assert not {"mlp_in", "mlp_hidden", "mlp_out"} & offered(described)
+    with pytest.raises(ValueError, match=r"has no mlp_in in layer 0 .*; it has resid_pre, attn_in"):
+        described.check(["mlp_in"], range(4))
