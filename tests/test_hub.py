@@ -292,6 +292,10 @@ def test_after_fetch_a_whole_run_needs_no_network(hub, tmp_path):
         )  # fmt: skip
 
     with HubServer(hub) as server:
+        planned = snakemake(["plan"], server.url)
+        assert planned.returncode == 0, planned.stderr
+        assert "Plan: 4 layers of LlamaForCausalLM" in planned.stdout
+        assert not list((tmp_path / "home").rglob("model.safetensors"))
         fetched = snakemake(["fetch"], server.url)
         assert fetched.returncode == 0, fetched.stderr
     done = snakemake([], "http://127.0.0.1:9")

@@ -83,6 +83,13 @@ def model_files():
     return [str(path)] if path.is_file() else []
 
 
+def planned_model():
+    """The record of the model, made where need be; one of the hub is planned for without fetching
+    its weights."""
+    unfetched = source_kind(SETTINGS.model.source) == "hub"
+    return [] if unfetched and not Path(MODEL_RECORD).exists() else MODEL_RECORD
+
+
 def dataset_files():
     """What of the dataset must be on this machine before its text is tokenized.
 

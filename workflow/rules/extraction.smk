@@ -1,11 +1,12 @@
 """From tokens to activations: a job per layer group and sequence shard, chained by boundaries."""
 
 
-# What the run takes: from the model's configuration and the headers of its files.
+# What the run takes: from the model's configuration and the headers of its files, of a model of the
+# hub over the network where it is not fetched.
 rule plan:
     input:
         code=code("plan.py"),
-        model=MODEL_RECORD,
+        model=planned_model(),
     log:
         f"{RESULTS}/logs/plan.log",
     conda:

@@ -7,17 +7,17 @@ from doorway import job
 
 def main(job):
     from outlier_atlas.extraction.prepare import print_plan
-    from outlier_atlas.model.source import offline
+    from outlier_atlas.model.source import offline, unfetched
     from outlier_atlas.settings.configuration import load
 
+    settings = load(job.params.settings, "run")
+    results, jobs = Path(job.log[0]).parents[1], job.resources.jobs_at_once
+    if not job.input.model:
+        with unfetched(settings.model) as (record, folder):
+            print_plan(settings, record, folder, results, jobs)
+        return
     offline()
-    print_plan(
-        settings=load(job.params.settings, "run"),
-        model_record=Path(job.input.model),
-        resources=Path("resources"),
-        results=Path(job.log[0]).parents[1],
-        jobs=job.resources.jobs_at_once,
-    )
+    print_plan(settings, Path(job.input.model), Path("resources"), results, jobs)
 
 
 if __name__ == "__main__":

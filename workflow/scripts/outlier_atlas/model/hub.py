@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,13 +19,26 @@ CONFIGURATION = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 """Endings of the files beside the weights: configuration, tokenizer, chat template."""
 
 
-Check = Callable[[Path, Path, Sequence[str]], object]
-"""Is given the folder of the configuration, a folder with the weights' files in which only the
-headers are filled in, and their names."""
+@dataclass(frozen=True)
+class Known:
+    """What is known of a model before its weights are downloaded.
+
+    Attributes:
+        commit: its commit.
+        folder: of its configuration, in the cache of the hub.
+        headers: folder with its weights' files, in which only the headers are filled in; it goes
+            with what it lies in.
+        files: names of the weights' files.
+    """
+
+    commit: str
+    folder: Path
+    headers: Path
+    files: Sequence[str]
 
 
 def download(
-    repository: str, revision: str | None, trust_remote_code: bool, check: Check
+    repository: str, revision: str | None, trust_remote_code: bool, check: Callable[[Known], object]
 ) -> tuple[str, Path]:
     """Download a model into the cache of the hub (`HF_HOME`).
 
@@ -35,12 +49,25 @@ def download(
         The commit, and the folder of its files.
 
     Raises:
+        ValueError: as `look_up` has it; nothing but the configuration is downloaded then.
+    """
+    with look_up(repository, revision, trust_remote_code) as known:
+        check(known)
+        _snapshot(repository, known.commit, known.files)
+    return known.commit, known.folder
+
+
+@contextmanager
+def look_up(repository: str, revision: str | None, trust_remote_code: bool) -> Iterator[Known]:
+    """Download the configuration of a model, and of its weights the headers.
+
+    Raises:
         ValueError: there is no such model or revision, it is gated, the hub cannot be reached, or
-            the model has no safetensors weights; nothing is downloaded then.
+            the model has no safetensors weights.
     """
     import huggingface_hub as hub
 
-    with readable_errors("model", repository, revision):
+    with readable_errors("model", repository, revision), TemporaryDirectory() as temporary:
         info = hub.HfApi().model_info(repository, revision=revision)
         names = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
         weights = choose_weights(repository, names)
@@ -52,13 +79,10 @@ def download(
         missing = sorted(set(weights) - set(names))
         if missing:
             raise ValueError(f"{repository}: {INDEX} names {missing[0]!r}, which is not there")
-        with TemporaryDirectory() as temporary:
-            headers = Path(temporary) / repository.replace("/", "--")
-            headers.mkdir()
-            _headers(repository, info.sha, weights, headers)
-            check(folder, headers, weights)
-        _snapshot(repository, info.sha, weights)
-    return str(info.sha), folder
+        headers = Path(temporary) / repository.replace("/", "--")
+        headers.mkdir()
+        _headers(repository, info.sha, weights, headers)
+        yield Known(str(info.sha), folder, headers, weights)
 
 
 def _headers(repository: str, commit: str, names: Sequence[str], folder: Path) -> None:

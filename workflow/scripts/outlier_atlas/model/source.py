@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,7 @@ from outlier_atlas.visible import gist
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from outlier_atlas.model.hub import Known
 
 ENDINGS = (".safetensors", *CONFIGURATION, ".py")
 """Endings of the files that a checkpoint is made of."""
@@ -77,7 +80,7 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
     if kind == "hub":
         commit, folder = hub.download(
             settings.source, settings.revision, settings.trust_remote_code,
-            lambda *where: _check_before(settings, *where),
+            lambda known: _check_before(settings, known),
         )  # fmt: skip
     elif kind == "local":
         folder = local_path(settings.source)
@@ -98,6 +101,35 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
     }
     write_record(record, described | where)
     remember(record, seen)
+
+
+@contextmanager
+def unfetched(settings: ModelSettings) -> Iterator[tuple[Path, Path]]:
+    """A model of the hub as far as a plan needs it: its weights are not fetched.
+
+    Returns:
+        A record of it and the folder that the record is relative to, until the block ends.
+
+    Raises:
+        ValueError: the model cannot be had or cannot be used; one sentence.
+    """
+    from outlier_atlas.model import hub
+
+    trust = settings.trust_remote_code
+    with hub.look_up(settings.source, settings.revision, trust) as known:
+        _check_before(settings, known)
+        for path in known.folder.iterdir():
+            if path.suffix in (".json", ".py"):
+                shutil.copy(path, known.headers)
+        folder, record = known.headers.parent, known.headers.parent / "record.json"
+        write_record(
+            record,
+            {
+                "kind": "unfetched", "source": settings.source, "folder": known.headers.name,
+                "files": list(known.files),
+            },
+        )  # fmt: skip
+        yield record, folder
 
 
 def _describe(settings: ModelSettings, folder: Path) -> tuple[Seen, dict[str, Any]]:
@@ -135,11 +167,9 @@ def _checked(
     return config, check(settings.source, config, weights, files)
 
 
-def _check_before(
-    settings: ModelSettings, folder: Path, headers: Path, files: Sequence[str]
-) -> None:
+def _check_before(settings: ModelSettings, known: Known) -> None:
     """Refuse what could not run, before gigabytes of weights are fetched."""
-    config, _ = _checked(settings, folder, headers, files)
+    config, _ = _checked(settings, known.folder, known.headers, known.files)
     # By name, so that it is no code of the rule: the record is the same whatever becomes of it.
     architecture = import_module("outlier_atlas.model.architecture")
     architecture.describe(config, settings.trust_remote_code)
