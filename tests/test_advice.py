@@ -307,7 +307,7 @@ def test_an_automatic_batch_gives_the_same_numbers_and_is_resumed(llama, tmp_pat
     assert (automatic.array("resid_post") == plain.array("resid_post")).all()
 
 
-IMPORTED = 600 * 2**20
+IMPORTED = 640 * 2**20
 """What a job's imports and threads count against `RLIMIT_DATA`, with some room; measured."""
 
 

@@ -389,9 +389,8 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(llama, tmp_path):
     del weights["model.layers.1.mlp.up_proj.weight"]
     tiny.save_weights(model, weights)
     run = Run(tmp_path, config(model, rows([8]), tmp_path / "data"))
-    run.prepare()
     with pytest.raises(ValueError, match=r"lacks weights \(1\), such as .*layers\.1\.mlp\.up_proj"):
-        extract(run.job(0, 0))
+        run.prepare()
 
 
 def test_a_checkpoint_with_a_weight_of_another_shape_is_refused(tmp_path):
@@ -400,11 +399,10 @@ def test_a_checkpoint_with_a_weight_of_another_shape_is_refused(tmp_path):
     name = "model.layers.1.mlp.up_proj.weight"
     tiny.save_weights(model, weights | {name: weights[name][:-1].contiguous()})
     run = Run(tmp_path, config(model, rows([8]), tmp_path / "data"))
-    run.prepare()
     with pytest.raises(
         ValueError, match=r"in another shape than its config\.json says \(1\).*1\.mlp\.up_proj"
     ):
-        extract(run.job(0, 0))
+        run.prepare()
 
 
 @pytest.mark.parametrize(

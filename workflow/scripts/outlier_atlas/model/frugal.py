@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 M_TRIM_THRESHOLD = -1
-M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
 """Numbers of glibc's `mallopt`."""
 
@@ -43,24 +42,22 @@ def frugal() -> Iterator[None]:
     """
     before = os.environ.get("HF_DEACTIVATE_ASYNC_LOAD")
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    _thresholds(mmap=128 * KIB, trim=128 * KIB, pad=128 * KIB)  # where glibc begins
+    _thresholds(mmap=128 * KIB, trim=128 * KIB)  # where glibc begins
     try:
         yield
     finally:
         # A forward pass takes and frees the same sizes all the time. Where the system gives them
         # each time, faults take a fifth of its time; 32 MiB is the most that glibc allows.
-        _thresholds(mmap=32 * MIB, trim=64 * MIB, pad=16 * MIB)
+        _thresholds(mmap=32 * MIB, trim=64 * MIB)
         if before is None:
             del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
         else:
             os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = before
 
 
-def _thresholds(mmap: int, trim: int, pad: int) -> None:
-    """Sizes in bytes from which glibc asks the system for memory, and gives it back, and how much
-    more than is needed it asks for."""
+def _thresholds(mmap: int, trim: int) -> None:
+    """Sizes in bytes from which glibc asks the system for memory, and gives it back."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc has it, others need it less
         mallopt(M_MMAP_THRESHOLD, mmap)
         mallopt(M_TRIM_THRESHOLD, trim)
-        mallopt(M_TOP_PAD, pad)

@@ -29,7 +29,7 @@ KERNEL_BYTES = 48 * MIB
 them: between 0 and 100 on mixtures of 16 to 64 experts, by dtype and number of tokens."""
 
 HEAP_BYTES = 16 * MIB
-"""What glibc asks for beyond what is needed, on the CPU (`model/frugal.py`)."""
+"""What glibc keeps of the memory that a forward pass on the CPU has freed (`model/frugal.py`)."""
 
 DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
 """What is left of the float32 values after lossless compression, by the dtype they came in:
