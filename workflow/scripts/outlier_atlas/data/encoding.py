@@ -89,9 +89,15 @@ class Encoder:
 
 
 def encoder(
-    settings: DatasetSettings, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int
+    settings: DatasetSettings,
+    tokenizer: PreTrainedTokenizerBase | None,
+    vocabulary: int,
+    before: int = 0,
 ) -> Encoder:
     """The encoder for a dataset.
+
+    Args:
+        before: sequences that are made of the same documents before the dataset's own.
 
     Raises:
         ValueError: there is no tokenizer, or no chat template, and one is needed.
@@ -111,7 +117,7 @@ def encoder(
     template_bos = kind == "messages" and "bos_token" in str(template)
     most = settings.sequence_length
     if settings.packing == "concat":
-        most *= settings.sequences
+        most *= before + settings.sequences
     return Encoder(kind, tokenizer, vocabulary, template_bos, most)
 
 

@@ -139,8 +139,8 @@ class _Model:
             }
         )
 
-    def encoder(self, settings: DatasetSettings) -> encoding.Encoder:
-        return encoding.encoder(settings, self.tokenizer, int(self.config.vocab_size))
+    def encoder(self, settings: DatasetSettings, before: int = 0) -> encoding.Encoder:
+        return encoding.encoder(settings, self.tokenizer, int(self.config.vocab_size), before)
 
     def packing(self, settings: DatasetSettings) -> Packing:
         own = self.config if self.tokenizer is None else self.tokenizer
@@ -164,7 +164,7 @@ class _Model:
 def _sequences(
     settings: DatasetSettings, model: _Model, values: Iterator[Any], used: Used, before: int
 ) -> Iterator[list[int]]:
-    encode = model.encoder(settings)
+    encode = model.encoder(settings, before)
     packing = replace(model.packing(settings), before=before)
     return pack((encode(value) for value in values), packing, used)
 
