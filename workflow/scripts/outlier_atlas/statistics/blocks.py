@@ -19,7 +19,7 @@ from outlier_atlas.statistics.moments import Powers
 Int32 = NDArray[np.int32]
 
 TOKENS = 512
-"""Tokens of a block on the host."""
+"""Tokens of a block on the host; a multiple of `STRIDE`."""
 
 FLOAT64_TENSORS = 3
 """Tensors of the block's size that `look` works in. They are used again for the next block: memory
@@ -78,7 +78,7 @@ class Values:
 
     def blocks(self) -> Iterator[tuple[slice, Values]]:
         """Which tokens, and their values."""
-        size = TOKENS if self.x.device.type == "cpu" else max(1, len(self.x))
+        size = TOKENS if on_host(self.x) else max(1, len(self.x))
         for start in range(0, len(self.x), size):
             part = slice(start, start + size)
             yield part, Values(self.x[part], None if self.finite is None else self.finite[part])
@@ -117,9 +117,14 @@ class Values:
         return values if self.finite is None else values.masked_fill_(~self.finite, value)
 
 
+def on_host(tensor: torch.Tensor) -> bool:
+    """Whether numpy can have a tensor's memory."""
+    return tensor.device.type == "cpu"
+
+
 def work_of(x: torch.Tensor) -> torch.Tensor:
     """The tensors that `look` works in, for the blocks of a tile, (tensor, token, channel)."""
-    tokens = TOKENS if x.device.type == "cpu" else len(x)
+    tokens = TOKENS if on_host(x) else len(x)
     return x.new_empty((FLOAT64_TENSORS, min(tokens, len(x)), x.shape[1]), dtype=torch.float64)
 
 
@@ -136,7 +141,7 @@ def look(block: Values, codes: torch.Tensor, work: torch.Tensor, start: int, flo
     a = block.magnitudes()
     codes.copy_(a)
     # torch too gives the first of equals.
-    index = torch.from_numpy(a.numpy().argmax(1)) if a.device.type == "cpu" else a.argmax(1)
+    index = torch.from_numpy(a.numpy().argmax(1)) if on_host(a) else a.argmax(1)
     token_value, token_channel = block.at(index, 1)
     rows, channels, values = _exceedances(block.x, a, token_value, floor)
     doubles, *others = block.double(work[0]), work[1], work[2]
@@ -163,7 +168,7 @@ def _exceedances(
     if not (np.abs(token_value) >= np.float32(floor)).any():
         return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32)
     # numpy compares in half the time.
-    high = np.flatnonzero(a.numpy() >= floor if a.device.type == "cpu" else (a >= floor).cpu())
+    high = np.flatnonzero(a.numpy() >= floor if on_host(a) else (a >= floor).cpu())
     tokens, channels = np.divmod(high, a.shape[1])
     values = x.flatten()[torch.from_numpy(high).to(x.device)].cpu().numpy()
     return tokens.astype(np.int32), channels.astype(np.int32), values
@@ -182,7 +187,7 @@ def _lower_medians(a: torch.Tensor, codes: torch.Tensor, finite: torch.Tensor | 
         ordered = a.masked_fill(~finite, torch.inf).sort(1).values
         index = ((counts - 1) // 2).clamp(min=0).unsqueeze(1)
         medians = ordered.gather(1, index).squeeze(1).masked_fill(counts == 0, torch.nan)
-    elif a.device.type == "cpu":
+    elif on_host(a):
         short = torch.equal(codes.float(), a)
         # Bits of numbers that are not negative are in the order of the numbers.
         bits = codes.view(torch.int16) if short else a.view(torch.int32)
