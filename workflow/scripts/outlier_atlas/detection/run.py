@@ -72,22 +72,14 @@ def detect(
     detection = DetectionSettings.model_validate(settings)
     for manifest in manifests:
         read_record(manifest)
-    layout = Layout.from_record(read_record(store_record))
     store = TokenStore.recorded(tokens, run / RECORD)
     special = [int(token) for token in read_record(run / RECORD)["special_ids"]]
-    defined = criteria(detection, layout.sites, layout.sink_tokens)
     model = read_record(model_record)
-    fingerprints = Fingerprints(
-        layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
+    source = _source(
+        detection, run, read_record(store_record), store, special, str(model["fingerprint"])
     )
-    commits = Commits.load(run / COMMITS)
-    arrays = Arrays(run, layout, fingerprints.counted(commits))
-    source = Source(
-        run, arrays, layout, store, fingerprints, commits, Exclusion.of(detection.exclude, special),
-        _floors(detection, layout), detection.quantization_error,
-    )  # fmt: skip
-    _check_unstored(source)
-    _check_committed(source)
+    layout, arrays = source.layout, source.arrays
+    defined = criteria(detection, layout.sites, layout.sink_tokens)
     boot = detection.bootstrap
     bootstrap = Bootstrap(store.sequences, boot.resamples, boot.seed, boot.level)
     # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
@@ -111,6 +103,37 @@ def detect(
     tables.write(folder, tables.PERPLEXITY, losses)
     clear_up(run, layout)
     keep_only(run, [manifest.stem for manifest in manifests])
+
+
+def _source(
+    detection: DetectionSettings,
+    run: Path,
+    store_record: Mapping[str, Any],
+    store: TokenStore,
+    special: list[int],
+    model: str,
+) -> Source:
+    """The summaries of a run, of which all are there that the settings ask for.
+
+    Args:
+        store: its tokens.
+        special: ids of special tokens.
+        model: fingerprint of the weights.
+
+    Raises:
+        ValueError: they are not.
+    """
+    layout = Layout.from_record(store_record)
+    fingerprints = Fingerprints(layout, store.token_ids, store.sequence_starts, model)
+    commits = Commits.load(run / COMMITS)
+    source = Source(
+        run, Arrays(run, layout, fingerprints.counted(commits)), layout, store, fingerprints,
+        commits, Exclusion.of(detection.exclude, special), _floors(detection, layout),
+        detection.quantization_error,
+    )  # fmt: skip
+    _check_unstored(source)
+    _check_committed(source)
+    return source
 
 
 @contextmanager
