@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from pipeline import Run, config
 from transformers import PretrainedConfig
 
 from outlier_atlas.extraction.planning import plan
@@ -34,6 +35,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.qwen3_moe(tmp_path_factory.mktemp("qwen3_moe"))
+
+
+@pytest.fixture
+def run(llama: Path, tmp_path: Path) -> Run:
+    """Two sequences of 16 tokens in two layer groups, prepared."""
+    data = config(
+        llama, [[5, 17, 200, 9] * 4] * 2, tmp_path / "data", extraction={"layer_groups": 2}
+    )
+    run = Run(tmp_path, data)
+    run.prepare()
+    return run
 
 
 @pytest.fixture

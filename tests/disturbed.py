@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -217,15 +217,15 @@ def _watch_batches() -> None:
     """A line for every batch whose forward pass begins."""
     from outlier_atlas.extraction import stream
 
-    inputs = stream._inputs
+    keeper = stream._keeper
     file = os.open(_batches(Path()), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def noted(*args: Any) -> Iterator[Any]:
-        for batch, values in inputs(*args):
-            os.write(file, f"[{batch.start}, {batch.stop}]\n".encode())
-            yield batch, values
+    def noted(*args: Any) -> Any:
+        batch = args[-1]
+        os.write(file, f"[{batch.start}, {batch.stop}]\n".encode())
+        return keeper(*args)
 
-    stream._inputs = noted
+    stream._keeper = noted
 
 
 def _watch_operations(fault: Fault | None) -> None:

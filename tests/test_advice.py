@@ -26,14 +26,6 @@ from outlier_atlas.workflow import jobs_at_once
 ROWS = [[5, 17, 200, 9] * 4] * 2
 
 
-@pytest.fixture
-def run(llama, tmp_path):
-    data = config(llama, ROWS, tmp_path / "data", extraction={"layer_groups": 2})
-    run = Run(tmp_path, data)
-    run.prepare()
-    return run
-
-
 def on(memory, name="device", host_memory=None):
     return Place(name, memory, "the device", host_memory)
 

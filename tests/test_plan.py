@@ -150,14 +150,6 @@ def test_layers_that_predict_several_tokens_are_named_and_not_loaded(tmp_path):
     assert after == before | {-1: before[-1] + 2 * 8 * 8 * 4}
 
 
-@pytest.fixture
-def run(llama, tmp_path):
-    data = config(llama, ROWS, tmp_path / "data", extraction={"layer_groups": 2})
-    run = Run(tmp_path, data)
-    run.prepare()
-    return run
-
-
 def test_a_plan_adds_up(run):
     made = run.planned()
     first, last = made.groups
