@@ -34,7 +34,7 @@ from real import MODEL, TEXT, built_in
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
-from outlier_atlas.statistics import blocks, quantization, summary
+from outlier_atlas.statistics import compiled, quantization
 from outlier_atlas.statistics.summary import Place, summarize
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits

@@ -1,7 +1,6 @@
 """Summaries of tiles against direct float64 computations, with values that break formulas."""
 
 import dataclasses
-from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from itertools import pairwise
 from unittest import mock
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from outlier_atlas.statistics import blocks, summary
+from outlier_atlas.statistics import summary
 from outlier_atlas.statistics.moments import Moments, merged
 from outlier_atlas.statistics.norms import TokenNorms
 from outlier_atlas.statistics.sequences import BySequence
@@ -70,23 +69,11 @@ def assert_moments(got, values):
         assert mine == pytest.approx(theirs, rel=1e-12, abs=1e-13 * size**power * len(values))
 
 
-@contextmanager
-def in_small_blocks(on_host):
-    """Blocks of four tokens and strides of two, so that nine tokens are several of each."""
-    with (
-        mock.patch.object(blocks, "TOKENS", 4),
-        mock.patch.object(blocks, "STRIDE", 2),
-        mock.patch.object(summary, "STRIDE", 2),
-        mock.patch.object(blocks, "on_host", lambda _: on_host),
-    ):
-        yield
-
-
-@pytest.mark.parametrize("way", ["one block", "blocks", "as on a device"])
-@settings(deadline=None, max_examples=100)
+@pytest.mark.parametrize("on_host", [True, False], ids=["on the host", "as on a device"])
+@settings(deadline=None, max_examples=200)
 @given(arrays(HARD + NOT_FINITE), st.data())
-def test_a_summary_is_what_a_loop_finds(way, x, data):
-    with nullcontext() if way == "one block" else in_small_blocks(way == "blocks"):
+def test_a_summary_is_what_a_loop_finds(on_host, x, data):
+    with mock.patch.object(summary, "on_host", lambda _: on_host):
         check_summary(x, data)
 
 

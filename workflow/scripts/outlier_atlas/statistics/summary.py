@@ -4,31 +4,20 @@ A tile is the tokens of one sequence within one chunk, of one site and layer. It
 once, where the values are: in extraction, on the device, of what is not stored; in detection of
 what is. Everything else works from summaries, so that another threshold reads no values.
 
-Written in torch for whatever device the values are on. Maxima, counts and medians are exact; sums
-are float64, and the same values give the same bits wherever one thread adds them up.
+Maxima, counts and medians are exact on every device; sums are float64, and the same values give the
+same bits on the same processor or device.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from outlier_atlas.statistics.blocks import (
-    STRIDE,
-    Block,
-    Int32,
-    Values,
-    look,
-    work_of,
-)
-from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int64
-from outlier_atlas.statistics.moments import Moments
+from outlier_atlas.statistics.codes import Float32, Float64, Int32, Int64
+from outlier_atlas.statistics.one_pass import OnePass
 
 TOP = 3
 """The largest values that are kept of a tile."""
@@ -128,75 +117,54 @@ def summarize(
     if kept is not None:
         token = token[kept]
         x = x[torch.from_numpy(token.astype(np.int64)).to(x.device)]
-    values = Values.of(x)
-    code = torch.empty(x.shape, dtype=torch.bfloat16, device=x.device)
-    work = work_of(x)
-    blocks = [
-        look(block, code[part], work[:, : len(block.x)], part.start, floor)
-        for part, block in values.blocks()
-    ]
-    codes, code_counts = _histogram(code, values.finite)
-    channel_value, channel_row = _largest_of_channels(values, blocks)
-    powers = Moments.none(x.shape[1])
-    for block in blocks:
-        powers.update(block.powers)
-    number, mean, m2, m3, m4 = powers.powers
-    token_value = _joined([block.token_value for block in blocks], np.float32)
-    rows = _joined([block.high_row for block in blocks], np.int32)
+    found = _one_pass(x, floor)
+    codes = np.flatnonzero(found.code_counts)
+    number, mean, m2, m3, m4 = found.powers
     return Summary(
         sequence=place.sequence,
         start=place.start,
         tokens=place.tokens,
         values=x.numel(),
-        nan=0 if values.finite is None else int(x.isnan().sum()),
-        infinite=0 if values.finite is None else int(x.isinf().sum()),
-        magnitudes=math.fsum(block.magnitudes for block in blocks),
+        nan=found.nan,
+        infinite=found.infinite,
+        magnitudes=found.magnitudes,
         floor=floor,
-        top=_top(x, token_value),
-        codes=codes,
-        code_counts=code_counts,
-        channel_value=channel_value,
-        channel_token=np.where(channel_row < 0, -1, np.append(token, -1)[channel_row]),
+        top=_top(x, found.token_value),
+        codes=codes.astype(np.uint16),
+        code_counts=found.code_counts[codes],
+        channel_value=found.channel_value,
+        channel_token=np.append(token, np.int32(-1))[found.channel_row],
         channel_count=number.astype(np.int64),
         channel_mean=mean,
         channel_m2=m2,
         channel_m3=m3,
         channel_m4=m4,
         token=token,
-        token_value=token_value,
-        token_channel=_joined([block.token_channel for block in blocks], np.int32),
-        token_square=_joined([block.token_square for block in blocks], np.float64),
-        token_median=_joined([block.token_median for block in blocks], np.float32),
-        token_kurtosis=_joined([block.token_kurtosis for block in blocks], np.float64),
-        high_token=token[rows],
-        high_channel=_joined([block.high_channel for block in blocks], np.int32),
-        high_value=_joined([block.high_value for block in blocks], np.float32),
+        token_value=found.token_value,
+        token_channel=found.token_channel,
+        token_square=found.token_square,
+        token_median=found.token_median,
+        token_kurtosis=found.token_kurtosis,
+        high_token=token[found.high_row],
+        high_channel=found.high_channel,
+        high_value=found.high_value,
     )
 
 
-def _joined(arrays: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.concatenate([np.zeros(0, dtype), *arrays])
+def on_host(tensor: torch.Tensor) -> bool:
+    """Whether numpy can have a tensor's memory."""
+    return tensor.device.type == "cpu"
 
 
-def _histogram(code: torch.Tensor, finite: torch.Tensor | None) -> tuple[NDArray[np.uint16], Int64]:
-    """The codes that occur, ascending, and how often; their order within a token does not count."""
-    values = code.flatten() if finite is None else code[code >= 0]
-    counts = torch.bincount(values.view(torch.int16), minlength=CODES).cpu().numpy()
-    codes = np.flatnonzero(counts)
-    return codes.astype(np.uint16), counts[codes]
+def _one_pass(x: torch.Tensor, floor: float) -> OnePass:
+    # Each of the two takes a while to import, and a process needs one of them.
+    if on_host(x):
+        from outlier_atlas.statistics import compiled
 
+        return compiled.one_pass(x.numpy(), floor)
+    from outlier_atlas.statistics import on_device
 
-def _largest_of_channels(values: Values, blocks: Sequence[Block]) -> tuple[Float32, Int32]:
-    """(channel,): the values largest in |x|, and their rows, the first of equals."""
-    rows, channels = values.x.shape
-    if not rows:
-        return np.full(channels, np.nan, np.float32), np.full(channels, -1, np.int32)
-    # A maximum is several times as quick to find as its place: so its stride first, then in there.
-    stride = torch.cat([block.of_strides for block in blocks]).argmax(0)
-    within = stride * STRIDE + torch.arange(STRIDE, device=stride.device).unsqueeze(1)
-    within.clamp_(max=rows - 1)
-    place = Values.of(values.x.gather(0, within)).magnitudes().argmax(0, keepdim=True)
-    return values.at(within.gather(0, place).squeeze(0), 0)
+    return on_device.one_pass(x, floor)
 
 
 def _top(x: torch.Tensor, token_value: Float32) -> Float32:

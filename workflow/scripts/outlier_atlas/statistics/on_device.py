@@ -1,0 +1,147 @@
+"""The pass over a tile in torch, where it is: on a device, whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int32, Int64
+from outlier_atlas.statistics.one_pass import OnePass
+
+
+def one_pass(x: torch.Tensor, floor: float) -> OnePass:
+    """All that is found in a tile.
+
+    Args:
+        x: (token, channel), float32, contiguous in memory.
+        floor: see `Summary.floor`.
+    """
+    values = Values.of(x)
+    a = values.magnitudes()
+    token_value, token_channel = values.largest(a, 1)
+    channel_value, channel_row = values.largest(a, 0)
+    doubles = values.doubles()
+    token_square, token_kurtosis = _token_moments(values, doubles)
+    high = (a >= floor).nonzero()
+    high_row, high_channel = high.to(torch.int32).T.cpu().numpy()
+    return OnePass(
+        nan=int(x.isnan().sum()),
+        infinite=int(x.isinf().sum()),
+        magnitudes=float(doubles.abs().sum(1).sum()),
+        code_counts=_code_counts(a),
+        channel_value=channel_value,
+        channel_row=channel_row,
+        powers=_channel_powers(values, doubles),
+        token_value=token_value,
+        token_channel=token_channel,
+        token_square=token_square,
+        token_median=_lower_medians(a, values.finite),
+        token_kurtosis=token_kurtosis,
+        high_row=high_row,
+        high_channel=high_channel,
+        high_value=_numpy(x[high[:, 0], high[:, 1]]),
+    )
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values of a tile.
+
+    Attributes:
+        x: (token, channel), float32.
+        finite: where they are; None where all are.
+    """
+
+    x: torch.Tensor
+    finite: torch.Tensor | None
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> Values:
+        """Values that may be NaN or infinite."""
+        finite = x.isfinite()
+        return cls(x, None if bool(finite.all()) else finite)
+
+    def magnitudes(self) -> torch.Tensor:
+        """|x|, -1 where it is not finite."""
+        return self._masked(self.x.abs(), -1)
+
+    def doubles(self) -> torch.Tensor:
+        """In float64, 0 where they are not finite."""
+        return self._masked(self.x.double(), 0)
+
+    def distances(self, doubles: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Of `doubles` from the mean, 0 where the values are not finite."""
+        return self._masked(doubles - mean, 0)
+
+    def number(self, axis: int) -> torch.Tensor:
+        """How many are finite along an axis, in float64."""
+        if self.finite is None:
+            size = self.x.shape[axis]
+            return self.x.new_full((self.x.shape[1 - axis],), size, dtype=torch.float64)
+        return self.finite.sum(axis, dtype=torch.float64)
+
+    def largest(self, a: torch.Tensor, axis: int) -> tuple[Float32, Int32]:
+        """Along an axis the values largest in |x|, with their sign, and where, the first of equals;
+        NaN and -1 where none is finite."""
+        if not a.shape[axis]:
+            size = a.shape[1 - axis]
+            return np.full(size, np.nan, np.float32), np.full(size, -1, np.int32)
+        index = a.argmax(axis)
+        values = _numpy(self.x.gather(axis, index.unsqueeze(axis)).squeeze(axis))
+        there = np.isfinite(values)
+        return (
+            np.where(there, values, np.float32(np.nan)),
+            np.where(there, _numpy(index), -1).astype(np.int32),
+        )
+
+    def _masked(self, values: torch.Tensor, value: float) -> torch.Tensor:
+        return values if self.finite is None else values.masked_fill_(~self.finite, value)
+
+
+def _numpy(values: torch.Tensor) -> Any:
+    return values.cpu().numpy()
+
+
+def _code_counts(a: torch.Tensor) -> Int64:
+    codes = a.bfloat16().flatten()
+    counts: Int64 = _numpy(torch.bincount(codes[codes >= 0].view(torch.int16), minlength=CODES))
+    return counts
+
+
+def _lower_medians(a: torch.Tensor, finite: torch.Tensor | None) -> Float32:
+    """(token,): the median of |x| over channels, the lower of the two middle ones; NaN of none."""
+    if finite is None:
+        medians = a.kthvalue((a.shape[1] + 1) // 2, 1).values
+    else:
+        counts = finite.sum(1)
+        ordered = a.masked_fill(~finite, torch.inf).sort(1).values
+        index = ((counts - 1) // 2).clamp(min=0).unsqueeze(1)
+        medians = ordered.gather(1, index).squeeze(1).masked_fill(counts == 0, torch.nan)
+    result: Float32 = _numpy(medians)
+    return result
+
+
+def _token_moments(values: Values, doubles: torch.Tensor) -> tuple[Float64, Float64]:
+    """(token,) each: the sum of squares, and mu4 / sigma^4 over channels."""
+    square = doubles.square().sum(1)  # not from the moments: equal norms are to be equal
+    n = values.number(1)
+    mean = doubles.sum(1) / n.clamp(min=1)
+    squares = values.distances(doubles, mean.unsqueeze(1)).square_()
+    m2 = squares.sum(1)
+    kurtosis = n * squares.square_().sum(1) / (m2 * m2)
+    return _numpy(square), _numpy(kurtosis)
+
+
+def _channel_powers(values: Values, doubles: torch.Tensor) -> Float64:
+    """(5, channel), about the mean."""
+    n = values.number(0)
+    mean = doubles.sum(0) / n.clamp(min=1)
+    d = values.distances(doubles, mean)
+    squares = d.square()
+    m2, m3 = squares.sum(0), d.mul_(squares).sum(0)
+    m4 = squares.square_().sum(0)
+    powers: Float64 = _numpy(torch.stack([n, mean, m2, m3, m4]))
+    return powers
