@@ -5,7 +5,7 @@ from pipeline import Run, config
 
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.store.commits import Commit, Commits, Rows
-from outlier_atlas.store.layout import SUMMARY, Target
+from outlier_atlas.store.layout import SUMMARY, SUMMARY_VERSION, Target
 
 LONG = [5, 17, 200, 9, 33, 41, 7, 8, 9, 10, 11]
 ROWS = [LONG, [40, 6], LONG[::-1], [9, 250, 11]]  # chunks of 4 tokens
@@ -48,8 +48,10 @@ def test_a_higher_floor_computes_nothing_and_a_lower_one_only_the_first_time(
             assert tables(run) == want
     # Detection takes away what is not needed beside that of a lower floor.
     left = {2.0} if detects else {4.0, 3.0, 2.0}
-    folders = (run.folder / "summaries").iterdir()
-    floors = {float(path.name.partition("@")[2].removesuffix(".2")) for path in folders}
+    names = [
+        p.name.removesuffix(f".{SUMMARY_VERSION}") for p in (run.folder / "summaries").iterdir()
+    ]
+    floors = {float(name.partition("@")[2]) for name in names}
     assert floors == left | {16 * floor for floor in left}
 
 

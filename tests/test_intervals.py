@@ -41,9 +41,8 @@ def accumulated(of_sequences, order, split):
     for index, place in enumerate(order):
         sequence, part = divmod(int(place), parts)
         values = of_sequences[sequence, part]
-        both[index < split].update(
-            np.where(np.isnan(values), np.float32(-1), values), np.full(channels, sequence)
-        )
+        values = np.where(np.isnan(values), np.float32(-1), values)
+        both[index < split].update(values, sequence)
     both[0].merge(both[1])
     return both[0]
 

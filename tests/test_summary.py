@@ -5,6 +5,7 @@ from fractions import Fraction
 from itertools import pairwise
 from unittest import mock
 
+import numba.core.caching
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from outlier_atlas.statistics import summary
+from outlier_atlas.statistics import compiled, summary
 from outlier_atlas.statistics.moments import Moments, merged
 from outlier_atlas.statistics.norms import TokenNorms
 from outlier_atlas.statistics.sequences import BySequence
@@ -130,6 +131,36 @@ def check_summary(x, data):
         if finite[row, channel] and abs(x[token, channel]) >= 4.0
     ]
     assert [*zip(got.high_token, got.high_channel, got.high_value, strict=True)] == high
+
+
+WIDE = [
+    lambda random, size: random.standard_normal(size) * np.exp(9 * random.standard_normal(size)),
+    lambda random, size: random.standard_normal(size) * 1e-42,  # subnormal
+    lambda random, size: random.integers(-3, 3, size),  # with many equals
+    lambda random, size: random.choice(held(HARD + NOT_FINITE), size),
+    lambda random, size: np.full(size, random.choice(held(HARD + NOT_FINITE))),
+]
+
+
+@pytest.mark.parametrize("on_host", [True, False], ids=["on the host", "as on a device"])
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 700), st.lists(st.sampled_from(WIDE), min_size=1), st.integers(0, 2**32 - 1))
+def test_a_tokens_median_is_that_of_sorting(on_host, channels, rows, seed):
+    """From row to row the values change by many powers of ten."""
+    random = np.random.default_rng(seed)
+    x = np.stack([row(random, channels) for row in rows]).astype(np.float32)
+    with mock.patch.object(summary, "on_host", lambda _: on_host):
+        got = made(x, floor=64.0)
+    for row, median in zip(np.abs(x), got.token_median, strict=True):
+        finite = np.sort(row[np.isfinite(row)])
+        wanted = finite[(len(finite) - 1) // 2] if len(finite) else np.nan
+        assert np.array_equal(median, wanted, equal_nan=True)
+    assert np.array_equal(got.high_value, x[np.isfinite(x) & (np.abs(x) >= 64)])
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+    assert compiled.compiled(lambda x: x + 1)(1) == 2
 
 
 @settings(deadline=None, max_examples=200)

@@ -20,7 +20,7 @@ from outlier_atlas.detection.scan import Place
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.experts import ExpertMagnitudes
 from outlier_atlas.statistics.magnitudes import Magnitudes
-from outlier_atlas.statistics.summary import TOP
+from outlier_atlas.statistics.one_pass import TOP
 
 
 def layer_magnitude_columns(

@@ -16,9 +16,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int32, Int64
-from outlier_atlas.statistics.one_pass import OnePass
+from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int32
+from outlier_atlas.statistics.one_pass import TOP, OnePass
 
+UInt16 = NDArray[np.uint16]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SIGN = np.int32(0x7FFFFFFF)
@@ -52,7 +53,7 @@ def one_pass(x: Float32, floor: float) -> OnePass:
         x: (token, channel), contiguous in memory.
         floor: see `Summary.floor`.
     """
-    nan, finite, magnitudes, counts, by_token, by_channel = _pass(x, CODES)
+    (nan, finite, magnitudes), top, counts, by_token, by_channel = _pass(x)
     token_channel, token_square, token_median, token_kurtosis = by_token
     channel_row, number, mean = by_channel
     token_value = _at(x, np.arange(len(x)), token_channel)
@@ -61,7 +62,8 @@ def one_pass(x: Float32, floor: float) -> OnePass:
         nan=nan,
         infinite=x.size - finite - nan,
         magnitudes=magnitudes,
-        code_counts=counts,
+        top=top[top >= 0].view(np.float32),
+        code_counts=counts[:CODES].astype(np.int64),
         channel_value=_at(x, channel_row, np.arange(x.shape[1])),
         channel_row=channel_row,
         powers=np.stack([number, mean, *_powers(x, mean)]),
@@ -85,16 +87,21 @@ def _at(x: Float32, rows: NDArray[Any], channels: NDArray[Any]) -> Float32:
 
 
 @compiled
-def _pass(x: Float32, codes: int) -> Any:
+def _pass(x: Float32) -> Any:
     """Everything but what needs the means of the channels first."""
     rows, channels = x.shape
     bits = x.view(np.int32)
-    a, values = np.empty(channels, np.int32), np.empty(channels)
-    counts = np.zeros(codes, np.int64)
+    a, codes, values = (
+        np.empty(channels, np.int32),
+        np.empty(channels, np.uint16),
+        np.empty(channels),
+    )
+    counts = np.zeros(CODES + 1, np.int32)
     token_channel, token_median = np.empty(rows, np.int32), np.full(rows, NAN)
     token_square, token_kurtosis = np.empty(rows), np.empty(rows)
     largest, channel_row = np.full(channels, NONE), np.full(channels, NONE)
     number, total = np.zeros(channels), np.zeros(channels)
+    top = np.full(TOP, NONE)
     nan, finite, magnitudes, median, gap = 0, 0, 0.0, 0, 1.0
     for row in range(rows):
         n = _magnitudes(bits[row], a)
@@ -106,17 +113,19 @@ def _pass(x: Float32, codes: int) -> Any:
         token_square[row] = sum_of_squares  # not from the moments: equal norms are to be equal
         token_kurtosis[row] = _kurtosis(a, values, sum_of_values / max(n, 1), n)
         token_channel[row] = _first_of_largest(a)
+        if n and a[token_channel[row]] > top[-1]:
+            _take_top(a, top)
         if n:
             # What is not finite has the lowest ranks.
             rank = channels - n + (n - 1) // 2
             median, gap = _of_rank(a, rank, median, gap)
             token_median[row] = median
-        _count(a, counts)
+        _count(a, codes, counts)
         _add(a, values, number, total)
         _take_largest(a, row, largest, channel_row)
     by_token = (token_channel, token_square, token_median, token_kurtosis)
     by_channel = (channel_row, number, total / np.maximum(number, 1))
-    return nan, finite, magnitudes, counts, by_token, by_channel
+    return (nan, finite, magnitudes), top, counts, by_token, by_channel
 
 
 @compiled
@@ -179,11 +188,25 @@ def _first_of_largest(a: Int32) -> int:
 
 
 @compiled
-def _count(a: Int32, counts: Int64) -> None:
-    """Count the bfloat16 codes, see `codes.bfloat16_codes`."""
+def _take_top(a: Int32, top: Int32) -> None:
+    """Keep the largest, descending."""
     for c in range(len(a)):
-        if a[c] >= 0:
-            counts[(a[c] + 0x7FFF + ((a[c] >> 16) & 1)) >> 16] += 1
+        if a[c] > top[-1]:
+            place = len(top) - 1
+            while place and a[c] > top[place - 1]:
+                top[place] = top[place - 1]
+                place -= 1
+            top[place] = a[c]
+
+
+@compiled
+def _count(a: Int32, codes: UInt16, counts: Int32) -> None:
+    """Count the bfloat16 codes, see `codes.bfloat16_codes`; what is not finite becomes the last."""
+    for c in range(len(a)):
+        code = (a[c] + 0x7FFF + ((a[c] >> 16) & 1)) >> 16
+        codes[c] = code if a[c] >= 0 else CODES
+    for c in range(len(a)):
+        counts[codes[c]] += 1
 
 
 @compiled

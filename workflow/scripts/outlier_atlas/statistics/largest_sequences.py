@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,50 +24,65 @@ class LargestSequences:
 
     Attributes:
         channels: length of the channel axis.
-        values: (kept, channel): the largest |x| of a sequence, descending; -1 where there is none.
-        sequences: (kept, channel): which, the lowest of equals first; -1 where there is none. As
-            many are kept as the channel with the most has, up to `KEPT`.
     """
 
     channels: int
-    values: Float32 = field(init=False)
-    sequences: Int64 = field(init=False)
+    _values: Float32 = field(init=False)
+    _sequences: Int64 = field(init=False)
+    _waiting: dict[int, Float32] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.values = np.zeros((0, self.channels), np.float32)
-        self.sequences = np.zeros((0, self.channels), np.int64)
+        self._values = np.zeros((0, self.channels), np.float32)
+        self._sequences = np.zeros((0, self.channels), np.int64)
 
-    def update(self, values: Float32, sequences: Int64) -> None:
-        """Take maxima.
+    @property
+    def values(self) -> Float32:
+        """(kept, channel): the largest |x| of a sequence, descending; -1 where there is none.
+
+        As many are kept as the channel with the most has, up to `KEPT`.
+        """
+        self._settle()
+        return self._values
+
+    @property
+    def sequences(self) -> Int64:
+        """(kept, channel): which, the lowest of equals first; -1 where there is none."""
+        self._settle()
+        return self._sequences
+
+    def update(self, values: Float32, sequence: int) -> None:
+        """Take the maxima of a tile.
 
         Args:
             values: (channel,): |x|; negative where there is none.
-            sequences: (channel,): the sequence of each.
+            sequence: that of the tile.
         """
-        least = np.maximum(self.values[-1], 0) if len(self.values) == KEPT else 0
-        beating = np.flatnonzero(values >= least)
-        if not len(beating):
-            return
-        if len(self.values) < KEPT:
-            none = np.full((1, self.channels), -1)
-            self.values = np.vstack([self.values, none.astype(np.float32)])
-            self.sequences = np.vstack([self.sequences, none])
-        kept, known = self.values[:, beating], self.sequences[:, beating]
-        new, sequence = values[beating], sequences[beating]
-        same = known == sequence
-        new = np.maximum(new, np.where(same, kept, -1).max(axis=0))
-        kept = np.vstack([np.where(same, np.float32(-1), kept), new])
-        known = np.vstack([np.where(same, -1, known), sequence])
-        order = np.lexsort((known, -kept), axis=0)[:-1]
-        self.values[:, beating] = np.take_along_axis(kept, order, axis=0)
-        self.sequences[:, beating] = np.take_along_axis(known, order, axis=0)
-        if not (self.values[-1] >= 0).any():
-            self.values, self.sequences = self.values[:-1], self.sequences[:-1]
+        waiting = self._waiting.get(sequence)
+        self._waiting[sequence] = values if waiting is None else np.maximum(waiting, values)
+        if len(self._waiting) == KEPT:  # sorted in together they take as long as one alone
+            self._settle()
 
     def merge(self, other: LargestSequences) -> None:
         """Take what another accumulator of the same channels has seen."""
-        for values, sequences in zip(other.values, other.sequences, strict=True):
-            self.update(values, sequences)
+        self._take(other.values, other.sequences)
+
+    def _settle(self) -> None:
+        if self._waiting:
+            values = np.stack([*self._waiting.values()])
+            sequences = np.array([*self._waiting])[:, None]
+            self._waiting = {}
+            self._take(values, np.where(values < 0, -1, sequences))
+
+    def _take(self, values: Float32, sequences: Int64) -> None:
+        """Take (row, channel) values of sequences."""
+        values = np.concatenate([self._values, values])
+        sequences = np.concatenate([self._sequences, sequences])
+        sequences, values = _in_order_of(sequences, -values, sequences, values)
+        again = sequences[1:] == sequences[:-1]  # the largest of a sequence comes first
+        values[1:][again], sequences[1:][again] = -1, -1
+        sequences, values = _in_order_of(-values, sequences, sequences, values)
+        some = (values[:KEPT] >= 0).any(axis=1)
+        self._values, self._sequences = values[:KEPT][some], sequences[:KEPT][some]
 
     def intervals(self, bootstrap: Bootstrap) -> tuple[Float64, Float64]:
         """(channel,): both ends of each maximum's interval over sequences; NaN where it has none.
@@ -106,3 +122,11 @@ class LargestSequences:
         rank = np.maximum(enough.sum(axis=0) - 1, 0)
         found = np.take_along_axis(self.values, rank[None], axis=0)[0].astype(np.float64)
         return np.where(found < 0, np.nan, found)
+
+
+def _in_order_of(
+    first: NDArray[Any], then: NDArray[Any], sequences: Int64, values: Float32
+) -> tuple[Int64, Float32]:
+    """Sequences and values, each channel's in an order of its own."""
+    order = np.lexsort((then, first), axis=0)
+    return np.take_along_axis(sequences, order, 0), np.take_along_axis(values, order, 0)

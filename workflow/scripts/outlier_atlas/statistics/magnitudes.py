@@ -8,7 +8,8 @@ import numpy as np
 
 from outlier_atlas.statistics.codes import CODES, Float32, Int64, from_code, lower_quantile
 from outlier_atlas.statistics.largest_sequences import LargestSequences
-from outlier_atlas.statistics.summary import TOP, Summary
+from outlier_atlas.statistics.one_pass import TOP
+from outlier_atlas.statistics.summary import Summary
 
 
 @dataclass
@@ -53,8 +54,7 @@ class Magnitudes:
         self.histogram[summary.codes] += summary.code_counts
         token = summary.channel_token.astype(np.int64)
         self._take_maxima(summary.channel_value, np.where(token < 0, -1, summary.start + token))
-        of_sequence = np.full(self.channels, summary.sequence)
-        self.largest.update(_magnitude(summary.channel_value), of_sequence)
+        self.largest.update(_magnitude(summary.channel_value), summary.sequence)
         self._take_top(summary.top.tolist())
         if len(summary.top):
             largest = np.fmax(self.of_sequences[summary.sequence], summary.top[0])
@@ -93,8 +93,8 @@ class Magnitudes:
         mine, theirs = np.abs(self.maxima), np.abs(maxima)  # NaN where there is none
         better = (theirs > mine) | ((theirs == mine) & (tokens < self.tokens))
         better |= (self.tokens < 0) & (tokens >= 0)
-        self.maxima[better] = maxima[better]
-        self.tokens[better] = tokens[better]
+        self.maxima = np.where(better, maxima, self.maxima)
+        self.tokens = np.where(better, tokens, self.tokens)
 
     def _take_top(self, largest: list[float]) -> None:
         self.top = sorted([*self.top, *largest], reverse=True)[:TOP]

@@ -22,8 +22,10 @@ class CodeHistogram:
     def add(self, numbers: Float64) -> None:
         """Add numbers; infinity may be among them."""
         with np.errstate(over="ignore"):
-            codes = bfloat16_codes(numbers.astype(np.float32)).astype(np.int64)
-        self._counts.add(*np.unique(codes, return_counts=True))
+            codes, counts = np.unique(
+                bfloat16_codes(numbers.astype(np.float32)), return_counts=True
+            )
+        self._counts.add(codes.astype(np.int64), counts)
 
     def merge(self, other: CodeHistogram) -> None:
         """Take what another has counted."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int32, Int64
-from outlier_atlas.statistics.one_pass import OnePass
+from outlier_atlas.statistics.one_pass import TOP, OnePass
 
 
 def one_pass(x: torch.Tensor, floor: float) -> OnePass:
@@ -31,6 +31,7 @@ def one_pass(x: torch.Tensor, floor: float) -> OnePass:
         nan=int(x.isnan().sum()),
         infinite=int(x.isinf().sum()),
         magnitudes=float(doubles.abs().sum(1).sum()),
+        top=_top(a),
         code_counts=_code_counts(a),
         channel_value=channel_value,
         channel_row=channel_row,
@@ -103,6 +104,12 @@ class Values:
 
 def _numpy(values: torch.Tensor) -> Any:
     return values.cpu().numpy()
+
+
+def _top(a: torch.Tensor) -> Float32:
+    """The largest that are finite, descending."""
+    largest: Float32 = _numpy(a.flatten().topk(min(TOP, a.numel())).values)
+    return largest[largest >= 0]
 
 
 def _code_counts(a: torch.Tensor) -> Int64:

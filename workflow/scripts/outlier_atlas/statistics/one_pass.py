@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from outlier_atlas.statistics.codes import Float32, Float64, Int32, Int64
 
+TOP = 3
+"""The largest values that are kept of a tile."""
+
 
 @dataclass(frozen=True)
 class OnePass:
@@ -22,6 +25,7 @@ class OnePass:
     nan: int
     infinite: int
     magnitudes: float
+    top: Float32
     code_counts: Int64
     channel_value: Float32
     channel_row: Int32

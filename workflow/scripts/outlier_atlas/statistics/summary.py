@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 from outlier_atlas.statistics.codes import Float32, Float64, Int32, Int64
 from outlier_atlas.statistics.one_pass import OnePass
 
-TOP = 3
-"""The largest values that are kept of a tile."""
-
 
 @dataclass(frozen=True)
 class Place:
@@ -129,7 +126,7 @@ def summarize(
         infinite=found.infinite,
         magnitudes=found.magnitudes,
         floor=floor,
-        top=_top(x, found.token_value),
+        top=found.top,
         codes=codes.astype(np.uint16),
         code_counts=found.code_counts[codes],
         channel_value=found.channel_value,
@@ -165,10 +162,3 @@ def _one_pass(x: torch.Tensor, floor: float) -> OnePass:
     from outlier_atlas.statistics import on_device
 
     return on_device.one_pass(x, floor)
-
-
-def _top(x: torch.Tensor, token_value: Float32) -> Float32:
-    # The largest values lie in the rows with the largest maxima, one row a value at most.
-    rows = np.argsort(-np.abs(token_value))[:TOP]  # NaN last
-    values = x[torch.from_numpy(rows).to(x.device)].abs().flatten().cpu().numpy()
-    return np.sort(values[np.isfinite(values)])[::-1][:TOP].copy()

@@ -28,6 +28,11 @@ from outlier_atlas.store.layout import SUMMARY, Layout, Target
 SUMMARIES = "summaries"
 """Folder of the summaries, seen from the run's folder."""
 
+LENGTHS = "lengths"
+"""(attribute, tile): how long its array is; `NUMBER` where it is none."""
+
+NUMBER = -1
+
 Kind = TypeVar("Kind")
 """A dataclass whose attributes are numbers and arrays of one axis."""
 
@@ -170,24 +175,20 @@ def _current(path: Path, fingerprint: str, committed: str | None) -> dict[str, N
 
 
 def _joined(tiles: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    """Of each attribute all tiles' values, one after the other, and of arrays their lengths."""
-    arrays = {}
+    """Of each attribute all tiles' values, one after the other, and the lengths of arrays."""
+    arrays, lengths = {}, []
     for field in fields(tiles[0]):
         values = [np.asarray(getattr(tile, field.name)) for tile in tiles]
-        if values[0].ndim:
-            arrays[f"{field.name}.length"] = np.array([len(value) for value in values])
-            arrays[field.name] = np.concatenate(values)
-        else:
-            arrays[field.name] = np.stack(values)
-    return arrays
+        lengths.append([len(value) if value.ndim else NUMBER for value in values])
+        arrays[field.name] = np.concatenate(values) if values[0].ndim else np.stack(values)
+    return {**arrays, LENGTHS: np.array(lengths)}
 
 
 def _split(kind: type[Kind], arrays: Mapping[str, NDArray[Any]]) -> list[Kind]:
     columns: dict[str, Sequence[Any]] = {}
-    for field in fields(kind):  # type: ignore[arg-type]
+    for field, lengths in zip(fields(kind), arrays[LENGTHS], strict=True):  # type: ignore[arg-type]
         values = arrays[field.name]
-        lengths = arrays.get(f"{field.name}.length")
-        if lengths is None:
+        if lengths[0] == NUMBER:
             columns[field.name] = values.tolist()
         else:
             columns[field.name] = np.split(values, np.cumsum(lengths)[:-1])
