@@ -48,9 +48,8 @@ def test_a_higher_floor_computes_nothing_and_a_lower_one_only_the_first_time(
             assert tables(run) == want
     # Detection takes away what is not needed beside that of a lower floor.
     left = {2.0} if detects else {4.0, 3.0, 2.0}
-    names = [
-        p.name.removesuffix(f".{SUMMARY_VERSION}") for p in (run.folder / "summaries").iterdir()
-    ]
+    folders = (run.folder / "summaries").iterdir()
+    names = [folder.name.removesuffix(f".{SUMMARY_VERSION}") for folder in folders]
     floors = {float(name.partition("@")[2]) for name in names}
     assert floors == left | {16 * floor for floor in left}
 
