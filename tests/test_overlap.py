@@ -1,6 +1,8 @@
 """Reading, computing and writing go on at once, within a bound, and an error loses nothing."""
 
 import errno
+import os
+import sys
 import threading
 import time
 
@@ -11,6 +13,7 @@ from pipeline import Run, config
 
 from outlier_atlas.extraction import writer
 from outlier_atlas.extraction.capture import LayerGroup
+from outlier_atlas.extraction.handout import Handout, keep_apart
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS
@@ -184,4 +187,54 @@ def test_an_error_of_the_writer_stops_the_job_with_its_cause_and_loses_nothing(
     monkeypatch.setattr(Arrays, "write", write)
     run.extract()
     assert len(begun) == SEQUENCES - 2
+    assert_stored(run, want)
+
+
+def test_what_is_written_beside_the_forward_pass_is_handed_out_together():
+    handout, got = Handout(2), []
+    taker = threading.Thread(target=lambda: got.extend(iter(handout.get, None)))
+    taker.start()
+    handout.put("first")
+    time.sleep(0.05)
+    assert got == []  # it waits for a second one
+    handout.put("second")
+    handout.put("third")
+    wait_until(lambda: got == ["first", "second"])
+    handout.release()
+    wait_until(lambda: got == ["first", "second", "third"])
+    handout.put("fourth")
+    handout.close(1)
+    taker.join(10)
+    assert got == ["first", "second", "third", "fourth"]
+
+
+def wait_until(reached):
+    until = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cores are given to threads on Linux alone")
+def test_writing_threads_do_not_meet_on_a_core():
+    cores, threads = [], len(os.sched_getaffinity(0))
+
+    def work(index):
+        keep_apart(index, threads)
+        cores.append(os.sched_getaffinity(0))
+
+    for index in range(threads):
+        thread = threading.Thread(target=work, args=(index,))
+        thread.start()
+        thread.join()
+    assert sorted(core for of_thread in cores for core in of_thread) == sorted(
+        os.sched_getaffinity(0)
+    )
+    assert all(len(of_thread) == 1 for of_thread in cores)
+
+
+def test_a_tensor_larger_than_what_may_wait_is_not_waited_for_in_vain(run, want, monkeypatch):
+    """One piece is held for a second one, which may not come before the first is written."""
+    monkeypatch.setattr(writer, "HOST_QUEUE_BYTES", 1)
+    run.extract()
     assert_stored(run, want)

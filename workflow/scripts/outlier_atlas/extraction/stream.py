@@ -80,7 +80,9 @@ def _stream(
     starts = work.tokens.sequence_starts
     total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
     with (
-        RowWriter(arrays, summaries, missing, commit, queue_bytes(where)) as writer,
+        RowWriter(
+            arrays, summaries, missing, commit, queue_bytes(where), beside=where == "cpu"
+        ) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):
         for batch, values in _inputs(job, work, arrays, batches):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from outlier_atlas.extraction.handout import Handout, keep_apart
 from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.extraction.transfer import Float32, OnHost
 from outlier_atlas.store.arrays import Arrays
@@ -62,6 +62,7 @@ class RowWriter:
         missing: the rows to write, and of which targets; everything else that comes is left out.
         written: called, in one of the threads, with rows all of whose targets have been written.
         bound: bytes that wait to be written before `put` waits.
+        beside: whether the forward pass computes on the cores that the threads write on.
 
     As a context manager: leaving the block waits until all is written, and raises what went wrong
     in a thread.
@@ -74,6 +75,7 @@ class RowWriter:
         missing: Mapping[Rows, frozenset[Target]],
         written: Callable[[Rows], None],
         bound: int,
+        beside: bool = False,
     ) -> None:
         self._arrays = arrays
         self._summaries = summaries
@@ -84,7 +86,7 @@ class RowWriter:
         self._written = written
         self._assemblies: dict[tuple[Rows, Target], _Assembly] = {}
         self._assembling = threading.Lock()
-        self._queue: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._queue: Handout[_Piece] = Handout(THREADS if beside else 1)
         self._state = threading.Condition()
         self._waiting_bytes = 0
         self._bound = bound
@@ -92,13 +94,18 @@ class RowWriter:
         self._waiting: Counter[int] = Counter()
         self._failure: BaseException | None = None
         self._started = threading.Barrier(THREADS + 1)
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
+        self._beside = beside
+        self._threads = [
+            threading.Thread(target=self._work, args=(index,), daemon=True)
+            for index in range(THREADS)
+        ]
 
     def next_batch(self) -> None:
         """What is put from here on is of another batch; waits until all but the last is written.
 
         So a kill costs no more than the batch that computes and the one that is being written.
         """
+        self._queue.release()
         with self._state:
             self._state.wait_for(lambda: self._failure or not self._waiting[self._batch - 1])
             self._raise()
@@ -122,14 +129,18 @@ class RowWriter:
 
     def _enqueue(self, piece: _Piece) -> None:
         with self._state:
+            if self._waiting_bytes >= self._bound:
+                self._queue.release()
             self._state.wait_for(lambda: self._failure or self._waiting_bytes < self._bound)
             self._raise()
             self._waiting_bytes += piece.values.nbytes
             self._waiting[piece.batch] += 1
         self._queue.put(piece)
 
-    def _work(self) -> None:
+    def _work(self, index: int) -> None:
         torch.set_num_threads(1)  # the forward pass has the others
+        if self._beside:
+            keep_apart(index, THREADS)
         self._started.wait()
         float32 = Float32()
         while (piece := self._queue.get()) is not None:
@@ -200,8 +211,7 @@ class RowWriter:
         trace: TracebackType | None,
     ) -> None:
         """What was handed in before an error is still written: it is done and correct."""
-        for _ in self._threads:
-            self._queue.put(None)
+        self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join()
         if error is None:
