@@ -9,8 +9,8 @@ from test_report import Page, _section
 from test_report import rendered as render
 from test_workflow import ROOT
 
-from outlier_atlas.report import comparison
-from outlier_atlas.report.comparison import change, refuse_missing
+from outlier_atlas.report.comparison import change
+from outlier_atlas.report.sides import STORE, refuse_missing
 from outlier_atlas.settings.configuration import load
 from outlier_atlas.settings.document import settings
 
@@ -51,6 +51,9 @@ def test_the_report_shows_both_runs(both):
     rows = {row[0]: row[1:] for row in cells(section.split("<h3>")[0])}
     assert rows["begin-of-sequence token"] == ["at every sequence", "none added"]
     assert rows["tokens"] == ["10 in 2 sequences", "8 in 2 sequences"]
+    assert rows["model"] == [str(both[0].settings.model.source)] * 2
+    assert rows["tokens left out"] == ["none", "none"]
+    assert "Both runs are of the same weights." in section
     for side, run in zip(rows["perplexity of its own tokens"], both, strict=True):
         whole = run.table("perplexity")[-1]
         assert side.startswith(f"{whole['perplexity']:.4g} ({whole['perplexity_low']:.4g} to ")
@@ -122,13 +125,54 @@ def test_what_only_one_run_measured_is_said(both, tmp_path):
     assert "Not measured in both." in section
 
 
+def beside(both, folder, model, **detection):
+    """Another run of these tokens in the folder of the two."""
+    run = Run(both[0].folder.parents[1], config(
+        model, ROWS, folder / "d", run={"name": folder.name}, detection=detection,
+        dataset={"bos": "never", "sequence_length": 8}, extraction={"sites": SITES},
+    ))  # fmt: skip
+    run.all()
+    return run
+
+
+def test_a_run_of_other_weights_is_said_to_be_one(both, tmp_path):
+    model, weights = tiny.silent(tmp_path / "tuned", layers=3)
+    tiny.save_weights(model, weights)
+    detection = {"exclude": {"first_positions": 1}, "super_weights": {"threshold": 60}}
+    run = beside(both, tmp_path, model, **detection)
+    section = _section(render(both[1], compare=tmp_path.name)[0], "comparison")
+    rows = {row[0]: row[1:] for row in cells(section)}
+    assert rows["model"] == [str(both[1].settings.model.source), str(model)]
+    assert rows["tokens left out"] == ["none", run.settings.detection.exclude.said]
+    said = f"different weights, this one of {both[1].settings.model.source} and {tmp_path.name} of "
+    assert said in section
+    # Left out tokens and another threshold are other definitions; those of sinks are alike.
+    assert "Massive activations: findings, otherwise defined there" in rows
+    assert "Attention sinks: findings" in rows
+
+
+@pytest.mark.parametrize(
+    ("layers", "sizes", "said"),
+    [
+        (2, {}, "2 layers, and this run of {}, which has 3: "),
+        (3, {"hidden_size": 64}, "64 channels at mlp_in, and this run of {}, which has 32: "),
+    ],
+)
+def test_a_run_of_a_model_of_another_shape_is_refused(both, tmp_path, layers, sizes, said):
+    model = tiny.llama(tmp_path / "other", num_hidden_layers=layers, **sizes)
+    beside(both, tmp_path, model)
+    here = re.escape(said.format(both[1].settings.model.source))
+    with pytest.raises(ValueError, match=rf"^report\.compare: .*, which has {here}layers and "):
+        render(both[1], compare=tmp_path.name)
+
+
 def test_a_run_that_is_not_there_is_one_sentence(both):
     said = r"^report\.compare: .*/before has no tables/criteria\.parquet; run before first \(make "
     with pytest.raises(ValueError, match=said):
         render(both[0], compare="before")
     whole = both[1].folder
     refuse_missing(whole)
-    record = whole / comparison.STORE
+    record = whole / STORE
     record.rename(record.with_suffix(".away"))
     try:
         with pytest.raises(ValueError, match=r"has no manifests/store\.json"):

@@ -4,7 +4,7 @@ from outlier_atlas import builtin, tables
 from outlier_atlas.data import corpus
 from outlier_atlas.data import prepare as data_stage
 from outlier_atlas.model import source as model_stage
-from outlier_atlas.report import comparison, figures, page
+from outlier_atlas.report import figures, page, sides
 from outlier_atlas.settings.source import local_path, source_kind
 from outlier_atlas.workflow import (
     identities,
@@ -133,11 +133,11 @@ def compared(wildcards):
         return []
     folder = Path("results") / SETTINGS.report.compare
     try:
-        comparison.refuse_missing(folder)
+        sides.refuse_missing(folder)
     except ValueError as error:
         # Snakemake would list all files of the other run, and not say what to do.
         sys.exit(str(error))
-    return [str(folder / file) for file in comparison.FILES]
+    return [str(folder / file) for file in sides.FILES]
 
 
 def ablations():

@@ -37,7 +37,7 @@ class Means:
     _known: dict[Target, NDArray[np.float64]] = field(default_factory=dict)
 
     def __call__(self, site: str, layer: int, channel: int) -> float:
-        """The mean of a channel over all tokens of the run, summed in float64.
+        """The mean of a channel's finite values over all tokens of the run, summed in float64.
 
         From the store and from summaries it is the same but for the order of the additions.
 
@@ -57,14 +57,16 @@ class Means:
 
     def _stored(self, target: Target) -> NDArray[np.float64]:
         arrays = self._arrays()
-        total = np.zeros(self.layout.channels(target))
+        count, total = np.zeros((2, self.layout.channels(target)))
         try:
             for chunk in range(self.layout.chunks):
                 rows = arrays.read(target, *self.layout.chunk_range(chunk))
-                total += rows.sum(axis=0, dtype=np.float64)
+                finite = np.isfinite(rows)
+                count += finite.sum(axis=0)
+                total += rows.sum(axis=0, dtype=np.float64, where=finite)
         except DamagedChunkError as damage:
             raise give_up(self.run, arrays, [damage]) from damage
-        return total / self.layout.tokens
+        return total / count
 
     def _summarized(self, target: Target) -> NDArray[np.float64]:
         count, total = np.zeros((2, self.layout.channels(target)))

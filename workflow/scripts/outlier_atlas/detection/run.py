@@ -95,10 +95,12 @@ def detect(
         return down_projection_entries(model, resources, trust_remote_code, places)
 
     heads = sinks.sinking_heads(sunk)
-    for table, columns in (
-        *findings(result, store, special, detection, defined, heads, bootstrap, values_of),
-        *sinks.findings(sunk, store, bootstrap),
+    for table, columns in findings(
+        result, store, special, detection, defined, heads, bootstrap, values_of
     ):
+        tables.write(folder, table, columns, detection.exclude.said)
+    # No token is left out of these.
+    for table, columns in sinks.findings(sunk, store, bootstrap):
         tables.write(folder, table, columns)
     tables.write(folder, tables.PERPLEXITY, losses)
     clear_up(run, layout)

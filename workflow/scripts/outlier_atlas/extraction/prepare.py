@@ -71,6 +71,8 @@ def print_plan(
 
 
 RECORDED_VERSIONS = ("torch", "transformers", "nnsight", "zarr", "numcodecs")
+RECORDED_OF_MODEL = ("source", "fingerprint", "layers")
+"""What tells another run's report of which model it is."""
 
 
 def prepare_store(
@@ -127,7 +129,10 @@ def prepare_store(
         raise unwritten(error, run / ACTIVATIONS, needed) from error
     own = extraction.model_dump(mode="json", exclude_defaults=True)
     versions = {package: version(package) for package in RECORDED_VERSIONS}
-    write_record(record, layout.record() | {"versions": versions, "extraction": own})
+    of_model = {name: model[name] for name in RECORDED_OF_MODEL}
+    write_record(
+        record, layout.record() | {"versions": versions, "extraction": own, "model": of_model}
+    )
 
 
 def _layout(

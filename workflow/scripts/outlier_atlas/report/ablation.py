@@ -14,8 +14,8 @@ DEFINITION = (
     "Perplexity (exp of the mean negative log-likelihood, each token given all before it in its "
     "own sequence) of held-out tokens: the sequences of the dataset after the run's own. A weight "
     "is taken away by setting it to 0; a channel, by setting the site's value there to 0, or to "
-    "its mean over the run's tokens in that layer, for all tokens. Random: as many other channels, "
-    "or another weight of the same matrix, set to 0."
+    "its mean over all of the run's tokens in that layer, for all tokens. Random: as many other "
+    "channels, or another weight of the same matrix, set to 0."
 )
 
 WHAT = {

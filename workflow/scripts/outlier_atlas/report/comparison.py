@@ -3,68 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas import tables
-from outlier_atlas.data.tokens import RECORD
-from outlier_atlas.files import read_record
 from outlier_atlas.report.criteria import TITLES
+from outlier_atlas.report.sides import (
+    Both,
+    Side,
+    of_model,
+    refuse_missing,
+    refuse_other_shape,
+)
 from outlier_atlas.report.text import SITE_NAMES, count, layers, number, percent, spanned
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
 
-TABLES = (
-    tables.CRITERIA,
-    tables.LAYER_MAGNITUDES,
-    tables.MASSIVE_CHANNELS,
-    tables.ATTENTION_SINKS,
-    tables.ATTENTION_SINK_POSITIONS,
-    tables.PERPLEXITY,
-)
-STORE = "manifests/store.json"
-FILES = (*(f"tables/{table.name}.parquet" for table in TABLES), str(RECORD), STORE)
-"""What of the other run's folder is read."""
-
 NONE = "not measured"
-
-
-def refuse_missing(folder: Path) -> None:
-    """Whether all of the other run is there.
-
-    Args:
-        folder: of the other run.
-
-    Raises:
-        ValueError: it is not; says what to run.
-    """
-    absent = [file for file in FILES if not (folder / file).is_file()]
-    if absent:
-        raise ValueError(
-            f"report.compare: {folder} has no {absent[0]}; run {folder.name} first "
-            f"(make run CONFIG={folder.name}.yaml, or whatever its configuration is called), or "
-            f"leave report.compare out"
-        )
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two runs: the rows of its tables by name, and its records."""
-
-    rows: Mapping[str, Sequence[Row]]
-    tokens: Row
-    store: Row
-
-    @classmethod
-    def read(cls, folder: Path) -> Side:
-        rows = {t.name: tables.read(folder / "tables", t).to_pylist() for t in TABLES}
-        return cls(rows, read_record(folder / RECORD), read_record(folder / STORE))
-
-
-Both = tuple[Side, Side]
-"""This run, and the other."""
 
 
 def section(here: Path, there: Path) -> Row:
@@ -74,13 +29,16 @@ def section(here: Path, there: Path) -> Row:
         here, there: folders of this run and of the other.
 
     Raises:
-        ValueError: the other run is not there, or a record is damaged.
+        ValueError: the other run is not there, or of a model of another shape, or a record is
+            damaged.
     """
     refuse_missing(there)
     both = Side.read(here), Side.read(there)
+    refuse_other_shape(*both)
     moved = _channels(both)
     return {
         "name": visible(there.name),
+        "of_model": of_model(*both),
         "rows": [*_facts(both), *_numbers(both)],
         "said": _said(moved, there.name) if _measured(both, "massive_activations") else "",
         "channels": moved,
@@ -92,6 +50,7 @@ def section(here: Path, there: Path) -> Row:
 def _facts(both: Both) -> list[Row]:
     """How the two runs were made, so far as their records say it."""
     shown: tuple[tuple[str, Callable[[Side], str]], ...] = (
+        ("model", lambda s: visible(s.model)),
         (
             "begin-of-sequence token",
             lambda s: "at every sequence" if s.tokens["bos"] else "none added",
@@ -102,6 +61,7 @@ def _facts(both: Both) -> list[Row]:
             lambda s: f"{s.tokens['tokens']:,} in {count(s.tokens['sequences'], 'sequence')}",
         ),
         ("dtype", lambda s: visible(str(s.store["dtype"]))),
+        ("tokens left out", lambda s: s.left_out or "none"),
     )
     return [{"what": name, "sides": [of(side) for side in both]} for name, of in shown]
 
@@ -114,7 +74,9 @@ def _numbers(both: Both) -> list[Row]:
     for name, title in TITLES.items():
         sides = [_findings(side, name) for side in both]
         if sides != [NONE, NONE]:
-            rows.append({"what": f"{title}: findings", "sides": sides})
+            alike = len({side.criterion(name)["definition"] for side in both}) == 1
+            what = f"{title}: findings" if alike else f"{title}: findings, otherwise defined there"
+            rows.append({"what": what, "sides": sides})
     return rows
 
 
@@ -129,7 +91,7 @@ def _sink_metric(side: Side) -> str:
 
 
 def _findings(side: Side, criterion: str) -> str:
-    (row,) = (row for row in side.rows["criteria"] if row["criterion"] == criterion)
+    row = side.criterion(criterion)
     return f"{row['findings']:,}" if row["measured"] else NONE
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,25 +89,26 @@ def draw(folder: Path, tables_folder: Path) -> None:
     """
     magnitudes = tables.read(tables_folder, tables.LAYER_MAGNITUDES).to_pylist()
     maxima = tables.read(tables_folder, tables.CHANNEL_MAXIMA)
+    below = tables.left_out(tables_folder, tables.CHANNEL_MAXIMA)
     for site in dict.fromkeys(row["site"] for row in magnitudes):
         rows = [row for row in magnitudes if row["site"] == site]
         largest, layers = _grid(maxima, site)
         for theme in THEMES:
-            with _figure(folder / f"{site}-magnitudes{theme.suffix}", theme, 4.0) as figure:
+            with _figure(folder / f"{site}-magnitudes{theme.suffix}", theme, 4.0, below) as figure:
                 lines.magnitudes(figure, rows, site, theme)
             height = min(8.0, 1.8 + 0.08 * len(layers))
-            with _figure(folder / f"{site}-maxima{theme.suffix}", theme, height) as figure:
+            with _figure(folder / f"{site}-maxima{theme.suffix}", theme, height, below) as figure:
                 heatmaps.maxima(figure, largest, layers, "channel", "largest |x|", theme)
     experts = tables.read(tables_folder, tables.EXPERT_MAGNITUDES)
     if len(experts):
-        _draw_experts(folder, experts)
+        _draw_experts(folder, experts, below)
     heads = tables.read(tables_folder, tables.ATTENTION_SINK_HEADS)
     if len(heads):
         _draw_heads(folder, heads)
-    _draw_lines(folder, tables_folder)
+    _draw_lines(folder, tables_folder, below)
 
 
-def _draw_lines(folder: Path, tables_folder: Path) -> None:
+def _draw_lines(folder: Path, tables_folder: Path, below: str) -> None:
     def rows_of(table: tables.Table) -> dict[str, list[dict[str, Any]]]:
         by_site = defaultdict(list)
         for row in tables.read(tables_folder, table).to_pylist():
@@ -119,14 +121,15 @@ def _draw_lines(folder: Path, tables_folder: Path) -> None:
     ):
         for site, rows in rows_of(table).items():
             for theme in THEMES:
-                with _figure(folder / f"{site}-{kind}{theme.suffix}", theme, 4.0) as figure:
+                path = folder / f"{site}-{kind}{theme.suffix}"
+                with _figure(path, theme, 4.0, below) as figure:
                     drawn(figure, rows, theme)
     criteria = tables.read(tables_folder, tables.CRITERIA).to_pylist()
     if any(row["criterion"] == "super_weights" and row["measured"] for row in criteria):
         weights = tables.read(tables_folder, tables.SUPER_WEIGHTS).to_pylist()
         for theme in THEMES:
             path = folder / f"{SUPER_WEIGHT_SITES[1]}-down_proj{theme.suffix}"
-            with _figure(path, theme, 4.0) as figure:
+            with _figure(path, theme, 4.0, below) as figure:
                 lines.down_proj(figure, weights, theme)
 
 
@@ -138,17 +141,18 @@ def _draw_heads(folder: Path, heads: Any) -> None:
             heatmaps.attention(figure, mean, layers, theme)
 
 
-def _draw_experts(folder: Path, experts: Any) -> None:
+def _draw_experts(folder: Path, experts: Any, below: str) -> None:
     largest, layers = _by_layer(experts)
     height = min(8.0, 1.8 + 0.08 * len(layers))
     for theme in THEMES:
-        with _figure(folder / f"{EXPERT_OUT}-experts{theme.suffix}", theme, height) as figure:
+        path = folder / f"{EXPERT_OUT}-experts{theme.suffix}"
+        with _figure(path, theme, height, below) as figure:
             value = "largest |down_proj output|"
             heatmaps.maxima(figure, largest, layers, "expert", value, theme)
 
 
 @contextmanager
-def _figure(path: Path, theme: Theme, height: float) -> Iterator[Figure]:
+def _figure(path: Path, theme: Theme, height: float, below: str = "") -> Iterator[Figure]:
     import matplotlib as mpl
 
     settings = {
@@ -172,6 +176,8 @@ def _figure(path: Path, theme: Theme, height: float) -> Iterator[Figure]:
     with mpl.rc_context(settings):
         figure = Figure(figsize=(9.6, height), layout="constrained")
         FigureCanvasAgg(figure)
+        if below:
+            figure.supxlabel(shorten(below, 140, placeholder=" …"), fontsize=8)
         yield figure
         for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
             content = io.BytesIO()

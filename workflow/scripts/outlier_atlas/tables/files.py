@@ -1,7 +1,8 @@
 """Tables as files: Parquet and CSV.
 
 One row a finding, in a fixed order, the same from run to run. The definition of a column
-and its unit travel in the Parquet file itself, as the field's metadata `definition` and `unit`.
+and its unit travel in the Parquet file itself, as the field's metadata `definition` and `unit`;
+the tokens that are left out of its numbers, as the file's `left_out`.
 """
 
 from __future__ import annotations
@@ -18,20 +19,27 @@ import pyarrow.parquet
 from outlier_atlas.files import replacing, write_whole
 from outlier_atlas.tables.table import Table
 
+LEFT_OUT = b"left_out"
+
 ROWS_TOGETHER = 64
 """Rows that are written together where rows are long."""
 
 
-def write(folder: Path, table: Table, columns: Mapping[str, Any]) -> None:
+def write(folder: Path, table: Table, columns: Mapping[str, Any], left_out: str = "") -> None:
     """Write a table as Parquet and as CSV; each file appears whole or not at all.
 
     Args:
         folder: the run's `tables` folder; made where it is missing.
         table: its description.
         columns: its values, all equally long; the names must be those of the description.
+        left_out: tokens that its numbers are without, in a sentence (`ExcludeSettings.said`); the
+            Parquet file's metadata has it as `left_out`.
     """
     assert set(columns) == {column.name for column in table.columns}, table.name
-    data = pa.table({name: columns[name] for name in table.schema.names}, schema=table.schema)
+    schema = table.schema
+    if left_out:
+        schema = schema.with_metadata({**schema.metadata, LEFT_OUT: left_out})
+    data = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     for ending, write_table in (("parquet", _write_parquet), ("csv", pa.csv.write_csv)):
         content = pa.BufferOutputStream()
         write_table(data, content)
@@ -72,3 +80,9 @@ def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any
 def read(folder: Path, table: Table) -> pa.Table:
     """A table that `write` wrote."""
     return pa.parquet.read_table(folder / f"{table.name}.parquet", schema=table.schema)
+
+
+def left_out(folder: Path, table: Table) -> str:
+    """The tokens that a table's numbers are without, in a sentence; empty where there are none."""
+    metadata = pa.parquet.read_schema(folder / f"{table.name}.parquet").metadata
+    return bytes(metadata.get(LEFT_OUT, b"")).decode()

@@ -38,7 +38,8 @@ def join(settings: Mapping[str, Any], weights: Path | None, run_tables: Path) ->
         for part in _scales(activations, weight_maxima(weights), smoothquant.alpha, ends):
             for name, values in part.items():
                 scales[name].extend(values)
-    tables.write(run_tables, tables.SMOOTHQUANT_SCALES, scales)
+    left_out = tables.left_out(run_tables, tables.CHANNEL_MAXIMA)
+    tables.write(run_tables, tables.SMOOTHQUANT_SCALES, scales, left_out)
 
 
 def activation_maxima(run_tables: Path, column: str = "value") -> Maxima:
