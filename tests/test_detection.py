@@ -225,12 +225,15 @@ def test_equal_stores_give_equal_tables(planted_massive):
 
 
 def test_columns_carry_their_definitions(planted_massive):
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for path in planted_massive.tables.glob("*.parquet"):
         schema = pq.read_schema(path)
         assert schema.metadata[b"about"]
         assert all(field.metadata[b"definition"] for field in schema)
+        counted = [field for field in schema if field.type not in (pa.string(), pa.bool_())]
+        assert all(field.metadata[b"unit"] for field in counted), path.stem
         header = path.with_suffix(".csv").read_text().splitlines()[0]
         assert header == ",".join(f'"{name}"' for name in schema.names)
 

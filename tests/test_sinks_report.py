@@ -107,11 +107,11 @@ def test_the_report_shows_heads_layers_and_positions(tmp_path):
     section = html.split('<section id="sinks">')[1].split("</section>")[0]
     said = Page(section).said
     assert (
-        "The first token is a sink in 6.25 % of all (sequence, layer, head), and on average over "
-        "the sequences in 4 of 32 heads."
+        "The first token is a sink in 6.25 % (0 to 12.5 %) of all (sequence, layer, head), and on "
+        "average over the sequences in 4 of 32 heads."
     ) in said
     assert "where T is 64 or the length of a shorter sequence" in said
-    assert f"<tr><td>{layer}</td><td>50 %</td><td>4 of 4</td>" in section
+    assert f"<tr><td>{layer}</td><td>50 %<small>0 to 100 %</small></td><td>4 of 4</td>" in section
     assert "The first 7 of 8 layers are shown" in said
     assert section.count("data:image/svg+xml") == 2, "light and dark"
     assert '["attn_sink"]     # (layer, token, head), float32' in Page(html).said

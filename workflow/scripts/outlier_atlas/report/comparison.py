@@ -14,7 +14,15 @@ from outlier_atlas.report.sides import (
     refuse_missing,
     refuse_other_shape,
 )
-from outlier_atlas.report.text import SITE_NAMES, count, layers, number, percent, spanned
+from outlier_atlas.report.text import (
+    SITE_NAMES,
+    count,
+    layers,
+    number,
+    percent,
+    percentage,
+    spanned,
+)
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
@@ -87,16 +95,12 @@ def _perplexity(side: Side) -> str:
 
 def _sink_metric(side: Side) -> str:
     first = side.rows["attention_sink_positions"][:1]
-    return spanned(first[0], "sink_metric", _percentage) if first else NONE
+    return spanned(first[0], "sink_metric", percentage) if first else NONE
 
 
 def _findings(side: Side, criterion: str) -> str:
     row = side.criterion(criterion)
     return f"{row['findings']:,}" if row["measured"] else NONE
-
-
-def _percentage(of_hundred: float) -> str:
-    return percent(of_hundred / 100)
 
 
 def _measured(both: Both, criterion: str) -> bool:
@@ -207,7 +211,7 @@ def _sinks(both: Both) -> list[Row]:
         {
             "layer": layer,
             "sides": [
-                spanned(side[layer], "sink_metric", _percentage) if layer in side else NONE
+                spanned(side[layer], "sink_metric", percentage) if layer in side else NONE
                 for side in (here, there)
             ],
         }

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas import tables
-from outlier_atlas.report.text import count, listed, number, ranges, shown
+from outlier_atlas.report.text import count, interval, listed, number, ranges, shown
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
-Cells = list[str]
+Cells = list[tuple[str, str]]
+"""Of each column what is shown, and the interval below it; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,26 @@ class Shape:
 def _weight(row: Row) -> Cells:
     weight = "several" if row["weight"] is None else number(row["weight"])
     place = f"[{row['row']}, {row['column']}]"
-    return [str(row["layer"]), place, weight, number(row["input"]), number(row["output"])]
+    values = [(number(row[name]), interval(row, name, number)) for name in ("input", "output")]
+    return [*_plain(row["layer"], place, weight), *values]
 
 
 def _expert(row: Row) -> Cells:
     growth = "first" if row["growth"] is None else number(row["growth"])
-    return [
-        str(row["layer"]), str(row["expert"]), number(row["value"]), number(row["quantile"]),
-        growth,
-    ]  # fmt: skip
+    value = number(row["value"]), interval(row, "value", number)
+    return [*_plain(row["layer"], row["expert"]), value, *_plain(number(row["quantile"]), growth)]
 
 
 def _token(reference: str) -> Callable[[Row], Cells]:
     def cells(row: Row) -> Cells:
-        large = [number(row["value"]), number(row[f"{reference}_ratio"])]
-        return [row["layers"], str(row["channel"]), *large]
+        large = number(row["value"]), number(row[f"{reference}_ratio"])
+        return _plain(row["layers"], row["channel"], *large)
 
     return cells
+
+
+def _plain(*shown: object) -> Cells:
+    return [(str(one), "") for one in shown]
 
 
 SHAPES = (
@@ -125,7 +129,7 @@ def _section(shape: Shape, folder: Path, criterion: Row, most: int, text: bool) 
         "head": [*shape.head, "sequence", "position"],
         "rows": [
             {
-                "cells": [*shape.cells(row), str(row["sequence"]), str(row["position"])],
+                "cells": [*shape.cells(row), *_plain(row["sequence"], row["position"])],
                 "token": visible(row["token_text"]) if text else f"id {row['token_id']}",
             }
             for row in rows[:most]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from outlier_atlas.measured import Measured
 from outlier_atlas.report.text import count, ranges
+from outlier_atlas.settings.detection import BootstrapSettings
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
@@ -37,6 +38,19 @@ def facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {v}" for name, v in sorted(store["versions"].items()))),
     ]
     return [(name, visible(value)) for name, value in facts]
+
+
+def intervals(bootstrap: Mapping[str, Any], sequences: int) -> str:
+    """What the page's intervals are.
+
+    Args:
+        bootstrap: the block `detection.bootstrap`.
+        sequences: of the run.
+    """
+    if sequences < 2:
+        return "One sequence is all there is: no number has an interval over sequences."
+    said = BootstrapSettings.model_validate(bootstrap).said
+    return f"In brackets, and in small type under numbers: {said}"
 
 
 def _weights(model: Row, dtype: str) -> str:

@@ -18,6 +18,7 @@ from outlier_atlas.report import mechanisms
 from outlier_atlas.report.finding import Finding
 from outlier_atlas.report.text import (
     SITE_NAMES,
+    bracketed,
     channels,
     count,
     layers,
@@ -25,6 +26,7 @@ from outlier_atlas.report.text import (
     number,
     percent,
     quoted,
+    spanned,
 )
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
 
@@ -156,7 +158,8 @@ def _massive(evidence: Evidence, text: bool) -> list[Finding]:
     token = quoted(top["token_text"]) if text else f"id {top['token_id']}"
     first = (
         f"Channel {channel} of the {_place(site)} is massive in "
-        f"{layers(row['layer'] for row in rows)}: it reaches {number(top['value'])} in layer "
+        f"{layers(row['layer'] for row in rows)}: it reaches "
+        f"{number(top['value'])}{bracketed(top, 'value', number)} in layer "
         f"{top['layer']}, at position {top['position']} of sequence {top['sequence']} (token "
         f"{token}), {number(top['tensor_median_ratio'])} times the median of "
         f"|x| in that sequence and layer."
@@ -215,7 +218,7 @@ def _llm_int8(evidence: Evidence) -> list[Finding]:
         top = found[0]
         has = (
             f"has outliers in {count(top['layers'], 'layer')} and at "
-            f"{percent(top['position_share_union'])} of the positions, {_sides(top)}"
+            f"{spanned(top, 'position_share_union', percent)} of the positions, {_sides(top)}"
         )
         if len(found) == 1:
             first = (
@@ -232,7 +235,7 @@ def _llm_int8(evidence: Evidence) -> list[Finding]:
         first = (
             f"No channel of {sites} is an outlier feature by the LLM.int8() criterion; the "
             f"closest, channel {near['channel']}, has outliers in {count(near['layers'], 'layer')} "
-            f"and at {percent(near['position_share_union'])} of the positions."
+            f"and at {spanned(near, 'position_share_union', percent)} of the positions."
         )
     else:
         first = (

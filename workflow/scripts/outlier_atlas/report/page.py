@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,8 +43,10 @@ from outlier_atlas.report.findings import (
 from outlier_atlas.report.text import (
     SITE_NAMES,
     count,
+    interval,
     number,
     percent,
+    percentage,
     shown,
 )
 from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
@@ -109,6 +112,11 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
         lstrip_blocks=True,
     )
     environment.filters |= {"visible": visible, "number": number, "percent": percent}
+    environment.filters |= {
+        "interval": partial(interval, said=number),
+        "interval_in_percent": partial(interval, said=percent),
+        "interval_of_percentage": partial(interval, said=percentage),
+    }
     html = environment.get_template("template.html.j2").render(
         **_head(report, inputs, evidence, sentences),
         **_body(report, inputs, evidence, tokens),
@@ -125,6 +133,7 @@ def _head(
     store = read_record(inputs.store_record)
     style = (HERE / "style.css").read_text("utf-8")
     losses = tables.read(inputs.tables, tables.PERPLEXITY).to_pylist()
+    detection = inputs.configuration["detection"]
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
@@ -137,9 +146,8 @@ def _head(
         f"{count(len(store['sites']), 'site')}.{perplexity.short(losses)}",
         "tokens_said": tokens_said,
         "alarms": alarms(evidence),
-        "left_out": ExcludeSettings.model_validate(
-            inputs.configuration["detection"]["exclude"]
-        ).said,
+        "left_out": ExcludeSettings.model_validate(detection["exclude"]).said,
+        "intervals": facts.intervals(detection["bootstrap"], tokens["sequences"]),
         "findings": sentences,
         # Our own file, and the only text that is not escaped.
         "style": Markup(style),

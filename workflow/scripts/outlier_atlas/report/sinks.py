@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from outlier_atlas.report.text import count, percent, shown
+from outlier_atlas.report.text import count, percentage, shown, spanned
 
 Row = dict[str, Any]
 
@@ -37,7 +37,8 @@ def said(layers: Sequence[Row], positions: Sequence[Row]) -> str:
     if metric is None:
         return "No number of this run is finite."
     sinking = sum(row["sink_heads"] for row in layers)
+    share = spanned(positions[0], "sink_metric", percentage)
     return (
-        f"The first token is a sink in {percent(metric / 100)} of all (sequence, layer, head), and "
-        f"on average over the sequences in {sinking:,} of {count(heads, 'head')}."
+        f"The first token is a sink in {share} of all (sequence, layer, head), and on average over "
+        f"the sequences in {sinking:,} of {count(heads, 'head')}."
     )

@@ -42,13 +42,21 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def spanned(row: Mapping[str, Any], name: str, said: Callable[[float], str]) -> str:
-    """A magnitude with its interval over sequences, where it has one: `179 (170 to 181)`."""
-    if row[name] is None:
-        return "none"
+def interval(row: Mapping[str, Any], name: str, said: Callable[[float], str]) -> str:
+    """The interval over sequences of a number: `170 to 179`; empty where it has none."""
     low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
-    value = said(abs(row[name]))
-    return value if low is None else f"{value} ({said(low)} to {said(high)})"
+    return "" if low is None else f"{said(low).removesuffix(' %')} to {said(high)}"
+
+
+def spanned(row: Mapping[str, Any], name: str, said: Callable[[float], str]) -> str:
+    """A magnitude with its interval over sequences, where it has one: `179 (170 to 179)`."""
+    return "none" if row[name] is None else said(abs(row[name])) + bracketed(row, name, said)
+
+
+def bracketed(row: Mapping[str, Any], name: str, said: Callable[[float], str]) -> str:
+    """The interval as it stands behind a number, or nothing."""
+    ends = interval(row, name, said)
+    return f" ({ends})" if ends else ""
 
 
 def percent(share: float) -> str:
@@ -56,6 +64,11 @@ def percent(share: float) -> str:
     if share in (0, 1):
         return f"{share:.0%}".replace("%", " %")
     return f"{min(max(share * 100, 0.01), 99.99):.3g} %" if share < 0.9995 else "over 99.9 %"
+
+
+def percentage(of_hundred: float) -> str:
+    """A number in %, as `percent` shows its share."""
+    return percent(of_hundred / 100)
 
 
 def count(number: int, noun: str) -> str:

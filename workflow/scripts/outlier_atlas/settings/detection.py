@@ -216,6 +216,16 @@ class BootstrapSettings(Section):
         0.95, description="Share of the draws that lies within an interval (percentiles)."
     )
 
+    @property
+    def said(self) -> str:
+        """What an interval is, in two sentences."""
+        return (
+            f"{self.level * 100:g} % bootstrap intervals over sequences: percentiles of "
+            f"{self.resamples:,} draws of as many sequences, with replacement "
+            f"(detection.bootstrap); those of values are of |x|. They say how far a number depends "
+            f"on which sequences were read, and that of a maximum ends at what was read."
+        )
+
 
 class DetectionSettings(Section):
     llm_int8: LlmInt8Settings = Field(LlmInt8Settings(), description="LLM.int8() outlier features.")

@@ -12,7 +12,9 @@ WEIGHT = Column(
     "Name of the tensor in the checkpoint; of a quantized one without the ending of its packing.",
 )
 
-EXPERT = Column("expert", pa.int32(), "Expert, 0-based; empty of what is not of one expert.")
+EXPERT = Column(
+    "expert", pa.int32(), "Expert, 0-based; empty of what is not of one expert.", "index"
+)
 
 WEIGHT_SITE = Column(
     "site",
@@ -31,7 +33,7 @@ WEIGHTS = Table(
     f"kurtosis. By layer and name; tied weights once. {STORED_VALUES} Empty where weights were not "
     "measured (weights.measure).",
     (
-        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers."),
+        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers.", "index"),
         WEIGHT,
         EXPERT,
         Column(
@@ -41,24 +43,28 @@ WEIGHTS = Table(
         ),
         WEIGHT_SITE,
         Column("dtype", pa.string(), "In which it is stored; of a quantized one its codes."),
-        Column("rows", pa.int64(), "Number of output channels; of an embedding its entries."),
-        Column("columns", pa.int64(), "Number of input channels."),
+        Column(
+            "rows", pa.int64(), "Number of output channels; of an embedding its entries.", "count"
+        ),
+        Column("columns", pa.int64(), "Number of input channels.", "count"),
         Column(
             "value",
             pa.float32(),
             "The finite value with the largest |w|, with its sign; the first by row and column of "
             "equals.",
+            "weight",
         ),
-        Column("row", pa.int64(), "Its output channel, 0-based: W[row, column]."),
-        Column("column", pa.int64(), "Its input channel, 0-based."),
-        Column("mean", pa.float64(), "Mean over all values."),
+        Column("row", pa.int64(), "Its output channel, 0-based: W[row, column].", "index"),
+        Column("column", pa.int64(), "Its input channel, 0-based.", "index"),
+        Column("mean", pa.float64(), "Mean over all values.", "weight"),
         Column(
             "kurtosis",
             pa.float64(),
             "Kurtosis over all values, mu4 / sigma^4 with central moments of the whole matrix: 3 "
             "for a Gaussian (Bondarenko et al. 2023, arXiv 2306.12929). NaN where all are equal.",
+            "ratio",
         ),
-        Column("not_finite", pa.int64(), "NaN and infinite values; left out of all else."),
+        Column("not_finite", pa.int64(), "NaN and infinite values; left out of all else.", "count"),
     ),
 )
 
@@ -68,7 +74,7 @@ WEIGHT_ERRORS = Table(
     "again, without calibration, clipping or a rotation. Rounding is to nearest, ties to even. "
     f"{STORED_VALUES}",
     (
-        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers."),
+        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers.", "index"),
         WEIGHT,
         EXPERT,
         Column(
@@ -85,13 +91,16 @@ WEIGHT_ERRORS = Table(
             "What shares a scale: tensor, output channel, or block of so many values along the "
             "input channels.",
         ),
-        Column("rmse", pa.float64(), "Root of the mean of e^2; e: what comes back minus w."),
-        Column("mae", pa.float64(), "Mean of |e|."),
+        Column(
+            "rmse", pa.float64(), "Root of the mean of e^2; e: what comes back minus w.", "weight"
+        ),
+        Column("mae", pa.float64(), "Mean of |e|.", "weight"),
         Column(
             "sqnr",
             pa.float64(),
             "Signal to quantization noise in dB, 10 log10(sum w^2 / sum e^2); infinite without an "
             "error, NaN of zeros only.",
+            "dB",
         ),
     ),
 )
@@ -101,7 +110,7 @@ WEIGHT_CHANNELS = Table(
     "Of every weight matrix the largest |w| of each input and of each output channel. A Parquet "
     f"file alone, kept with the model in resources/weights/. {STORED_VALUES}",
     (
-        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers."),
+        Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers.", "index"),
         WEIGHT,
         EXPERT,
         WEIGHT_SITE,
@@ -110,8 +119,11 @@ WEIGHT_CHANNELS = Table(
             pa.list_(pa.float32()),
             "Of each input channel the finite value with the largest |w|, with its sign; the "
             "positive one of equals.",
+            "weight",
         ),
-        Column("output_maxima", pa.list_(pa.float32()), "Of each output channel, likewise."),
+        Column(
+            "output_maxima", pa.list_(pa.float32()), "Of each output channel, likewise.", "weight"
+        ),
     ),
 )
 
@@ -125,18 +137,25 @@ SMOOTHQUANT_SCALES = Table(
         SITE,
         LAYER,
         CHANNEL,
-        Column("activation_max", pa.float32(), "Largest |x| of the channel, over all tokens."),
+        Column(
+            "activation_max",
+            pa.float32(),
+            "Largest |x| of the channel, over all tokens.",
+            "activation",
+        ),
         Column(
             "weight_max",
             pa.float32(),
             "Largest |w| of the input channel over all matrices that the site is multiplied with: "
             "queries, keys and values; gate and up projections, all experts and their router.",
+            "weight",
         ),
         Column(
             "scale",
             pa.float64(),
             "activation_max^alpha / weight_max^(1 - alpha), alpha = detection.smoothquant.alpha; "
             "empty where one of the two is zero or not known.",
+            "ratio",
         ),
         *intervals("activation_max", unit="activation"),
     ),
