@@ -1,6 +1,7 @@
 """Measures of layers and quantization errors against dumb implementations of their formulas."""
 
 import math
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from pipeline import Run, config
 from searched_formats import returned
 
+from outlier_atlas.statistics import quantization
 from outlier_atlas.statistics.measures import LayerMeasures, QuantizationErrors
 from outlier_atlas.statistics.quantization import FORMATS, summarize_quantization
 from outlier_atlas.statistics.summary import Place, summarize
@@ -137,6 +139,19 @@ def test_the_table_of_quantization_errors_has_the_formulas(measured):
         assert row["rmse"] == pytest.approx(math.sqrt(squares / count), rel=1e-12)
         assert row["mae"] == pytest.approx(sum(map(abs, error)) / count, rel=1e-12)
         assert row["sqnr"] == pytest.approx(10 * math.log10(signal / squares), rel=1e-12)
+
+
+@pytest.mark.parametrize("largest", [3.0, 40.0])
+def test_a_tensor_is_rounded_in_blocks_as_it_is_whole(largest, monkeypatch):
+    """With outlier channels and without; scales of tensor and channel are of the whole tensor."""
+    x = torch.from_numpy(np.random.default_rng(3).normal(0, 0.5, (37, 70)).astype(np.float32))
+    x[30, 5] = largest
+    whole = asdict(summarize_quantization(x, Place(0, 0, 37), 6.0))
+    monkeypatch.setattr(quantization, "BLOCK", 4 * 70 + 3)
+    in_blocks = asdict(summarize_quantization(x, Place(0, 0, 37), 6.0))
+    assert whole["outlier_channels"] == (largest > 6)
+    for name, value in whole.items():
+        assert np.array_equal(in_blocks[name], value), name
 
 
 def test_a_site_that_is_not_stored_cannot_be_rounded(llama, tmp_path):

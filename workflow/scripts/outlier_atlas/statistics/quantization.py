@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from outlier_atlas.statistics.codes import Float64, Int64
 from outlier_atlas.statistics.formats import (
+    AXES,
+    Granularity,
     exact_errors,
     fp8_e4m3,
     int8,
@@ -24,16 +26,23 @@ from outlier_atlas.statistics.formats import (
 )
 from outlier_atlas.statistics.summary import Place
 
-FORMATS: dict[tuple[str, str], Callable[[torch.Tensor], torch.Tensor]] = {
-    ("int8", "tensor"): lambda x: int8(x, largest(x, "tensor")),
-    ("int8", "token"): lambda x: int8(x, largest(x, "row")),
-    ("int8", "channel"): lambda x: int8(x, largest(x, "column")),
-    ("fp8_e4m3", "tensor"): lambda x: fp8_e4m3(x, largest(x, "tensor")),
-    ("mxfp8", "block of 32"): mxfp8,
-    ("mxfp4", "block of 32"): mxfp4,
-    ("nvfp4", "block of 16"): lambda x: nvfp4(x, largest(x, "tensor")),
+Maxima = dict[Granularity, torch.Tensor]
+"""The largest |x| of a whole tensor under each scale."""
+
+FORMATS: dict[tuple[str, str], Callable[[torch.Tensor, Maxima], torch.Tensor]] = {
+    ("int8", "tensor"): lambda x, maxima: int8(x, maxima["tensor"]),
+    ("int8", "token"): lambda x, maxima: int8(x, maxima["row"]),
+    ("int8", "channel"): lambda x, maxima: int8(x, maxima["column"]),
+    ("fp8_e4m3", "tensor"): lambda x, maxima: fp8_e4m3(x, maxima["tensor"]),
+    ("mxfp8", "block of 32"): lambda x, _: mxfp8(x),
+    ("mxfp4", "block of 32"): lambda x, _: mxfp4(x),
+    ("nvfp4", "block of 16"): lambda x, maxima: nvfp4(x, maxima["tensor"]),
 }
 """By name and by what has a scale of its own."""
+
+BLOCK = 2**18
+"""Values that are rounded at a time: what is made of them stays in caches. New memory for the whole
+tensor costs several times what is done in it."""
 
 KEPT = (True, False)
 """Whether outlier channels are quantized with the others, or left as they are."""
@@ -83,28 +92,34 @@ def summarize_quantization(
     outliers = (x.abs() >= threshold).any(0)
     channels = [x.shape[1], int((~outliers).sum())]
     # In their places, so that blocks stay what they are; a 0 has no error in any format.
-    parts = [x, x.masked_fill(outliers, 0)]
-    sums = [_errors(part, quantize) for quantize in FORMATS.values() for part in parts]
+    quantized = _sums(x)
+    kept_apart = _sums(x.masked_fill(outliers, 0)) if outliers.any() else quantized
+    squares, errors, square_errors = np.stack([quantized, kept_apart], axis=-1)
     return QuantizationSummary(
         place.sequence,
         place.start,
         place.tokens,
         int(outliers.sum()),
         np.array([len(x) * count for count in channels]),
-        np.array([_sum(part.double().square()) for part in parts]),
-        np.array([errors for errors, _ in sums]),
-        np.array([squares for _, squares in sums]),
+        squares[0],
+        errors.ravel(),
+        square_errors.ravel(),
     )
 
 
-def _errors(
-    x: torch.Tensor, quantize: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[float, float]:
+def _sums(x: torch.Tensor) -> Float64:
+    """(3, format): the sum of x^2, the same for every format; of |e|; and of e^2."""
+    sums = torch.zeros(3, len(FORMATS), len(x), dtype=torch.float64, device=x.device)
     if not x.numel():
-        return 0.0, 0.0
-    e = exact_errors(x, quantize(x))
-    return _sum(e.abs()), _sum(e.square_())
-
-
-def _sum(values: torch.Tensor) -> float:
-    return float(values.sum(1).sum())
+        return np.zeros(sums.shape[:2])
+    of_all: Maxima = {granularity: largest(x, granularity) for granularity in AXES}
+    tokens = max(1, BLOCK // x.shape[1])
+    for rows in (slice(start, start + tokens) for start in range(0, len(x), tokens)):
+        block, maxima = x[rows], of_all | {"row": of_all["row"][rows]}
+        sums[0, :, rows] = block.double().square_().sum(1)
+        for at, quantize in enumerate(FORMATS.values()):
+            e = exact_errors(block, quantize(block, maxima))
+            sums[1, at, rows] = e.abs().sum(1)
+            sums[2, at, rows] = e.square_().sum(1)
+    made: Float64 = sums.sum(2).cpu().numpy()
+    return made
