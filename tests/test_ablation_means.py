@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny
 from ablated import NOTHING, made, stage
 
 
@@ -26,6 +27,19 @@ def test_means_of_sites_that_are_not_stored_come_from_their_summaries(llama, tmp
     # As float32, in which a channel is set, they are the same.
     losses = [[row["loss"] for row in run.table("ablations")] for run in runs]
     assert losses[0] == losses[1]
+
+
+def test_values_that_are_not_finite_are_left_out_of_a_mean(tmp_path):
+    """The same from the store as from summaries."""
+    model, weights = tiny.silent(tmp_path / "model", layers=2)
+    weights["model.embed_tokens.weight"][9, 7] = float("inf")  # the first sequence has it once
+    tiny.save_weights(model, weights)
+    means = []
+    for name, store in (("stored", ["resid_post"]), ("summarized", [])):
+        run = made(model, tmp_path, name=name, extraction={"store": store}, **NOTHING)
+        run.ablate()
+        means.append(stage(run).means("resid_post", 0, 7))
+    assert means == [1.0, 1.0]
 
 
 def test_a_mean_comes_from_a_summary_of_a_lower_floor(llama, tmp_path):
