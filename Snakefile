@@ -87,6 +87,7 @@ rule all:
         TOKENS_RECORD,
         STORE_RECORD,
         manifests(),
+        heldout(),
 
 
 # Everything that needs the network, and nothing else: for a login node.

@@ -14,7 +14,7 @@ import zarr
 
 from outlier_atlas.ablation.run import Ablation, ablate
 from outlier_atlas.data.prepare import tokenize_dataset
-from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.data.tokens import HELDOUT, TokenStore
 from outlier_atlas.detection.run import detect
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.planning.plan import Plan, plan
@@ -42,6 +42,7 @@ class Run:
         self.folder = root / "results" / self.settings.name
         self.model_record = self.resources / "models" / f"{slug(self.settings.model)}.json"
         self.tokens = self.folder / "tokens.parquet"
+        self.heldout = self.folder / "heldout.parquet"
         self.tokens_record = self.folder / "manifests" / "tokens.json"
         self.store_record = self.folder / "manifests" / "store.json"
         self.tables = self.folder / "tables"
@@ -123,8 +124,8 @@ class Run:
         parts = product(range(extraction.layer_groups), range(extraction.sequence_shards))
         manifests = [self.job(group, shard).manifest for group, shard in parts]
         records = Records(
-            self.folder, self.model_record, self.resources, self.tokens, self.store_record,
-            manifests,
+            self.folder, self.model_record, self.resources, self.tokens, self.heldout,
+            self.store_record, manifests,
         )  # fmt: skip
         verify(records, 2)
 
@@ -132,19 +133,27 @@ class Run:
         """Before `detect`, whose tables are joined with them."""
         measure(self.model_record, self.resources, False, self.weights, 2)
 
+    def hold_out(self) -> None:
+        """The held-out tokens."""
+        dataset = self.settings.dataset
+        tokenize_dataset(
+            dataset.model_copy(update={"sequences": self.settings.ablation.sequences}),
+            self.model_record, self.resources, self.settings.model.trust_remote_code, None,
+            self.heldout, self.folder / HELDOUT, before=dataset.sequences,
+        )  # fmt: skip
+
     def ablate(self) -> None:
         """The held-out tokens, and the ablation stage."""
-        ablation, dataset = self.settings.ablation, self.settings.dataset
-        heldout = self.folder / "heldout.parquet"
-        tokenize_dataset(
-            dataset.model_copy(update={"sequences": ablation.sequences}),
-            self.model_record, self.resources, self.settings.model.trust_remote_code, None,
-            heldout, self.folder / "manifests" / "heldout.json", before=dataset.sequences,
-        )  # fmt: skip
+        self.hold_out()
+        self.take_away()
+
+    def take_away(self) -> None:
+        """The ablation stage alone."""
         ablate(
             Ablation(
-                ablation.model_dump(mode="json"), self.folder, self.store_record, self.tokens,
-                heldout, self.model_record, self.resources, self.tables, device="cpu",
+                self.settings.ablation.model_dump(mode="json"), self.folder, self.store_record,
+                self.tokens, self.heldout, self.model_record, self.resources, self.tables,
+                device="cpu",
                 device_memory=self.settings.execution.device_memory,
             )
         )  # fmt: skip

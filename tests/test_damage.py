@@ -77,9 +77,9 @@ def assert_repaired(run, before):
     }
 
 
-def flip(path):
+def flip(path, index=None, bit=1):
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[len(data) // 2 if index is None else index] ^= bit
     path.write_bytes(data)
 
 

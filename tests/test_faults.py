@@ -19,6 +19,7 @@ import zarr
 from disturbed import NAME, History, copy, launch, work_of
 
 from outlier_atlas.ablation.streams import Streams
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits
@@ -123,22 +124,25 @@ def assert_loses_nothing(history, name, fault, tmp_path):
         assert history.differences(folder, name) == []
 
 
-def test_a_residual_stream_that_finds_no_room_ends_in_a_sentence(tmp_path):
+def test_a_residual_stream_that_finds_no_room_ends_in_a_sentence(history, tmp_path):
     """Larger than a page of memory, as those of the run above are not."""
+    layout = work_of(history.before("ablate"), EXTRACTION).layout
+    heldout = TokenStore(Path(), np.zeros(2048, np.int32), np.arange(0, 2049, 256))
     with small_disk(tmp_path):
-        streams = Streams(tmp_path / "ablation", "now", groups=2, tokens=2048)
+        streams = Streams(tmp_path, layout, "weights", heldout)
         fill(tmp_path, 2**16)
         with (
             pytest.raises(OSError, match=NO_SPACE),
-            streams.writing(("variant", 1), width=4096) as put,
+            streams.writing(("variant", 1)) as put,
         ):
             for _ in range(8):
                 put(np.zeros((256, 4096), np.uint8))
         assert streams.there() == set()
         (tmp_path / "ballast").unlink()
-        with streams.writing(("variant", 1), width=4096) as put:
-            put(np.ones((2048, 4096), np.uint8))
-        assert streams.read(("variant", 1), 0, 2048, torch.uint8).all()
+        with streams.writing(("variant", 1)) as put:
+            for _ in range(8):
+                put(np.ones((256, 4096), np.uint8))
+        assert all(streams.read(("variant", 1), s, torch.uint8).all() for s in range(8))
 
 
 def test_a_disk_that_is_full_from_the_start_is_refused_by_the_plan(history, tmp_path):

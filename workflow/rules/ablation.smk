@@ -5,10 +5,6 @@ localrules:
     fetch_heldout,
 
 
-HELDOUT_TOKENS = f"{RESULTS}/heldout.parquet"
-HELDOUT_RECORD = f"{RESULTS}/manifests/heldout.json"
-
-
 use rule fetch_dataset as fetch_heldout with:
     output:
         documents=HELDOUT_DOCUMENTS,

@@ -37,6 +37,8 @@ HELDOUT_DATASET_RECORD = f"resources/datasets/{HELDOUT_SLUG}.json"
 TOKENS = f"{RESULTS}/tokens.parquet"
 TOKENS_RECORD = f"{RESULTS}/manifests/tokens.json"
 STORE_RECORD = f"{RESULTS}/manifests/store.json"
+HELDOUT_TOKENS = f"{RESULTS}/heldout.parquet"
+HELDOUT_RECORD = f"{RESULTS}/manifests/heldout.json"
 
 LAYER_GROUPS = SETTINGS.extraction.layer_groups
 SEQUENCE_SHARDS = SETTINGS.extraction.sequence_shards
@@ -143,6 +145,11 @@ def compared(wildcards):
 def ablations():
     """The table of the ablation stage, where it is configured."""
     return [ABLATIONS] if SETTINGS.ablation.sequences else []
+
+
+def heldout():
+    """The held-out tokens, where the ablation stage is configured."""
+    return [HELDOUT_TOKENS, HELDOUT_RECORD] if SETTINGS.ablation.sequences else []
 
 
 def manifest(group, shard):

@@ -11,7 +11,13 @@ rule verify:
         "../../envs/model.yaml"
     threads: 2
     params:
-        records=dict(run=RESULTS, model=MODEL_RECORD, tokens=TOKENS, store=STORE_RECORD),
+        records=dict(
+            run=RESULTS,
+            model=MODEL_RECORD,
+            tokens=TOKENS,
+            heldout=HELDOUT_TOKENS,
+            store=STORE_RECORD,
+        ),
         manifests=manifests(),
     message:
         "What is committed, against its records"

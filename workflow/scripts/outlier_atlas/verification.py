@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.ablation.streams import Streams
+from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
 from outlier_atlas.extraction.run import manifest
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import DamagedFileError, read_record
@@ -40,6 +41,7 @@ class Records:
         run: its folder.
         model: record of its model; `resources` is the folder that it is relative to.
         tokens: its token store.
+        heldout: the held-out tokens, where they are asked for.
         store: record of its store.
         manifests: of its extraction jobs, layer group by layer group.
     """
@@ -48,6 +50,7 @@ class Records:
     model: Path
     resources: Path
     tokens: Path
+    heldout: Path
     store: Path
     manifests: Sequence[Path]
 
@@ -78,7 +81,8 @@ def verify(records: Records, threads: int) -> None:
 def _faults(records: Records, threads: int) -> Iterator[str]:
     """Each damage in a line; what is damaged is gone when its line comes."""
     of_stages = (records.model, records.run / RECORD, records.store)
-    damages = [*_records((*of_stages, *records.manifests)), *_weights_and_tokens(records)]
+    heldout = records.run / HELDOUT
+    damages = [*_records((*of_stages, heldout, *records.manifests)), *_weights_and_tokens(records)]
     yield from map(str, damages)
     if not records.store.exists():
         return  # what the store should hold is known once its record is made anew
@@ -92,7 +96,17 @@ def _faults(records: Records, threads: int) -> Iterator[str]:
         whole = Work(layout, TokenStore.open(records.tokens), model, 0, 0)
         yield from _jobs(records, whole, commits, unreadable)
         yield from _summaries(records.run, whole, commits)
+        yield from _ablation(records, layout, model)
     yield from _chunks(records.run, layout, commits, threads)
+
+
+def _ablation(records: Records, layout: Layout, model: str) -> Iterator[str]:
+    if not (records.heldout.exists() and (records.run / HELDOUT).exists()):
+        return
+    heldout = TokenStore.open(records.heldout)
+    for damage in Streams(records.run, layout, model, heldout).damaged():
+        damage.path.unlink()
+        yield f"{damage.path}: damaged ({damage.cause}); ablation makes it anew where it is needed"
 
 
 def _summaries(run: Path, whole: Work, commits: Commits) -> Iterator[str]:
@@ -126,9 +140,13 @@ def _weights_and_tokens(records: Records) -> Iterator[DamagedFileError]:
         Weights(records.model, records.resources).verify()
 
     def tokens() -> None:
-        TokenStore.recorded(records.tokens, records.run / RECORD)
+        TokenStore.recorded(records.tokens, own)
 
-    for record, look in ((records.model, weights), (records.run / RECORD, tokens)):
+    def heldout() -> None:
+        TokenStore.recorded(records.heldout, others)
+
+    own, others = records.run / RECORD, records.run / HELDOUT
+    for record, look in ((records.model, weights), (own, tokens), (others, heldout)):
         try:
             if record.exists():
                 look()

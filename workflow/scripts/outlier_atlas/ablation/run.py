@@ -25,13 +25,13 @@ from outlier_atlas.ablation.streams import Streams, bytes_of
 from outlier_atlas.ablation.table import columns
 from outlier_atlas.ablation.targets import Found
 from outlier_atlas.ablation.variants import UNALTERED, Variant
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
 from outlier_atlas.extraction.devices import devices
 from outlier_atlas.extraction.memory import short_of_memory
 from outlier_atlas.extraction.planning import preflight
 from outlier_atlas.extraction.planning.place import Company
 from outlier_atlas.extraction.planning.plan import plan
-from outlier_atlas.files import fingerprint, read_record
+from outlier_atlas.files import read_record
 from outlier_atlas.model.frugal import few_kernels
 from outlier_atlas.model.partial import DTYPES
 from outlier_atlas.model.recorded import described
@@ -41,7 +41,7 @@ from outlier_atlas.progress import progress
 from outlier_atlas.settings.ablation import AblationSettings
 from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.store.commits import COMMITS, Commits
-from outlier_atlas.store.fingerprints import NUMERICS_VERSION, Fingerprints
+from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Ablation:
     @cached_property
     def held(self) -> TokenStore:
         """The held-out tokens."""
-        return TokenStore.open(self.heldout)
+        return TokenStore.recorded(self.heldout, self.run / HELDOUT)
 
     @cached_property
     def means(self) -> Means:
@@ -114,18 +114,8 @@ class Ablation:
         return [range(*part) for part in even_ranges(self.model[2].layers, count)]
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Stands for all that a loss depends on besides the variant."""
-        ids, starts = self.held.token_ids, self.held.sequence_starts
-        return fingerprint(
-            {
-                "model": read_record(self.model_record)["fingerprint"],
-                "dtype": self.layout.dtype,
-                "numerics": NUMERICS_VERSION,
-                "layer_groups": len(self.groups),
-                "tokens": [ids.tolist(), starts.tolist()],
-            }
-        )
+    def weights(self) -> Weights:
+        return Weights(self.model_record, self.resources)
 
     def group_of(self, layer: int) -> int:
         """The layer group that a layer is in."""
@@ -144,12 +134,9 @@ def ablate(ablation: Ablation) -> None:
     architecture.check_head(len(ablation.groups))
     trials = Found(settings, ablation.tables, architecture, ablation.means).trials()
     variants = {trial.variant.key: trial.variant for trial in trials}
-    streams = Streams(
-        ablation.run / "ablation",
-        ablation.fingerprint,
-        len(ablation.groups),
-        ablation.held.tokens,
-    )
+    model = str(read_record(ablation.model_record)["fingerprint"])
+    streams = Streams(ablation.run, ablation.layout, model, ablation.held)
+    streams.delete_others()
     _run_all(ablation, variants, streams)
     streams.delete_streams()
     losses = {key: streams.losses(key) for key in variants}
@@ -168,7 +155,7 @@ def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Strea
         torch.set_num_threads(ablation.threads)
         few_kernels()
         _refuse_too_large(ablation, where)
-        Weights(ablation.model_record, ablation.resources).check()
+        ablation.weights.check()
         for index, keys in enumerate(steps):
             if keys:
                 try:
@@ -247,18 +234,16 @@ def _run_variant(
     """
     layers, architecture = ablation.groups[index], ablation.model[2]
     values = values_by_tap(architecture, variant.edits, layers)
-    starts = ablation.held.sequence_starts
     dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.layout.dtype]
-    width = _width(ablation, layers[-1] + 1)
     with (
         weights_zeroed(group.model, architecture, variant.edits, layers),
-        streams.writing((variant.key, index + 1), width) as put,
+        streams.writing((variant.key, index + 1)) as put,
     ):
         for sequence in range(ablation.held.sequences):
-            start, stop = int(starts[sequence]), int(starts[sequence + 1])
             ids = torch.from_numpy(ablation.held.sequence(sequence).astype(np.int64))[None]
-            batch = streams.read((source, index), start, stop, dtype)[None] if index else ids
+            batch = streams.read((source, index), sequence, dtype)[None] if index else ids
             group.run_directly(batch, partial(_keep, group, ids, put), values)
+        ablation.weights.check()  # a file that was overwritten may have changed under a memory map
 
 
 def _keep(
@@ -272,12 +257,3 @@ def _keep(
     if group.head is not None:
         made_1TC = group.head.losses(made_1TC, ids_1T)
     put(bytes_of(made_1TC[0]))
-
-
-def _width(ablation: Ablation, following: int) -> int:
-    """Bytes of a token before a layer; behind the last one, of its loss."""
-    architecture = ablation.model[2]
-    if following == architecture.layers:
-        return torch.float32.itemsize
-    dtype = architecture.boundary_dtypes[following] or DTYPES[ablation.layout.dtype]
-    return architecture.hidden_size * dtype.itemsize

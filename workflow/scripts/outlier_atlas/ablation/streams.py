@@ -1,59 +1,115 @@
-"""The residual streams and losses of variants, on disk: each there whole or not at all."""
+"""The residual streams and losses of variants, on disk: each there whole or not at all.
+
+A file has the rows of all held-out tokens, and behind them a checksum for each sequence: what is
+read is held against it.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap, write_array_header_1_0
 from numpy.typing import NDArray
 
 from outlier_atlas.ablation.schedule import Place
-from outlier_atlas.files import replacing, write_all
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.files import DamagedFileError, fingerprint, replacing, write_all
+from outlier_atlas.store.fingerprints import NUMERICS_VERSION
+from outlier_atlas.store.layout import Layout
+
+CHECKSUM = np.dtype("<u4")
 
 
 class Streams:
-    """The files of one set of held-out tokens; memory is that of the rows that are looked at.
+    """The files of one set of held-out tokens; memory is that of a sequence's rows.
 
     Args:
-        folder: of the stage, in the run's folder.
-        fingerprint: of all that they depend on besides the variant; what lies under another one
-            is removed.
-        groups: number of layer groups.
-        tokens: number of held-out tokens.
+        run: folder of the run.
+        layout: of its store.
+        model: fingerprint of the weights.
+        heldout: the held-out tokens.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, groups: int, tokens: int) -> None:
-        for other in folder.glob("*"):
-            if other.name != fingerprint:
+    def __init__(self, run: Path, layout: Layout, model: str, heldout: TokenStore) -> None:
+        self._groups, self._starts = len(layout.layer_groups), heldout.sequence_starts
+        # Stands for all that they depend on besides the variant.
+        current = fingerprint(
+            {
+                "model": model,
+                "dtype": layout.dtype,
+                "numerics": NUMERICS_VERSION,
+                "layer_groups": self._groups,
+                "tokens": [heldout.token_ids.tolist(), self._starts.tolist()],
+            }
+        )
+        self._folder = run / "ablation" / current
+
+    def delete_others(self) -> None:
+        """Remove what lies under another fingerprint."""
+        for other in self._folder.parent.glob("*"):
+            if other != self._folder:
                 shutil.rmtree(other)
-        self._folder, self._groups, self._tokens = folder / fingerprint, groups, tokens
 
     def there(self) -> set[Place]:
         """What lies on disk."""
-        names = [path.stem.split("-") for path in self._folder.glob("[!.]*-*.npy")]
+        names = [path.stem.split("-") for path in self._folder.glob("[!.]*-*.rows")]
         return {(key, int(boundary)) for key, boundary in names}
 
     @contextmanager
-    def writing(self, place: Place, width: int) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-        """Takes the rows (token, byte) of a place, in their order; it is there when the block ends.
+    def writing(self, place: Place) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+        """Takes the rows (token, byte) of a place, a sequence at a time, in their order; it is
+        there when the block ends.
 
         Raises:
-            OSError: the disk is full; in mapped memory a signal would end the process.
+            OSError: the disk is full.
         """
-        described = {"descr": "|u1", "fortran_order": False, "shape": (self._tokens, width)}
+        checksums: list[int] = []
         with replacing(self._path(place)) as temporary, temporary.open("wb", buffering=0) as file:
-            write_array_header_1_0(file, described)
-            yield lambda rows: write_all(file, rows.tobytes())
 
-    def read(self, place: Place, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        """Tokens `start` to `stop` of a place, (token, channel)."""
-        rows = open_memmap(self._path(place), mode="r")
-        return torch.from_numpy(np.array(rows[start:stop])).view(dtype)
+            def put(rows: NDArray[np.uint8]) -> None:
+                content = rows.tobytes()
+                write_all(file, content)
+                checksums.append(self._checksum(place, len(checksums), content))
+
+            yield put
+            write_all(file, np.array(checksums, CHECKSUM).tobytes())
+
+    def read(self, place: Place, sequence: int, dtype: torch.dtype) -> torch.Tensor:
+        """A sequence's tokens of a place, (token, channel).
+
+        Raises:
+            DamagedFileError: they are not what was written.
+        """
+        path, tokens, count = self._path(place), int(self._starts[-1]), len(self._starts) - 1
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size - count * CHECKSUM.itemsize
+            if size <= 0 or size % tokens:
+                raise DamagedFileError(path, "it is cut short")
+            width = size // tokens
+            start, stop = (width * int(token) for token in self._starts[sequence : sequence + 2])
+            file.seek(start)
+            content = file.read(stop - start)
+            file.seek(size)
+            checksums = np.frombuffer(file.read(), CHECKSUM)
+        if checksums[sequence] != self._checksum(place, sequence, content):
+            raise DamagedFileError(path, "its checksum does not agree")
+        rows = np.frombuffer(content, np.uint8).reshape(-1, width).copy()
+        return torch.from_numpy(rows).view(dtype)
+
+    def damaged(self) -> Iterator[DamagedFileError]:
+        """Hold all that lies on disk against its checksums."""
+        for place in sorted(self.there()):
+            try:
+                for sequence in range(len(self._starts) - 1):
+                    self.read(place, sequence, torch.uint8)
+            except DamagedFileError as damage:
+                yield damage
 
     def delete(self, place: Place) -> None:
         """Remove a place that was read."""
@@ -66,12 +122,23 @@ class Streams:
                 self.delete(place)
 
     def losses(self, key: str) -> NDArray[np.float32]:
-        """The losses of a variant, (token,)."""
-        return self.read((key, self._groups), 0, self._tokens, torch.float32)[:, 0].numpy()
+        """The losses of a variant, (token,).
+
+        Raises:
+            DamagedFileError: they are not what was written.
+        """
+        place = (key, self._groups)
+        sequences = range(len(self._starts) - 1)
+        return torch.cat([self.read(place, s, torch.float32)[:, 0] for s in sequences]).numpy()
+
+    def _checksum(self, place: Place, sequence: int, content: bytes) -> int:
+        """Of rows, and of where they belong: those of another variant or sequence have another."""
+        belonging = f"{self._path(place).relative_to(self._folder.parent)} {sequence}"
+        return int(google_crc32c.extend(google_crc32c.value(belonging.encode()), content))
 
     def _path(self, place: Place) -> Path:
         key, boundary = place
-        return self._folder / f"{key}-{boundary}.npy"
+        return self._folder / f"{key}-{boundary}.rows"
 
 
 def bytes_of(tensor: torch.Tensor) -> NDArray[np.uint8]:
