@@ -259,3 +259,12 @@ def test_a_run_has_one_owner(tmp_path):
     living.kill()
     living.join()
     locks.own(run, print).close()
+
+
+def test_a_folder_that_takes_no_file_is_said_in_a_sentence(tmp_path):
+    results = tmp_path / "results"
+    for make in (Path.touch, lambda path: path.symlink_to("/nowhere/at/all")):
+        make(results)
+        with pytest.raises(ValueError, match=rf"^{results}.*; a run writes there: make that possi"):
+            locks.own(results / "mine", print)
+        results.unlink()

@@ -52,9 +52,15 @@ def own(run: Path, say: Callable[[str], object]) -> IO[str]:
         The lock; it is held until it is closed, or the process ends.
 
     Raises:
-        ValueError: another Snakemake makes this run.
+        ValueError: another Snakemake makes this run, or nobody can: its folder takes no file.
     """
-    file = _open(run / LOCKS / SNAKEMAKE)
+    try:
+        file = _open(run / LOCKS / SNAKEMAKE)
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename}: {error.strerror}; a run writes there: make that possible, or "
+            f"`--dry-run` shows what there would be to do"
+        ) from error
     if not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
         raise ValueError(
             f"{run}: {_holder(file)} is making this run already, so this one does not start; wait "
