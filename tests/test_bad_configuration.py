@@ -151,6 +151,23 @@ FILES = {
         dataset("packing: document, min_length: 9, sequence_length: 8"),
         "min_length 9 is above sequence_length 8",
     ),
+    "a threshold below what is kept": (
+        with_line("extraction: {store: [resid_post]}\ndetection: {llm_int8: {threshold: 3}}"),
+        "detection asks for |x| down to 3 at attn_in, which is not stored, and its summaries keep "
+        "values from 4: raise the threshold, or name attn_in in extraction.store, or lower extract",
+    ),
+    "massive ones below what is kept": (
+        with_line("extraction: {store: []}\ndetection: {massive_activations: {absolute: 50}}"),
+        "down to 50 at resid_post, which is not stored, and its summaries keep values from 64: ",
+    ),
+    "rounding what is not kept": (
+        with_line("extraction: {store: []}\ndetection: {quantization_error: {sites: [mlp_in]}}"),
+        "detection.quantization_error.sites: mlp_in is not stored; name it in extraction.store",
+    ),
+    "leaving out of what is not kept": (
+        with_line("extraction: {store: []}\ndetection: {exclude: {first_positions: 1}}"),
+        "detection.exclude: tokens cannot be left out of attn_in, whose values are not stored; ",
+    ),
     # Sources.
     "a URL": (source("https://hf.co/a/b"), "neither a hub id (`name`, `owner/name`) nor a path"),
     "a bucket": (source("s3://bucket/model"), "neither a hub id"),

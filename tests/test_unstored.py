@@ -169,29 +169,17 @@ def test_another_threshold_reads_no_values_down_to_the_floor(llama, tmp_path, re
     assert not reads, "summaries with a lower floor are kept"
 
 
-def test_below_the_floor_an_unstored_site_says_so(llama, tmp_path):
-    run = a_run(
-        llama, tmp_path, "run", ["attn_in", "mlp_in"], store=["mlp_in"],
-        detection={"llm_int8": {"threshold": 3.0}},
-    )  # fmt: skip
-    run.prepare()
-    run.extract()
+def test_below_the_floor_an_unstored_site_says_so_before_anything_runs(llama, tmp_path):
+    asked = {"store": ["mlp_in"], "detection": {"llm_int8": {"threshold": 3.0}}}
     with pytest.raises(ValueError, match=r"down to 3 at attn_in.* from 4: raise .*outlier_floor"):
-        run.detect()
-    advanced = {"chunk_tokens": 4, "outlier_floor": 3.0}
-    lower = a_run(
-        llama, tmp_path, "run", ["attn_in", "mlp_in"], store=["mlp_in"], advanced=advanced,
-        detection={"llm_int8": {"threshold": 3.0}},
-    )  # fmt: skip
-    lower.all()
-    assert lower.table("layer_magnitudes")
+        a_run(llama, tmp_path, "run", ["attn_in", "mlp_in"], **asked)
+    lower = {"chunk_tokens": 4, "outlier_floor": 3.0}
+    run = a_run(llama, tmp_path, "run", ["attn_in", "mlp_in"], advanced=lower, **asked)
+    run.all()
+    assert run.table("layer_magnitudes")
 
 
 def test_tokens_cannot_be_left_out_of_what_is_not_stored(llama, tmp_path):
-    run = a_run(
-        llama, tmp_path, "run", ["attn_in"], store=[], detection={"exclude": {"token_ids": [9]}}
-    )
-    run.prepare()
-    run.extract()
-    with pytest.raises(ValueError, match=r"detection\.exclude: .* attn_in .*extraction\.store"):
-        run.detect()
+    exclude = {"exclude": {"token_ids": [9]}}
+    with pytest.raises(ValueError, match=r"detection\.exclude: .* attn_in, .*extraction\.store"):
+        a_run(llama, tmp_path, "run", ["attn_in"], store=[], detection=exclude)

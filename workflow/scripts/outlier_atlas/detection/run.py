@@ -133,7 +133,6 @@ def _source(
         commits, Exclusion.of(detection.exclude, special), _floors(detection, layout),
         detection.quantization_error,
     )  # fmt: skip
-    _check_unstored(source)
     _check_committed(source)
     return source
 
@@ -155,43 +154,10 @@ def _giving_up_damage(source: Source, threads: int) -> Iterator[None]:
 
 def _floors(settings: DetectionSettings, layout: Layout) -> dict[str, float]:
     """Of each site the least |x| that the criteria ask for with its place, or the layout's own."""
-    asked: dict[str, float] = dict.fromkeys(settings.llm_int8.sites, settings.llm_int8.threshold)
-    massive = settings.massive_activations
-    asked[massive.site] = min(massive.absolute, asked.get(massive.site, massive.absolute))
     return {
-        site: float(np.float32(min(layout.floor(site), asked.get(site, np.inf))))
+        site: float(np.float32(min(layout.floor(site), settings.least.get(site, np.inf))))
         for site in layout.sites
     }
-
-
-def _check_unstored(source: Source) -> None:
-    """What the summaries of sites that are not stored cannot answer.
-
-    Raises:
-        ValueError: a threshold is below their floor, tokens are to be left out, or values to be
-            rounded.
-    """
-    layout = source.layout
-    unstored = [site for site in layout.sites if site not in layout.store]
-    for site in unstored:
-        floor = float(np.float32(layout.floor(site)))
-        if source.floors[site] < floor:
-            raise ValueError(
-                f"detection asks for |x| down to {source.floors[site]:g} at {site}, which is not "
-                f"stored, and its summaries keep values from {floor:g}: raise the threshold, or "
-                f"name {site} in extraction.store, or lower "
-                f"extraction.advanced.{layout.floor_setting(site)}"
-            )
-        if site in source.quantization.sites:
-            raise ValueError(
-                f"detection.quantization_error.sites: {site} is not stored; name it in "
-                f"extraction.store, or take it out"
-            )
-    if unstored and source.exclusion.record() is not None:
-        raise ValueError(
-            f"detection.exclude: tokens cannot be left out of {unstored[0]} any more, since its "
-            f"values are not stored; name it in extraction.store, or leave detection.exclude out"
-        )
 
 
 def _check_committed(source: Source) -> None:

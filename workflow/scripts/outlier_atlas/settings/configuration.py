@@ -16,6 +16,7 @@ from outlier_atlas.settings.faults import faults
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.section import RUN_NAME, PositiveInt, Section
+from outlier_atlas.settings.sites import floor_key
 from outlier_atlas.settings.weights import WeightsSettings
 
 
@@ -107,6 +108,32 @@ class Settings(Section):
                         f"sequence shards; take a divisor of "
                         f"sequence_length = {self.dataset.sequence_length}, or auto"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _summaries_suffice(self) -> Settings:
+        """Of a site that is not stored only a summary is kept, which cannot answer everything."""
+        extraction, detection = self.extraction, self.detection
+        unstored = [site for site in extraction.sites if site not in extraction.stored]
+        for site in unstored:
+            least, key = detection.least.get(site), floor_key(site)
+            floor = getattr(extraction.advanced, key)
+            if least is not None and least < floor:
+                raise ValueError(
+                    f"detection asks for |x| down to {least:g} at {site}, which is not stored, and "
+                    f"its summaries keep values from {floor:g}: raise the threshold, or name "
+                    f"{site} in extraction.store, or lower extraction.advanced.{key}"
+                )
+            if site in detection.quantization_error.sites:
+                raise ValueError(
+                    f"detection.quantization_error.sites: {site} is not stored; name it in "
+                    f"extraction.store, or take it out"
+                )
+        if unstored and detection.exclude.said:
+            raise ValueError(
+                f"detection.exclude: tokens cannot be left out of {unstored[0]}, whose values are "
+                f"not stored; name it in extraction.store, or leave detection.exclude out"
+            )
         return self
 
     @property

@@ -265,3 +265,10 @@ class DetectionSettings(Section):
     bootstrap: BootstrapSettings = Field(
         BootstrapSettings(), description="Intervals over sequences."
     )
+
+    @property
+    def least(self) -> dict[str, float]:
+        """Of each site the least |x| that a criterion asks for with its place."""
+        site, absolute = self.massive_activations.site, self.massive_activations.absolute
+        least: dict[str, float] = dict.fromkeys(self.llm_int8.sites, self.llm_int8.threshold)
+        return least | {site: min(absolute, least.get(site, absolute))}

@@ -59,3 +59,8 @@ TOKEN_LOSS: Literal["token_loss"] = "token_loss"
 
 Place = Site | Literal["token_loss"]
 """All that can be measured."""
+
+
+def floor_key(site: str) -> str:
+    """The key of `extraction.advanced` that says what a site's summary keeps."""
+    return "outlier_floor" if site in LINEAR_INPUTS else "massive_floor"

@@ -185,10 +185,6 @@ class Layout:
             return 0.0
         return self.outlier_floor if site in LINEAR_INPUTS else self.massive_floor
 
-    def floor_setting(self, site: str) -> str:
-        """The key of `extraction.advanced` that the floor of a site is."""
-        return "outlier_floor" if site in LINEAR_INPUTS else "massive_floor"
-
     @property
     def passing_boundaries(self) -> bool:
         """Whether boundaries go when they have been read: a run that stores no values keeps none
