@@ -142,16 +142,17 @@ def _identity(path: Path) -> list[str]:
 
 
 def nameable(files: Iterable[str]) -> list[str]:
-    """The files that Snakemake can name: it takes braces for wildcards, and has no way around.
+    """The files that Snakemake can name: it takes braces for wildcards, and has no way around, and
+    says names as they are, with what a terminal would obey.
 
     The others are seen by their identities alone.
     """
-    return [file for file in files if not {"{", "}"} & set(file)]
+    return [file for file in files if file.isprintable() and not {"{", "}"} & set(file)]
 
 
 def literal(text: str) -> str:
-    """Text in which Snakemake finds nothing to fill in."""
-    return text.replace("{", "{{").replace("}", "}}")
+    """Text in which Snakemake finds nothing to fill in, and a terminal nothing to obey."""
+    return visible(text).replace("{", "{{").replace("}", "}}")
 
 
 def main(configuration: Path) -> None:
