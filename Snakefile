@@ -87,7 +87,8 @@ rule all:
         TOKENS_RECORD,
         STORE_RECORD,
         manifests(),
-        heldout(),
+        of_ablation(),
+        [made(rule) for rule in STAGES],
 
 
 # Everything that needs the network, and nothing else: for a login node.

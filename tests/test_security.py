@@ -23,7 +23,7 @@ from hub_server import HubServer
 from pipeline import Run, config
 
 import doorway
-from outlier_atlas import tables
+from outlier_atlas import tables, workflow
 from outlier_atlas.builtin import Package
 from outlier_atlas.builtin import fetch as fetch_package
 from outlier_atlas.data.tokens import write_tokens
@@ -73,7 +73,7 @@ def ended(error, tmp_path, capsys):
         raise error
 
     with pytest.raises(SystemExit) as exit_status:
-        doorway.job(main, SimpleNamespace(rule="a_rule", log=[log]))
+        doorway.job(main, SimpleNamespace(rule="a_rule", log=[log], output={}))
     assert exit_status.value.code == 1
     return capsys.readouterr().err, log.read_text(encoding="utf-8")
 
@@ -110,6 +110,13 @@ def test_the_terminal_has_the_trace_where_it_is_wanted(tmp_path, capsys, monkeyp
 def test_a_system_error_names_the_file_and_not_a_number(tmp_path, capsys):
     terminal, _ = ended(PermissionError(13, "Permission denied", "/a/file"), tmp_path, capsys)
     assert terminal.endswith("a_rule: /a/file: Permission denied\n")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_snakemake_says_no_name_that_a_terminal_obeys(name):
+    text = f"./texts/{HOSTILE[name]}.txt"
+    assert workflow.nameable(["./texts/café 東京.txt", text]) == ["./texts/café 東京.txt"]
+    assert not OBEYED.search(workflow.literal(text))
 
 
 TOKENS = [
@@ -326,7 +333,7 @@ def test_an_index_with_a_password_is_not_repeated(tmp_path, monkeypatch, caplog)
     monkeypatch.setenv("PIP_RETRIES", "0")
     caplog.set_level(logging.DEBUG)
     with pytest.raises(ValueError) as error:
-        fetch_package(Package("atlas-nothing==1", None, "x", "0", "MIT"), tmp_path / "kept")
+        fetch_package(Package("atlas-nothing==1", None, "x", "0", 1, "MIT"), tmp_path / "kept")
     assert "pass-canary" not in redacted(str(error.value) + caplog.text)
 
 

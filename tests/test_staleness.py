@@ -7,11 +7,14 @@ counted. What extraction computes after each kind of change is counted on its st
 
 import copy
 import json
+import os
 import re
 import shutil
 import subprocess
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -24,9 +27,11 @@ from store_files import chunk_files, site_chunks, written
 from test_hub import dataset, environment, hub  # noqa: F401 - a fixture
 from test_workflow import ROOT, snakemake, write
 
+import doorway
 from outlier_atlas import staleness
 from outlier_atlas.extraction import compute
 from outlier_atlas.measured import records
+from outlier_atlas.settings.configuration import load
 from outlier_atlas.store import shape
 from outlier_atlas.store.commits import COMMITS
 
@@ -54,7 +59,7 @@ CHANGES = {
     "dataset.min_length": {"dataset": DOCUMENTS | {"min_length": 2}},
     "dataset.bos": "never",
     "extraction.sites": ["attn_in", "mlp_in", "resid_post", "mlp_out"],
-    "extraction.store": ["resid_post"],
+    "extraction.store": ["attn_in", "mlp_in"],
     "extraction.layers": [0, 1],
     "extraction.layer_groups": 2,
     "extraction.sequence_shards": 2,
@@ -241,6 +246,67 @@ class Project:
         jobs.pop("all", None)
         loads = len(re.findall(r"of weights, as .* loaded in", said))
         return jobs, loads, written(before, chunk_files(self.run))
+
+
+def test_other_settings_run_again_whatever_snakemake_remembers(finished, tmp_path):
+    """Its memory is gone, or is of one of two checkouts that make this run by turns."""
+    folder = shutil.copytree(finished, finished.with_name(tmp_path.name))
+    shutil.rmtree(folder / ".snakemake")
+    for time, names in (1, ("workflow", "../model", "../texts")), (2, ("resources", "results")):
+        for path in (path for name in names for path in (folder / name).rglob("*")):
+            os.utime(path, (time, time))
+    configs = (changed(CONFIG, key, CHANGES[key]) for key in REPRESENTATIVES)
+    nothing, *jobs = planned(folder, CONFIG, *configs)
+    assert nothing == {}
+    for key, of_key in zip(REPRESENTATIVES, jobs, strict=True):
+        assert set(of_key) == set(staleness.effect(key).rules), key
+
+    shutil.copytree(finished / ".snakemake", folder / ".snakemake", dirs_exist_ok=True)
+    made = folder / "results/mine/manifests/made"
+    (other,) = made.glob("detect_outliers.*")
+    other.rename(made / "detect_outliers.0123456789abcdef")
+    assert set(planned(folder, CONFIG)[0]) == set(staleness.DETECTION)
+
+
+ABLATED = changed(CONFIG, "ablation.sequences", 2)
+UNCONCERNED = {"report", "execution", "weights", "extraction.verify", "detection.smoothquant"}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_what_the_ablation_stage_was_made_with(key):
+    before, now = (
+        load(config, "mine") for config in (ABLATED, changed(ABLATED, key, CHANGES[key]))
+    )
+    other = {
+        rule: staleness.digest(rule, before) != staleness.digest(rule, now)
+        for rule in ("tokenize_heldout", "ablate")
+    }
+    unconcerned = any(key.startswith(name) for name in UNCONCERNED)
+    assert other["ablate"] != unconcerned
+    of_tokens = key.startswith(("run", "model", "dataset")) and key != "model.dtype"
+    assert other["tokenize_heldout"] == (of_tokens or key == "ablation.sequences")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_rule_was_made_with_is_there_once_it_has_run(fails, tmp_path):
+    made = tmp_path / "made"
+    made.mkdir()
+    for name in ("a_rule.before", "a_rule_of_others.before"):
+        (made / name).touch()
+
+    def main(job):
+        assert [path.name for path in made.iterdir()] == ["a_rule_of_others.before"]
+        if fails:
+            raise ValueError("no")
+
+    job = SimpleNamespace(
+        rule="a_rule", log=[tmp_path / "logs" / "a_rule.log"], output={"made": made / "a_rule.now"}
+    )
+    job.log[0].parent.mkdir()
+    with pytest.raises(SystemExit) if fails else nullcontext():
+        doorway.job(main, job)
+    left = {path.name for path in made.iterdir()}
+    assert left == {"a_rule_of_others.before"} | (set() if fails else {"a_rule.now"})
 
 
 SITES = ("attn_in", "mlp_in", "resid_post")

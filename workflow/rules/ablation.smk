@@ -25,6 +25,7 @@ use rule tokenize_dataset as tokenize_heldout with:
     output:
         tokens=HELDOUT_TOKENS,
         record=HELDOUT_RECORD,
+        made=made("tokenize_heldout"),
     log:
         f"{RESULTS}/logs/tokenize_heldout.log",
     params:
@@ -49,6 +50,7 @@ rule ablate:
     output:
         table=ABLATIONS,
         csv=table(ABLATIONS_CSV),
+        made=made("ablate"),
     log:
         f"{RESULTS}/logs/ablate.log",
     conda:

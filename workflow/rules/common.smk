@@ -1,6 +1,6 @@
 """The files of a run, by name, and what the rules ask about them."""
 
-from outlier_atlas import builtin, tables
+from outlier_atlas import builtin, staleness, tables
 from outlier_atlas.data import corpus
 from outlier_atlas.data import prepare as data_stage
 from outlier_atlas.model import source as model_stage
@@ -147,9 +147,31 @@ def ablations():
     return [ABLATIONS] if SETTINGS.ablation.sequences else []
 
 
-def heldout():
-    """The held-out tokens, where the ablation stage is configured."""
-    return [HELDOUT_TOKENS, HELDOUT_RECORD] if SETTINGS.ablation.sequences else []
+# Rules that every run has, and that settings of the run run again.
+STAGES = [
+    "tokenize_dataset",
+    "create_store",
+    "detect_outliers",
+    "join_weights",
+    "draw_figures",
+    "render_report",
+]
+
+
+def made(rule):
+    """A file that is there once a rule has run with the settings of now.
+
+    Snakemake's own memory of them is in .snakemake, which may have been deleted, or be of a
+    checkout that is not the only one to make this run.
+    """
+    return f"{RESULTS}/manifests/made/{rule}.{staleness.digest(rule, SETTINGS)}"
+
+
+def of_ablation():
+    """What the ablation stage leaves beside its table, where it is configured."""
+    if not SETTINGS.ablation.sequences:
+        return []
+    return [HELDOUT_TOKENS, HELDOUT_RECORD, made("tokenize_heldout"), made("ablate")]
 
 
 def manifest(group, shard):

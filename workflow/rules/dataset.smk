@@ -34,6 +34,7 @@ rule tokenize_dataset:
     output:
         tokens=TOKENS,
         record=TOKENS_RECORD,
+        made=made("tokenize_dataset"),
     log:
         f"{RESULTS}/logs/tokenize_dataset.log",
     conda:

@@ -12,6 +12,7 @@ rule detect_outliers:
     output:
         TABLES,
         [table(path) for path in CSV_TABLES],
+        made=made("detect_outliers"),
     log:
         f"{RESULTS}/logs/detect_outliers.log",
     conda:

@@ -29,6 +29,7 @@ rule create_store:
         tokens_record=TOKENS_RECORD,
     output:
         record=STORE_RECORD,
+        made=made("create_store"),
     log:
         f"{RESULTS}/logs/create_store.log",
     conda:

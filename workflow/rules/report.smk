@@ -7,6 +7,7 @@ rule draw_figures:
         tables=TABLES,
     output:
         [figure(path) for path in FIGURES],
+        made=made("draw_figures"),
     log:
         f"{RESULTS}/logs/draw_figures.log",
     conda:
@@ -33,6 +34,7 @@ rule render_report:
     output:
         page=report(REPORT, caption="../report/report.rst", category="Report"),
         findings=FINDINGS,
+        made=made("render_report"),
     log:
         f"{RESULTS}/logs/render_report.log",
     conda:

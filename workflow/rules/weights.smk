@@ -38,6 +38,7 @@ rule join_weights:
     output:
         WEIGHT_TABLES,
         [table(path) for path in CSV_WEIGHT_TABLES],
+        made=made("join_weights"),
     log:
         f"{RESULTS}/logs/join_weights.log",
     conda:

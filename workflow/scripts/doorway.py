@@ -4,11 +4,12 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas.files import DamagedFileError
+from outlier_atlas.files import DamagedFileError, write_whole
 from outlier_atlas.locks import LOCKS, at_work
 from outlier_atlas.visible import VisibleFormatter
 
@@ -32,7 +33,8 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
     _set_up_logging(path)
     log = logging.getLogger("outlier_atlas")
     try:
-        with at_work(path.parents[1] / LOCKS / path.stem, log.warning):
+        lock = path.parents[1] / LOCKS / path.stem
+        with at_work(lock, log.warning), _made(snakemake.output.get("made")):
             main(snakemake)
     except Exception as error:
         level = logging.INFO if os.environ.get("OUTLIER_ATLAS_TRACEBACK") else logging.DEBUG
@@ -41,6 +43,20 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
         if isinstance(error, DamagedFileError):
             error.path.unlink(missing_ok=True)  # Snakemake makes anew what is not there
         sys.exit(1)
+
+
+@contextmanager
+def _made(file: str | None) -> Iterator[None]:
+    """The file that says with which settings a rule has run is there after the block, and from its
+    begin on none of other settings."""
+    if file is None:
+        yield
+        return
+    path = Path(file)
+    for other in path.parent.glob(f"{path.stem}.*"):
+        other.unlink()
+    yield
+    write_whole(path, b"")
 
 
 def _line(error: Exception, log: str) -> str:

@@ -81,8 +81,7 @@ def verify(records: Records, threads: int) -> None:
 def _faults(records: Records, threads: int) -> Iterator[str]:
     """Each damage in a line; what is damaged is gone when its line comes."""
     of_stages = (records.model, records.run / RECORD, records.store)
-    heldout = records.run / HELDOUT
-    damages = [*_records((*of_stages, heldout, *records.manifests)), *_weights_and_tokens(records)]
+    damages = [*_records((*of_stages, *records.manifests)), *_weights_and_tokens(records)]
     yield from map(str, damages)
     if not records.store.exists():
         return  # what the store should hold is known once its record is made anew
