@@ -88,10 +88,10 @@ or `detect_outliers` does; what its variants have computed is kept.
 Of a hub dataset `fetch_dataset` runs before `tokenize_dataset`, with the same crosses. Nothing runs
 again after the keys were put in another order, after comments, defaults spelled out, `touch`, or a
 fresh checkout of the code. Each stage leaves an empty file in `manifests/made`, named after all
-settings that would run it again, so that this holds whatever Snakemake remembers: where `.snakemake`
-was deleted, or where two checkouts make a run by turns. After a change to the code those rules run again that use the module;
-extraction computes nothing anew, unless the change says that it gives other numbers
-(`NUMERICS_VERSION`).
+settings that would run it again, so that this holds whatever Snakemake remembers: where
+`.snakemake` was deleted, or where two checkouts make a run by turns. After a change to the code
+those rules run again that use the module; extraction computes nothing anew, unless the change says
+that it gives other numbers (`NUMERICS_VERSION`).
 """
 
 
