@@ -5,6 +5,7 @@ import torch
 from pipeline import Run, config
 
 from outlier_atlas.ablation.run import Ablation
+from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.model.source import load_config
 
 ROWS = [
@@ -84,3 +85,18 @@ def made(model, tmp_path, groups=1, name="run", extraction=None, detection=None,
     run = Run(tmp_path, data)
     run.all()
     return run
+
+
+def counted(monkeypatch):
+    """(layers, how many forward passes) as they are made."""
+    passes = {}
+    directly = LayerGroup.run_directly
+
+    def run(self, batch, keep, altered):
+        assert len(batch) == 1, "one sequence at a time"
+        first = int(self._first_path.rsplit(".", 1)[1])
+        passes[first] = passes.get(first, 0) + 1
+        return directly(self, batch, keep, altered)
+
+    monkeypatch.setattr(LayerGroup, "run_directly", run)
+    return passes

@@ -2,29 +2,13 @@
 
 import pytest
 import torch
-from ablated import NOTHING, made
+from ablated import NOTHING, counted, made
 
 from outlier_atlas.ablation.schedule import schedule
 from outlier_atlas.ablation.streams import Streams
 from outlier_atlas.extraction import loading
-from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.model.head import Head
 from outlier_atlas.settings.configuration import load
-
-
-def counted(monkeypatch):
-    """(layers, how many forward passes) as they are made."""
-    passes = {}
-    directly = LayerGroup.run_directly
-
-    def run(self, batch, keep, altered):
-        assert len(batch) == 1, "one sequence at a time"
-        first = int(self._first_path.rsplit(".", 1)[1])
-        passes[first] = passes.get(first, 0) + 1
-        return directly(self, batch, keep, altered)
-
-    monkeypatch.setattr(LayerGroup, "run_directly", run)
-    return passes
 
 
 def test_only_what_changed_is_computed(llama, tmp_path, monkeypatch):
