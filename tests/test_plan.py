@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from outlier_atlas.extraction.planning import limits
 from outlier_atlas.extraction.planning.limits import available
 from outlier_atlas.extraction.planning.place import Place
-from outlier_atlas.extraction.planning.plan import HEAP_BYTES, PROCESS_BYTES
+from outlier_atlas.extraction.planning.group import HEAP_BYTES, PROCESS_BYTES
 from outlier_atlas.extraction.planning.table import table
 from outlier_atlas.extraction.planning.units import bytes_of, duration, shown
 from outlier_atlas.measured import GUESSED, Measured, rates, records
@@ -166,6 +166,18 @@ def test_a_plan_adds_up(run):
     assert first.host_alone == PROCESS_BYTES + first.weights + streaming + HEAP_BYTES
 
 
+def test_a_memory_that_host_and_device_share_must_hold_both(run):
+    made = run.planned()
+    first = made.groups[0]
+    both = first.host_alone - HEAP_BYTES
+    assert both == PROCESS_BYTES + first.device + first.written + first.gathered
+    shared = Place("mps", both, "this machine", both)
+    assert made.fits(shared)
+    assert shared.beside is None, "not checked a second time"
+    assert not made.fits(replace(shared, memory=both - 1, host_memory=both - 1))
+    assert shown(both) in table(made, shared, GUESSED["device"], run.folder)
+
+
 def test_a_plan_counts_three_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_path):
     extraction = {"sites": ["mlp_in", "expert_out"]}
     run = Run(tmp_path, config(qwen3_moe, ROWS, tmp_path / "data", extraction=extraction))
@@ -244,6 +256,7 @@ def test_the_table_fits_a_terminal(run):
     made = run.planned()
     for name, called, memory in (
         ("cpu", "this machine", "Memory: this machine has 16.0 GiB for each of 2 jobs side by"),
+        ("mps", "this machine", "2 jobs side by side, of which the device takes its part.\nDisk"),
         ("a device", "it", "Memory: it has 16.0 GiB.\nThe host beside it has 16.0 GiB for each"),
     ):
         place = Place(name, 2**34, called, 2**34, jobs=2)

@@ -11,21 +11,13 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from outlier_atlas.extraction.bounds import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
 from outlier_atlas.extraction.handout import Handout, keep_apart
 from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.extraction.transfer import Float32, OnHost
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
-
-QUEUE_BYTES = 256 * 2**20
-"""Bound of what waits to be written; the forward pass waits where the disk is slower."""
-
-HOST_QUEUE_BYTES = 32 * 2**20
-"""The same where the forward pass is on the CPU, which hardly ever outruns a disk."""
-
-THREADS = 2
-"""Number of writing threads."""
 
 
 def queue_bytes(where: str) -> int:

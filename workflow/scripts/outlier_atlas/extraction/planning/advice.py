@@ -50,7 +50,7 @@ def refusal(plan: Plan, place: Place) -> str | None:
     """Why a run's jobs do not fit into memory, in a sentence; None where they do."""
     if plan.fits(place):
         return None
-    what, memory, called = plan.peak(place.host), place.memory, place.called
+    what, memory, called = plan.taken(place), place.memory, place.called
     shared = place.shared
     if memory is None or what <= memory:
         what, memory, called = plan.beside, place.beside, "the host beside the device"

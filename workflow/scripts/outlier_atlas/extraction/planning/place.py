@@ -50,6 +50,11 @@ class Place:
         return self.name == "cpu"
 
     @property
+    def unified(self) -> bool:
+        """Whether the device and the host have one memory."""
+        return self.name == "mps"
+
+    @property
     def shared(self) -> bool:
         """Whether `memory` is one of several jobs' share."""
         return self.jobs > 1 and self.called == THIS_MACHINE
@@ -57,7 +62,7 @@ class Place:
     @property
     def beside(self) -> int | None:
         """Bytes of the host that one job can take beside its device; None where nothing says."""
-        return None if self.host else self.host_memory
+        return None if self.host or self.unified else self.host_memory
 
     @classmethod
     def of(cls, devices: Sequence[str], name: str, given: str | None, company: Company) -> Place:

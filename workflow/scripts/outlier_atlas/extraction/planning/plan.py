@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outlier_atlas.extraction.writer import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
+from outlier_atlas.extraction.bounds import THREADS
+from outlier_atlas.extraction.planning.group import GroupPlan
 from outlier_atlas.model.footprint import Sizes, sizes
 from outlier_atlas.model.recorded import described
 from outlier_atlas.model.shards import Outside, file_bytes, outside_bytes, unknown_parts
@@ -18,18 +19,6 @@ from outlier_atlas.store.layout import Layout
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.planning.place import Place
-
-MIB = 2**20
-
-PROCESS_BYTES = 330 * MIB
-"""What Python, torch and transformers take of a job's memory before there is a model; measured."""
-
-KERNEL_BYTES = 48 * MIB
-"""What a mixture's prepared matrix products take on the CPU (`few_kernels`), and the heap between
-them: between 0 and 100 on mixtures of 16 to 64 experts, by dtype and number of tokens."""
-
-HEAP_BYTES = 16 * MIB
-"""What glibc keeps of the memory that a forward pass on the CPU has freed (`model/frugal.py`)."""
 
 DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
 """What is left of the float32 values after lossless compression, by the dtype they came in:
@@ -42,60 +31,6 @@ indices; what is float64 is taken in blocks on the CPU, and whole on a device.""
 CHANNEL_BYTES, TOKEN_BYTES, EXPERT_BYTES, TILE_BYTES = 48, 36, 44, 24 * 1024
 """What a summary takes for each channel, token and expert, and besides: its histogram and the
 values above its floor."""
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """What one layer group takes, in bytes.
-
-    Attributes:
-        layers: first and last.
-        file: of its weights in the checkpoint's files.
-        weights: of its weights in memory.
-        fullest: of those on the fullest of its devices.
-        fused: of the largest tensor that is put together from pieces beside those loaded already.
-        forward: of the forward pass of a batch, beside the weights; None where it is not known.
-        sites: of the activations of a batch that are taken, in the dtype of the forward pass.
-        boundary: of the residual stream of a batch that is left to the next layer group.
-        gathered: of chunks that sequences fill only in part, until they are complete.
-        written: of float32 values and compressed chunks in the hands of the writing threads.
-        summarized: of tiles in their hands that are not stored, where the forward pass is.
-    """
-
-    layers: tuple[int, int]
-    file: int
-    weights: int
-    fullest: int
-    fused: int
-    forward: int | None
-    sites: int
-    boundary: int
-    gathered: int
-    written: int
-    summarized: int
-
-    def _waiting(self, bound: int) -> int:
-        return min(bound, self.sites + self.boundary)
-
-    @property
-    def device(self) -> int:
-        """The most on a device: weights, forward pass, and copies on their way to the host."""
-        working = (self.forward or 0) + self.summarized
-        return self.fullest + working + self._waiting(QUEUE_BYTES)
-
-    @property
-    def host(self) -> int:
-        """The most in the memory of the host, of a process whose forward pass is on a device."""
-        streaming = self._waiting(QUEUE_BYTES) + self.gathered + self.written
-        return PROCESS_BYTES + max(self.weights + self.fused, streaming)
-
-    @property
-    def host_alone(self) -> int:
-        """The most in the memory of the host, of a process whose forward pass is there, too."""
-        kernels = KERNEL_BYTES if self.fused else 0
-        waiting = self._waiting(HOST_QUEUE_BYTES) + self.gathered + self.written + self.summarized
-        streaming = (self.forward or 0) + waiting + kernels + HEAP_BYTES
-        return PROCESS_BYTES + self.weights + max(self.fused, streaming)
 
 
 @dataclass(frozen=True)
@@ -131,9 +66,11 @@ class Plan:
     @cached_property
     def groups(self) -> tuple[GroupPlan, ...]:
         """By layer group."""
-        return tuple(self._group(index) for index in range(len(self.layout.layer_groups)))
+        groups = range(len(self.layout.layer_groups))
+        return tuple(self._group(index).batched(self.batch_size) for index in groups)
 
     def _group(self, index: int) -> GroupPlan:
+        """In batches of one sequence."""
         layout, width = self.layout, 4 if self.layout.dtype == "float32" else 2
         layers = layout.group_layers(index)
         # What is recorded inside a module is float32 whatever it computes in.
@@ -145,12 +82,7 @@ class Plan:
         taken = measured * sum(of_site.values())
         stored = measured * sum(of_site[site] for site in layout.store)
         left = layout.hidden_size * width if layout.boundary_after(index) else 0
-        batch, forward = self.batch_size * self.tokens, self.sizes.forward
-        if forward is not None:  # at most in proportion: all but the mask grows with sequences
-            forward *= self.batch_size
         head = layout.perplexity and layout.boundary_after(index) is None
-        if head:
-            forward = max(forward or 0, self.sizes.losses)
         widest = max([layout.hidden_size, *(layout.sites[site] for site in layout.store)])
         tile = min(layout.chunk_tokens, self.tokens)
         unstored = [layout.sites[site] for site in layout.sites if site not in layout.store]
@@ -160,9 +92,10 @@ class Plan:
             weights=self.sizes.weights(layers, head),
             fullest=self.sizes.fullest(layers, self.gpus, head),
             fused=self.sizes.fused,
-            forward=forward,
-            sites=taken * batch,
-            boundary=left * batch,
+            forward=self.sizes.forward,
+            losses=self.sizes.losses if head else 0,
+            sites=taken * self.tokens,
+            boundary=left * self.tokens,
             gathered=(stored + left) * layout.chunk_tokens if self.gathers else 0,
             written=THREADS * 2 * 4 * widest * tile,
             summarized=THREADS * SUMMARIZED * max(unstored, default=0) * tile,
@@ -234,6 +167,12 @@ class Plan:
         """The most that any job takes where its forward pass is: on the host, or on a device."""
         return max(group.host_alone if host else group.device for group in self.groups)
 
+    def taken(self, place: Place) -> int:
+        """The most that any job takes of a place's memory, in which its forward pass is."""
+        if place.unified:
+            return max(group.unified for group in self.groups)
+        return self.peak(place.host)
+
     @property
     def beside(self) -> int:
         """The most of the host that any job takes whose forward pass is on a device."""
@@ -241,7 +180,7 @@ class Plan:
 
     def fits(self, place: Place) -> bool:
         """Whether each job fits, on its device and the host; unknown memory is not in the way."""
-        on_device = place.memory is None or self.peak(place.host) <= place.memory
+        on_device = place.memory is None or self.taken(place) <= place.memory
         return on_device and (place.beside is None or self.beside <= place.beside)
 
     def divided(self, layer_groups: int) -> Plan:

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from outlier_atlas.extraction.planning.group import GroupPlan
 from outlier_atlas.extraction.planning.place import Place
-from outlier_atlas.extraction.planning.plan import GroupPlan, Plan
+from outlier_atlas.extraction.planning.plan import Plan
 from outlier_atlas.extraction.planning.units import duration, shown
 from outlier_atlas.measured import Rates
 
@@ -68,9 +69,15 @@ def _row(index: int, group: GroupPlan, place: Place) -> tuple[str, ...]:
         "?" if group.forward is None else shown(group.forward),
         shown(group.sites),
         shown(group.boundary) if group.boundary else "-",
-        "-" if place.host else shown(group.device),
-        shown(group.host_alone if place.host else group.host),
+        "-" if place.host or place.unified else shown(group.device),
+        shown(_on_host(group, place)),
     )
+
+
+def _on_host(group: GroupPlan, place: Place) -> int:
+    if place.unified:
+        return group.unified
+    return group.host_alone if place.host else group.host
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -82,7 +89,8 @@ def _below(plan: Plan, place: Place, folder: Path) -> list[str]:
     each = f" for each of {place.jobs} jobs side by side" if place.jobs > 1 else ""
     if place.memory is not None:
         share = each if place.shared else ""
-        lines.append(f"Memory: {place.called} has {shown(place.memory)}{share}.")
+        both = ", of which the device takes its part" if place.unified else ""
+        lines.append(f"Memory: {place.called} has {shown(place.memory)}{share}{both}.")
     if place.beside is not None:
         lines.append(f"The host beside it has {shown(place.beside)}{each}.")
     if place.host:

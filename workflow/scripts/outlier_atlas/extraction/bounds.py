@@ -1,0 +1,12 @@
+"""How much waits between the forward pass and the disk. Imports nothing: the Snakefile counts it."""
+
+from __future__ import annotations
+
+QUEUE_BYTES = 256 * 2**20
+"""Bound of what waits to be written; the forward pass waits where the disk is slower."""
+
+HOST_QUEUE_BYTES = 32 * 2**20
+"""The same where the forward pass is on the CPU, which hardly ever outruns a disk."""
+
+THREADS = 2
+"""Number of writing threads."""

@@ -1,0 +1,101 @@
+"""What a job of one layer group takes of its device and of the host.
+
+Imports nothing heavy: the Snakefile asks a scheduler for so much (`planning/asked.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from outlier_atlas.extraction.bounds import HOST_QUEUE_BYTES, QUEUE_BYTES
+
+MIB = 2**20
+
+PROCESS_BYTES = 330 * MIB
+"""What Python, torch and transformers take of a job's memory before there is a model; measured."""
+
+KERNEL_BYTES = 48 * MIB
+"""What a mixture's prepared matrix products take on the CPU (`few_kernels`), and the heap between
+them: between 0 and 100 on mixtures of 16 to 64 experts, by dtype and number of tokens."""
+
+HEAP_BYTES = 16 * MIB
+"""What glibc keeps of the memory that a forward pass on the CPU has freed (`model/frugal.py`)."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What one layer group takes, in bytes.
+
+    Attributes:
+        layers: first and last.
+        file: of its weights in the checkpoint's files.
+        weights: of its weights in memory.
+        fullest: of those on the fullest of its devices.
+        fused: of the largest tensor that is put together from pieces beside those loaded already.
+        forward: of the forward pass of a batch, beside the weights; None where it is not known.
+        losses: of the logits of a piece of a sequence, where losses are taken.
+        sites: of the activations of a batch that are taken, in the dtype of the forward pass.
+        boundary: of the residual stream of a batch that is left to the next layer group.
+        gathered: of chunks that sequences fill only in part, until they are complete.
+        written: of float32 values and compressed chunks in the hands of the writing threads.
+        summarized: of tiles in their hands that are not stored, where the forward pass is.
+    """
+
+    layers: tuple[int, int]
+    file: int
+    weights: int
+    fullest: int
+    fused: int
+    forward: int | None
+    losses: int
+    sites: int
+    boundary: int
+    gathered: int
+    written: int
+    summarized: int
+
+    def batched(self, sequences: int) -> GroupPlan:
+        """The same in batches of so many sequences, where it is that of one."""
+        # At most in proportion: all but the mask grows with sequences.
+        forward = None if self.forward is None else self.forward * sequences
+        return replace(
+            self,
+            forward=forward,
+            sites=self.sites * sequences,
+            boundary=self.boundary * sequences,
+        )
+
+    @property
+    def _working(self) -> int:
+        """Beside the weights: losses are taken when the forward pass is over."""
+        return max(self.forward or 0, self.losses) + self.summarized
+
+    def _streaming(self, bound: int) -> int:
+        waiting = min(bound, self.sites + self.boundary)
+        return waiting + self.gathered + self.written
+
+    @property
+    def device(self) -> int:
+        """The most on a device: weights, forward pass, and copies on their way to the host."""
+        return self.fullest + self._working + min(QUEUE_BYTES, self.sites + self.boundary)
+
+    @property
+    def host(self) -> int:
+        """The most in the memory of the host, of a process whose forward pass is on a device."""
+        return PROCESS_BYTES + max(self.weights + self.fused, self._streaming(QUEUE_BYTES))
+
+    @property
+    def host_alone(self) -> int:
+        """The most in the memory of the host, of a process whose forward pass is there, too."""
+        kernels = KERNEL_BYTES if self.fused else 0
+        streaming = self._working + self._streaming(HOST_QUEUE_BYTES) + kernels + HEAP_BYTES
+        return PROCESS_BYTES + self.weights + max(self.fused, streaming)
+
+    @property
+    def unified(self) -> int:
+        """The most in a memory that the host and the device share, as on Apple silicon.
+
+        The weights are there once, for they leave the host tensor by tensor; and so is what waits.
+        """
+        streaming = self._working + self._streaming(QUEUE_BYTES)
+        return PROCESS_BYTES + self.weights + max(self.fused, streaming)
