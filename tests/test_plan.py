@@ -11,9 +11,9 @@ from pipeline import Run, config
 from safetensors.torch import load_file
 
 from outlier_atlas.extraction.planning import limits
+from outlier_atlas.extraction.planning.group import HEAP_BYTES, PROCESS_BYTES
 from outlier_atlas.extraction.planning.limits import available
 from outlier_atlas.extraction.planning.place import Place
-from outlier_atlas.extraction.planning.group import HEAP_BYTES, PROCESS_BYTES
 from outlier_atlas.extraction.planning.table import table
 from outlier_atlas.extraction.planning.units import bytes_of, duration, shown
 from outlier_atlas.measured import GUESSED, Measured, rates, records

@@ -1,4 +1,4 @@
-"""How much waits between the forward pass and the disk. Imports nothing: the Snakefile counts it."""
+"""How much waits between the forward pass and the disk; without imports, for the Snakefile."""
 
 from __future__ import annotations
 
