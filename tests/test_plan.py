@@ -79,6 +79,15 @@ def test_the_forward_pass_of_experts_is_known_in_every_dtype(qwen3_moe):
     assert (other, single) == (half, 2 * half)
 
 
+def test_a_model_whose_own_code_fails_in_a_dtype_is_refused_in_it():
+    config = t.XLNetConfig(vocab_size=320, d_model=32, n_layer=2, n_head=4, d_inner=64)
+    described = describe(config)
+    assert sizes(config, described, "float32", 16).weights(range(2)) > 0
+    for dtype in ("bfloat16", "float16"):
+        with pytest.raises(ValueError, match=f"model.dtype = '{dtype}': XLNet.* does not run in it"):
+            sizes(config, described, dtype, 16)
+
+
 def test_the_last_layer_group_holds_the_logits_of_a_piece(llama):
     """In float32 they and their logarithms; what the model gave in bfloat16 is gone by then."""
     config = load_config(llama)

@@ -55,8 +55,8 @@ def tokenizer(folder: Path, adds_bos: bool = True, bos: bool = True) -> PreTrain
 
 def auto_class(config: PretrainedConfig) -> Any:
     """The class that builds the whole model of a configuration, with all that it has."""
-    known = type(config) in AutoModelForCausalLM._model_mapping
-    return AutoModelForCausalLM if known else AutoModelForImageTextToText
+    more = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if more else AutoModelForCausalLM
 
 
 def checkpoint(

@@ -148,6 +148,8 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
     path, stack = _decoder_stack(decoder, int(text.num_hidden_layers), name)
     hidden = int(text.hidden_size)
     flow = watch(decoder, stack)
+    if flow is not None and (idle := sorted({*range(len(stack))} - flow.blocks.keys())):
+        raise ValueError(f"{name}: without images or other input its layer {idle[0]} does not run")
     if flow is not None and any(
         block.shape != (1, TOKENS, hidden) for block in flow.blocks.values()
     ):
@@ -187,8 +189,9 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         head=find_head(model, where, flow.channels if flow else hidden),
     )
     if found.one_group is None and flow is not None and len(stack) > 1:
-        # The last: it takes the layers out of the decoder.
-        found = replace(found, one_group=not_apart(decoder, path, flow, found.embedding_size))
+        # Anew, as a job has it: some models change themselves when they first run.
+        _, anew = _decoder(on_meta(config, trust_remote_code))
+        found = replace(found, one_group=not_apart(anew, path, flow, found.embedding_size))
     return found
 
 
@@ -236,13 +239,14 @@ def on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedMode
                 model: PreTrainedModel = kind.from_config(
                     config, dtype=META_DTYPE, trust_remote_code=trust_remote_code
                 )
-            return model.eval()
+            # Of some the first class is for the text alone, whose weights have other names.
+            if model.config.model_type == config.model_type:
+                return model.eval()
         except Exception as error:  # sizes that fit nothing fail wherever they are used first
             failed = failed or error
-    if isinstance(failed, ValueError):
+    if failed is None or isinstance(failed, ValueError):
         said = "transformers has no decoder-only language model for it"
     else:
-        assert failed is not None
         said = f"its config.json describes no model that can be built ({gist(failed)})"
     raise ValueError(f"model type {config.model_type!r}: {said}") from failed
 

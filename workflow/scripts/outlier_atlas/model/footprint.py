@@ -20,6 +20,7 @@ from outlier_atlas.model.nested import tensors_in
 from outlier_atlas.model.partial import DTYPES, build_on_meta, head_on_meta, weight_bytes
 from outlier_atlas.model.placement import spread
 from outlier_atlas.model.watch import masks_to_try
+from outlier_atlas.visible import gist
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -66,7 +67,11 @@ class Sizes:
 
 
 def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, tokens: int) -> Sizes:
-    """The sizes of a decoder in a dtype, for a sequence of so many tokens."""
+    """The sizes of a decoder in a dtype, for a sequence of so many tokens.
+
+    Raises:
+        ValueError: the model's own code does not run in the dtype.
+    """
     decoder = build_on_meta(config, architecture, range(architecture.layers), dtype)
     stack = decoder.get_submodule(architecture.stack)
     assert isinstance(stack, nn.ModuleList)
@@ -75,12 +80,18 @@ def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, toke
     rest = weight_bytes(decoder) - sum(layers) - embedding
     experts = (p for p in decoder.parameters() if p.dim() > 2)
     fused = max((p.numel() * p.element_size() for p in experts), default=0)
-    forward = _forward(decoder, DTYPES[dtype], tokens)
+    forward, failed = _forward(decoder, DTYPES[dtype], tokens)
     if forward is None and dtype != "bfloat16":
         # Fused experts have a form without content-dependent shapes in bfloat16 alone.
         alike = build_on_meta(config, architecture, range(architecture.layers), "bfloat16")
-        known = _forward(alike, torch.bfloat16, tokens)
+        known, failed_alike = _forward(alike, torch.bfloat16, tokens)
         forward = None if known is None else known * DTYPES[dtype].itemsize // 2
+        failed = failed if failed_alike is not None else None
+    if failed is not None:
+        raise ValueError(
+            f"model.dtype = {dtype!r}: {architecture.model_class.__name__} does not run in it, its "
+            f"own code fails ({gist(failed)}); take another dtype or another model"
+        )
     return Sizes(
         layers, embedding, rest, fused, forward,
         **_of_head(config, architecture, dtype, tokens),
@@ -109,18 +120,25 @@ def _of_head(
     return {"head": size, "tied": bool(tied), "losses": counter.most}
 
 
-def _forward(decoder: PreTrainedModel, dtype: torch.dtype, tokens: int) -> int | None:
+def _forward(
+    decoder: PreTrainedModel, dtype: torch.dtype, tokens: int
+) -> tuple[int | None, Exception | None]:
+    """The bytes that a forward pass holds; else, why it fails wherever it runs, if it does."""
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+    failed: Exception | None = None
     # A mask that is given here is not made in a run, and not counted.
     for masks in masks_to_try(tokens, dtype):
         counter = _Counter()
         try:
             with counter, torch.inference_mode():
                 decoder(input_ids=ids, use_cache=False, **masks)
-        except Exception:
-            continue
-        return counter.most
-    return None
+        except Exception as error:
+            failed = error
+        else:
+            return counter.most, None
+    # The last one was called as a run calls it; what only the meta device lacks, it says.
+    only_here = isinstance(failed, NotImplementedError) or "meta" in str(failed)
+    return None, None if only_here else failed
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -64,7 +64,7 @@ def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
                 made = handed.made(model(input_ids=ids, use_cache=False, **masks))
         except Exception:
             continue
-        if len(watcher.flow.blocks) == len(stack) and made is not None:
+        if made is not None:
             watcher.flow.channels = made.shape[-1]
             return watcher.flow
     return None
