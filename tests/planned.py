@@ -98,12 +98,13 @@ def main(folder: Path) -> None:
         ]
         # What makes nothing looks at what all others have made.
         ordered.sort(key=lambda job: not job.output)
-    planned = [
-        {"rule": job.rule.name, "script": Path(job.rule.script).stem, "threads": job.threads}
-        | {name: _plain(getattr(job, name)) for name in LISTS}
-        for job in ordered
-        if job.log
-    ]
+        # In its folder: some resources look into files.
+        planned = [
+            {"rule": job.rule.name, "script": Path(job.rule.script).stem, "threads": job.threads}
+            | {name: _plain(getattr(job, name)) for name in LISTS}
+            for job in ordered
+            if job.log
+        ]
     (folder / "jobs.json").write_text(json.dumps(planned))
 
 

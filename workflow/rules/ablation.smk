@@ -57,7 +57,8 @@ rule ablate:
         "../../envs/model.yaml"
     threads: SETTINGS.execution.threads or workflow.cores
     resources:
-        gpu=SETTINGS.execution.gpus_per_job,
+        **({"gpu": SETTINGS.execution.gpus_per_job} if ON_GPUS else {}),
+        mem_mb=ablation_memory,
         device=SETTINGS.execution.device,
         # Not `gpu`, which `--resources gpu=1` lowers.
         gpus_per_job=SETTINGS.execution.gpus_per_job,

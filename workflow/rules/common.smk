@@ -3,6 +3,7 @@
 from outlier_atlas import builtin, staleness, tables
 from outlier_atlas.data import corpus
 from outlier_atlas.data import prepare as data_stage
+from outlier_atlas.extraction.planning import asked
 from outlier_atlas.model import source as model_stage
 from outlier_atlas.report import figures, page, sides
 from outlier_atlas.settings.source import local_path, source_kind
@@ -65,6 +66,10 @@ FIGURES = [
 PAGE_PARTS = [readable(part) for part in page.PARTS]
 REPORT = f"{RESULTS}/report.html"
 FINDINGS = f"{RESULTS}/findings.json"
+
+
+# Nothing asks for GPUs that computes on the CPU: nor is it held up by those who do.
+ON_GPUS = SETTINGS.execution.device != "cpu"
 
 
 def model_files():
@@ -195,7 +200,7 @@ def extractions_at_once(wildcards):
     """Extraction jobs that are at work on one machine at a time; a scheduler's are each alone."""
     if workflow.remote_exec or not workflow.local_exec:
         return 1
-    gpus = workflow.global_resources.get("gpu")
+    gpus = workflow.global_resources.get("gpu") if ON_GPUS else None
     return jobs_at_once(
         SEQUENCE_SHARDS,
         workflow.cores,
@@ -203,6 +208,23 @@ def extractions_at_once(wildcards):
         None if gpus is None else gpus.value,
         SETTINGS.execution.gpus_per_job,
     )
+
+
+def extraction_gpus(wildcards, input):
+    """GPUs of an extraction job."""
+    return asked.gpus(Path(input.store), int(wildcards.group), SETTINGS)
+
+
+def extraction_memory(wildcards, input, attempt):
+    """Megabytes of the host that an extraction job asks a scheduler for."""
+    return asked.memory_mb(Path(input.store), int(wildcards.group), SETTINGS, attempt)
+
+
+def ablation_memory(wildcards, input, attempt):
+    """The same of the ablation job, which has the layer groups one after the other."""
+    store = Path(input.store)
+    groups = range(LAYER_GROUPS)
+    return max(asked.memory_mb(store, group, SETTINGS, attempt) for group in groups)
 
 
 def table(path):

@@ -61,7 +61,8 @@ rule extract_activations:
         "../../envs/model.yaml"
     threads: EXTRACTION_THREADS
     resources:
-        gpu=SETTINGS.execution.gpus_per_job,
+        **({"gpu": extraction_gpus} if ON_GPUS else {}),
+        mem_mb=extraction_memory,
         # What makes nothing stale travels as resources, which Snakemake does not compare.
         batch_size=SETTINGS.execution.batch_size,
         device=SETTINGS.execution.device,

@@ -100,16 +100,20 @@ def prepare_store(
 
     Raises:
         ValueError: the model has no such site or layer, fewer layers than layer groups, or fewer
-            positions than a sequence has tokens; or its files lack weights, or have other ones.
+            positions than a sequence has tokens; its own code does not run in the dtype; or its
+            files lack weights, or have other ones.
         OSError: the disk is full; with the path, and the bytes that are needed.
     """
+    from outlier_atlas.extraction.planning import asked
+    from outlier_atlas.extraction.planning.plan import plan
     from outlier_atlas.model.recorded import described
 
     extraction = ExtractionSettings.model_validate(settings)
     model = read_record(model_record)
     folder, config, architecture = described(model, resources, trust_remote_code)
     store = TokenStore.recorded(tokens, run / RECORD)
-    longest = int(np.diff(store.sequence_starts).max())
+    lengths = np.diff(store.sequence_starts)
+    longest = int(lengths.max())
     if architecture.positions is not None and longest > architecture.positions:
         raise ValueError(
             f"dataset.sequence_length = {longest}: {architecture.model_class.__name__} has learned "
@@ -117,6 +121,8 @@ def prepare_store(
         )
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
     _check_weights(folder, model, config, architecture, layout)
+    gathers = bool((lengths % chunk_tokens).any())
+    made = plan(layout, model, resources, 1, longest, gathers, trust_remote_code)
     fingerprints = Fingerprints(
         layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
     )
@@ -130,9 +136,8 @@ def prepare_store(
     own = extraction.model_dump(mode="json", exclude_defaults=True)
     versions = {package: version(package) for package in RECORDED_VERSIONS}
     of_model = {name: model[name] for name in RECORDED_OF_MODEL}
-    write_record(
-        record, layout.record() | {"versions": versions, "extraction": own, "model": of_model}
-    )
+    more = {"versions": versions, "extraction": own, "model": of_model}
+    write_record(record, layout.record() | more | asked.recorded(made.groups))
 
 
 def _layout(

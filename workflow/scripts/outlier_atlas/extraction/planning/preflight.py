@@ -13,6 +13,7 @@ import numpy as np
 
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.planning.advice import block, full_disk, leaner, refusal, remedy
+from outlier_atlas.extraction.planning.asked import ENOUGH_TOKENS
 from outlier_atlas.extraction.planning.limits import device_name, whole
 from outlier_atlas.extraction.planning.place import Company, Place
 from outlier_atlas.extraction.planning.plan import Plan, plan
@@ -28,9 +29,6 @@ log = logging.getLogger(__name__)
 
 RESERVE = 0.1
 """Share of a device's memory that `batch_size: auto` leaves alone: the allocator's and others'."""
-
-ENOUGH_TOKENS = {True: 1024, False: 16384}
-"""Tokens of a batch beyond which a larger one gains nothing, on the CPU and on a device."""
 
 
 def planned(job: Job, work: Work, gpus: int) -> Plan:
