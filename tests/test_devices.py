@@ -194,8 +194,34 @@ def test_devices_of_the_environment_are_kept_to(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa, GPU-bb")
     assert devices.visible_gpus() == ["GPU-aa", "GPU-bb"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert devices.visible_gpus() == []
+    for none in ("-1", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert devices.visible_gpus() == []
+
+
+def test_parts_of_a_gpu_are_leased_one_by_one_without_asking_cuda(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("initializes CUDA"))
+    monkeypatch.setattr(devices, "_uuids", lambda: {"0": "GPU-aa"})
+    monkeypatch.setattr(devices, "lease_folder", lambda: tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a1,MIG-a2")
+    with lease(["MIG-a1"], tmp_path, "another"), devices.devices("auto", 1, "one"):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-a2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a1,MIG-a2")
+    said = pytest.raises(ValueError, match="shows a job 1 CUDA device; take at most 1")
+    with said, devices.devices("auto", 2, "one"):
+        pass
+
+
+@pytest.mark.parametrize("order", [None, "FASTEST_FIRST"])
+def test_gpus_have_the_numbers_that_nvidia_smi_gives_them(order, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    if order is not None:
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
+    devices.visible_gpus()
+    assert os.environ["CUDA_DEVICE_ORDER"] == (order or "PCI_BUS_ID")
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -212,7 +238,7 @@ def test_leased_gpus_are_the_only_ones_that_torch_will_see(count, monkeypatch, t
 def test_more_gpus_than_there_are_is_said(monkeypatch):
     monkeypatch.setattr(devices, "visible_gpus", lambda: ["4"])
     monkeypatch.setattr(devices, "lease", lambda *_: pytest.fail("would wait for ever"))
-    sentence = "gpus_per_job = 2: this machine shows 1 CUDA device; take at most 1"
+    sentence = "gpus_per_job = 2: this machine shows a job 1 CUDA device; take at most 1"
     with pytest.raises(ValueError, match=sentence), devices.devices("auto", 2, "one"):
         pass
 

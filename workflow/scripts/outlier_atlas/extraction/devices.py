@@ -23,6 +23,9 @@ from typing import IO
 
 log = logging.getLogger(__name__)
 
+MIG = "MIG-"
+"""How the names of parts of a GPU begin."""
+
 POLL_SECONDS = 1.0
 FIRST_SECONDS, REMINDER_SECONDS = 5.0, 60.0
 """After which a job that waits says so for the first time, and again."""
@@ -43,10 +46,12 @@ def devices(wanted: str, count: int, job: str) -> Iterator[list[str]]:
         ValueError: the wanted device is not on this machine, or not so many of them.
     """
     gpus = visible_gpus() if wanted in ("auto", "cuda") else []
-    if 0 < len(gpus) < count:
+    # Of the parts of GPUs CUDA shows a process only one.
+    most = 1 if gpus and gpus[0].startswith(MIG) else len(gpus)
+    if 0 < most < count:
         raise ValueError(
-            f"execution.gpus_per_job = {count}: this machine shows {len(gpus)} CUDA "
-            f"device{'s' * (len(gpus) > 1)}; take at most {len(gpus)}"
+            f"execution.gpus_per_job = {count}: this machine shows a job {most} CUDA "
+            f"device{'s' * (most > 1)}; take at most {most}"
         )
     if gpus:
         named = dict(zip(identities(gpus), gpus, strict=True))
@@ -75,8 +80,13 @@ def visible_gpus() -> list[str]:
 
     if torch.version.cuda is None:
         return []
-    count = torch.cuda.device_count()  # asks the driver's management library; makes no context
+    # CUDA numbers the fastest first; `nvidia-smi`, which names them for the lease, by their slot.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     named = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if all(gpu.startswith(MIG) for gpu in named):
+        # torch would ask CUDA, which shows a process one part of a GPU, and from then on no other.
+        return named
+    count = torch.cuda.device_count()  # asks the driver's management library; makes no context
     return named[:count] if any(named) else [str(index) for index in range(count)]
 
 
