@@ -167,6 +167,11 @@ def test_a_plan_adds_up(run):
     assert first.sites == 2 * 3 * 32 * 16 * 2
     assert (first.boundary, last.boundary) == (32 * 16 * 2, 0)
     assert first.device == first.weights + first.forward + first.sites + first.boundary
+    assert (first.entering, last.entering) == (0, 32 * 16 * 4)
+    working = last.forward + last.entering
+    assert last.device == last.weights + working + last.sites
+    copies = last.sites + last.written + 2 * last.entering
+    assert last.host_alone == PROCESS_BYTES + last.weights + working + copies + HEAP_BYTES
     assert made.values == 4 * 3 * 32 * 32
     assert made.files == 4 * 3 * 2 + 1, "chunks and their summaries, and a boundary"
     assert made.peak(host=False) == first.device
@@ -219,7 +224,8 @@ def test_a_plan_counts_what_is_not_stored_as_summaries(llama, tmp_path):
 def test_a_batch_of_two_takes_twice_what_a_batch_holds(run):
     one, two = run.planned(), run.planned().batched(2)
     for a, b in zip(one.groups, two.groups, strict=True):
-        assert (b.forward, b.sites, b.boundary) == (2 * a.forward, 2 * a.sites, 2 * a.boundary)
+        assert (b.forward, b.entering) == (2 * a.forward, 2 * a.entering)
+        assert (b.sites, b.boundary) == (2 * a.sites, 2 * a.boundary)
         assert b.weights == a.weights
 
 

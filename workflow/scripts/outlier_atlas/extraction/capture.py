@@ -45,6 +45,7 @@ class LayerGroup:
 
     Attributes:
         model, head: as they were given.
+        boundary_dtype: of the residual stream into the first layer.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class LayerGroup:
         self._traced = NNsight(model)
         self._parameter = next(model.parameters())
         self._dtype = model.config.dtype  # a weight may be kept in another one
-        self._boundary_dtype = architecture.boundary_dtypes[layers[0]] or self._dtype
+        self.boundary_dtype = architecture.boundary_dtypes[layers[0]] or self._dtype
         self._embedding_size = architecture.embedding_size
         self._first_path = f"{architecture.stack}.{layers[0]}"
         self._first = self._envoy(self._first_path)
@@ -130,7 +131,7 @@ class LayerGroup:
         batch = batch.to(self._parameter.device)
         if not batch.is_floating_point():
             return {"input_ids": batch}, None
-        boundary = batch.to(self._boundary_dtype)
+        boundary = batch.to(self.boundary_dtype)
         return {"inputs_embeds": dummy(boundary, self._embedding_size, self._dtype)}, boundary
 
     def _recorded(self, tap: Tap, taken: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.summaries import SummaryWriter
-from outlier_atlas.extraction.transfer import Transfer
+from outlier_atlas.extraction.transfer import OnDevice, Transfer, Upload
 from outlier_atlas.extraction.verify import compared, verifies
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.extraction.writer import RowWriter, queue_bytes
@@ -85,7 +86,8 @@ def _stream(
         ) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):
-        for batch, values in _inputs(job, work, arrays, batches):
+        read = partial(_input, work, arrays, group.boundary_dtype)
+        for batch, values in _inputs(read, Upload(where), batches):
             writer.next_batch()
             keep = _keeper(writer, destinations, transfer, starts, batch)
             if group.head is not None:
@@ -141,27 +143,35 @@ def _losing(head: Head, ids_BT: torch.Tensor, keep: Keep) -> Keep:
 
 
 def _inputs(
-    job: Job, work: Work, arrays: Arrays, batches: Sequence[range]
+    read: Callable[[range], torch.Tensor], upload: Upload, batches: Sequence[range]
 ) -> Iterator[tuple[range, torch.Tensor]]:
-    """Each batch with its token ids or its boundary; the next is read while one computes."""
+    """Each batch with its input; the next is read, and copied to the device, while one computes."""
+
+    def prepare(batch: range) -> OnDevice:
+        return upload(read(batch))
+
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(_input, job, work, arrays, batches[0])
+        ahead = reader.submit(prepare, batches[0])
         for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            values = ahead.result()
+            values = ahead.result().take()
             if following is not None:
-                ahead = reader.submit(_input, job, work, arrays, following)
+                ahead = reader.submit(prepare, following)
             yield batch, values
 
 
-def _input(job: Job, work: Work, arrays: Arrays, batch: range) -> torch.Tensor:
-    """Token ids (batch, token), or for a later layer group the boundary (batch, token, channel)."""
-    if job.group == 0:
+def _input(work: Work, arrays: Arrays, dtype: torch.dtype, batch: range) -> torch.Tensor:
+    """Token ids (batch, token), or for a later layer group the boundary (batch, token, channel).
+
+    Args:
+        dtype: of the boundary, which holds such values exactly.
+    """
+    if work.group == 0:
         return _ids(work, batch)
-    boundary = work.layout.boundary_after(job.group - 1)
+    boundary = work.layout.boundary_after(work.group - 1)
     assert boundary is not None
     starts = work.tokens.sequence_starts
     rows = [arrays.read(boundary, int(starts[s]), int(starts[s + 1])) for s in batch]
-    return torch.from_numpy(np.stack(rows))
+    return torch.from_numpy(np.stack(rows)).to(dtype)
 
 
 def _ids(work: Work, batch: range) -> torch.Tensor:

@@ -34,6 +34,7 @@ class GroupPlan:
         fused: of the largest tensor that is put together from pieces beside those loaded already.
         forward: of the forward pass of a batch, beside the weights; None where it is not known.
         losses: of the logits of a piece of a sequence, where losses are taken.
+        entering: of the residual stream that a batch begins with, in float32; 0 for token ids.
         sites: of the activations of a batch that are taken, in the dtype of the forward pass.
         boundary: of the residual stream of a batch that is left to the next layer group.
         gathered: of chunks that sequences fill only in part, until they are complete.
@@ -48,6 +49,7 @@ class GroupPlan:
     fused: int
     forward: int | None
     losses: int
+    entering: int
     sites: int
     boundary: int
     gathered: int
@@ -61,18 +63,24 @@ class GroupPlan:
         return replace(
             self,
             forward=forward,
+            entering=self.entering * sequences,
             sites=self.sites * sequences,
             boundary=self.boundary * sequences,
         )
 
     @property
     def _working(self) -> int:
-        """Beside the weights: losses are taken when the forward pass is over."""
-        return max(self.forward or 0, self.losses) + self.summarized
+        """Beside the weights: losses are taken when the forward pass is over.
+
+        The next batch's input is there already, and something in the shape of embeddings, both in
+        the dtype of the forward pass.
+        """
+        return max(self.forward or 0, self.losses) + self.entering + self.summarized
 
     def _streaming(self, bound: int) -> int:
+        """On the host: what waits, what is written, and the next batch's input as it is read."""
         waiting = min(bound, self.sites + self.boundary)
-        return waiting + self.gathered + self.written
+        return waiting + self.gathered + self.written + 2 * self.entering
 
     @property
     def device(self) -> int:

@@ -83,6 +83,7 @@ class Plan:
         stored = measured * sum(of_site[site] for site in layout.store)
         left = layout.hidden_size * width if layout.boundary_after(index) else 0
         head = layout.perplexity and layout.boundary_after(index) is None
+        entering = 4 * layout.hidden_size * self.tokens if index else 0
         widest = max([layout.hidden_size, *(layout.sites[site] for site in layout.store)])
         tile = min(layout.chunk_tokens, self.tokens)
         unstored = [layout.sites[site] for site in layout.sites if site not in layout.store]
@@ -94,6 +95,7 @@ class Plan:
             fused=self.sizes.fused,
             forward=self.sizes.forward,
             losses=self.sizes.losses if head else 0,
+            entering=entering,
             sites=taken * self.tokens,
             boundary=left * self.tokens,
             gathered=(stored + left) * layout.chunk_tokens if self.gathers else 0,
