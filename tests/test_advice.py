@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 import transformers as t
 import yaml
 from bounded import Limit, run_job
@@ -107,6 +108,16 @@ def test_what_a_job_advises_keeps_all_of_the_users_section(llama, tmp_path, monk
 def advised(caplog):
     said = next(m for m in caplog.messages if m.startswith("\nThis "))
     return yaml.safe_load(said.partition(":")[2])
+
+
+def test_a_run_is_planned_for_the_mps_device_that_its_jobs_will_have(monkeypatch):
+    elsewhere = preflight.foreseen("mps", "8GiB", Company())
+    assert (elsewhere.unified, elsewhere.memory) == (False, 2**33), "on a login node"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [preflight.foreseen(d, None, Company()).name for d in ("auto", "mps", "cpu")] == [
+        "mps", "mps", "cpu"
+    ]  # fmt: skip
+    assert preflight.foreseen("auto", "1GiB", Company()).memory == 2**30
 
 
 @pytest.fixture

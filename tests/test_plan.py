@@ -1,6 +1,9 @@
 """The plan: what a run takes, known before a weight is read."""
 
+import os
+import resource
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import quantized
@@ -320,3 +323,14 @@ def test_sizes_are_readable(size, text):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "1 s"), (720, "12 min"), (12600, "3.5 h")])
 def test_times_are_readable(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_limit_of_a_process_must_hold_the_stacks_of_threads_that_are_yet_to_start(monkeypatch):
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 2)
+    soft = {resource.RLIMIT_AS: 2**40, resource.RLIMIT_STACK: 2**23}
+    monkeypatch.setattr(
+        limits.resource, "getrlimit", lambda limit: (soft.get(limit, resource.RLIM_INFINITY),) * 2
+    )
+    (left,) = limits._limits()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    assert abs(2**40 - used - (limits.LATER_THREADS + 2) * 2**23 - left) < 2**22

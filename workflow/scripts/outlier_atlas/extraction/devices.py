@@ -64,10 +64,15 @@ def devices(wanted: str, count: int, job: str) -> Iterator[list[str]]:
     yield [_without_cuda(wanted)]
 
 
-def _without_cuda(wanted: str) -> str:
+def has_mps() -> bool:
+    """Whether this machine has an MPS device."""
     import torch
 
-    if wanted in ("auto", "mps") and torch.backends.mps.is_available():
+    return torch.backends.mps.is_available()
+
+
+def _without_cuda(wanted: str) -> str:
+    if wanted in ("auto", "mps") and has_mps():
         return "mps"
     if wanted == "mps":
         raise ValueError("execution.device = 'mps': this machine has no MPS device; take auto")

@@ -9,6 +9,10 @@ from pathlib import Path
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+LATER_THREADS = 8
+"""Threads that a job starts beside those of its forward pass: readers, writers, a bar, a watch."""
+USUAL_STACK = 8 * 2**20
+"""Bytes of a stack where nothing limits it."""
 THIS_MACHINE = "this machine"
 """What memory is called that all of its jobs share."""
 
@@ -122,11 +126,16 @@ def _left(folder: Path, most: str, used: str) -> Iterator[int]:
 
 
 def _limits() -> Iterator[int]:
+    """What limits of a process leave. They count a thread's whole stack from when it starts."""
+    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    stacks = (LATER_THREADS + (os.cpu_count() or 1)) * (
+        USUAL_STACK if stack == resource.RLIM_INFINITY else stack
+    )
     sizes = next(_lines(Path("/proc/self/statm")), "").split()
     for limit, column in ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)):
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY and sizes:
-            yield soft - int(sizes[column]) * os.sysconf("SC_PAGE_SIZE")
+            yield soft - int(sizes[column]) * os.sysconf("SC_PAGE_SIZE") - stacks
 
 
 def _lines(path: Path) -> Iterator[str]:

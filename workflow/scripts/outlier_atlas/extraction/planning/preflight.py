@@ -174,10 +174,12 @@ def foreseen(device: str, given: str | None, company: Company) -> Place:
         given: `execution.device_memory`.
         company: jobs that run side by side.
     """
-    from outlier_atlas.extraction.devices import visible_gpus
+    from outlier_atlas.extraction.devices import has_mps, visible_gpus
 
     if device in ("auto", "cuda") and (gpus := visible_gpus()):
         return place_of([f"cuda:{index}" for index in range(len(gpus))], given, company)
+    if device in ("auto", "mps") and has_mps():
+        return place_of(["mps"], given, company)
     if given is not None and device != "cpu":
         return Place.elsewhere(given)
     return place_of(["cpu"], given, company)
