@@ -21,6 +21,13 @@ them: between 0 and 100 on mixtures of 16 to 64 experts, by dtype and number of 
 HEAP_BYTES = 16 * MIB
 """What glibc keeps of the memory that a forward pass on the CPU has freed (`model/frugal.py`)."""
 
+ON_DEVICE = 8.25
+"""What torch has of a tile while it summarizes it on a device, in float32 tiles: the tile, its
+magnitudes, three of it in float64, and a mask."""
+
+COMPILER_BYTES = 80 * MIB
+"""What numba takes to import and compile the loops that summarize a tile on the host; measured."""
+
 
 @dataclass(frozen=True)
 class GroupPlan:
@@ -39,7 +46,7 @@ class GroupPlan:
         boundary: of the residual stream of a batch that is left to the next layer group.
         gathered: of chunks that sequences fill only in part, until they are complete.
         written: of float32 values and compressed chunks in the hands of the writing threads.
-        summarized: of tiles in their hands that are not stored, where the forward pass is.
+        summarized: of tiles in their hands that are not stored, in float32.
     """
 
     layers: tuple[int, int]
@@ -69,13 +76,18 @@ class GroupPlan:
         )
 
     @property
+    def _summarizing(self) -> int:
+        """On the host."""
+        return self.summarized + (COMPILER_BYTES if self.summarized else 0)
+
+    @property
     def _working(self) -> int:
         """Beside the weights: losses are taken when the forward pass is over.
 
         The next batch's input is there already, and something in the shape of embeddings, both in
         the dtype of the forward pass.
         """
-        return max(self.forward or 0, self.losses) + self.entering + self.summarized
+        return max(self.forward or 0, self.losses) + self.entering
 
     def _streaming(self, bound: int) -> int:
         """On the host: what waits, what is written, and the next batch's input as it is read."""
@@ -85,7 +97,8 @@ class GroupPlan:
     @property
     def device(self) -> int:
         """The most on a device: weights, forward pass, and copies on their way to the host."""
-        return self.fullest + self._working + min(QUEUE_BYTES, self.sites + self.boundary)
+        waiting = min(QUEUE_BYTES, self.sites + self.boundary)
+        return self.fullest + self._working + int(ON_DEVICE * self.summarized) + waiting
 
     @property
     def host(self) -> int:
@@ -96,7 +109,8 @@ class GroupPlan:
     def host_alone(self) -> int:
         """The most in the memory of the host, of a process whose forward pass is there, too."""
         kernels = KERNEL_BYTES if self.fused else 0
-        streaming = self._working + self._streaming(HOST_QUEUE_BYTES) + kernels + HEAP_BYTES
+        streaming = self._working + self._streaming(HOST_QUEUE_BYTES) + self._summarizing
+        streaming += kernels + HEAP_BYTES
         return PROCESS_BYTES + self.weights + max(self.fused, streaming)
 
     @property
@@ -105,5 +119,5 @@ class GroupPlan:
 
         The weights are there once, for they leave the host tensor by tensor; and so is what waits.
         """
-        streaming = self._working + self._streaming(QUEUE_BYTES)
+        streaming = self._working + self._streaming(QUEUE_BYTES) + self._summarizing
         return PROCESS_BYTES + self.weights + max(self.fused, streaming)

@@ -24,10 +24,6 @@ DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
 """What is left of the float32 values after lossless compression, by the dtype they came in:
 zero bits cost nothing, and the others little less than themselves."""
 
-SUMMARIZED = 24
-"""Bytes in hand for each value of a tile that is summarized: in float32 its magnitude, masks and
-indices; what is float64 is taken in blocks on the CPU, and whole on a device."""
-
 CHANNEL_BYTES, TOKEN_BYTES, EXPERT_BYTES, TILE_BYTES = 48, 36, 44, 24 * 1024
 """What a summary takes for each channel, token and expert, and besides: its histogram and the
 values above its floor."""
@@ -100,7 +96,7 @@ class Plan:
             boundary=left * self.tokens,
             gathered=(stored + left) * layout.chunk_tokens if self.gathers else 0,
             written=THREADS * 2 * 4 * widest * tile,
-            summarized=THREADS * SUMMARIZED * max(unstored, default=0) * tile,
+            summarized=THREADS * 4 * max(unstored, default=0) * tile,
         )
 
     def _file(self, layers: range, head: bool) -> int:
