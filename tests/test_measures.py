@@ -152,14 +152,3 @@ def test_a_tensor_is_rounded_in_blocks_as_it_is_whole(largest, monkeypatch):
     assert whole["outlier_channels"] == (largest > 6)
     for name, value in whole.items():
         assert np.array_equal(in_blocks[name], value), name
-
-
-def test_a_site_that_is_not_stored_cannot_be_rounded(llama, tmp_path):
-    run = Run(tmp_path, config(
-        llama, [[5, 6]], tmp_path / "data", extraction={"sites": ["mlp_in"], "store": []},
-        detection={"quantization_error": {"sites": ["mlp_in"]}},
-    ))  # fmt: skip
-    run.prepare()
-    run.extract()
-    with pytest.raises(ValueError, match=r"quantization_error\.sites: mlp_in is not stored"):
-        run.detect()
