@@ -202,6 +202,7 @@ def _parts(run: Run) -> None:
     arrays, target = _arrays(run, layout), Target("mlp_in", layout.layers[-1])
     stop = layout.chunk_range(0)[1]
     values = arrays.read(target, 0, stop)
+    largest = np.abs(values).max(1)
     x, place, means = torch.from_numpy(values), Place(0, 0, stop), np.zeros(values.shape[1])
     parts = {
         "histogram (medians, quantiles)": {"_count": _no_count},
@@ -218,7 +219,10 @@ def _parts(run: Run) -> None:
     for name, without in parts.items():
         with _pass_with(**without):
             print(f"{f'  of it: {name}':45s} {whole - _milliseconds(_a_pass(values)):7.2f}")
-    _show("of it: exceedances (LLM.int8(), massive)", lambda: compiled._exceedances(values, FLOOR))
+    _show(
+        "of it: exceedances (LLM.int8(), massive)",
+        lambda: compiled._exceedances(values, largest, FLOOR),
+    )
     _show("of it: moments by channel (kurtosis)", lambda: compiled._powers(values, means))
     _show(
         "quantization error, 7 formats",

@@ -57,7 +57,7 @@ def one_pass(x: Float32, floor: float) -> OnePass:
     token_channel, token_square, token_median, token_kurtosis = by_token
     channel_row, number, mean = by_channel
     token_value = _at(x, np.arange(len(x)), token_channel)
-    rows, channels = _exceedances(x, np.array([floor], np.float32))
+    rows, channels = _exceedances(x, np.abs(token_value), np.array([floor], np.float32))
     return OnePass(
         nan=nan,
         infinite=x.size - finite - nan,
@@ -300,16 +300,17 @@ def _powers(x: Float32, mean: Float64) -> tuple[Float64, Float64, Float64]:
 
 
 @compiled
-def _exceedances(x: Float32, floor: Float32) -> tuple[Int32, Int32]:
+def _exceedances(x: Float32, largest: Float32, floor: Float32) -> tuple[Int32, Int32]:
     """(exceedance,): rows and channels, by row.
 
     Args:
+        largest: (token,): |x|; NaN where there is none.
         floor: (1,).
     """
     bits, least = x.view(np.int32), floor.view(np.int32)[0]
     counts = np.empty(len(x), np.int32)
     for row in range(len(x)):
-        counts[row] = _count_high(bits[row], least)
+        counts[row] = _count_high(bits[row], least) if largest[row] >= floor[0] else 0
     high_row, high_channel = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.int32)
     found = 0
     for row in range(len(x)):
