@@ -49,7 +49,11 @@ def faults(config):
         ("model.trust_remote_code", "yes", "model.trust_remote_code = 'yes': must be true or fals"),
         ("model.trust_remote_code", 1, "model.trust_remote_code = 1: must be true or false"),
         ("dataset.sequences", 0, "dataset.sequences = 0: must be at least 1"),
-        ("dataset.sequences", "4", "dataset.sequences = '4': must be a whole number"),
+        (
+            "dataset.sequences",
+            "4",
+            "dataset.sequences = '4': must be a whole number, not text: write",
+        ),
         ("dataset.sequences", 4.0, "dataset.sequences = 4.0: must be a whole number"),
         ("dataset.sequences", True, "dataset.sequences = True: must be a whole number"),
         ("dataset.sequences", 2**31, "dataset.sequences = 2147483648: must be below 2147483648"),

@@ -38,6 +38,10 @@ ALLOWED = {
 WRONG_KIND = {"literal_error", *(kind for kind in ALLOWED if kind.endswith("_type"))}
 """Errors that say that a value is something else altogether."""
 
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
+PLAIN = {"int_type": NUMBER, "float_type": NUMBER, "bool_type": re.compile("true|false", re.I)}
+"""Text that would be right without its quotes."""
+
 
 def faults(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
     """A line for each fault of a configuration that `root` describes."""
@@ -67,7 +71,18 @@ def _line(fault: ErrorDetails, allowed: str) -> str:
         return f"{key}: {allowed}"
     if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):
         return f"{key}: {allowed}"
-    return f"{key} = {_shown(fault['input'])}: {allowed}"
+    return f"{key} = {_shown(fault['input'])}: {allowed}{_quoted(fault)}"
+
+
+def _quoted(fault: ErrorDetails) -> str:
+    """What to do about a number or truth value that came as text."""
+    value, plain = fault["input"], PLAIN.get(fault["type"])
+    if plain is None or not isinstance(value, str) or not plain.fullmatch(value):
+        return ""
+    return (
+        ", not text: write it without quotes, and in a file (make run CONFIG=mine.yaml), for "
+        "Snakemake's --config makes text of all that is in braces"
+    )
 
 
 def _allowed(fault: ErrorDetails, root: type[BaseModel]) -> str:
