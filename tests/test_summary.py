@@ -158,6 +158,15 @@ def test_a_tokens_median_is_that_of_sorting(on_host, channels, rows, seed):
     assert np.array_equal(got.high_value, x[np.isfinite(x) & (np.abs(x) >= 64)])
 
 
+@pytest.mark.parametrize("tokens", [4095, 4096, 4097, 9000])
+def test_all_tokens_of_a_long_tile_are_counted(tokens):
+    x = np.random.default_rng(tokens).integers(0, 3, (tokens, 2)).astype(np.float32)
+    got = made(x)
+    wanted = np.unique(x, return_counts=True)[1]
+    assert got.code_counts.tolist() == wanted.tolist()
+    assert got.code_counts.sum() == x.size
+
+
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
     assert compiled.compiled(lambda x: x + 1)(1) == 2
