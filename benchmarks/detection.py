@@ -14,7 +14,6 @@ All is compiled before: the first detection of an installation takes some second
 
 import argparse
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -48,6 +47,7 @@ from outlier_atlas.store.layout import Layout, Target
 
 THREADS = 2
 MASSIVE = 100
+NAN = compiled.NAN
 FLOOR = np.array([4.0], np.float32)
 
 
@@ -60,12 +60,12 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         run = _stored(Path(temporary), asked.tokens)
-        simplest, detection, again = _simplest(run), _detection(run), run.detect
-        simplest(), detection()  # the first passes fill caches
-        _pairs("criteria and measures", simplest, detection, asked.pairs)
+        simplest = _simplest(run)
+        simplest(), run.detect()  # the first passes fill caches
+        _pairs("criteria and measures", simplest, run, asked.pairs)
         with _without_measures():
-            _pairs("criteria alone", simplest, detection, asked.pairs)
-        _pairs("another threshold", simplest, again, asked.pairs)
+            _pairs("criteria alone", simplest, run, asked.pairs)
+        _pairs("another threshold", simplest, run, asked.pairs, kept=True)
         _parts(run)
 
 
@@ -105,26 +105,29 @@ def _simplest(run: Run):
     return once
 
 
-def _detection(run: Run):
-    def once() -> None:
-        shutil.rmtree(run.folder / "summaries", ignore_errors=True)
-        run.detect()
+def _put_aside(run: Run) -> None:
+    """Nothing is kept for the next detection.
 
-    return once
+    To remove summaries is no part of it, and for a while makes every new file slow: ext4 does not
+    use inodes again that have just been freed, and looks at one after the other.
+    """
+    aside = run.folder.parent / "aside"
+    aside.mkdir(exist_ok=True)
+    (run.folder / "summaries").rename(aside / str(len(list(aside.iterdir()))))
 
 
 @contextmanager
 def _without_measures() -> Iterator[None]:
     """Detection without what no criterion asks for: moments, kurtosis, norms, ratios, and the
     medians of tokens that have nothing massive."""
-    of_rank, massive = compiled._of_rank, np.float32(MASSIVE).view(np.int32)
+    lower_median, massive = compiled._lower_median, np.float32(MASSIVE).view(np.int32)
 
     @numba.njit
-    def of_rank_if_massive(a, rank, guess, gap):
-        return of_rank(a, rank, guess, gap) if a.max() > massive else (np.int64(0), gap)
+    def median_if_massive(a, codes, n, guess, gap):
+        return lower_median(a, codes, n, guess, gap) if a.max() > massive else (NAN, 0, gap)
 
     with (
-        _pass_with(_kurtosis=_no_kurtosis, _of_rank=of_rank_if_massive),
+        _pass_with(_kurtosis=_no_kurtosis, _lower_median=median_if_massive),
         mock.patch.object(compiled, "_powers", lambda x, mean: np.zeros((3, x.shape[1]))),
         mock.patch.object(LayerMeasures, "update", lambda measures, summary: None),
     ):
@@ -137,11 +140,11 @@ def _pass_with(**functions: Any) -> Iterator[None]:
     with ExitStack() as stack:
         for name, function in functions.items():
             stack.enter_context(mock.patch.object(compiled, name, function))
-        one = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract"})(
-            compiled._pass.py_func
-        )
-        one(np.ones((2, 2), np.float32))  # compiles it
-        stack.enter_context(mock.patch.object(compiled, "_pass", one))
+        for name in ("_pass", "_found"):
+            options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+            other = numba.njit(**options)(getattr(compiled, name).py_func)
+            stack.enter_context(mock.patch.object(compiled, name, other))
+        compiled.one_pass(np.ones((2, 2), np.float32), 4.0)  # compiles them
         yield
 
 
@@ -151,8 +154,8 @@ def _no_kurtosis(a, values, mean, n):
 
 
 @numba.njit
-def _no_rank(a, rank, guess, gap):
-    return np.int64(0), gap
+def _no_median(a, codes, n, guess, gap):
+    return NAN, 0, gap
 
 
 @numba.njit
@@ -176,10 +179,12 @@ def _seconds(work) -> tuple[float, float]:
     return time.perf_counter() - started, time.process_time() - cpu
 
 
-def _pairs(name: str, simplest, other, pairs: int) -> None:
+def _pairs(name: str, simplest, run: Run, pairs: int, kept: bool = False) -> None:
     ratios = []
     for pair in range(pairs):
-        order = [(simplest, 0), (other, 1)]
+        if not kept:
+            _put_aside(run)
+        order = [(simplest, 0), (run.detect, 1)]
         took = [(0.0, 0.0), (0.0, 0.0)]
         for work, index in order if pair % 2 else reversed(order):
             took[index] = _seconds(work)
@@ -202,14 +207,14 @@ def _parts(run: Run) -> None:
     arrays, target = _arrays(run, layout), Target("mlp_in", layout.layers[-1])
     stop = layout.chunk_range(0)[1]
     values = arrays.read(target, 0, stop)
-    largest = np.abs(values).max(1)
+    largest, channels = np.abs(values).max(1), np.abs(values).argmax(1).astype(np.int32)
     x, place, means = torch.from_numpy(values), Place(0, 0, stop), np.zeros(values.shape[1])
     parts = {
         "histogram (medians, quantiles)": {"_count": _no_count},
         "largest by token": {"_first_of_largest": _no_place},
         "largest by channel": {"_take_largest": _no_largest},
         "kurtosis by token": {"_kurtosis": _no_kurtosis},
-        "medians by token (massive, MMR)": {"_of_rank": _no_rank},
+        "medians by token (massive, MMR)": {"_lower_median": _no_median},
     }
     print(f"CPU milliseconds for a chunk of {stop} x {x.shape[1]}, one thread:")
     _show("read", lambda: arrays.read(target, 0, stop))
@@ -221,7 +226,7 @@ def _parts(run: Run) -> None:
             print(f"{f'  of it: {name}':45s} {whole - _milliseconds(_a_pass(values)):7.2f}")
     _show(
         "of it: exceedances (LLM.int8(), massive)",
-        lambda: compiled._exceedances(values, largest, FLOOR),
+        lambda: compiled._exceedances(values, largest, channels, FLOOR),
     )
     _show("of it: moments by channel (kurtosis)", lambda: compiled._powers(values, means))
     _show(

@@ -104,6 +104,18 @@ def write_all(file: FileIO, content: bytes) -> None:
         view = view[file.write(view) :]
 
 
+def write_parts(path: Path, *parts: bytes) -> None:
+    """Write a file, as it comes; its folder is made where it is missing."""
+    try:
+        file = path.open("wb", buffering=0)
+    except FileNotFoundError:  # most often it is there, and to look for it takes longer
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb", buffering=0)
+    with file:
+        for part in parts:
+            write_all(file, part)
+
+
 def _to_disk(path: Path) -> None:
     """From here on the file's content outlives a loss of power."""
     with path.open("rb") as file:

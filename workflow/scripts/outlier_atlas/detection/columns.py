@@ -6,24 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.statistics.bootstrap import Interval
+from outlier_atlas.statistics.codes import Int64
 
 Columns = dict[str, Any]
+
+
+def sequences_and_positions(tokens: TokenStore, indices: ArrayLike) -> tuple[Int64, Int64]:
+    """Sequence and position of tokens; without meaning where an index is -1."""
+    index = np.asarray(indices, np.int64)
+    sequence = np.searchsorted(tokens.sequence_starts, index, side="right") - 1
+    return sequence, index - tokens.sequence_starts[np.maximum(sequence, 0)]
 
 
 def places(tokens: TokenStore, indices: ArrayLike) -> Columns:
     """Index, sequence and position of tokens; null where an index is -1."""
     index = np.asarray(indices, np.int64)
-    sequence = np.searchsorted(tokens.sequence_starts, index, side="right") - 1
-    position = index - tokens.sequence_starts[np.maximum(sequence, 0)]
-    there = index >= 0
+    sequence, position = sequences_and_positions(tokens, index)
+    nowhere = index < 0
     return {
-        "token_index": np.ma.masked_array(index, ~there).tolist(),
-        "sequence": np.ma.masked_array(sequence, ~there).tolist(),
-        "position": np.ma.masked_array(position, ~there).tolist(),
+        "token_index": pa.array(index, mask=nowhere),
+        "sequence": pa.array(sequence, mask=nowhere),
+        "position": pa.array(position, mask=nowhere),
     }
 
 
@@ -37,11 +45,10 @@ def token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
     }
 
 
-def or_null(values: ArrayLike) -> list[float | None]:
-    """Numbers; null where one is NaN."""
+def or_null(values: ArrayLike) -> Any:
+    """An Arrow array of numbers; null where one is NaN."""
     numbers = np.asarray(values, np.float64)
-    rows: list[float | None] = np.ma.masked_array(numbers, np.isnan(numbers)).tolist()
-    return rows
+    return pa.array(numbers, mask=np.isnan(numbers))
 
 
 def ratio(value: float, reference: float) -> float:

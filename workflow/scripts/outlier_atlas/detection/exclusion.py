@@ -38,6 +38,8 @@ class Exclusion:
         Args:
             first: index of the sequence's first token.
         """
+        if not self.first_positions and not self.token_ids:
+            return None
         positions = np.arange(start - first, stop - first)
         kept = positions >= self.first_positions
         kept &= ~np.isin(tokens.token_ids[start:stop], self.token_ids)

@@ -12,11 +12,12 @@ from outlier_atlas.detection.columns import (
     Columns,
     interval_columns,
     located,
-    places,
     ratio,
+    sequences_and_positions,
     token_columns,
 )
 from outlier_atlas.statistics.bootstrap import Bootstrap
+from outlier_atlas.statistics.codes import Int64
 from outlier_atlas.statistics.massive import MassiveActivation
 
 Massive = tuple[int, MassiveActivation]
@@ -51,23 +52,22 @@ def massive_channel_columns(
         for place, members in groupby(ordered, key=lambda m: (m[0], m[1].channel))
     ]
     largest = [max(members, key=lambda a: abs(a.value)) for _, members in groups]
-    of_members = [places(tokens, [a.token for a in members]) for _, members in groups]
+    of_members = [
+        sequences_and_positions(tokens, [a.token for a in members]) for _, members in groups
+    ]
     of_largest = [a.token for a in largest]
-    where = places(tokens, of_largest)
+    sequence, position = sequences_and_positions(tokens, of_largest)
     return {
         "site": [site] * len(groups),
         "layer": [layer for (layer, _), _ in groups],
         "channel": [channel for (_, channel), _ in groups],
         "massive_activations": [len(members) for _, members in groups],
-        "sequences": [len(set(place["sequence"])) for place in of_members],
-        "first_position_share": [
-            sum(position == 0 for position in place["position"]) / len(place["position"])
-            for place in of_members
-        ],
+        "sequences": [len(np.unique(sequences)) for sequences, _ in of_members],
+        "first_position_share": [(positions == 0).mean() for _, positions in of_members],
         "value": [a.value for a in largest],
         "tensor_median_ratio": [ratio(a.value, a.tensor_median) for a in largest],
-        "sequence": where["sequence"],
-        "position": where["position"],
+        "sequence": sequence,
+        "position": position,
         **token_columns(tokens, of_largest),
         **_intervals([members for _, members in groups], of_members, bootstrap),
     }
@@ -75,16 +75,16 @@ def massive_channel_columns(
 
 def _intervals(
     groups: Sequence[Sequence[MassiveActivation]],
-    of_members: Sequence[Columns],
+    of_members: Sequence[tuple[Int64, Int64]],
     bootstrap: Bootstrap,
 ) -> Columns:
     shares, maxima = [], []
-    for members, where in zip(groups, of_members, strict=True):
+    for members, (sequences, positions) in zip(groups, of_members, strict=True):
         number, first = np.zeros((2, bootstrap.sequences), np.int64)
         largest = np.full(bootstrap.sequences, np.nan)
-        np.add.at(number, where["sequence"], 1)
-        np.add.at(first, where["sequence"], np.array(where["position"]) == 0)
-        np.fmax.at(largest, where["sequence"], [abs(activation.value) for activation in members])
+        np.add.at(number, sequences, 1)
+        np.add.at(first, sequences, positions == 0)
+        np.fmax.at(largest, sequences, [abs(activation.value) for activation in members])
         shares.append(bootstrap.ratios(first, number))
         maxima.append(bootstrap.maxima(largest))
     return interval_columns("first_position_share", shares) | interval_columns("value", maxima)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
+from itertools import groupby, product
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from outlier_atlas.detection.scan import Place, Scan
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.codes import Float64, Int64
 from outlier_atlas.statistics.measures import QuantizationErrors
+from outlier_atlas.statistics.moments import together
 from outlier_atlas.statistics.quantization import FORMATS, KEPT
 from outlier_atlas.tables.measures import QUANTILES, norm_name
 
@@ -21,25 +22,24 @@ def measure_columns(scan: Scan, bootstrap: Bootstrap) -> Columns:
     places, each = list(scan.measures), list(scan.measures.values())
     maxima = [scan.magnitudes[place].of_sequences.astype(np.float64) for place in places]
     tops = [max(scan.magnitudes[place].top, default=np.nan) for place in places]
-    together = [m.moments.together() for m in each]
-    rms = [float(np.sqrt(m.mean_square[0])) for m in together]
-    norms = {norm_name(q): or_null([m.norms.quantile(q) for m in each]) for q in QUANTILES}
+    kurtosis, rms = _of_tensors(scan)
+    norms = np.reshape([m.norms.quantiles(*QUANTILES) for m in each], (-1, len(QUANTILES)))
     return {
         "site": [site for site, _ in places],
         "layer": [layer for _, layer in places],
         "tokens": [int(scan.magnitudes[p].values) // scan.magnitudes[p].channels for p in places],
         "kurtosis_token": or_null([_ratio(m.kurtosis_sum, m.kurtosis_tokens) for m in each]),
         "kurtosis_token_max": or_null([_max(m.kurtosis_max) for m in each]),
-        "kurtosis_tensor": or_null([float(m.kurtosis[0]) for m in together]),
+        "kurtosis_tensor": or_null(kurtosis),
         "kurtosis_channel": or_null([_mean(m.moments.kurtosis) for m in each]),
         "kurtosis_channel_max": or_null([_max(m.moments.kurtosis) for m in each]),
         "kurtosis_rms": or_null([m.kurtosis_of_rms for m in each]),
         "infinity_norm": or_null([_mean(of_sequences) for of_sequences in maxima]),
         "rms": or_null(rms),
         "crest_factor": or_null([t / r if r else np.nan for t, r in zip(tops, rms, strict=True)]),
-        "mmr_median": or_null([m.ratios.quantile(0.5) for m in each]),
+        "mmr_median": or_null([m.ratios.quantiles(0.5)[0] for m in each]),
         "mmr_max": or_null([_max(m.ratio_max) for m in each]),
-        **norms,
+        **{norm_name(q): or_null(norms[:, index]) for index, q in enumerate(QUANTILES)},
         **interval_columns(
             "kurtosis_token", [bootstrap.ratios(m.kurtosis_sum, m.kurtosis_tokens) for m in each]
         ),
@@ -47,6 +47,17 @@ def measure_columns(scan: Scan, bootstrap: Bootstrap) -> Columns:
         **interval_columns("mmr_max", [bootstrap.maxima(m.ratio_max) for m in each]),
         **interval_columns("infinity_norm", [bootstrap.means(m) for m in maxima]),
     }
+
+
+def _of_tensors(scan: Scan) -> tuple[list[float], list[float]]:
+    """Kurtosis and RMS of all values of each site and layer."""
+    kurtosis, rms = [], []
+    # Layers of a site together: as many array operations for all as for one.
+    for _, places in groupby(scan.measures, key=lambda place: place[0]):
+        whole = together([scan.measures[place].moments for place in places])
+        kurtosis += whole.kurtosis.tolist()
+        rms += np.sqrt(whole.mean_square).tolist()
+    return kurtosis, rms
 
 
 def _ratio(above: Float64, below: Int64) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,15 @@ def detect(
         return down_projection_entries(model, resources, trust_remote_code, places)
 
     heads = sinks.sinking_heads(sunk)
-    for table, columns in findings(
-        result, store, special, detection, defined, heads, bootstrap, values_of
-    ):
-        tables.write(folder, table, columns, detection.exclude.said)
+    found = findings(result, store, special, detection, defined, heads, bootstrap, values_of)
     # No token is left out of these.
-    for table, columns in sinks.findings(sunk, store, bootstrap):
-        tables.write(folder, table, columns)
-    tables.write(folder, tables.PERPLEXITY, losses)
+    of_all = [*sinks.findings(sunk, store, bootstrap), (tables.PERPLEXITY, losses)]
+    said = detection.exclude.said
+    with ThreadPoolExecutor(1) as writer:  # writes a table while the next one is made
+        written = [writer.submit(tables.write, folder, *each, said) for each in found]
+        written += [writer.submit(tables.write, folder, *each) for each in of_all]
+        for each in written:
+            each.result()
     clear_up(run, layout)
     keep_only(run, [manifest.stem for manifest in manifests])
 

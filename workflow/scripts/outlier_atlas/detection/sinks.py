@@ -8,7 +8,13 @@ import numpy as np
 
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.detection.columns import Columns, interval_columns, located, or_null, places
+from outlier_atlas.detection.columns import (
+    Columns,
+    interval_columns,
+    located,
+    or_null,
+    sequences_and_positions,
+)
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.sinks import AttentionSinks, share
@@ -33,8 +39,7 @@ def attention_sinks(arrays: Arrays, layout: Layout, tokens: TokenStore, threshol
         found[layer] = AttentionSinks(heads, layout.sink_tokens, threshold, tokens.sequences)
         for chunk in range(layout.chunks):
             start, stop = layout.chunk_range(chunk)
-            where = places(tokens, np.arange(start, stop))
-            sequences, positions = np.array(where["sequence"]), np.array(where["position"])
+            sequences, positions = sequences_and_positions(tokens, np.arange(start, stop))
             values = arrays.read(Target(ATTN_SINK, layer), start, stop)
             found[layer].update(values, sequences, positions, start)
     return found

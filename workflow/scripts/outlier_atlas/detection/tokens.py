@@ -18,7 +18,8 @@ def systematic_columns(
 ) -> Columns:
     """Systematic outliers, with the class of each token."""
     columns = _outliers(found, site, tokens, "mean")
-    places = zip(columns["token_text"], columns["position"], columns["token_id"], strict=True)
+    positions = columns["position"].tolist()
+    places = zip(columns["token_text"], positions, columns["token_id"], strict=True)
     classes = [token_class(text, position, id in special_ids) for text, position, id in places]
     return columns | {"token_class": classes}
 

@@ -5,6 +5,9 @@ Python's own bytecode, and made again where the source, numba or the processor i
 
 Magnitudes are compared as the bits of float32, which are in the order of the numbers where those
 are not negative; -1 stands for what is NaN or infinite.
+
+A row's count is kept in 32 bits explicitly, `np.int32(n + ...)`: numba's sums have 64, and then the
+processor adds half as many at once.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int32
+from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int32, Int64
 from outlier_atlas.statistics.one_pass import TOP, OnePass
 
 UInt16 = NDArray[np.uint16]
@@ -32,10 +35,13 @@ TOGETHER = 4096
 counts of 64 bits the caches hold half as many."""
 
 WALK = 2
-"""Ranks below the wanted one from which `_of_rank` goes from value to value."""
+"""Ranks below the wanted one from which it is found going from value to value."""
 
 HALVE = 6
-"""Every so many guesses, `_of_rank` halves what is left: it ends, whatever the values are."""
+"""Every so many guesses `_bracket` halves what is left: it ends soon, whatever the values are."""
+
+BLOCK = 64
+"""Channels that are looked at together to find the one of a value."""
 
 
 def compiled(function: Function) -> Function:
@@ -57,37 +63,55 @@ def one_pass(x: Float32, floor: float) -> OnePass:
         x: (token, channel), contiguous in memory.
         floor: see `Summary.floor`.
     """
-    (nan, finite, magnitudes), top, counts, by_token, by_channel = _pass(x)
-    token_channel, token_square, token_median, token_kurtosis = by_token
-    channel_row, number, mean = by_channel
-    token_value = _at(x, np.arange(len(x)), token_channel)
-    rows, channels = _exceedances(x, np.abs(token_value), np.array([floor], np.float32))
+    (nan, finite, magnitudes), top, (codes, counts), by_token, by_channel, high = _found(
+        x, np.array([floor], np.float32)
+    )
+    token_value, token_channel, token_square, token_median, token_kurtosis = by_token
+    channel_value, channel_row, number, mean, (m2, m3, m4) = by_channel
+    high_row, high_channel, high_value = high
     return OnePass(
         nan=nan,
         infinite=x.size - finite - nan,
         magnitudes=magnitudes,
         top=top[top >= 0].view(np.float32),
-        code_counts=counts[:CODES],
-        channel_value=_at(x, channel_row, np.arange(x.shape[1])),
+        codes=codes,
+        code_counts=counts,
+        channel_value=channel_value,
         channel_row=channel_row,
-        powers=np.stack([number, mean, *_powers(x, mean)]),
+        channel_count=number,
+        channel_mean=mean,
+        channel_m2=m2,
+        channel_m3=m3,
+        channel_m4=m4,
         token_value=token_value,
         token_channel=token_channel,
         token_square=token_square,
         token_median=token_median.view(np.float32),
         token_kurtosis=token_kurtosis,
-        high_row=rows,
-        high_channel=channels,
-        high_value=x[rows, channels],
+        high_row=high_row,
+        high_channel=high_channel,
+        high_value=high_value,
     )
 
 
-def _at(x: Float32, rows: NDArray[Any], channels: NDArray[Any]) -> Float32:
-    """The values at some places, NaN where there is none."""
-    values = np.full(len(rows), np.nan, np.float32)
-    there = (rows >= 0) & (channels >= 0)
-    values[there] = x[rows[there], channels[there]]
-    return values
+@compiled
+def _found(x: Float32, floor: Float32) -> Any:
+    """All of it in one call, so that Python's lock is given up and taken once."""
+    numbers, top, counts, by_token, by_channel = _pass(x)
+    channel_value, channel_row, number, mean = by_channel
+    codes = np.flatnonzero(counts[:CODES])
+    rows, channels = _exceedances(x, by_token[0], by_token[1], floor)
+    high = np.empty(len(rows), np.float32)
+    for index in range(len(rows)):
+        high[index] = x[rows[index], channels[index]]
+    return (
+        numbers,
+        top,
+        (codes.astype(np.uint16), counts[codes]),
+        by_token,
+        (channel_value, channel_row, number, mean, _powers(x, mean)),
+        (rows, channels, high),
+    )
 
 
 @compiled
@@ -101,50 +125,53 @@ def _pass(x: Float32) -> Any:
         np.empty(channels),
     )
     counts, some = np.zeros(CODES + 1, np.int64), np.zeros(CODES + 1, np.int32)
-    token_channel, token_median = np.empty(rows, np.int32), np.full(rows, NAN)
+    token_value, token_channel = np.empty(rows, np.float32), np.empty(rows, np.int32)
+    token_median = np.full(rows, NAN)
     token_square, token_kurtosis = np.empty(rows), np.empty(rows)
     largest, channel_row = np.full(channels, NONE), np.full(channels, NONE)
-    number, total = np.zeros(channels), np.zeros(channels)
+    missing, total = np.zeros(channels, np.int64), np.zeros(channels)
     top = np.full(TOP, NONE)
-    nan, finite, magnitudes, median, gap = 0, 0, 0.0, 0, 1.0
+    nan, finite, magnitudes, code, gap = 0, 0, 0.0, 0, 1.0
     for row in range(rows):
         n = _magnitudes(bits[row], a)
         finite += n
         if n < channels:
             nan += _nans(bits[row])
-        sum_of_values, sum_of_squares, sum_of_magnitudes = _sums(x[row], a, values)
+            _add_missing(a, missing)
+        sum_of_values, sum_of_squares, sum_of_magnitudes = _sums(x[row], a, values, total)
         magnitudes += sum_of_magnitudes
         token_square[row] = sum_of_squares  # not from the moments: equal norms are to be equal
         token_kurtosis[row] = _kurtosis(a, values, sum_of_values / max(n, 1), n)
-        token_channel[row] = _first_of_largest(a)
-        if n and a[token_channel[row]] > top[-1]:
+        first = _first_of_largest(a)
+        token_channel[row], token_value[row] = first, x[row, first] if n else np.nan
+        if n and a[first] > top[-1]:
             _take_top(a, top)
-        if n:
-            # What is not finite has the lowest ranks.
-            rank = channels - n + (n - 1) // 2
-            median, gap = _of_rank(a, rank, median, gap)
-            token_median[row] = median
         _count(a, codes, some)
+        if n:
+            token_median[row], code, gap = _lower_median(a, codes, n, code, gap)
         if row % TOGETHER == TOGETHER - 1 or row == rows - 1:
             counts += some
             some[:] = 0
-        _add(a, values, number, total)
         _take_largest(a, row, largest, channel_row)
-    by_token = (token_channel, token_square, token_median, token_kurtosis)
-    by_channel = (channel_row, number, total / np.maximum(number, 1))
+    channel_value = np.empty(channels, np.float32)
+    for c in range(channels):
+        channel_value[c] = x[channel_row[c], c] if channel_row[c] >= 0 else np.nan
+    number = rows - missing
+    by_token = (token_value, token_channel, token_square, token_median, token_kurtosis)
+    by_channel = (channel_value, channel_row, number, total / np.maximum(number, 1))
     return (nan, finite, magnitudes), top, counts, by_token, by_channel
 
 
 @compiled
 def _magnitudes(bits: Int32, a: Int32) -> int:
     """Write |x|, and count what is finite."""
-    n = 0
+    n = np.int32(0)
     for c in range(len(a)):
         magnitude = bits[c] & SIGN
         finite = magnitude < INFINITY
         a[c] = magnitude if finite else NONE
-        n += finite
-    return n
+        n = np.int32(n + finite)
+    return int(n)
 
 
 @compiled
@@ -156,12 +183,14 @@ def _nans(bits: Int32) -> int:
 
 
 @compiled
-def _sums(x: Float32, a: Int32, values: Float64) -> tuple[float, float, float]:
-    """Write x in float64, 0 where it is not finite; the sums of x, of x^2 and of |x|."""
+def _sums(x: Float32, a: Int32, values: Float64, total: Float64) -> tuple[float, float, float]:
+    """Write x in float64, 0 where it is not finite, and add it to the channels' sums; the sums of
+    x, of x^2 and of |x|."""
     plain, squares, magnitudes = 0.0, 0.0, 0.0
     for c in range(len(a)):
         value = np.float64(x[c]) if a[c] >= 0 else 0.0
         values[c] = value
+        total[c] += value
         plain += value
         squares += value * value
         magnitudes += abs(value)
@@ -185,13 +214,23 @@ def _first_of_largest(a: Int32) -> int:
     """Its channel, -1 where none is finite."""
     largest = NONE
     for c in range(len(a)):
-        largest = max(largest, a[c])
+        largest = np.int32(max(largest, a[c]))
     if largest < 0:
         return -1
     first = 0
+    while not _among(a[first : first + BLOCK], largest):
+        first += BLOCK
     while a[first] != largest:
         first += 1
     return first
+
+
+@compiled
+def _among(a: Int32, value: np.int32) -> bool:
+    there = False
+    for c in range(len(a)):
+        there |= a[c] == value
+    return there
 
 
 @compiled
@@ -217,10 +256,9 @@ def _count(a: Int32, codes: UInt16, counts: Int32) -> None:
 
 
 @compiled
-def _add(a: Int32, values: Float64, number: Float64, total: Float64) -> None:
+def _add_missing(a: Int32, missing: Int64) -> None:
     for c in range(len(a)):
-        number[c] += a[c] >= 0
-        total[c] += values[c]
+        missing[c] += a[c] < 0
 
 
 @compiled
@@ -232,61 +270,109 @@ def _take_largest(a: Int32, row: int, largest: Int32, channel_row: Int32) -> Non
 
 
 @compiled
-def _of_rank(a: Int32, rank: int, guess: int, gap: float) -> tuple[int, float]:
-    """The value that as many others precede as `rank` says.
+def _lower_median(
+    a: Int32, codes: UInt16, n: int, guess: int, gap: float
+) -> tuple[np.int32, int, float]:
+    """The lower of the two middle values of what is finite.
 
-    Counting what lies below a guess takes a fraction of what sorting takes, and from the median of
-    the row before it takes only a few guesses.
+    Counting what lies below a guess takes a fraction of what sorting takes, of codes half of what
+    it takes of values; and from the median of the row before it takes only a few guesses.
 
     Args:
-        guess: where to begin.
-        gap: distance between values of neighbouring ranks, roughly.
+        n: how many are finite.
+        guess: its code, where to begin.
+        gap: distance between codes of neighbouring ranks, roughly.
 
     Returns:
-        The value, and the gap that was found.
+        The value, its code or one near it, and the gap that was found.
     """
-    low, high = 0, int(INFINITY)  # the value is in [low, high)
-    below_low, below_high = -1, len(a)
-    guesses = 0
-    while high - low > 1 and not 0 <= rank - below_low <= WALK:
-        guess = min(max(guess, low + 1), high - 1)
-        below = _below(a, guess)
-        if below <= rank:
-            low, below_low = guess, below
-        else:
-            high, below_high = guess, below
-        guesses += 1
-        if guesses % HALVE == 0:
-            guess = low + (high - low) // 2
-        elif below_low >= 0 and below_high < len(a):
-            between = (high - low) / (below_high - below_low)
-            gap += (between - gap) / 16
-            guess = low + int(between * (rank - below_low - WALK / 2))
-        else:
-            guess += int(gap * (rank - below - WALK / 2))
-    value = _least(a, low)
-    while _below(a, value + 1) <= rank:
-        value = _least(a, value + 1)
-    return value, gap
+    rank = (n - 1) // 2
+    low, below, high, above, gap = _bracket(codes, rank, (0, 0, CODES, n), guess, gap)
+    missing = len(a) - n  # what is not finite precedes all that is, as -1
+    first = _first_of_code(low)
+    value = _from(a, rank + missing, first, WALK + 1)
+    if value < 0:  # there are many of this code
+        bracket = first, below + missing, _first_of_code(high), above + missing
+        first = _bracket(a, rank + missing, bracket, -1, gap)[0]
+        value = _from(a, rank + missing, first, len(a))
+    return value, low, gap
 
 
 @compiled
-def _below(a: Int32, bound: int) -> int:
+def _first_of_code(code: int) -> int:
+    """The least magnitude that is rounded to a bfloat16 code: from the middle between two on, which
+    is rounded to the even one."""
+    return max((code << 16) - 0x8000 + (code & 1), 0)
+
+
+@compiled
+def _bracket(
+    a: Int32 | UInt16, rank: int, bracket: tuple[int, int, int, int], guess: int, gap: float
+) -> tuple[int, int, int, int, float]:
+    """Close in on the value that as many others precede as `rank` says.
+
+    Args:
+        bracket: a bound that is not above it, how many lie below this, a bound that is above it,
+            and how many lie below that.
+        guess: where to begin; -1 where the bounds are near.
+        gap: distance between values of neighbouring ranks, roughly.
+
+    Returns:
+        A bracket with at most `WALK` values before the wanted one, or of one value; and the gap.
+    """
+    low, below, high, above = bracket
+    low_is_near = high_is_near = guess < 0
+    guesses = 0
+    while high - low > 1 and not (low_is_near and rank - below <= WALK):
+        guesses += 1
+        if guesses % HALVE == 0:
+            guess = low + (high - low) // 2
+        elif low_is_near and high_is_near:
+            between = (high - low) / (above - below)
+            gap += (between - gap) / 16
+            guess = low + int(between * (rank - below - WALK / 2))
+        guess = min(max(guess, low + 1), high - 1)
+        found = _below(a, guess)
+        if found <= rank:
+            low, below, low_is_near = guess, found, True
+        else:
+            high, above, high_is_near = guess, found, True
+        guess += int(gap * (rank - found - WALK / 2))
+    return low, below, high, above, gap
+
+
+@compiled
+def _from(a: Int32, rank: int, bound: int, steps: int) -> np.int32:
+    """The value of a rank, going up from a bound below it; -1 where that takes too many steps."""
+    below, value = _below_and_least(a, bound)
+    for _ in range(steps):
+        if below == rank:
+            return value
+        beyond, following = _below_and_least(a, int(value) + 1)
+        if beyond > rank:
+            return value
+        below, value = beyond, following
+    return NONE
+
+
+@compiled
+def _below(a: Int32 | UInt16, bound: int) -> int:
     n = np.int32(0)
-    limit = np.int32(bound)
+    limit = a.dtype.type(bound)
     for c in range(len(a)):
-        n += np.int32(a[c] < limit)
+        n = np.int32(n + (a[c] < limit))
     return int(n)
 
 
 @compiled
-def _least(a: Int32, bound: int) -> int:
-    """The least that is not below a bound."""
-    least = INFINITY
+def _below_and_least(a: Int32, bound: int) -> tuple[int, np.int32]:
+    """How many are below a bound, and the least that is not."""
+    n, least = np.int32(0), INFINITY
     limit = np.int32(bound)
     for c in range(len(a)):
-        least = min(least, a[c] if a[c] >= limit else INFINITY)
-    return int(least)
+        n = np.int32(n + (a[c] < limit))
+        least = np.int32(min(least, a[c] if a[c] >= limit else INFINITY))
+    return int(n), least
 
 
 @compiled
@@ -307,21 +393,26 @@ def _powers(x: Float32, mean: Float64) -> tuple[Float64, Float64, Float64]:
 
 
 @compiled
-def _exceedances(x: Float32, largest: Float32, floor: Float32) -> tuple[Int32, Int32]:
+def _exceedances(
+    x: Float32, largest: Float32, channels: Int32, floor: Float32
+) -> tuple[Int32, Int32]:
     """(exceedance,): rows and channels, by row.
 
     Args:
-        largest: (token,): |x|; NaN where there is none.
+        largest: (token,): the value largest in |x|; NaN where there is none.
+        channels: (token,): its channel.
         floor: (1,).
     """
     bits, least = x.view(np.int32), floor.view(np.int32)[0]
     counts = np.empty(len(x), np.int32)
     for row in range(len(x)):
-        counts[row] = _count_high(bits[row], least) if largest[row] >= floor[0] else 0
+        counts[row] = _count_high(bits[row], least) if abs(largest[row]) >= floor[0] else 0
     high_row, high_channel = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.int32)
     found = 0
     for row in range(len(x)):
-        channel, last = 0, found + counts[row]
+        last = found + counts[row]
+        # Most rows that have any have one, which is the largest.
+        channel = channels[row] if counts[row] == 1 else 0
         while found < last:
             if least <= bits[row, channel] & SIGN < INFINITY:
                 high_row[found], high_channel[found] = row, channel
@@ -335,5 +426,5 @@ def _count_high(bits: Int32, least: np.int32) -> int:
     n = np.int32(0)
     for c in range(len(bits)):
         magnitude = bits[c] & SIGN
-        n += np.int32((magnitude >= least) & (magnitude < INFINITY))
+        n = np.int32(n + ((magnitude >= least) & (magnitude < INFINITY)))
     return int(n)

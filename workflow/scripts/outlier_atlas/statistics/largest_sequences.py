@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outlier_atlas.statistics.bootstrap import Bootstrap
+from outlier_atlas.statistics.bootstrap import Bootstrap, in_bits
 from outlier_atlas.statistics.codes import Float32, Float64, Int64
 
 KEPT = 16
@@ -104,13 +104,13 @@ class LargestSequences:
 
     def _draws_below(self, bootstrap: Bootstrap) -> Int64:
         """(kept + 1, channel): the draws that hold none of the first so many sequences."""
-        everything = np.packbits(np.ones(bootstrap.resamples, bool))
+        everything = in_bits(np.ones(bootstrap.resamples, bool))
         without = np.tile(everything, (self.channels, 1))
         counts = [np.full(self.channels, bootstrap.resamples)]
         for sequences in self.sequences:
             if counts[-1].any():
                 known = sequences[:, None] >= 0
-                without &= np.where(known, ~bootstrap.held[sequences], np.uint8(0xFF))
+                without &= np.where(known, ~bootstrap.held[sequences], everything)
                 counts.append(np.bitwise_count(without).sum(axis=1, dtype=np.int64))
             else:
                 counts.append(counts[-1])

@@ -6,35 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from outlier_atlas.statistics.codes import Float64, Int64, bfloat16_codes, from_code, lower_quantile
+from outlier_atlas.statistics.codes import Float64, Int64
 from outlier_atlas.statistics.moments import Moments
 from outlier_atlas.statistics.quantization import FORMATS, KEPT, QuantizationSummary
-from outlier_atlas.statistics.sparse import SparseCounts
+from outlier_atlas.statistics.sparse import CodeHistogram
 from outlier_atlas.statistics.summary import Summary
-
-
-class CodeHistogram:
-    """Accumulates non-negative numbers by bfloat16 code: quantiles to a relative 2^-8."""
-
-    def __init__(self) -> None:
-        self._counts = SparseCounts()
-
-    def add(self, numbers: Float64) -> None:
-        """Add numbers; infinity may be among them."""
-        with np.errstate(over="ignore"):
-            codes, counts = np.unique(
-                bfloat16_codes(numbers.astype(np.float32)), return_counts=True
-            )
-        self._counts.add(codes.astype(np.int64), counts)
-
-    def merge(self, other: CodeHistogram) -> None:
-        """Take what another has counted."""
-        self._counts.merge(other._counts)
-
-    def quantile(self, quantile: float) -> float:
-        """The number at a quantile, the lower of two neighbours; NaN of none."""
-        codes, counts = self._counts.items()
-        return from_code(lower_quantile(codes, counts, quantile)) if len(codes) else float("nan")
 
 
 @dataclass

@@ -5,6 +5,7 @@ They hold for numpy's arrays and torch's tensors alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,21 +62,6 @@ class Moments:
         """Take what another accumulator has seen."""
         self.update(other.powers)
 
-    def together(self) -> Moments:
-        """The moments of all elements' values together, in one element."""
-        powers = self.powers
-        # By halves: as many steps, and the error grows with their depth alone.
-        while len(powers[0]) > 1:
-            even = len(powers[0]) // 2 * 2
-            pairs = merged(_every_second(powers, 0, even), _every_second(powers, 1, even))
-            powers = _joined(pairs, _every_second(powers, even, None))
-        return Moments(powers)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return len(self.powers[0])
-
     @property
     def kurtosis(self) -> Float64:
         """mu4 / sigma^4 of each element (Gaussian = 3); NaN where all of its values are equal."""
@@ -93,11 +79,28 @@ class Moments:
         return square
 
 
+def together(each: Sequence[Moments]) -> Moments:
+    """The moments of the values of all elements of each together: an element for each.
+
+    Args:
+        each: not empty, and of one size.
+    """
+    n, mean, m2, m3, m4 = (np.stack(power) for power in zip(*(m.powers for m in each), strict=True))
+    powers: Powers = n, mean, m2, m3, m4
+    # By halves: as many steps, and the error grows with their depth alone.
+    while (size := powers[0].shape[1]) > 1:
+        even = size // 2 * 2
+        pairs = merged(_every_second(powers, 0, even), _every_second(powers, 1, even))
+        powers = _joined(pairs, _every_second(powers, even, None))
+    n, mean, m2, m3, m4 = (power[:, 0] for power in powers)
+    return Moments((n, mean, m2, m3, m4))
+
+
 def _every_second(powers: Powers, first: int, stop: int | None) -> Powers:
-    n, mean, m2, m3, m4 = (power[first:stop:2] for power in powers)
+    n, mean, m2, m3, m4 = (power[:, first:stop:2] for power in powers)
     return n, mean, m2, m3, m4
 
 
 def _joined(a: Powers, b: Powers) -> Powers:
-    n, mean, m2, m3, m4 = (np.concatenate(pair) for pair in zip(a, b, strict=True))
+    n, mean, m2, m3, m4 = (np.concatenate(pair, axis=1) for pair in zip(a, b, strict=True))
     return n, mean, m2, m3, m4

@@ -25,6 +25,9 @@ def one_pass(x: torch.Tensor, floor: float) -> OnePass:
     channel_value, channel_row = values.largest(a, 0)
     doubles = values.doubles()
     token_square, token_kurtosis = _token_moments(values, doubles)
+    n, mean, m2, m3, m4 = _channel_powers(values, doubles)
+    counts = _code_counts(a)
+    codes = np.flatnonzero(counts)
     high = (a >= floor).nonzero()
     high_row, high_channel = high.to(torch.int32).T.cpu().numpy()
     return OnePass(
@@ -32,10 +35,15 @@ def one_pass(x: torch.Tensor, floor: float) -> OnePass:
         infinite=int(x.isinf().sum()),
         magnitudes=float(doubles.abs().sum(1).sum()),
         top=_top(a),
-        code_counts=_code_counts(a),
+        codes=codes.astype(np.uint16),
+        code_counts=counts[codes],
         channel_value=channel_value,
         channel_row=channel_row,
-        powers=_channel_powers(values, doubles),
+        channel_count=n.astype(np.int64),
+        channel_mean=mean,
+        channel_m2=m2,
+        channel_m3=m3,
+        channel_m4=m4,
         token_value=token_value,
         token_channel=token_channel,
         token_square=token_square,
@@ -143,7 +151,8 @@ def _token_moments(values: Values, doubles: torch.Tensor) -> tuple[Float64, Floa
 
 
 def _channel_powers(values: Values, doubles: torch.Tensor) -> Float64:
-    """(5, channel), about the mean."""
+    """(5, channel): number, mean, and sums of the second to fourth powers of the distances from
+    it."""
     n = values.number(0)
     mean = doubles.sum(0) / n.clamp(min=1)
     d = values.distances(doubles, mean)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from outlier_atlas.statistics.codes import Float32, Float64, Int32, Int64
 
 TOP = 3
@@ -15,10 +18,7 @@ class OnePass:
     """Rows are those of the tile; see `Summary` for the rest.
 
     Attributes:
-        code_counts: (CODES,): how often each bfloat16 code of |x| occurs.
         channel_row: (channel,): where the largest is, the first of equals; -1 where none is finite.
-        powers: (5, channel): number, mean, and sums of the second to fourth powers of the distances
-            from the mean.
         high_row: (exceedance,): where |x| >= floor, by row and channel.
     """
 
@@ -26,10 +26,15 @@ class OnePass:
     infinite: int
     magnitudes: float
     top: Float32
+    codes: NDArray[np.uint16]
     code_counts: Int64
     channel_value: Float32
     channel_row: Int32
-    powers: Float64
+    channel_count: Int64
+    channel_mean: Float64
+    channel_m2: Float64
+    channel_m3: Float64
+    channel_m4: Float64
     token_value: Float32
     token_channel: Int32
     token_square: Float64

@@ -30,11 +30,12 @@ class WholeSequence:
 
         Exact for bfloat16; otherwise rounded to bfloat16.
         """
-        codes, inverse = np.unique(self._joined("codes"), return_inverse=True)
+        codes, counts = self._joined("codes"), self._joined("code_counts")
         if not len(codes):
             return float("nan")
-        counts = np.zeros(len(codes), np.int64)
-        np.add.at(counts, inverse, self._joined("code_counts"))
+        if len(self.tiles) > 1:
+            counts = np.bincount(codes, counts).astype(np.int64)  # float64 counts to 2^53
+            codes = np.arange(len(counts))
         return from_code(lower_quantile(codes, counts, 0.5))
 
     @cached_property
@@ -73,7 +74,8 @@ class WholeSequence:
         return np.concatenate(tokens), self._joined("high_channel"), self._joined("high_value")
 
     def _joined(self, name: str) -> Any:
-        return np.concatenate([getattr(tile, name) for tile in self.tiles])
+        first, *others = (getattr(tile, name) for tile in self.tiles)
+        return np.concatenate([first, *others]) if others else first
 
 
 Found = TypeVar("Found")

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from outlier_atlas.statistics.codes import Int64
+from outlier_atlas.statistics.codes import (
+    Float64,
+    Int64,
+    bfloat16_codes,
+    from_code,
+    lower_quantile,
+)
 
 PIECES = 64
 """Additions after which equal keys are added up, so that memory follows the keys alone."""
+
+WAITING = 2**15
+"""Numbers that wait to be counted together: it takes little longer than to count a few."""
 
 
 class SparseCounts:
@@ -40,6 +50,42 @@ class SparseCounts:
         counts = np.zeros(len(keys), np.int64)
         np.add.at(counts, inverse, np.concatenate(self._counts))
         self._keys, self._counts = [keys], [counts]
+
+
+class CodeHistogram:
+    """Accumulates non-negative numbers by bfloat16 code: quantiles to a relative 2^-8."""
+
+    def __init__(self) -> None:
+        self._counts = SparseCounts()
+        self._waiting: list[NDArray[np.uint16]] = []
+
+    def add(self, numbers: Float64) -> None:
+        """Add numbers; infinity may be among them."""
+        with np.errstate(over="ignore"):
+            self._waiting.append(bfloat16_codes(numbers.astype(np.float32)))
+        if sum(map(len, self._waiting)) > WAITING:
+            self._settle()
+
+    def merge(self, other: CodeHistogram) -> None:
+        """Take what another has counted."""
+        other._settle()
+        self._counts.merge(other._counts)
+
+    def quantiles(self, *quantiles: float) -> list[float]:
+        """The number at each quantile, the lower of two neighbours; NaN of none."""
+        self._settle()
+        codes, counts = self._counts.items()
+        if not len(codes):
+            return [float("nan")] * len(quantiles)
+        return [from_code(lower_quantile(codes, counts, quantile)) for quantile in quantiles]
+
+    def _settle(self) -> None:
+        if not self._waiting:
+            return
+        counts = np.bincount(np.concatenate(self._waiting))
+        codes = np.flatnonzero(counts)
+        self._counts.add(codes, counts[codes])
+        self._waiting = []
 
 
 class CountsBySequence:

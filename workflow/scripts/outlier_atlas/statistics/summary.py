@@ -115,8 +115,9 @@ def summarize(
         token = token[kept]
         x = x[torch.from_numpy(token.astype(np.int64)).to(x.device)]
     found = _one_pass(x, floor)
-    codes = np.flatnonzero(found.code_counts)
-    number, mean, m2, m3, m4 = found.powers
+    channel_token, high_token = found.channel_row, found.high_row
+    if kept is not None:
+        channel_token, high_token = np.append(token, np.int32(-1))[channel_token], token[high_token]
     return Summary(
         sequence=place.sequence,
         start=place.start,
@@ -127,22 +128,22 @@ def summarize(
         magnitudes=found.magnitudes,
         floor=floor,
         top=found.top,
-        codes=codes.astype(np.uint16),
-        code_counts=found.code_counts[codes],
+        codes=found.codes,
+        code_counts=found.code_counts,
         channel_value=found.channel_value,
-        channel_token=np.append(token, np.int32(-1))[found.channel_row],
-        channel_count=number.astype(np.int64),
-        channel_mean=mean,
-        channel_m2=m2,
-        channel_m3=m3,
-        channel_m4=m4,
+        channel_token=channel_token,
+        channel_count=found.channel_count,
+        channel_mean=found.channel_mean,
+        channel_m2=found.channel_m2,
+        channel_m3=found.channel_m3,
+        channel_m4=found.channel_m4,
         token=token,
         token_value=found.token_value,
         token_channel=found.token_channel,
         token_square=found.token_square,
         token_median=found.token_median,
         token_kurtosis=found.token_kurtosis,
-        high_token=token[found.high_row],
+        high_token=high_token,
         high_channel=found.high_channel,
         high_value=found.high_value,
     )

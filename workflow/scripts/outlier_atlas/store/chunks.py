@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from outlier_atlas.files import DamagedFileError, partial, unwritten, write_all
+from outlier_atlas.files import DamagedFileError, partial, unwritten, write_parts
 from outlier_atlas.store.layout import Compression
 
 CHECKSUM_BYTES = 4
@@ -140,7 +140,7 @@ class ChunkFiles:
         path = self._path(coordinates)
         parts = encode(whole, self._compression)
         try:
-            _write(partial(path), parts)
+            write_parts(partial(path), *parts)
             partial(path).replace(path)
         except OSError as error:
             partial(path).unlink(missing_ok=True)
@@ -167,14 +167,3 @@ def _checked(path: Path) -> tuple[bytes, str]:
     if stored != checksum(encoded):
         raise DamagedFileError(path, "its checksum does not agree")
     return encoded, stored
-
-
-def _write(path: Path, parts: tuple[bytes, ...]) -> None:
-    try:
-        file = path.open("wb", buffering=0)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb", buffering=0)
-    with file:
-        for part in parts:
-            write_all(file, part)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from outlier_atlas.files import canonical, partial, unwritten
+from outlier_atlas.files import canonical, partial, unwritten, write_parts
 from outlier_atlas.store.commits import Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import SUMMARY, Layout, Target
@@ -32,6 +33,10 @@ LENGTHS = "lengths"
 """(attribute, tile): how long its array is; `NUMBER` where it is none."""
 
 NUMBER = -1
+
+Arrays = dict[str, NDArray[Any]]
+Attributes = dict[str, str]
+"""Of each attribute of a summary the array that it is in."""
 
 Kind = TypeVar("Kind")
 """A dataclass whose attributes are numbers and arrays of one axis."""
@@ -77,17 +82,17 @@ def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
     Raises:
         OSError: the file cannot be written.
     """
-    arrays = _joined(tiles)
-    checksum = _checksum(arrays)
+    arrays, attributes = _joined(tiles)
+    checksum = _checksum(arrays, attributes)
     # In one entry: safetensors writes several in an order that changes from process to process.
-    proof = canonical({"fingerprint": fingerprint, "checksum": checksum})
-    content = safetensors.numpy.save(arrays, {"summary": proof})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    proof = {"fingerprint": fingerprint, "checksum": checksum, "attributes": attributes}
+    content = safetensors.numpy.save(arrays, {"summary": canonical(proof)})
+    temporary = partial(path)
     try:
-        partial(path).write_bytes(content)
-        partial(path).replace(path)
+        write_parts(temporary, content)
+        temporary.replace(path)
     except OSError as error:
-        partial(path).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise unwritten(error, path, f"{len(content):,} bytes were to be written") from error
     return checksum
 
@@ -104,9 +109,9 @@ def read(
         DamagedSummaryError: it is not there, damaged, of another fingerprint, or another one than
             was committed.
     """
-    arrays = _current(path, fingerprint, committed)
+    arrays, attributes = _current(path, fingerprint, committed)
     try:
-        return _split(kind, arrays)
+        return _split(kind, arrays, attributes)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedSummaryError(f"{path}: {error}") from error
 
@@ -153,14 +158,15 @@ def check(path: Path, fingerprint: str, committed: str) -> None:
     _current(path, fingerprint, committed)
 
 
-def _current(path: Path, fingerprint: str, committed: str | None) -> dict[str, NDArray[Any]]:
-    """The arrays of a file that agrees with its own checksum, a fingerprint, and its commit."""
+def _current(path: Path, fingerprint: str, committed: str | None) -> tuple[Arrays, Attributes]:
+    """What is in a file that agrees with its own checksum, a fingerprint, and its commit."""
     try:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        arrays: dict[str, NDArray[Any]] = safetensors.numpy.load(content)
+        arrays: Arrays = safetensors.numpy.load(content)
         metadata = json.loads(header["__metadata__"]["summary"])
-        checksum = _checksum(arrays)
+        attributes: Attributes = metadata["attributes"]
+        checksum = _checksum(arrays, attributes)
         whole = metadata["checksum"] == checksum
         current = metadata["fingerprint"] == fingerprint
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
@@ -171,33 +177,41 @@ def _current(path: Path, fingerprint: str, committed: str | None) -> dict[str, N
         raise DamagedSummaryError(f"{path}: of another configuration")
     if committed not in (None, checksum):
         raise DamagedSummaryError(f"{path}: it is not the one that was committed")
-    return arrays
+    return arrays, attributes
 
 
-def _joined(tiles: Sequence[Any]) -> dict[str, NDArray[Any]]:
-    """Of each attribute all tiles' values, one after the other, and the lengths of arrays."""
-    arrays, lengths = {}, []
+def _joined(tiles: Sequence[Any]) -> tuple[Arrays, Attributes]:
+    """An array for each dtype, and how long its parts are: by attribute, then by tile.
+
+    Few long arrays, since each of a file's takes as long as thousands of numbers.
+    """
+    parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
+    attributes, lengths = {}, []
     for field in fields(tiles[0]):
         values = [np.asarray(getattr(tile, field.name)) for tile in tiles]
+        dtype = attributes[field.name] = values[0].dtype.str
+        assert all(value.dtype.str == dtype for value in values), field.name
+        parts[dtype] += [value.ravel() for value in values]
         lengths.append([len(value) if value.ndim else NUMBER for value in values])
-        arrays[field.name] = np.concatenate(values) if values[0].ndim else np.stack(values)
-    return {**arrays, LENGTHS: np.array(lengths)}
+    arrays: Arrays = {dtype: np.concatenate(values) for dtype, values in parts.items()}
+    return {**arrays, LENGTHS: np.array(lengths)}, attributes
 
 
-def _split(kind: type[Kind], arrays: Mapping[str, NDArray[Any]]) -> list[Kind]:
-    columns: dict[str, Sequence[Any]] = {}
-    for field, lengths in zip(fields(kind), arrays[LENGTHS], strict=True):  # type: ignore[arg-type]
-        values = arrays[field.name]
-        if lengths[0] == NUMBER:
-            columns[field.name] = values.tolist()
-        else:
-            columns[field.name] = np.split(values, np.cumsum(lengths)[:-1])
-    rows = zip(*columns.values(), strict=True)
-    return [kind(**dict(zip(columns, row, strict=True))) for row in rows]
+def _split(kind: type[Kind], arrays: Arrays, attributes: Attributes) -> list[Kind]:
+    used = dict.fromkeys(arrays, 0)
+    tiles: list[dict[str, Any]] = [{} for _ in arrays[LENGTHS].T]
+    for field, lengths in zip(fields(kind), arrays[LENGTHS].tolist(), strict=True):  # type: ignore[arg-type]
+        dtype = attributes[field.name]
+        for tile, length in zip(tiles, lengths, strict=True):
+            start = used[dtype]
+            used[dtype] = start + (1 if length == NUMBER else length)
+            values = arrays[dtype][start : used[dtype]]
+            tile[field.name] = values[0].item() if length == NUMBER else values
+    return [kind(**tile) for tile in tiles]
 
 
-def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
-    checksum = 0
+def _checksum(arrays: Arrays, attributes: Attributes) -> str:
+    checksum = int(google_crc32c.value(canonical(attributes).encode()))
     for name in sorted(arrays):
         array = arrays[name]
         described = f"{name} {array.dtype.str} {array.shape}".encode()
