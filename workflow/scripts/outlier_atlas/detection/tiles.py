@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,6 +34,9 @@ from outlier_atlas.store.summaries import (
     read,
     write,
 )
+
+TOGETHER = 4
+"""Chunks that a thread goes through before it hands over: each handing over stops both sides."""
 
 Values = Callable[[], torch.Tensor]
 """Reads a chunk, the first time that it is called."""
@@ -83,7 +86,8 @@ class Source:
     def all(self, threads: int) -> Iterator[tuple[int, Target, Found]]:
         """Chunk by chunk, and all sites and layers of a chunk together: the tiles of each.
 
-        A few are read ahead while one is looked at: memory is a chunk for each thread.
+        A few are read ahead while one is looked at: memory is a chunk for each thread, and the
+        summaries of `TOGETHER` for each.
 
         Raises:
             DamagedChunkError: a chunk is damaged or missing.
@@ -97,16 +101,21 @@ class Source:
             for layer in self.layout.layers
         ]
         order = [(chunk, target) for chunk in range(self.layout.chunks) for target in targets]
+        tasks = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
         # A new thread of ours takes as many of torch's as there are cores, whatever was set before.
         with ThreadPoolExecutor(
             threads, initializer=torch.set_num_threads, initargs=(1,)
         ) as readers:
-            ahead = [readers.submit(self._of, arrays, *place) for place in order[: 2 * threads]]
-            for index, (chunk, target) in enumerate(order):
+            ahead = [readers.submit(self._of_each, arrays, task) for task in tasks[: 2 * threads]]
+            for index, task in enumerate(tasks):
                 found = ahead.pop(0).result()
-                following = order[index + 2 * threads :][:1]
-                ahead += [readers.submit(self._of, arrays, *place) for place in following]
-                yield chunk, target, found
+                following = tasks[index + 2 * threads :][:1]
+                ahead += [readers.submit(self._of_each, arrays, task) for task in following]
+                for (chunk, target), one in zip(task, found, strict=True):
+                    yield chunk, target, one
+
+    def _of_each(self, arrays: Arrays, places: Sequence[tuple[int, Target]]) -> list[Found]:
+        return [self._of(arrays, *place) for place in places]
 
     def _of(self, arrays: Arrays, chunk: int, target: Target) -> Found:
         if target.is_summary:

@@ -44,9 +44,14 @@ class Bootstrap:
         return random.multinomial(self.sequences, even, self.resamples).astype(np.float64)
 
     @cached_property
+    def _drawn(self) -> NDArray[np.bool_]:
+        """(sequence, resample): whether a draw holds a sequence."""
+        return np.ascontiguousarray(self.weights.T > 0)
+
+    @cached_property
     def held(self) -> NDArray[np.uint64]:
         """(sequence, resample / 64): which draws hold a sequence, a bit each."""
-        return in_bits(self.weights.T > 0)
+        return in_bits(self._drawn)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -61,7 +66,7 @@ class Bootstrap:
     def largest(self, of_sequences: NDArray[Any]) -> Float64:
         """(resample,): the maximum over the sequences of each draw; NaN where it has none."""
         there = np.where(np.isnan(of_sequences), -np.inf, of_sequences).astype(np.float64)
-        largest = np.where(self.weights > 0, there, -np.inf).max(axis=1)
+        largest = np.where(self._drawn, there[:, None], -np.inf).max(axis=0)
         return np.where(np.isinf(largest), np.nan, largest)
 
     def means(self, of_sequences: NDArray[Any]) -> Interval:
@@ -90,4 +95,4 @@ def in_bits(values: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """The last axis packed into words, which count faster than bytes; what fills them up is 0."""
     missing = -values.shape[-1] % 64
     padding = [(0, 0)] * (values.ndim - 1) + [(0, missing)]
-    return np.ascontiguousarray(np.packbits(np.pad(values, padding), axis=-1)).view(np.uint64)
+    return np.packbits(np.pad(values, padding), axis=-1).view(np.uint64)
