@@ -138,7 +138,7 @@ WIDE = [
     lambda random, size: random.standard_normal(size) * 1e-42,  # subnormal
     lambda random, size: random.integers(-3, 3, size),  # with many equals
     lambda random, size: 1 + random.integers(0, 2**18, size) * 2.0**-23,  # of four bfloat16 codes
-    lambda random, size: 1 + random.integers(0, 4, size) * 2.0**-8,  # halfway between two of them
+    lambda random, size: 1 + random.choice([1, 3, 3, 5], size) * 2.0**-8,  # halfway between two
     lambda random, size: random.choice(held(HARD + NOT_FINITE), size),
     lambda random, size: np.full(size, random.choice(held(HARD + NOT_FINITE))),
 ]
