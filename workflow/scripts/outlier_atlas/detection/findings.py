@@ -17,6 +17,7 @@ from outlier_atlas.detection.criteria import (
     TOKEN_OUTLIERS,
     Criterion,
 )
+from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.detection.magnitudes import (
     channel_maximum_columns,
     expert_magnitude_columns,
@@ -87,8 +88,11 @@ def findings(
     yield tables.MASSIVE_CHANNELS, massive_channel_columns(massive, site, tokens, bootstrap)
     yield (
         tables.EXPERT_MAGNITUDES,
-        expert_magnitude_columns(scan.experts, tokens, settings.experts.min_tokens, bootstrap),
-    )
+        expert_magnitude_columns(
+            scan.experts, tokens, Exclusion.of(settings.exclude, special_ids),
+            settings.experts.min_tokens, bootstrap,
+        ),
+    )  # fmt: skip
     yield tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, values_of, scan, bootstrap)
     yield tables.SUPER_EXPERTS, super_expert_columns(experts, tokens, scan, bootstrap)
     yield (
