@@ -83,6 +83,14 @@ def test_one_sequence_has_no_interval():
     assert np.isnan(got.intervals(Bootstrap(1, RESAMPLES, SEED, LEVEL))).all()
 
 
+def test_an_infinite_maximum_is_a_number_of_its_draws():
+    """A ratio to a median of 0, of which models with ReLU have many."""
+    of_sequences = np.array([np.inf, 2.0, np.nan, 3.0])
+    want = interval(lambda draw: np.fmax.reduce(of_sequences[draw]), 4)
+    assert want == (2.0, np.inf)
+    assert Bootstrap(4, RESAMPLES, SEED, LEVEL).maxima(of_sequences) == want
+
+
 ROWS = [[5, 17, 200, 9, 33], [40, 6, 7, 80, 90, 11, 12], [60, 61, 5], [7, 7, 99, 100, 280, 14]]
 BOUNDS = [*itertools.pairwise(np.cumsum([0, *map(len, ROWS)]))]
 BOOTSTRAP = {"resamples": 40, "seed": SEED, "level": LEVEL}

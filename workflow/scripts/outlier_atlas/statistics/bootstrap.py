@@ -61,7 +61,7 @@ class Bootstrap:
         """(resample,): the maximum over the sequences of each draw; NaN where it has none."""
         there = np.where(np.isnan(of_sequences), -np.inf, of_sequences).astype(np.float64)
         largest = np.where(self.weights > 0, there, -np.inf).max(axis=1)
-        return np.where(np.isinf(largest), np.nan, largest)
+        return np.where(np.isneginf(largest), np.nan, largest)  # +inf is a maximum like any other
 
     def means(self, of_sequences: NDArray[Any]) -> Interval:
         """The interval of a mean over the sequences that have a number."""
