@@ -35,6 +35,10 @@ class Bootstrap:
     seed: int
     level: float
 
+    def record(self) -> dict[str, float]:
+        """Its settings, as the configuration names them."""
+        return {"resamples": self.resamples, "seed": self.seed, "level": self.level}
+
     @cached_property
     def weights(self) -> Float64:
         """(resample, sequence): how often each draw holds each sequence."""
