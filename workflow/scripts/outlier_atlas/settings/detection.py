@@ -121,7 +121,8 @@ class SuperExpertsSettings(Section):
         1.25,
         description="… in a layer in which massive activations form: one that has a massive "
         "activation, and whose largest |x| at the site of massive activations is at least this "
-        "many times that of the measured layer before it.",
+        "many times that of the measured layer before it. The first measured layer needs the "
+        "massive activation alone: name the layers below it, too, in extraction.layers.",
     )
 
 
