@@ -39,6 +39,17 @@ def forward(model: tuple[dict, dict[str, np.ndarray]], ids: list[int]) -> dict[s
     return {site: np.stack([layer[site] for layer in layers]) for site in SITES}
 
 
+def losses(model: tuple[dict, dict[str, np.ndarray]], ids: list[int]) -> np.ndarray:
+    """The negative log-likelihood of each token but the first, in nats."""
+    config, weights = model
+    x = forward(model, ids)["resid_post"][-1]
+    x = rms_norm(x, weights["model.norm.weight"], config["rms_norm_eps"])
+    logits = x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T
+    logits -= logits.max(axis=1, keepdims=True)
+    of_tokens = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -of_tokens[np.arange(len(ids) - 1), ids[1:]]
+
+
 def block(x, w, config):
     at = {"resid_pre": x}
     at["attn_in"] = rms_norm(x, w["input_layernorm.weight"], config["rms_norm_eps"])

@@ -162,6 +162,35 @@ def test_findings_of_the_run_are_taken_away(llama, tmp_path):
     assert run.table("ablations") == before
 
 
+def test_of_many_findings_the_largest_are_taken_away(llama, tmp_path):
+    """And not the first: the largest super weight may lie in a late layer."""
+    detection = {
+        "super_weights": {"threshold": 1e-6},
+        "massive_activations": {"absolute": 0.02, "ratio": 3.0},
+    }
+    run = made(
+        llama, tmp_path, 2, extraction={"sites": ["mlp_hidden", "mlp_out", "resid_post"]},
+        detection=detection, most=2, random_draws=0, interventions=["zero"],
+        targets=["super_weights", "massive_channels"],
+    )  # fmt: skip
+    run.ablate()
+    weights = run.table("super_weights")
+    outputs = sorted((abs(row["output"]) for row in weights if row["super_weight"]), reverse=True)
+    largest = [row["layer"] for row in weights if abs(row["output"]) in outputs[:2]]
+    assert len(outputs) == 4
+    assert largest != [0, 1], "they are not the first ones"
+    values = {}
+    for row in run.table("massive_channels"):
+        values[row["channel"]] = max(abs(row["value"]), values.get(row["channel"], 0))
+    massive = sorted(values, key=lambda channel: -values[channel])[:2]
+    first = list(dict.fromkeys(row["channel"] for row in run.table("massive_channels")))[:2]
+    assert {*massive} != {*first}
+    rows = run.table("ablations")[1:]
+    assert [row["first_layer"] for row in rows if row["target"] == "super_weight"] == largest
+    taken = {int(row["channels"]) for row in rows if row["target"] == "massive_channel"}
+    assert taken == {*massive}
+
+
 @pytest.mark.parametrize(
     ("ablation", "said"),
     [

@@ -92,13 +92,33 @@ def test_unseen_experts_are_counted(run):
     assert f"{len(unseen)} of 32 experts" in Page(html).said
 
 
-def test_experts_with_too_few_tokens_are_listed(run, tmp_path):
-    settings = {**run.settings.model_dump(), "detection": {"experts": {"min_tokens": 5}}}
-    again = Run(tmp_path, settings)
+def detected(run, tmp_path, **detection):
+    """The same store under other settings of detection."""
+    again = Run(tmp_path, {**run.settings.model_dump(), "detection": detection})
     for path in ("folder", "store_record", "tokens", "tokens_record", "model_record"):
         setattr(again, path, getattr(run, path))
     again.tables = tmp_path / "tables"
     again.detect()
+    return again
+
+
+def test_shares_are_of_the_tokens_that_are_not_left_out(run, tmp_path):
+    again = detected(run, tmp_path, exclude={"first_positions": 1, "token_ids": [6]})
+    kept = np.concatenate([[i > 0 and token != 6 for i, token in enumerate(r)] for r in ROWS])
+    _, experts, _ = stored(run)
+    for row in again.table("expert_magnitudes"):
+        mine = (experts[row["layer"]][kept] == row["expert"]).any(axis=1)
+        assert row["token_share"] == mine.sum() / kept.sum()
+        assert row["token_share_low"] <= row["token_share"] <= row["token_share_high"]
+        ends = [(experts[row["layer"]] == row["expert"]).any(axis=1)[s][kept[s]].mean() for s in
+                (slice(0, 7), slice(7, 14), slice(14, 17), slice(17, 20))]  # fmt: skip
+        assert min(ends) <= row["token_share_low"] <= row["token_share_high"] <= max(ends)
+    nothing = detected(run, tmp_path / "nothing", exclude={"first_positions": 7})
+    assert {row["token_share"] for row in nothing.table("expert_magnitudes")} == {None}
+
+
+def test_experts_with_too_few_tokens_are_listed(run, tmp_path):
+    again = detected(run, tmp_path, experts={"min_tokens": 5})
     few = {(r["layer"], r["expert"]) for r in again.table("expert_magnitudes") if r["tokens"] < 5}
     again.folder = tmp_path
     html, _ = rendered(again)

@@ -83,6 +83,14 @@ def test_one_sequence_has_no_interval():
     assert np.isnan(got.intervals(Bootstrap(1, RESAMPLES, SEED, LEVEL))).all()
 
 
+def test_an_infinite_maximum_is_a_number_of_its_draws():
+    """A ratio to a median of 0, of which models with ReLU have many."""
+    of_sequences = np.array([np.inf, 2.0, np.nan, 3.0])
+    want = interval(lambda draw: np.fmax.reduce(of_sequences[draw]), 4)
+    assert want == (2.0, np.inf)
+    assert Bootstrap(4, RESAMPLES, SEED, LEVEL).maxima(of_sequences) == want
+
+
 ROWS = [[5, 17, 200, 9, 33], [40, 6, 7, 80, 90, 11, 12], [60, 61, 5], [7, 7, 99, 100, 280, 14]]
 BOUNDS = [*itertools.pairwise(np.cumsum([0, *map(len, ROWS)]))]
 BOOTSTRAP = {"resamples": 40, "seed": SEED, "level": LEVEL}
@@ -343,6 +351,36 @@ def test_intervals_of_experts(mixture):
         "largest_share": lambda r, d: or_nan(largest(r, d))
         / max(np.abs(joined(layer, d)).max() for layer in values.astype(np.float64)),
     })  # fmt: skip
+
+
+def test_files_name_the_settings_that_their_numbers_depend_on(dense, mixture):
+    named = {}
+    for run in (dense, mixture):
+        for table in (*tables.TABLES, *tables.WEIGHT_TABLES):
+            named |= {(run, table.name): tables.parameters(run.tables, table)}
+            # The run writes it without them.
+            if table.has_intervals and table is not tables.PERPLEXITY:
+                assert named[run, table.name]["bootstrap"] == BOOTSTRAP, table.name
+    for table, block, key, value in (
+        ("criteria", "llm_int8", "threshold", 2.5),
+        ("llm_int8_features", "llm_int8", "threshold", 2.5),
+        ("llm_int8_variants", "llm_int8", "position_share", 0.06),
+        ("massive_activations", "massive_activations", "absolute", 0.03),
+        ("massive_channels", "massive_activations", "median", "tensor"),
+        ("super_weights", "super_weights", "threshold", 50.0),
+        ("systematic_outliers", "systematic_outliers", "ratio", 1000.0),
+        ("token_outliers", "token_outliers", "ratio", 64.0),
+        ("token_norms", "token_norms", "top", 20),
+        ("quantization_error", "quantization_error", "threshold", 2.0),
+        ("attention_sinks", "attention_sinks", "threshold", SINK),
+        ("attention_sink_heads", "attention_sinks", "threshold", SINK),
+        ("attention_sink_positions", "attention_sinks", "threshold", SINK),
+        ("smoothquant_scales", "smoothquant", "alpha", 0.5),
+    ):
+        assert named[dense, table][block][key] == value, table
+    assert named[mixture, "super_experts"]["super_experts"]["quantile"] == 0.5
+    assert named[mixture, "super_experts"]["massive_activations"]["ratio"] == 2.0
+    assert named[mixture, "expert_magnitudes"]["experts"] == {"min_tokens": 1}
 
 
 SINGLE = {"massive_activations", "systematic_outliers", "token_outliers", "token_norms"}

@@ -1,5 +1,7 @@
 """Intervals over sequences, and tokens that are left out, beside the report's numbers."""
 
+import shutil
+
 import planted
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +11,7 @@ from test_report import Page, _section
 from test_report import rendered as render
 
 from outlier_atlas.report.text import interval, number, percent
+from outlier_atlas.workflow import closing_words
 
 SITES = ["attn_in", "mlp_in", "mlp_hidden", "mlp_out", "resid_post"]
 UNTOUCHED = {"attention_sinks", "attention_sink_heads", "attention_sink_positions", "perplexity"}
@@ -61,6 +64,20 @@ def test_one_sequence_has_no_intervals(llama, tmp_path):
     html, _ = render(run)
     assert "One sequence is all there is: no number has an interval" in html
     assert "<small>" not in html
+
+
+def test_the_closing_words_of_a_run_say_what_is_left_out(massive, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, run in zip(("every", "without"), massive, strict=True):
+        _, findings = render(run)
+        folder = tmp_path / "results" / name
+        folder.mkdir(parents=True)
+        for file in ("report.html", "findings.json"):
+            shutil.copy(run.folder / file, folder)
+        first, said = findings["findings"][0]["text"], run.settings.detection.exclude.said
+        line = f"{first} {said}" if said else first
+        assert closing_words(name) == f"\n{line}\n\nReport: results/{name}/report.html\n"
+    assert said
 
 
 def test_tables_and_figures_say_what_is_left_out_of_them(massive):

@@ -34,5 +34,7 @@ def test_sites_are_what_transformer_lens_has_there(architecture, tmp_path):
         expected = np.concatenate([each[site] for each in want], axis=1)
         # Two implementations in float32, whose sums are in other orders.
         limit = 2e-6 * np.abs(expected).max()
+        difference = np.nanmax(np.abs(run.array(site) - expected)) / np.nanmax(np.abs(expected))
+        print(f"{site:12} {difference:.1e}")
         np.testing.assert_allclose(run.array(site), expected, rtol=0, atol=limit, err_msg=site)
         assert np.abs(expected).max() > 0

@@ -19,7 +19,7 @@ LENGTH = 72
 def assert_close(run, want, limit):
     """Each site of each token, within a part of the token's largest value.
 
-    The library computes in float32, the other in float64.
+    The library computes in float32, the other in float64. Prints the largest difference of each.
     """
     for site in SITES:
         got, expected = run.array(site).astype(np.float64), want[site]
@@ -27,7 +27,11 @@ def assert_close(run, want, limit):
         assert np.array_equal(np.isnan(got), np.isnan(expected)), site
         got, expected = np.nan_to_num(got), np.nan_to_num(expected)
         largest = np.abs(expected).max(axis=2, keepdims=True)
-        assert (np.abs(got - expected) <= limit * largest).all(), site
+        off = np.abs(got - expected)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            difference = np.where(off > 0, off / largest, 0).max()
+        print(f"{site:12} {difference:.1e}")
+        assert difference <= limit, site
 
 
 def worked_out(model, run):
@@ -72,7 +76,13 @@ def run(model, tmp_path_factory):
         {
             "model": {"source": MODEL, "dtype": "float32"},
             "dataset": {"source": TEXT, "sequences": 2, "sequence_length": LENGTH},
-            "extraction": {"sites": list(SITES), "layer_groups": 2},
+            "extraction": {"sites": list(SITES), "layer_groups": 2, "perplexity": True},
+            "ablation": {
+                "sequences": 1,
+                "targets": ["super_weights", "outlier_features"],
+                "random_draws": 0,
+                "interventions": ["zero"],
+            },
         },
         RESOURCES,
     )
@@ -138,3 +148,45 @@ def test_its_attention_sinks_are_those_of_whole_maps(run, want):
     for row, layer in zip(run.table("attention_sinks"), received, strict=True):
         assert row["sink_metric"] == pytest.approx(100 * (layer[:, 0] > 0.3).mean(), rel=1e-12)
         assert row["value"] == pytest.approx(np.nanmax(layer), rel=1e-5)
+
+
+# Of a mean loss of about 4, worked out in float32 and in float64.
+LOSS = 1e-5
+
+
+@pytest.mark.slow
+def test_its_perplexity_is_that_of_losses_written_out(run, model):
+    tokens, loaded = TokenStore.open(run.tokens), dumb_llama.load(model)
+    each = [dumb_llama.losses(loaded, tokens.sequence(s).tolist()) for s in range(2)]
+    for row, own in zip(run.table("perplexity"), [*each, np.concatenate(each)], strict=True):
+        assert row["tokens"] == len(own)
+        print(f"sequence {row['sequence']}: {row['loss']:.7f}, written out {own.mean():.7f}")
+        assert row["loss"] == pytest.approx(own.mean(), rel=LOSS)
+        assert row["perplexity"] == pytest.approx(np.exp(own.mean()), rel=5 * LOSS)
+
+
+@pytest.mark.slow
+def test_what_is_taken_away_costs_what_is_written_out(run, model):
+    run.ablate()
+    (config, weights), held = dumb_llama.load(model), TokenStore.open(run.heldout)
+    ids = held.sequence(0).tolist()
+    effects = {}
+    for row in run.table("ablations"):
+        altered = dict(weights)
+        if row["target"] == "super_weight":
+            name = f"model.layers.{row['first_layer']}.mlp.down_proj.weight"
+            altered[name] = weights[name].copy()
+            altered[name][row["row"], row["column"]] = 0
+        elif row["target"] == "outlier_features":
+            # A norm's weight of 0 makes a 0 of what the layers behind it read.
+            for name in weights:
+                if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight")):
+                    altered[name] = weights[name].copy()
+                    altered[name][[int(channel) for channel in row["channels"].split()]] = 0
+        want = dumb_llama.losses((config, altered), ids).mean()
+        print(f"{row['target']}, {row['first_layer']}: {row['loss']:.7f}, written out {want:.7f}")
+        assert row["loss"] == pytest.approx(want, rel=LOSS), row["target"]
+        effects.setdefault(row["target"], []).append(row["ratio"])
+    assert effects.keys() == {"none", "super_weight", "outlier_features"}
+    assert max(effects["super_weight"]) > 1.1
+    assert effects["outlier_features"][0] > 2

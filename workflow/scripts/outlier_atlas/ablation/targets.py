@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,9 @@ class Found:
     def _weights(self) -> Iterator[tuple[str, int, int, int]]:
         if "super_weights" in self.settings.targets:
             rows = tables.read(self.tables, tables.SUPER_WEIGHTS).to_pylist()
-            for found in [row for row in rows if row["super_weight"]][: self.settings.most]:
+            outputs = {r["layer"]: abs(r["output"]) for r in rows if r["super_weight"]}
+            taken = self._largest(outputs)
+            for found in (row for row in rows if row["layer"] in taken):
                 yield "super_weight", found["layer"], found["row"], found["column"]
         for layer, row, column in self.settings.weights:
             yield "weight", layer, row, column
@@ -110,10 +112,18 @@ class Found:
     def _massive_channels(self) -> Iterator[Channels]:
         rows = tables.read(self.tables, tables.MASSIVE_CHANNELS).to_pylist()
         first: dict[int, dict[str, Any]] = {}
+        values: dict[int, float] = {}
         for row in sorted(rows, key=lambda row: int(row["layer"])):
             first.setdefault(row["channel"], row)
-        for row in list(first.values())[: self.settings.most]:
+            values[row["channel"]] = max(abs(row["value"]), values.get(row["channel"], 0))
+        taken = self._largest(values)
+        for row in (row for channel, row in first.items() if channel in taken):
             yield Channels("massive_channel", ((row["site"], row["layer"]),), (row["channel"],))
+
+    def _largest(self, magnitudes: Mapping[int, float]) -> set[int]:
+        """Those with the largest magnitudes, as many as are taken away; the lower of equals."""
+        ordered = sorted(magnitudes, key=lambda each: (-magnitudes[each], each))
+        return {*ordered[: self.settings.most]}
 
     def _of_channels(self, of: Channels, outliers: set[int]) -> Iterator[Trial]:
         width = self._width(of)

@@ -111,8 +111,8 @@ def super_experts_definition(settings: SuperExpertsSettings, site: str) -> str:
         f"of all routed experts that saw a token, above {settings.ratio:g} times the largest of "
         f"them, and its layer is one in which massive activations form: it has a massive "
         f"activation, and the largest |x| of {site} is at least {settings.growth:g} times that of "
-        f"the measured layer before it (Su et al. 2025, arXiv 2507.23279, eq. 8; the last "
-        f"condition is our reading of it)."
+        f"the measured layer before it, where one is (Su et al. 2025, arXiv 2507.23279, eq. 8; the "
+        f"last condition is our reading of it)."
     )
 
 

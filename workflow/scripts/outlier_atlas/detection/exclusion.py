@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.settings.detection import ExcludeSettings
+from outlier_atlas.statistics.codes import Int64
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Exclusion:
     token_ids: tuple[int, ...]
 
     @classmethod
-    def of(cls, settings: ExcludeSettings, special_ids: list[int]) -> Exclusion:
+    def of(cls, settings: ExcludeSettings, special_ids: Collection[int]) -> Exclusion:
         """What the settings leave out, given the ids of the tokenizer's special tokens."""
         ids = {*settings.token_ids, *(special_ids if settings.special_tokens else [])}
         return cls(settings.first_positions, tuple(sorted(ids)))
@@ -44,6 +47,15 @@ class Exclusion:
         kept = positions >= self.first_positions
         kept &= ~np.isin(tokens.token_ids[start:stop], self.token_ids)
         return None if kept.all() else kept
+
+    def kept_of_sequences(self, tokens: TokenStore) -> Int64:
+        """(sequence,): how many tokens of each count."""
+        starts = tokens.sequence_starts.tolist()
+        each = [
+            (self.kept(tokens, start, start, stop), stop - start)
+            for start, stop in pairwise(starts)
+        ]
+        return np.array([size if kept is None else kept.sum() for kept, size in each], np.int64)
 
     def record(self) -> Any:
         """Stands for what is left out; None where nothing is."""

@@ -17,6 +17,7 @@ from outlier_atlas.detection.criteria import (
     TOKEN_OUTLIERS,
     Criterion,
 )
+from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.detection.magnitudes import (
     channel_maximum_columns,
     expert_magnitude_columns,
@@ -29,6 +30,7 @@ from outlier_atlas.detection.outlier_features import (
     is_outlier_feature,
     variant_columns,
 )
+from outlier_atlas.detection.parameters import with_parameters
 from outlier_atlas.detection.scan import Scan
 from outlier_atlas.detection.super_findings import (
     ValuesOf,
@@ -60,6 +62,21 @@ def findings(
         sinks: number of heads that sink on the first token, whose tables are made elsewhere.
         values_of: reads weights of down projections, by layer, row and column.
     """
+    made = _tables(scan, tokens, special_ids, settings, criteria, sinks, bootstrap, values_of)
+    for table, columns in made:
+        yield with_parameters(table, settings), columns
+
+
+def _tables(
+    scan: Scan,
+    tokens: TokenStore,
+    special_ids: Collection[int],
+    settings: DetectionSettings,
+    criteria: Mapping[str, Criterion],
+    sinks: int,
+    bootstrap: Bootstrap,
+    values_of: ValuesOf,
+) -> Iterator[tuple[tables.Table, Columns]]:
     int8, site = settings.llm_int8, settings.massive_activations.site
     features = scan.outlier_features.features() if scan.outlier_features else []
     massive, systematic = _found(scan.massive), _found(scan.systematic)
@@ -87,8 +104,11 @@ def findings(
     yield tables.MASSIVE_CHANNELS, massive_channel_columns(massive, site, tokens, bootstrap)
     yield (
         tables.EXPERT_MAGNITUDES,
-        expert_magnitude_columns(scan.experts, tokens, settings.experts.min_tokens, bootstrap),
-    )
+        expert_magnitude_columns(
+            scan.experts, tokens, Exclusion.of(settings.exclude, special_ids),
+            settings.experts.min_tokens, bootstrap,
+        ),
+    )  # fmt: skip
     yield tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, values_of, scan, bootstrap)
     yield tables.SUPER_EXPERTS, super_expert_columns(experts, tokens, scan, bootstrap)
     yield (

@@ -16,6 +16,7 @@ from outlier_atlas.detection.columns import (
     or_null,
     places,
 )
+from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.detection.scan import Place
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.experts import ExpertMagnitudes
@@ -69,6 +70,7 @@ def channel_maximum_columns(
 def expert_magnitude_columns(
     layers: Mapping[int, ExpertMagnitudes],
     tokens: TokenStore,
+    exclusion: Exclusion,
     min_tokens: int,
     bootstrap: Bootstrap,
 ) -> Columns:
@@ -76,14 +78,15 @@ def expert_magnitude_columns(
     each = [(layer, m, expert) for layer, m in layers.items() for expert in range(m.experts)]
     of_sequences = [m.routed[:, expert] for _, m, expert in each]
     routed = [int(counts.sum()) for counts in of_sequences]
-    lengths = np.diff(tokens.sequence_starts)
+    kept = exclusion.kept_of_sequences(tokens) if layers else np.zeros(0, np.int64)
+    all_kept = int(kept.sum())
     largest = [int(m.tokens[expert]) for _, m, expert in each]
     channels = [int(m.channels[expert]) for _, m, expert in each]
     return {
         "layer": [layer for layer, _, _ in each],
         "expert": [expert for _, _, expert in each],
         "tokens": routed,
-        "token_share": [count / tokens.tokens for count in routed],
+        "token_share": [count / all_kept if all_kept else None for count in routed],
         "enough_tokens": [count >= min_tokens for count in routed],
         "value": or_null([m.values[expert] for _, m, expert in each]),
         "channel": [None if channel < 0 else channel for channel in channels],
@@ -91,7 +94,7 @@ def expert_magnitude_columns(
         "nan": [int(m.nan[expert]) for _, m, expert in each],
         "infinite": [int(m.infinite[expert]) for _, m, expert in each],
         **interval_columns(
-            "token_share", [bootstrap.ratios(counts, lengths) for counts in of_sequences]
+            "token_share", [bootstrap.ratios(counts, kept) for counts in of_sequences]
         ),
         **interval_columns(
             "value", [bootstrap.maxima(m.largest[:, expert]) for _, m, expert in each]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +55,12 @@ def findings(
     sinks: Sinks, tokens: TokenStore, bootstrap: Bootstrap
 ) -> Iterator[tuple[tables.Table, Columns]]:
     """The tables of attention sinks; without rows where they were not measured."""
-    yield tables.ATTENTION_SINKS, _layers(sinks, tokens, bootstrap)
-    yield tables.ATTENTION_SINK_HEADS, _heads(sinks, bootstrap)
-    yield tables.ATTENTION_SINK_POSITIONS, _positions(sinks, bootstrap)
+    parameters: dict[str, Any] = {"bootstrap": bootstrap.record()}
+    for one in [*sinks.values()][:1]:
+        parameters["attention_sinks"] = {"threshold": one.threshold}
+    yield tables.ATTENTION_SINKS.under(parameters), _layers(sinks, tokens, bootstrap)
+    yield tables.ATTENTION_SINK_HEADS.under(parameters), _heads(sinks, bootstrap)
+    yield tables.ATTENTION_SINK_POSITIONS.under(parameters), _positions(sinks, bootstrap)
 
 
 def _layers(sinks: Sinks, tokens: TokenStore, bootstrap: Bootstrap) -> Columns:

@@ -95,7 +95,8 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
     Args:
         settings: the `report` section of the configuration.
         page: the HTML file.
-        findings_file: `{"findings": [{"text", "definition"}, ...], "alarms": [...]}`.
+        findings_file: `{"findings": [{"text", "definition"}, ...], "alarms": [...],
+            "left_out": "..."}`, the last one the sentence of `detection.exclude`.
 
     Raises:
         ValueError: the token store or a record is damaged, or the run to compare is not there.
@@ -122,7 +123,11 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
         **_body(report, inputs, evidence, tokens),
     )
     write_whole(page, html.encode("utf-8", errors="replace"))
-    told = {"findings": [asdict(f) for f in sentences], "alarms": alarms(evidence)}
+    told = {
+        "findings": [asdict(f) for f in sentences],
+        "alarms": alarms(evidence),
+        "left_out": _left_out(inputs),
+    }
     write_whole(findings_file, f"{json.dumps(told, indent=2)}\n".encode("ascii"))
 
 
@@ -146,7 +151,7 @@ def _head(
         f"{count(len(store['sites']), 'site')}.{perplexity.short(losses)}",
         "tokens_said": tokens_said,
         "alarms": alarms(evidence),
-        "left_out": ExcludeSettings.model_validate(detection["exclude"]).said,
+        "left_out": _left_out(inputs),
         "intervals": facts.intervals(detection["bootstrap"], tokens["sequences"]),
         "findings": sentences,
         # Our own file, and the only text that is not escaped.
@@ -160,6 +165,11 @@ def _head(
         "measured": [facts.measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
+
+
+def _left_out(inputs: Inputs) -> str:
+    detection = inputs.configuration["detection"]
+    return ExcludeSettings.model_validate(detection["exclude"]).said
 
 
 def _hash(text: str) -> Markup:

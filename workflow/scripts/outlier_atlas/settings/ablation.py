@@ -33,7 +33,9 @@ class AblationSettings(Section):
         "the paper; each massive channel, in the first layer in which it is massive.",
     )
     most: PositiveInt = Field(
-        8, description="Super weights and massive channels taken away, the first of each table."
+        8,
+        description="Super weights and massive channels taken away: at most so many of each, those "
+        "with the largest |output| and |value|.",
     )
     weights: list[Weight] = Field(
         [],

@@ -121,7 +121,8 @@ class SuperExpertsSettings(Section):
         1.25,
         description="… in a layer in which massive activations form: one that has a massive "
         "activation, and whose largest |x| at the site of massive activations is at least this "
-        "many times that of the measured layer before it.",
+        "many times that of the measured layer before it. The first measured layer needs the "
+        "massive activation alone: name the layers below it, too, in extraction.layers.",
     )
 
 
@@ -178,7 +179,8 @@ class QuantizationErrorSettings(Section):
 
 
 class ExcludeSettings(Section):
-    """Tokens that are left out of every number of the tables; what is stored has them all."""
+    """Tokens that are left out of the tables of detection, but for those of attention sinks and of
+    perplexity; what is stored has them all."""
 
     special_tokens: bool = Field(False, description="Special tokens of the tokenizer.")
     first_positions: Annotated[int, Field(ge=0, lt=2**31)] = Field(
@@ -260,7 +262,9 @@ class DetectionSettings(Section):
         QuantizationErrorSettings(), description="Errors of rounding to formats of few bits."
     )
     exclude: ExcludeSettings = Field(
-        ExcludeSettings(), description="Tokens that are left out of every number."
+        ExcludeSettings(),
+        description="Tokens that are left out of every number, but for those of attention sinks, "
+        "perplexity and ablation. All sites have to be stored.",
     )
     bootstrap: BootstrapSettings = Field(
         BootstrapSettings(), description="Intervals over sequences."

@@ -36,6 +36,10 @@ class Bootstrap:
     seed: int
     level: float
 
+    def record(self) -> dict[str, float]:
+        """Its settings, as the configuration names them."""
+        return {"resamples": self.resamples, "seed": self.seed, "level": self.level}
+
     @cached_property
     def weights(self) -> Float64:
         """(resample, sequence): how often each draw holds each sequence."""
@@ -67,7 +71,7 @@ class Bootstrap:
         """(resample,): the maximum over the sequences of each draw; NaN where it has none."""
         there = np.where(np.isnan(of_sequences), -np.inf, of_sequences).astype(np.float64)
         largest = np.where(self._drawn, there[:, None], -np.inf).max(axis=0)
-        return np.where(np.isinf(largest), np.nan, largest)
+        return np.where(np.isneginf(largest), np.nan, largest)  # +inf is a maximum like any other
 
     def means(self, of_sequences: NDArray[Any]) -> Interval:
         """The interval of a mean over the sequences that have a number."""

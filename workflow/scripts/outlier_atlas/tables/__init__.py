@@ -9,6 +9,7 @@ from outlier_atlas.tables.losses import ABLATIONS, PERPLEXITY
 from outlier_atlas.tables.massive_activations import MASSIVE_ACTIVATIONS, MASSIVE_CHANNELS
 from outlier_atlas.tables.measures import LAYER_MEASURES, QUANTIZATION_ERROR
 from outlier_atlas.tables.outlier_features import LLM_INT8_FEATURES, LLM_INT8_VARIANTS
+from outlier_atlas.tables.parameters import parameters
 from outlier_atlas.tables.sinks import (
     ATTENTION_SINK_HEADS,
     ATTENTION_SINK_POSITIONS,
@@ -59,6 +60,7 @@ __all__ = [
     "Column",
     "Table",
     "left_out",
+    "parameters",
     "read",
     "streaming",
     "write",

@@ -20,8 +20,8 @@ EXPERT_MAGNITUDES = Table(
         Column(
             "token_share",
             pa.float64(),
-            "tokens / all tokens of the run. Over the experts of a layer the shares add up to the "
-            "number of experts that a token is routed to.",
+            "tokens / all tokens of the run that are not left out. Over the experts of a layer the "
+            "shares add up to the number of experts that a token is routed to.",
             "share",
         ),
         Column(

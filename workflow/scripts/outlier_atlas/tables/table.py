@@ -3,9 +3,15 @@ tables share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
+
+PARAMETERS = "parameters"
+"""Key of a Parquet file's metadata: the settings that its numbers depend on, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +34,36 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that a run writes, described."""
+    """A table that a run writes, described.
+
+    Attributes:
+        parameters: the blocks of the section `detection` that its numbers depend on, as they are
+            in this run; empty in the description of what any run has.
+    """
 
     name: str
     about: str
     columns: tuple[Column, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     @property
     def schema(self) -> pa.Schema:
         fields = [
             pa.field(column.name, column.type, metadata=column.metadata) for column in self.columns
         ]
-        return pa.schema(fields, metadata={"table": self.name, "about": self.about})
+        metadata: dict[bytes | str, bytes | str] = {"table": self.name, "about": self.about}
+        if self.parameters:
+            metadata[PARAMETERS] = json.dumps({"detection": self.parameters}, sort_keys=True)
+        return pa.schema(fields, metadata=metadata)
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether it has bootstrap intervals."""
+        return any(column.name.endswith("_low") for column in self.columns)
+
+    def under(self, parameters: Mapping[str, Any]) -> Table:
+        """The same with the parameters of a run."""
+        return replace(self, parameters=dict(parameters))
 
 
 SITE = Column("site", pa.string(), "Site: where in the block the value was measured.")

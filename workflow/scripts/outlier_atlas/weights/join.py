@@ -39,7 +39,10 @@ def join(settings: Mapping[str, Any], weights: Path | None, run_tables: Path) ->
             for name, values in part.items():
                 scales[name].extend(values)
     left_out = tables.left_out(run_tables, tables.CHANNEL_MAXIMA)
-    tables.write(run_tables, tables.SMOOTHQUANT_SCALES, scales, left_out)
+    parameters = tables.parameters(run_tables, tables.CHANNEL_MAXIMA)
+    parameters["smoothquant"] = smoothquant.model_dump(mode="json")
+    table = tables.SMOOTHQUANT_SCALES.under(parameters)
+    tables.write(run_tables, table, scales, left_out)
 
 
 def activation_maxima(run_tables: Path, column: str = "value") -> Maxima:
