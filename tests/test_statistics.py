@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from outlier_atlas.statistics.codes import bfloat16_codes, from_code
+from outlier_atlas.statistics.codes import NOT_FINITE as NO_CODE
+from outlier_atlas.statistics.codes import from_code, magnitude_codes
 from outlier_atlas.statistics.experts import ExpertMagnitudes, summarize_experts
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.massive import massive_activations
@@ -206,13 +207,22 @@ def lower_median(values):
     return float(magnitudes[(len(magnitudes) - 1) // 2]) if len(magnitudes) else float("nan")
 
 
-@given(hnp.arrays(np.float32, 8, elements=st.floats(0, 2.0**127, width=32)))
-def test_codes_are_those_of_torch(values):
-    want = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
-    assert np.array_equal(bfloat16_codes(values), want)
-    assert [from_code(int(code)) for code in want] == (
-        torch.from_numpy(values).bfloat16().float().tolist()
-    )
+@given(hnp.arrays(np.float32, 8, elements=st.floats(2.0**-126, 2.0**127, width=32)))
+def test_codes_have_eight_bits_of_mantissa(values):
+    mantissa, exponent = np.frexp(values.astype(np.float64))  # of which the first bit is 1
+    want = np.ldexp(np.round(np.ldexp(mantissa, 9)), exponent - 9)  # numpy rounds to even
+    got = np.array([from_code(int(code)) for code in magnitude_codes(values)])
+    assert got.tolist() == want.tolist()
+    assert (np.abs(got - values) <= values * 2.0**-9).all()
+    assert (np.diff(magnitude_codes(np.sort(values)).astype(int)) >= 0).all()
+
+
+@given(hnp.arrays(np.float32, 8, elements=st.floats(0, float(np.finfo(np.float32).max), width=32)))
+def test_codes_hold_bfloat16(values):
+    held = torch.from_numpy(values).bfloat16().float().numpy()
+    codes = magnitude_codes(held)
+    assert [from_code(int(code)) for code in codes] == held.tolist()
+    assert (codes < NO_CODE).all()
 
 
 def test_a_threshold_is_compared_as_the_criterion_says():

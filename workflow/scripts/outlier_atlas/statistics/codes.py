@@ -1,4 +1,8 @@
-"""bfloat16 codes: of non-negative values they sort as the values do, and count as a histogram."""
+"""Codes of magnitudes, of 16 bits: they sort as the magnitudes do, and count as a histogram.
+
+A code has the eight bits of float32's exponent, and eight of its mantissa. bfloat16 has seven of
+mantissa and is held exactly; all else is rounded, by a relative 2^-9 at most (of normal numbers).
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,29 @@ Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 
-CODES = 2**15
-"""Number of bfloat16 codes of non-negative numbers."""
+CODES = 2**16
+"""Number of codes."""
+
+NOT_FINITE = CODES - 1
+"""A code that no magnitude has: it stands for what is left out."""
 
 
-def bfloat16_codes(values: Float32) -> NDArray[np.uint16]:
-    """The bfloat16 code of each value, rounded to nearest even.
+def magnitude_codes(magnitudes: Float32) -> NDArray[np.uint16]:
+    """The code of each, rounded to nearest even; what is above the largest code is infinite.
 
-    For finite non-negative values codes sort as values do, and adding the half before the shift
-    cannot leave them: what is above the largest bfloat16 becomes the code of infinity.
+    Adding the half before the shift carries from the mantissa into the exponent, as rounding does.
+
+    Args:
+        magnitudes: not negative, and not NaN.
     """
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+    bits = np.ascontiguousarray(magnitudes).view(np.uint32)
+    rounded = (bits + np.uint32(0x3FFF) + ((bits >> 15) & 1)) >> 15
     return rounded.astype(np.uint16)
 
 
 def from_code(code: int) -> float:
-    """The value of a bfloat16 code."""
-    return float(np.array([code << 16], np.uint32).view(np.float32)[0])
+    """The magnitude that a code stands for."""
+    return float(np.array([code << 15], np.uint32).view(np.float32)[0])
 
 
 def lower_quantile(codes: Int64, counts: Int64, quantile: float) -> int:

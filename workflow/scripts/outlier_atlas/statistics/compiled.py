@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int32, Int64
+from outlier_atlas.statistics.codes import CODES, NOT_FINITE, Float32, Float64, Int32, Int64
 from outlier_atlas.statistics.one_pass import TOP, OnePass
 
 UInt16 = NDArray[np.uint16]
@@ -99,7 +99,7 @@ def _found(x: Float32, floor: Float32) -> Any:
     """All of it in one call, so that Python's lock is given up and taken once."""
     numbers, top, counts, by_token, by_channel = _pass(x)
     channel_value, channel_row, number, mean = by_channel
-    codes = np.flatnonzero(counts[:CODES])
+    codes = np.flatnonzero(counts[:NOT_FINITE])
     rows, channels = _exceedances(x, by_token[0], by_token[1], floor)
     high = np.empty(len(rows), np.float32)
     for index in range(len(rows)):
@@ -124,7 +124,7 @@ def _pass(x: Float32) -> Any:
         np.empty(channels, np.uint16),
         np.empty(channels),
     )
-    counts, some = np.zeros(CODES + 1, np.int64), np.zeros(CODES + 1, np.int32)
+    counts, some = np.zeros(CODES, np.int64), np.zeros(CODES, np.int32)
     token_value, token_channel = np.empty(rows, np.float32), np.empty(rows, np.int32)
     token_median = np.full(rows, NAN)
     token_square, token_kurtosis = np.empty(rows), np.empty(rows)
@@ -247,10 +247,10 @@ def _take_top(a: Int32, top: Int32) -> None:
 
 @compiled
 def _count(a: Int32, codes: UInt16, counts: Int32) -> None:
-    """Count the bfloat16 codes, see `codes.bfloat16_codes`; what is not finite becomes the last."""
+    """Count the codes, see `codes.magnitude_codes`."""
     for c in range(len(a)):
-        code = (a[c] + 0x7FFF + ((a[c] >> 16) & 1)) >> 16
-        codes[c] = code if a[c] >= 0 else CODES
+        code = (a[c] + 0x3FFF + ((a[c] >> 15) & 1)) >> 15
+        codes[c] = code if a[c] >= 0 else NOT_FINITE
     for c in range(len(a)):
         counts[codes[c]] += 1
 
@@ -287,7 +287,7 @@ def _lower_median(
         The value, its code or one near it, and the gap that was found.
     """
     rank = (n - 1) // 2
-    low, below, high, above, gap = _bracket(codes, rank, (0, 0, CODES, n), guess, gap)
+    low, below, high, above, gap = _bracket(codes, rank, (0, 0, NOT_FINITE, n), guess, gap)
     missing = len(a) - n  # what is not finite precedes all that is, as -1
     first = _first_of_code(low)
     value = _from(a, rank + missing, first, WALK + 1)
@@ -300,9 +300,9 @@ def _lower_median(
 
 @compiled
 def _first_of_code(code: int) -> int:
-    """The least magnitude that is rounded to a bfloat16 code: from the middle between two on, which
-    is rounded to the even one."""
-    return max((code << 16) - 0x8000 + (code & 1), 0)
+    """The least magnitude that is rounded to a code: from the middle between two on, which is
+    rounded to the even one."""
+    return max((code << 15) - 0x4000 + (code & 1), 0)
 
 
 @compiled

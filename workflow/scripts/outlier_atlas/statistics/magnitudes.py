@@ -24,7 +24,7 @@ class Magnitudes:
         tokens: per channel the index of its token, the first of equals; -1 where there is none.
         of_sequences: (sequence,): the largest |x| of each; NaN where there is none.
         largest: per channel the sequences with the largest |x|.
-        histogram: how often each bfloat16 code of |x| occurs.
+        histogram: how often each code of |x| occurs.
         values, nan, infinite: counts.
     """
 
@@ -35,7 +35,7 @@ class Magnitudes:
     tokens: Int64 = field(init=False)
     of_sequences: Float32 = field(init=False)
     largest: LargestSequences = field(init=False)
-    histogram: Int64 = field(default_factory=lambda: np.zeros(CODES + 1, np.int64))
+    histogram: Int64 = field(default_factory=lambda: np.zeros(CODES, np.int64))
     values: int = 0
     nan: int = 0
     infinite: int = 0
@@ -75,11 +75,11 @@ class Magnitudes:
     def median(self) -> float:
         """Median of |x| over all finite values, the lower of the two middle ones; NaN of none.
 
-        Exact for bfloat16; otherwise rounded to bfloat16.
+        Exact for bfloat16; otherwise to a relative 2^-9.
         """
         if not self.histogram.any():
             return float("nan")
-        return from_code(lower_quantile(np.arange(CODES + 1), self.histogram, 0.5))
+        return from_code(lower_quantile(np.arange(CODES), self.histogram, 0.5))
 
     @property
     def largest_channel(self) -> int | None:

@@ -43,7 +43,7 @@ class TokenNorms:
         self._take(other.tokens, other.norms)
 
     def quantile(self, quantile: float) -> float:
-        """The norm at a quantile over tokens, to the precision of bfloat16; NaN of none."""
+        """The norm at a quantile over tokens, to a relative 2^-9; NaN of none."""
         return self.histogram.quantiles(quantile)[0]
 
     def _take(self, tokens: Int64, norms: Float64) -> None:

@@ -121,8 +121,11 @@ def _top(a: torch.Tensor) -> Float32:
 
 
 def _code_counts(a: torch.Tensor) -> Int64:
-    codes = a.bfloat16().flatten()
-    counts: Int64 = _numpy(torch.bincount(codes[codes >= 0].view(torch.int16), minlength=CODES))
+    """(CODES,): how often each code occurs, see `codes.magnitude_codes`."""
+    bits = a[a >= 0].view(torch.int32)
+    codes = bits >> 15
+    codes.bitwise_and_(1).add_(bits).add_(0x3FFF).bitwise_right_shift_(15)
+    counts: Int64 = _numpy(torch.bincount(codes, minlength=CODES))
     return counts
 
 

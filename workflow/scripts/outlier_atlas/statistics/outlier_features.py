@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from outlier_atlas.settings.detection import LayerShare, PositionShare
 from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
 from outlier_atlas.statistics.codes import (
+    CODES,
     Float32,
     Int64,
-    bfloat16_codes,
     from_code,
     lower_quantile,
+    magnitude_codes,
 )
 from outlier_atlas.statistics.sparse import CountsBySequence, SparseCounts
 from outlier_atlas.statistics.summary import Summary
@@ -35,6 +36,9 @@ SHARES = (
     "positive_share",
 )
 """Names of the shares that have intervals over sequences."""
+
+SIGNED = 2 * CODES
+"""Number of codes with a sign."""
 
 Key = tuple[str, int]
 """Site and layer: a tensor."""
@@ -83,7 +87,7 @@ class OutlierFeatures:
         self._counts.add(columns, summary.sequence, self.tensors[tensor])
         self._positive.add(columns[values > 0], summary.sequence)
         self._take_maxima(_maxima(columns, values, self.channels))
-        keys = columns * 2**16 + _ordered(bfloat16_codes(values))
+        keys = columns * SIGNED + _ordered(values)
         self._codes.add(*np.unique(keys, return_counts=True))
 
     def close(self) -> None:
@@ -142,7 +146,7 @@ class OutlierFeatures:
         total = int(counts.sum())
         by_layer = np.array([counts[rows].any() for rows in self._rows_of_layers()])
         keys, code_counts = self._codes.items()
-        mine = slice(*np.searchsorted(keys, [channel * 2**16, (channel + 1) * 2**16]))
+        mine = slice(*np.searchsorted(keys, [channel * SIGNED, (channel + 1) * SIGNED]))
         return Feature(
             channel=channel,
             layers=int(by_layer.sum()),
@@ -158,7 +162,7 @@ class OutlierFeatures:
             },
             outlier_values=total,
             positive_share=float(self._positive.of(channel).sum()) / total,
-            quartiles=_quartiles(keys[mine] % 2**16, code_counts[mine]),
+            quartiles=_quartiles(keys[mine] % SIGNED, code_counts[mine]),
             value=float(self.maxima[channel]),
         )
 
@@ -201,7 +205,7 @@ class Feature:
         outlier_values: number of outliers over all tensors.
         positive_share: share of them above zero.
         quartiles: of the outlier values with their signs, the lower of two neighbours; exact for
-            bfloat16, otherwise rounded to it.
+            bfloat16, otherwise to a relative 2^-9.
         value: the largest outlier in |x|, with its sign.
     """
 
@@ -233,15 +237,14 @@ def _maxima(columns: Int64, values: Float32, channels: int) -> Float32:
     return np.where(highest >= -lowest, highest, lowest)
 
 
-def _ordered(codes: NDArray[np.uint16]) -> Int64:
-    """bfloat16 codes, renumbered so that they sort as their values do."""
-    wide = codes.astype(np.int64)
-    return np.where(wide >= 2**15, 2**16 - 1 - wide, wide + 2**15)
+def _ordered(values: Float32) -> Int64:
+    """Codes of signed values: they sort as these do."""
+    codes = magnitude_codes(np.abs(values)).astype(np.int64)
+    return np.where(np.signbit(values), CODES - 1 - codes, CODES + codes)
 
 
 def _value(ordered: int) -> float:
-    code = ordered - 2**15 if ordered >= 2**15 else 2**16 - 1 - ordered
-    return from_code(code)
+    return from_code(ordered - CODES) if ordered >= CODES else -from_code(CODES - 1 - ordered)
 
 
 def _quartiles(codes: Int64, counts: Int64) -> tuple[float, float, float]:

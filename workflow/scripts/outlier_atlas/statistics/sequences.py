@@ -28,7 +28,7 @@ class WholeSequence:
         """Median of |x| over all tokens and channels, the lower of the two middle values; NaN of
         none.
 
-        Exact for bfloat16; otherwise rounded to bfloat16.
+        Exact for bfloat16; otherwise to a relative 2^-9.
         """
         codes, counts = self._joined("codes"), self._joined("code_counts")
         if not len(codes):

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from outlier_atlas.statistics.codes import (
     Float64,
     Int64,
-    bfloat16_codes,
     from_code,
     lower_quantile,
+    magnitude_codes,
 )
 
 PIECES = 64
@@ -53,7 +53,7 @@ class SparseCounts:
 
 
 class CodeHistogram:
-    """Accumulates non-negative numbers by bfloat16 code: quantiles to a relative 2^-8."""
+    """Accumulates non-negative numbers by their code: quantiles to a relative 2^-9."""
 
     def __init__(self) -> None:
         self._counts = SparseCounts()
@@ -62,7 +62,7 @@ class CodeHistogram:
     def add(self, numbers: Float64) -> None:
         """Add numbers; infinity may be among them."""
         with np.errstate(over="ignore"):
-            self._waiting.append(bfloat16_codes(numbers.astype(np.float32)))
+            self._waiting.append(magnitude_codes(numbers.astype(np.float32)))
         if sum(map(len, self._waiting)) > WAITING:
             self._settle()
 

@@ -48,7 +48,7 @@ class Summary:
         magnitudes: sum of |x|.
         floor: values below it are not among the exceedances.
         top: the largest |x|, descending, at most `TOP`.
-        codes, code_counts: bfloat16 codes of |x|, ascending, and how often each occurs.
+        codes, code_counts: codes of |x|, ascending, and how often each occurs.
         channel_value: (channel,): largest in |x|, with its sign; NaN where there is none.
         channel_token: (channel,): its token, the first of equals.
         channel_count, channel_mean, channel_m2, channel_m3, channel_m4: (channel,): number, mean

@@ -59,7 +59,7 @@ LAYER_MAGNITUDES = Table(
             "median",
             pa.float32(),
             "Median of |x| over all tokens and channels of the layer, the lower of the two middle "
-            "values. Exact for bfloat16; otherwise rounded to bfloat16, relative error <= 2^-8.",
+            "values. Exact for bfloat16; otherwise rounded, relative error <= 2^-9.",
             "activation",
         ),
         Column("value", pa.float32(), "The value behind top1, with its sign.", "activation"),

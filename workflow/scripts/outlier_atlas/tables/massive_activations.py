@@ -37,8 +37,8 @@ MASSIVE_ACTIVATIONS = Table(
             "tensor_median",
             pa.float32(),
             "Median of |x| over all tokens and channels of this sequence in this layer, the lower "
-            "of the two middle values. Exact for bfloat16; otherwise rounded to bfloat16, relative "
-            "error <= 2^-8.",
+            "of the two middle values. Exact for bfloat16; otherwise rounded, relative error <= "
+            "2^-9.",
             "activation",
         ),
         Column("tensor_median_ratio", pa.float64(), "|value| / tensor_median.", "ratio"),

@@ -15,7 +15,7 @@ def _norm(quantile: float) -> Column:
         norm_name(quantile),
         pa.float64(),
         f"{quantile * 100:g} % quantile over tokens of the L2 norm over channels, the lower of two "
-        f"neighbours; rounded to bfloat16, relative error <= 2^-8.",
+        f"neighbours; rounded, relative error <= 2^-9.",
         "activation",
     )
 
@@ -79,8 +79,8 @@ LAYER_MEASURES = Table(
             "mmr_median",
             pa.float64(),
             "Largest / median of |x| over the channels of a token (He et al. 2024), median over "
-            "tokens; both medians the lower of two middle ones, this one rounded to bfloat16, "
-            "relative error <= 2^-8.",
+            "tokens; both medians the lower of two middle ones, this one rounded, relative error "
+            "<= 2^-9.",
             "ratio",
         ),
         Column("mmr_max", pa.float64(), "The same, largest of a token; exact.", "ratio"),

@@ -69,7 +69,7 @@ LLM_INT8_FEATURES = Table(
             "quartile1",
             pa.float32(),
             "First quartile of the outlier values (signed; lower of two neighbours). Exact for "
-            "bfloat16; otherwise rounded to bfloat16, relative error <= 2^-8.",
+            "bfloat16; otherwise rounded, relative error <= 2^-9.",
             "activation",
         ),
         Column("median", pa.float32(), "Median of the outlier values, likewise.", "activation"),

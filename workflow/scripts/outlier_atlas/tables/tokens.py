@@ -96,7 +96,7 @@ TOKEN_NORMS = Table(
         Column(
             "median",
             pa.float64(),
-            "Median norm over all tokens of the layer, rounded to bfloat16.",
+            "Median norm over all tokens of the layer, rounded, relative error <= 2^-9.",
             "activation",
         ),
         Column("median_ratio", pa.float64(), "norm / median.", "ratio"),
