@@ -138,8 +138,8 @@ def llm_int8_definition(settings: LlmInt8Settings) -> str:
 def massive_definition(settings: MassiveActivationsSettings) -> str:
     """The criterion of Sun et al. with this run's parameters."""
     median = {
-        "tensor": "over all tokens and channels of its sequence in that layer, which is exact for "
-        "bfloat16 and otherwise to a relative 2^-9",
+        "tensor": "over all tokens and channels of its sequence in that layer (exact for bfloat16, "
+        "otherwise within 2^-9 of itself)",
         "token": "over the channels of its token",
     }[settings.median]
     return (
