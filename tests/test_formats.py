@@ -49,9 +49,11 @@ HARD = st.sampled_from(
         3.4028234663852886e38,
     ]
 )
-arrays = hnp.arrays(
-    np.float32, st.tuples(st.integers(1, 3), st.integers(1, 70)), elements=st.one_of(FINITE, HARD)
-)
+
+
+def arrays(rows=3, channels=70):
+    shapes = st.tuples(st.integers(1, rows), st.integers(1, channels))
+    return hnp.arrays(np.float32, shapes, elements=st.one_of(FINITE, HARD))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ arrays = hnp.arrays(
 )
 @pytest.mark.parametrize("name", SCALES)
 @settings(deadline=None, max_examples=60)
-@given(x=arrays)
+@given(x=arrays())
 def test_formats_with_a_scale(name, granularity, scale_of, x):
     values = torch.from_numpy(x)
     got = getattr(formats, name)(values, formats.largest(values, granularity))
@@ -67,7 +69,7 @@ def test_formats_with_a_scale(name, granularity, scale_of, x):
 
 
 @settings(deadline=None, max_examples=150)
-@given(x=arrays)
+@given(x=arrays())
 def test_block_formats(x):
     values = torch.from_numpy(x)
     before = values.clone()

@@ -19,7 +19,11 @@ from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.settings.detection import QuantizationErrorSettings
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.experts import ExpertSummary
-from outlier_atlas.statistics.quantization import QuantizationSummary, summarize_quantization
+from outlier_atlas.statistics.quantization import (
+    ERRORS_VERSION,
+    QuantizationSummary,
+    summarize_quantization,
+)
 from outlier_atlas.statistics.summary import Place
 from outlier_atlas.statistics.tiles import AnySummary, kind_of, summary_of
 from outlier_atlas.store.arrays import Arrays
@@ -151,7 +155,9 @@ class Source:
             return summarize_quantization(part, place, threshold, kept)
 
         path = path_of(self.run, target, rows, "-quantization")
-        fingerprint = self._fingerprint(rows, target, outlier_channels=threshold)
+        fingerprint = self._fingerprint(
+            rows, target, outlier_channels=threshold, errors=ERRORS_VERSION
+        )
         with suppress(DamagedSummaryError):
             return read(path, QuantizationSummary, fingerprint)
         return self._make(rows, values, make, path, fingerprint)

@@ -162,7 +162,7 @@ class QuantizationErrorSettings(Section):
         [],
         description="Sites to round, such as `[attn_in, mlp_in]`; they must be stored: which "
         "channels are rounded depends on `threshold`, and of a site that is not stored another one "
-        "would have to read the model. Off by default: it takes ten to twenty times as long as all "
+        "would have to read the model. Off by default: it takes up to three times as long as all "
         "else that detection makes of these sites' values.",
     )
     threshold: PositiveFloat = Field(

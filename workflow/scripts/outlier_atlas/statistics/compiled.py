@@ -49,7 +49,16 @@ def compiled(function: Function) -> Function:
 
     It may add up in another order than is written, but always in the same one.
     """
-    options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
+    return _compiled(function, fastmath={"reassoc", "contract"})
+
+
+def compiled_as_written(function: Function) -> Function:
+    """The same, of which every operation rounds as it does in numpy."""
+    return _compiled(function)
+
+
+def _compiled(function: Function, **options: Any) -> Function:
+    options |= {"nogil": True, "error_model": "numpy"}
     try:
         return cast(Function, njit(cache=True, **options)(function))
     except RuntimeError:  # there is no folder to keep it in

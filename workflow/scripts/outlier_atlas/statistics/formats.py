@@ -28,13 +28,10 @@ from torch.nn import functional
 Granularity = Literal["tensor", "row", "column"]
 AXES: dict[Granularity, tuple[int, ...]] = {"tensor": (0, 1), "row": (1,), "column": (0,)}
 
-INT8_LARGEST = 127
-"""Symmetric: -128 is not used."""
-
 
 @dataclass(frozen=True)
 class Element:
-    """A floating-point format of few bits, without infinities.
+    """A number format of few bits, without infinities.
 
     Attributes:
         mantissa: its mantissa bits.
@@ -55,11 +52,22 @@ class Element:
         """
         values = values.clamp_(-self.largest, self.largest)
         bits = values.view(torch.int32) & 0x7F800000
-        bits = bits.clamp_(min=(self.smallest + 127) << 23)
-        shift = bits.add_(((23 - self.mantissa) << 23) | 0x400000).view(torch.float32)
+        shift = bits.clamp_(min=self.least).add_(self.shift).view(torch.float32)
         return values.add_(shift).sub_(shift)
 
+    @property
+    def least(self) -> int:
+        """The bits of its smallest normal number, in float32."""
+        return (self.smallest + 127) << 23
 
+    @property
+    def shift(self) -> int:
+        """Added to a number's exponent bits it makes the 1.5 x 2^k of `round_`."""
+        return ((23 - self.mantissa) << 23) | 0x400000
+
+
+INT8 = Element(mantissa=6, smallest=6, exponent=6, largest=127.0)
+"""Symmetric: -128 is not used. Integers are 1 apart from 64 on, and no closer below."""
 E4M3 = Element(mantissa=3, smallest=-6, exponent=8, largest=448.0)
 E2M1 = Element(mantissa=1, smallest=0, exponent=2, largest=6.0)
 
@@ -71,7 +79,7 @@ def largest(values: Tensor, granularity: Granularity) -> Tensor:
 
 def int8(values: Tensor, maxima: Tensor) -> Tensor:
     """Symmetric INT8: scale = maximum / 127."""
-    limit = INT8_LARGEST
+    limit = INT8.largest
     return _scaled(values, maxima / limit, lambda x: x.round_().clamp_(-limit, limit))
 
 

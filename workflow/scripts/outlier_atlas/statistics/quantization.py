@@ -5,7 +5,6 @@ A tensor is a tile: the tokens of one sequence within one chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,36 +12,22 @@ import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.statistics.codes import Float64, Int64
-from outlier_atlas.statistics.formats import (
-    AXES,
-    Granularity,
-    exact_errors,
-    fp8_e4m3,
-    int8,
-    largest,
-    mxfp4,
-    mxfp8,
-    nvfp4,
-)
+from outlier_atlas.statistics.formats import E2M1, E4M3, INT8, Element
 from outlier_atlas.statistics.summary import Place
 
-Maxima = dict[Granularity, torch.Tensor]
-"""The largest |x| of a whole tensor under each scale."""
+ERRORS_VERSION = 1
+"""Raised when a change to the code changes a bit of the errors: all are then made anew."""
 
-FORMATS: dict[tuple[str, str], Callable[[torch.Tensor, Maxima], torch.Tensor]] = {
-    ("int8", "tensor"): lambda x, maxima: int8(x, maxima["tensor"]),
-    ("int8", "token"): lambda x, maxima: int8(x, maxima["row"]),
-    ("int8", "channel"): lambda x, maxima: int8(x, maxima["column"]),
-    ("fp8_e4m3", "tensor"): lambda x, maxima: fp8_e4m3(x, maxima["tensor"]),
-    ("mxfp8", "block of 32"): lambda x, _: mxfp8(x),
-    ("mxfp4", "block of 32"): lambda x, _: mxfp4(x),
-    ("nvfp4", "block of 16"): lambda x, maxima: nvfp4(x, maxima["tensor"]),
+FORMATS: dict[tuple[str, str], Element] = {
+    ("int8", "tensor"): INT8,
+    ("int8", "token"): INT8,
+    ("int8", "channel"): INT8,
+    ("fp8_e4m3", "tensor"): E4M3,
+    ("mxfp8", "block of 32"): E4M3,
+    ("mxfp4", "block of 32"): E2M1,
+    ("nvfp4", "block of 16"): E2M1,
 }
-"""By name and by what has a scale of its own."""
-
-BLOCK = 2**18
-"""Values that are rounded at a time: what is made of them stays in caches. New memory for the whole
-tensor costs several times what is done in it."""
+"""By name and by what has a scale of its own: their elements."""
 
 KEPT = (True, False)
 """Whether outlier channels are quantized with the others, or left as they are."""
@@ -84,42 +69,22 @@ def summarize_quantization(
         threshold: a channel is an outlier channel where |x| >= this, in this tile.
         kept: (token,): the tokens that count; None where all do.
     """
-    x = values_TC.float()
-    there = x.isfinite().all(1)
-    if kept is not None:
-        there &= torch.from_numpy(kept).to(x.device)
-    x = x[there]
-    outliers = (x.abs() >= threshold).any(0)
-    channels = [x.shape[1], int((~outliers).sum())]
-    # In their places, so that blocks stay what they are; a 0 has no error in any format.
-    quantized = _sums(x)
-    kept_apart = _sums(x.masked_fill(outliers, 0)) if outliers.any() else quantized
-    squares, errors, square_errors = np.stack([quantized, kept_apart], axis=-1)
+    # numba takes a while to import.
+    from outlier_atlas.statistics.compiled_quantization import errors, maxima
+
+    x = values_TC.cpu().float().contiguous().numpy()
+    tokens, by_channel = maxima(x, np.ones(len(x), np.bool_) if kept is None else kept)
+    outliers = by_channel >= threshold
+    every = errors(x, tokens, by_channel, np.ones_like(outliers))
+    others = errors(x, tokens, by_channel, ~outliers) if outliers.any() else every
+    absolute, square = np.stack([every[1], others[1]], axis=-1)
     return QuantizationSummary(
         place.sequence,
         place.start,
         place.tokens,
         int(outliers.sum()),
-        np.array([len(x) * count for count in channels]),
-        squares[0],
-        errors.ravel(),
-        square_errors.ravel(),
+        np.array([len(tokens) * outliers.size, len(tokens) * int((~outliers).sum())]),
+        np.array([every[0], others[0]]),
+        absolute.ravel(),
+        square.ravel(),
     )
-
-
-def _sums(x: torch.Tensor) -> Float64:
-    """(3, format): the sum of x^2, the same for every format; of |e|; and of e^2."""
-    sums = torch.zeros(3, len(FORMATS), len(x), dtype=torch.float64, device=x.device)
-    if not x.numel():
-        return np.zeros(sums.shape[:2])
-    of_all: Maxima = {granularity: largest(x, granularity) for granularity in AXES}
-    tokens = max(1, BLOCK // x.shape[1])
-    for rows in (slice(start, start + tokens) for start in range(0, len(x), tokens)):
-        block, maxima = x[rows], of_all | {"row": of_all["row"][rows]}
-        sums[0, :, rows] = block.double().square_().sum(1)
-        for at, quantize in enumerate(FORMATS.values()):
-            e = exact_errors(block, quantize(block, maxima))
-            sums[1, at, rows] = e.abs().sum(1)
-            sums[2, at, rows] = e.square_().sum(1)
-    made: Float64 = sums.sum(2).cpu().numpy()
-    return made
