@@ -6,8 +6,9 @@ The simplest pass is `abs().max()` of each chunk, one after the other, read as d
 Both have the same threads: the simplest pass takes chunks side by side as detection does. The store
 is that of the built-in model on the built-in text, in the demo's sites. Both run in turn, in pairs.
 Prints each pair and the median of their ratios, by the clock and in CPU time: with nothing kept,
-the same without what measures alone need, and from the summaries alone, as after a changed
-threshold. Then milliseconds of CPU time for a chunk of each part of a summary.
+the same without what measures alone need, from the summaries alone, as after a changed threshold,
+and with quantization error of two of the three sites, which is a choice of the demo's. Then
+milliseconds of CPU time for a chunk of each part of a summary.
 
 All is compiled before: the first detection of an installation takes some seconds more.
 """
@@ -46,8 +47,9 @@ from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
 
 THREADS = 2
+ROUNDED = ["attn_in", "mlp_in"]
 MASSIVE = 100
-NAN = compiled.NAN
+NAN, NOT_FINITE = compiled.NAN, compiled.NOT_FINITE
 FLOOR = np.array([4.0], np.float32)
 
 
@@ -66,12 +68,20 @@ def main() -> None:
         with _without_measures():
             _pairs("criteria alone", simplest, run, asked.pairs)
         _pairs("another threshold", simplest, run, asked.pairs, kept=True)
+        rounding = _run(Path(temporary), asked.tokens, quantization_error={"sites": ROUNDED})
+        rounding.detect()  # compiles what is new
+        _pairs("with quantization error of two sites", simplest, rounding, asked.pairs)
         _parts(run)
 
 
-def _stored(folder: Path, tokens: int) -> Run:
+def _run(folder: Path, tokens: int, **detection: Any) -> Run:
     dataset = {"source": TEXT, "sequences": 4, "sequence_length": tokens}
-    run = Run(folder, {"model": {"source": MODEL}, "dataset": dataset}, ROOT / "resources")
+    settings = {"model": {"source": MODEL}, "dataset": dataset, "detection": detection}
+    return Run(folder, settings, ROOT / "resources")
+
+
+def _stored(folder: Path, tokens: int) -> Run:
+    run = _run(folder, tokens)
     run.prepare()
     run.extract()
     return run
@@ -160,7 +170,10 @@ def _no_median(a, codes, n, guess, gap):
 
 @numba.njit
 def _no_count(a, codes, counts):
-    pass
+    """The codes alone, of which medians are found."""
+    for c in range(len(a)):
+        code = (a[c] + 0x3FFF + ((a[c] >> 15) & 1)) >> 15
+        codes[c] = code if a[c] >= 0 else NOT_FINITE
 
 
 @numba.njit
