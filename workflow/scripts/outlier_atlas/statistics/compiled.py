@@ -73,7 +73,7 @@ def one_pass(x: Float32, floor: float) -> OnePass:
         floor: see `Summary.floor`.
     """
     (nan, finite, magnitudes), top, (codes, counts), by_token, by_channel, high = _found(
-        x, np.array([floor], np.float32)
+        x, np.float32(floor).view(np.int32)
     )
     token_value, token_channel, token_square, token_median, token_kurtosis = by_token
     channel_value, channel_row, number, mean, (m2, m3, m4) = by_channel
@@ -104,28 +104,24 @@ def one_pass(x: Float32, floor: float) -> OnePass:
 
 
 @compiled
-def _found(x: Float32, floor: Float32) -> Any:
+def _found(x: Float32, least: np.int32) -> Any:
     """All of it in one call, so that Python's lock is given up and taken once."""
-    numbers, top, counts, by_token, by_channel = _pass(x)
+    numbers, top, counts, by_token, by_channel, high = _pass(x, least)
     channel_value, channel_row, number, mean = by_channel
-    codes = np.flatnonzero(counts[:NOT_FINITE])
-    rows, channels = _exceedances(x, by_token[0], by_token[1], floor)
-    high = np.empty(len(rows), np.float32)
-    for index in range(len(rows)):
-        high[index] = x[rows[index], channels[index]]
     return (
         numbers,
         top,
-        (codes.astype(np.uint16), counts[codes]),
+        counts,
         by_token,
         (channel_value, channel_row, number, mean, _powers(x, mean)),
-        (rows, channels, high),
+        _exceedances(x, high, by_token[1], least),
     )
 
 
 @compiled
-def _pass(x: Float32) -> Any:
-    """Everything but what needs the means of the channels first."""
+def _pass(x: Float32, least: np.int32) -> Any:
+    """Everything but what needs the means of the channels first; and of each token how many
+    exceedances it has, from the bits of a magnitude on."""
     rows, channels = x.shape
     bits = x.view(np.int32)
     a, codes, values = (
@@ -133,10 +129,12 @@ def _pass(x: Float32) -> Any:
         np.empty(channels, np.uint16),
         np.empty(channels),
     )
-    counts, some = np.zeros(CODES, np.int64), np.zeros(CODES, np.int32)
+    some, many = np.zeros(CODES, np.int32), rows > TOGETHER
+    counts = np.zeros(CODES if many else 0, np.int64)
     token_value, token_channel = np.empty(rows, np.float32), np.empty(rows, np.int32)
     token_median = np.full(rows, NAN)
     token_square, token_kurtosis = np.empty(rows), np.empty(rows)
+    high = np.zeros(rows, np.int32)
     largest, channel_row = np.full(channels, NONE), np.full(channels, NONE)
     missing, total = np.zeros(channels, np.int64), np.zeros(channels)
     top = np.full(TOP, NONE)
@@ -155,10 +153,12 @@ def _pass(x: Float32) -> Any:
         token_channel[row], token_value[row] = first, x[row, first] if n else np.nan
         if n and a[first] > top[-1]:
             _take_top(a, top)
+        if n and a[first] >= least:
+            high[row] = _count_high(a, least)
         _count(a, codes, some)
         if n:
             token_median[row], code, gap = _lower_median(a, codes, n, code, gap)
-        if row % TOGETHER == TOGETHER - 1 or row == rows - 1:
+        if many and (row % TOGETHER == TOGETHER - 1 or row == rows - 1):
             counts += some
             some[:] = 0
         _take_largest(a, row, largest, channel_row)
@@ -168,7 +168,15 @@ def _pass(x: Float32) -> Any:
     number = rows - missing
     by_token = (token_value, token_channel, token_square, token_median, token_kurtosis)
     by_channel = (channel_value, channel_row, number, total / np.maximum(number, 1))
-    return (nan, finite, magnitudes), top, counts, by_token, by_channel
+    found = _found_codes(counts) if many else _found_codes(some)
+    return (nan, finite, magnitudes), top, found, by_token, by_channel, high
+
+
+@compiled
+def _found_codes(counts: Int32 | Int64) -> tuple[UInt16, Int64]:
+    """The codes that occur, and how often each does."""
+    codes = np.flatnonzero(counts[:NOT_FINITE])
+    return codes.astype(np.uint16), counts[codes].astype(np.int64)
 
 
 @compiled
@@ -416,20 +424,18 @@ def _distance(value: np.float32, bits: np.int32, mean: float) -> float:
 
 @compiled
 def _exceedances(
-    x: Float32, largest: Float32, channels: Int32, floor: Float32
-) -> tuple[Int32, Int32]:
-    """(exceedance,): rows and channels, by row.
+    x: Float32, counts: Int32, channels: Int32, least: np.int32
+) -> tuple[Int32, Int32, Float32]:
+    """(exceedance,): rows, channels and values, by row.
 
     Args:
-        largest: (token,): the value largest in |x|; NaN where there is none.
-        channels: (token,): its channel.
-        floor: (1,).
+        counts: (token,): how many it has.
+        channels: (token,): that of its largest |x|.
+        least: the bits of the least magnitude that is one.
     """
-    bits, least = x.view(np.int32), floor.view(np.int32)[0]
-    counts = np.empty(len(x), np.int32)
-    for row in range(len(x)):
-        counts[row] = _count_high(bits[row], least) if abs(largest[row]) >= floor[0] else 0
-    high_row, high_channel = np.empty(counts.sum(), np.int32), np.empty(counts.sum(), np.int32)
+    bits, number = x.view(np.int32), counts.sum()
+    rows, of_rows = np.empty(number, np.int32), np.empty(number, np.int32)
+    values = np.empty(number, np.float32)
     found = 0
     for row in range(len(x)):
         last = found + counts[row]
@@ -437,16 +443,15 @@ def _exceedances(
         channel = channels[row] if counts[row] == 1 else 0
         while found < last:
             if least <= bits[row, channel] & SIGN < INFINITY:
-                high_row[found], high_channel[found] = row, channel
+                rows[found], of_rows[found], values[found] = row, channel, x[row, channel]
                 found += 1
             channel += 1
-    return high_row, high_channel
+    return rows, of_rows, values
 
 
 @compiled
-def _count_high(bits: Int32, least: np.int32) -> int:
+def _count_high(a: Int32, least: np.int32) -> int:
     n = np.int32(0)
-    for c in range(len(bits)):
-        magnitude = bits[c] & SIGN
-        n = np.int32(n + ((magnitude >= least) & (magnitude < INFINITY)))
+    for c in range(len(a)):
+        n = np.int32(n + (a[c] >= least))
     return int(n)
