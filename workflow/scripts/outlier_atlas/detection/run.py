@@ -39,6 +39,9 @@ from outlier_atlas.store.shape import clear_up, forget_passed
 from outlier_atlas.store.summaries import LostSummaryError
 from outlier_atlas.store.targets import DamagedChunkError
 
+WRITERS = 4
+"""Tables that are written at a time: most of it is waiting for the disk."""
+
 
 def detect(
     settings: Mapping[str, Any],
@@ -100,9 +103,10 @@ def detect(
     # No token is left out of these.
     of_all = [*sinks.findings(sunk, store, bootstrap), (tables.PERPLEXITY, losses)]
     said = detection.exclude.said
-    with ThreadPoolExecutor(1) as writer:  # writes a table while the next one is made
-        written = [writer.submit(tables.write, folder, *each, said) for each in found]
-        written += [writer.submit(tables.write, folder, *each) for each in of_all]
+    # Tables wait for the disk together, while the next one is made.
+    with ThreadPoolExecutor(WRITERS) as writers:
+        written = [writers.submit(tables.write, folder, *each, said) for each in found]
+        written += [writers.submit(tables.write, folder, *each) for each in of_all]
         for each in written:
             each.result()
     clear_up(run, layout)
