@@ -90,8 +90,8 @@ class Source:
     def all(self, threads: int) -> Iterator[tuple[int, Target, Found]]:
         """Chunk by chunk, and all sites and layers of a chunk together: the tiles of each.
 
-        A few are read ahead while one is looked at: memory is a chunk for each thread, and the
-        summaries of `TOGETHER` for each.
+        A few are read ahead while one is looked at: memory is a chunk for each thread, and twice
+        `TOGETHER` summaries for each.
 
         Raises:
             DamagedChunkError: a chunk is damaged or missing.

@@ -148,10 +148,6 @@ class ChunkFiles:
             raise unwritten(error, path, f"{size:,} bytes were to be written") from error
         return f"{int.from_bytes(parts[1], 'little'):08x}"
 
-    def delete(self, coordinates: tuple[int, ...]) -> None:
-        """Delete a chunk, if it is there."""
-        self._path(coordinates).unlink(missing_ok=True)
-
     def _path(self, coordinates: tuple[int, ...]) -> Path:
         return self._folder / str(self._metadata.encode_chunk_key(coordinates))
 
