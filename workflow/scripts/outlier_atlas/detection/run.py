@@ -98,7 +98,8 @@ def detect(
     heads = sinks.sinking_heads(sunk)
     found = findings(result, store, special, detection, defined, heads, bootstrap, values_of)
     # No token is left out of these.
-    of_all = [*sinks.findings(sunk, store, bootstrap), (tables.PERPLEXITY, losses)]
+    of_losses = tables.PERPLEXITY.under({"bootstrap": bootstrap.record()})
+    of_all = [*sinks.findings(sunk, store, bootstrap), (of_losses, losses)]
     said = detection.exclude.said
     with ThreadPoolExecutor(1) as writer:  # writes a table while the next one is made
         written = [writer.submit(tables.write, folder, *each, said) for each in found]
