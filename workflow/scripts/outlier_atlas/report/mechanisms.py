@@ -62,5 +62,7 @@ def taken_away(rows: Sequence[Row]) -> list[Finding]:
     behind = dropwhile(lambda row: row["draw"] is None, rows[most + 1 :])
     random = [row["ratio"] for row in takewhile(lambda row: row["draw"] is not None, behind)]
     text, definition = ablation.sentence(rows[0], rows[most], random)
-    stands_out = rows[most]["ratio"] > max([1.0, *random])
+    low = rows[most]["ratio_low"]
+    more_than_chance = low is None or low > 1
+    stands_out = more_than_chance and rows[most]["ratio"] > max([1.0, *random])
     return [Finding(text, definition, 4 if stands_out else 1)]

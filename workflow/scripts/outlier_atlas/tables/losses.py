@@ -44,8 +44,10 @@ PERPLEXITY = Table(
 ABLATIONS = Table(
     "ablations",
     "Perplexity of held-out tokens, the sequences of the dataset after the run's own, with "
-    "outliers taken away. The first row is the model as it is. Written where ablation.sequences is "
-    "above 0.",
+    "outliers taken away. The first row is the model as it is. Intervals are over the held-out "
+    "sequences; that of ratio is paired, each draw the same sequences of both models: where it "
+    "does not hold 1, the effect is more than chance over sequences. Written where "
+    "ablation.sequences is above 0.",
     (
         Column(
             "target",
@@ -89,5 +91,7 @@ ABLATIONS = Table(
         LOSS,
         PERPLEXITY_OF_LOSS,
         Column("ratio", pa.float64(), "perplexity / perplexity of the model as it is.", "ratio"),
+        *intervals("loss", unit="nats"),
+        *intervals("perplexity", "ratio", unit="ratio"),
     ),
 )
