@@ -23,8 +23,9 @@ DEFINITION = (
     "Perplexity (exp of the mean negative log-likelihood, each token given all before it in its "
     "own sequence) of held-out tokens: the sequences of the dataset after the run's own. A weight "
     "is taken away by setting it to 0; a channel, by setting the site's value there to 0, or to "
-    "its mean over all of the run's tokens in that layer, for all tokens. Random: as many other "
-    "channels, or another weight of the same matrix, set to 0."
+    "its mean over all of the run's tokens in that layer, for all tokens; an expert, by setting "
+    "its output to 0. Random: as many other channels, another weight of the same matrix, or "
+    "another expert of the layer, set to 0."
 )
 
 INTERVALS = (
@@ -35,6 +36,7 @@ INTERVALS = (
 
 WHAT = {
     "super_weight": "super weight",
+    "super_expert": "super expert",
     "outlier_features": "LLM.int8() outlier features",
     "massive_channel": "massive activations",
     "weight": "weight",
@@ -128,5 +130,7 @@ def _where(row: Row) -> str:
     if row["row"] is not None:
         expert = "" if row["expert"] is None else f" of expert {row['expert']}"
         return f"row {row['row']}, column {row['column']} of the down projection{expert}, {span}"
+    if row["expert"] is not None:
+        return f"expert {row['expert']}, {span}"
     named = channels(map(int, row["channels"].split()))
     return f"{named} of {listed(row['site'].split())}, {span}"

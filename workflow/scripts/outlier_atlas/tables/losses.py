@@ -52,9 +52,9 @@ ABLATIONS = Table(
         Column(
             "target",
             pa.string(),
-            "What is altered: none; super_weight or weight (of a down projection); expert_weight "
-            "(of a routed expert's); "
-            "outlier_features, all of LLM.int8() together; massive_channel; channel.",
+            "What is altered: none; super_weight or weight (of a down projection); super_expert; "
+            "expert_weight (of a routed expert's down projection); outlier_features, all of "
+            "LLM.int8() together; massive_channel; channel.",
         ),
         Column(
             "site",
@@ -69,7 +69,7 @@ ABLATIONS = Table(
             "index",
         ),
         Column("channels", pa.string(), "The channels, ascending, separated by spaces."),
-        Column("expert", pa.int32(), "Of a routed expert's weight the expert, 0-based.", "index"),
+        Column("expert", pa.int32(), "The routed expert, or that of a weight, 0-based.", "index"),
         Column("row", pa.int32(), "Of a weight its row: the output channel, 0-based.", "index"),
         Column(
             "column", pa.int32(), "Of a weight its column: the input channel, 0-based.", "index"
@@ -77,9 +77,11 @@ ABLATIONS = Table(
         Column(
             "intervention",
             pa.string(),
-            "none; zero: the weight is 0, or the site's value at the channels is 0 for all tokens; "
-            "mean: it is the channel's mean over the run's tokens in that layer; random: as many "
-            "other channels that are no target, or another weight of the same matrix, are 0.",
+            "none; zero: the weight is 0, the expert's down_proj output (with its bias) is 0, or "
+            "the site's value at the channels is 0 for all tokens; mean: it is the channel's mean "
+            "over the run's tokens in that layer; random: as many other channels that are no "
+            "target, another weight of the same matrix, or another expert of the layer that is no "
+            "super expert, are 0.",
         ),
         Column("draw", pa.int32(), "Number of the random draw, 0-based.", "index"),
         Column(
