@@ -97,6 +97,10 @@ def test_what_may_be_chance_over_sequences_does_not_stand_out(ratio, low, said, 
     (finding,) = mechanisms.taken_away([UNALTERED, altered(ratio, low=low)])
     assert said in finding.text
     assert finding.striking == striking
+    surer = altered(1.125, low=1.0625)
+    (finding,) = mechanisms.taken_away([UNALTERED, altered(ratio, low=low), surer])
+    assert (said in finding.text) == (striking == 4)
+    assert finding.striking == 4
 
 
 def test_layers_of_one_channel_of_a_token_are_joined():
