@@ -33,13 +33,18 @@ def whole(model):
 
 def loss(loaded, rows=HELDOUT):
     """Mean over the tokens of whole sequences, from all logits at once."""
+    return torch.cat(losses_of(loaded, rows)).double().mean().item()
+
+
+def losses_of(loaded, rows):
+    """Of each sequence the losses of its predicted tokens."""
     losses = []
     with torch.inference_mode():
         for row in rows:
             logits = loaded(torch.tensor([row]), use_cache=False).logits[0].float()
             own = torch.log_softmax(logits[:-1], -1).gather(1, torch.tensor(row[1:])[:, None])
             losses.append(-own[:, 0])
-    return torch.cat(losses).double().mean().item()
+    return losses
 
 
 def set_channel(loaded, site, layer, channel, value):
@@ -71,8 +76,10 @@ def set_channel(loaded, site, layer, channel, value):
 def stage(run):
     """The ablation stage of a run, as `Run.ablate` makes it."""
     return Ablation(
-        run.settings.ablation.model_dump(mode="json"), run.folder, run.store_record, run.tokens,
-        run.folder / "heldout.parquet", run.model_record, run.resources, run.tables, device="cpu",
+        run.settings.ablation.model_dump(mode="json"),
+        run.settings.detection.bootstrap.model_dump(mode="json"), run.folder, run.store_record,
+        run.tokens, run.folder / "heldout.parquet", run.model_record, run.resources, run.tables,
+        device="cpu",
     )  # fmt: skip
 
 

@@ -151,9 +151,10 @@ class Run:
         """The ablation stage alone."""
         ablate(
             Ablation(
-                self.settings.ablation.model_dump(mode="json"), self.folder, self.store_record,
-                self.tokens, self.heldout, self.model_record, self.resources, self.tables,
-                device="cpu",
+                self.settings.ablation.model_dump(mode="json"),
+                self.settings.detection.bootstrap.model_dump(mode="json"),
+                self.folder, self.store_record, self.tokens, self.heldout, self.model_record,
+                self.resources, self.tables, device="cpu",
                 device_memory=self.settings.execution.device_memory,
             )
         )  # fmt: skip

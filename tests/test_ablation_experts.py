@@ -1,13 +1,14 @@
-"""Ablation of weights of experts."""
+"""Ablation of weights of experts, and of whole ones."""
 
 import pytest
 import tiny
 import torch
 import transformers as t
 from ablated import NOTHING, loss, made, whole
+from safetensors.torch import load_file
+from test_report import _section, rendered
 
-
-@pytest.mark.parametrize("architecture", [
+ARCHITECTURES = [
     t.Qwen3MoeConfig(
         **tiny.SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
     ),
@@ -15,7 +16,10 @@ from ablated import NOTHING, loss, made, whole
         **tiny.SIZES | {"intermediate_size": 32}, head_dim=8, num_local_experts=4,
         num_experts_per_tok=2,
     ),
-], ids=lambda c: c.model_type)  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda c: c.model_type)
 def test_a_weight_of_an_expert_set_to_zero_is_that_of_the_whole_model(architecture, tmp_path):
     """Experts are as wide as the residual stream: shapes do not say what is row and column."""
     model = tiny.checkpoint(tmp_path / "model", architecture)
@@ -38,6 +42,73 @@ def test_a_weight_of_an_expert_set_to_zero_is_that_of_the_whole_model(architectu
             experts.down_proj[(row["expert"], *(place[::-1] if turned else place))] = 0
         assert row["loss"] == loss(loaded)
     assert len({row["loss"] for row in rows}) > 2, "they do change the loss"
+
+
+def ablated(model, folder, quantile, **ablation):
+    """A run in which whatever is above a quantile is a super expert, and the loss of each row."""
+    run = made(
+        model, folder, 2, extraction={"sites": ["expert_out", "resid_post"]},
+        detection={
+            "super_experts": {"quantile": quantile, "ratio": 1e-6, "growth": 1e-6},
+            "massive_activations": {"absolute": 1e-6, "ratio": 1.5},
+        },
+        targets=["super_experts"], **ablation,
+    )  # fmt: skip
+    run.ablate()
+    return run, run.table("ablations")[1:], run.table("super_experts")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda c: c.model_type)
+def test_a_super_expert_taken_away_is_one_that_the_router_gives_no_weight(architecture, tmp_path):
+    """Also where experts have biases; and each beside another expert of its layer."""
+    model = tiny.checkpoint(tmp_path / "model", architecture)
+    weights = load_file(model / "model.safetensors")
+    for name in (name for name in weights if name.endswith("proj_bias")):
+        weights[name] += torch.arange(weights[name].numel()).sin().reshape_as(weights[name])
+    tiny.save_weights(model, weights)
+    _, rows, found = ablated(model, tmp_path, 0.5, most=2, random_draws=2)
+    largest = sorted(found, key=lambda row: -abs(row["value"]))[:2]
+    taken = [(row["first_layer"], row["expert"]) for row in rows if row["draw"] is None]
+    assert taken == sorted((row["layer"], row["expert"]) for row in largest)
+    assert len(found) > 2
+    assert [row["intervention"] for row in rows] == ["zero", "random", "random"] * 2
+    assert {row["target"] for row in rows} == {"super_expert"}
+    super_experts = {(row["layer"], row["expert"]) for row in found}
+    for index, row in enumerate(rows):
+        layer, expert = row["first_layer"], row["expert"]
+        assert layer == row["last_layer"] == taken[index // 3][0]
+        assert ((layer, expert) in super_experts) == (row["draw"] is None)
+        loaded = whole(model)
+        experts = loaded.get_submodule(f"model.layers.{layer}.mlp.experts")
+        forward = experts.forward
+
+        def without(hidden, chosen, weights, forward=forward, expert=expert):
+            return forward(hidden, chosen, weights.masked_fill(chosen == expert, 0))
+
+        experts.forward = without
+        assert row["loss"] == loss(loaded)
+    assert len({row["loss"] for row in rows}) > 3, "they do change the loss"
+
+
+def test_where_all_experts_of_a_layer_are_super_there_is_no_other(qwen3_moe, tmp_path):
+    _, rows, found = ablated(qwen3_moe, tmp_path, 1e-9, most=1000, random_draws=1)
+    every = dict.fromkeys(range(4), 0)
+    for row in found:
+        every[row["layer"]] += 1
+    whole_layers = {layer for layer, experts in every.items() if experts == 8}
+    random = {row["first_layer"] for row in rows if row["draw"] is not None}
+    assert random == {*every} - whole_layers
+    assert random
+    assert whole_layers
+
+
+def test_the_report_names_a_super_expert_that_was_taken_away(qwen3_moe, tmp_path):
+    run, rows, _ = ablated(qwen3_moe, tmp_path, 0.9, most=1, random_draws=4)
+    assert len({row["expert"] for row in rows[1:]}) > 1, "another draw each time"
+    page, _ = rendered(run, ablations=True)
+    where = f"expert {rows[0]['expert']}, layer {rows[0]['first_layer']}"
+    cells = f'<td class="left">super expert</td><td class="left wrap">{where}</td>'
+    assert cells in _section(page, "ablation")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """The sentences on super weights, super experts, sinks and ablations, from rows of their tables."""
 
+import pytest
+
 from outlier_atlas.report import mechanisms
 from outlier_atlas.report.criteria import joined
 
 UNALTERED = {"draw": None, "ratio": 1.0, "perplexity": 20.0, "intervention": "none"}
 
 
-def altered(ratio, target="super_weight", intervention="zero", draw=None, **places):
+def altered(ratio, target="super_weight", intervention="zero", draw=None, low=None, **places):
+    ends = {"ratio_low": low, "ratio_high": None if low is None else 2 * ratio - low}
     places = {"expert": None, "row": 5, "column": 9, "first_layer": 2, "last_layer": 2, **places}
     return {
         "target": target, "intervention": intervention, "draw": draw, "ratio": ratio,
-        "perplexity": 20 * ratio, **places,
+        "perplexity": 20 * ratio, **ends, **places,
     }  # fmt: skip
 
 
@@ -79,6 +82,25 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
     (dull,) = mechanisms.taken_away(rows[:3])
     assert dull.striking == 1
     assert mechanisms.taken_away(rows[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "said", "striking"),
+    [
+        (1.5, 1.25, "30, 1.5 (1.25 to 1.75) times the model's own", 4),
+        (1.5, 1.0, "30, 1.5 (1 to 2) times", 1),
+        (1.0004, 0.99999, "20.01, 1.00040 (0.9999900 to 1.00081) times", 1),
+        (1.5, None, "30, 1.5 times", 4),
+    ],
+)
+def test_what_may_be_chance_over_sequences_does_not_stand_out(ratio, low, said, striking):
+    (finding,) = mechanisms.taken_away([UNALTERED, altered(ratio, low=low)])
+    assert said in finding.text
+    assert finding.striking == striking
+    surer = altered(1.125, low=1.0625)
+    (finding,) = mechanisms.taken_away([UNALTERED, altered(ratio, low=low), surer])
+    assert (said in finding.text) == (striking == 4)
+    assert finding.striking == 4
 
 
 def test_layers_of_one_channel_of_a_token_are_joined():

@@ -13,6 +13,7 @@ from outlier_atlas import tables
 from outlier_atlas.statistics import largest_sequences
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.largest_sequences import LargestSequences
+from outlier_atlas.statistics.outlier_features import SHARES
 
 RESAMPLES, SEED, LEVEL = 200, 3, 0.9
 
@@ -89,6 +90,24 @@ def test_an_infinite_maximum_is_a_number_of_its_draws():
     want = interval(lambda draw: np.fmax.reduce(of_sequences[draw]), 4)
     assert want == (2.0, np.inf)
     assert Bootstrap(4, RESAMPLES, SEED, LEVEL).maxima(of_sequences) == want
+
+
+@pytest.mark.parametrize("above", [
+    [1.0, np.inf, 5.0, 2.5], [1.0, -np.inf, 5.0, -np.inf], [-np.inf, np.inf, 5.0, 2.5],
+])  # fmt: skip
+def test_an_infinite_part_is_in_the_draws_that_hold_its_sequence_alone(above):
+    """An infinite loss of a token: the other sequences have a mean all the same."""
+    above, below = np.array(above), np.array([3, 2, 4, 6])
+
+    def mean(draw):
+        with np.errstate(invalid="ignore"):
+            return above[draw].sum() / below[draw].sum()
+
+    want = interval(mean, 4)
+    assert np.isinf(want).any()
+    got = Bootstrap(4, RESAMPLES, SEED, LEVEL).ratios(above, below)
+    assert got == pytest.approx(want, rel=1e-15)  # sums in another order
+    assert Bootstrap(4, RESAMPLES, SEED, LEVEL).ratios(np.full(4, np.nan), below) is None
 
 
 ROWS = [[5, 17, 200, 9, 33], [40, 6, 7, 80, 90, 11, 12], [60, 61, 5], [7, 7, 99, 100, 280, 14]]
@@ -236,6 +255,24 @@ def test_intervals_of_outlier_features(dense):
     })  # fmt: skip
 
 
+def test_a_draw_without_a_position_that_counts_has_no_share(tmp_path):
+    """One of two sequences has tokens that count: each draw that has a share has the same."""
+    detection = {
+        "bootstrap": BOOTSTRAP, "llm_int8": {"threshold": 2.5}, "exclude": {"first_positions": 2},
+    }  # fmt: skip
+    extraction = {"sites": ["attn_in", "mlp_in"]}
+    model, rows = tiny.llama(tmp_path / "model"), [[60, 61], ROWS[1]]
+    data = config(model, rows, tmp_path / "d", extraction=extraction, detection=detection)
+    run = Run(tmp_path, data)
+    run.all()
+    assert [0, 0] in drawn(2, BOOTSTRAP["resamples"])
+    features = run.table("llm_int8_features")
+    assert features
+    for row in features:
+        for share in SHARES:
+            assert row[share] == row[f"{share}_low"] == row[f"{share}_high"], share
+
+
 def test_intervals_of_massive_channels(dense):
     massive = dense.table("massive_activations")
 
@@ -358,8 +395,7 @@ def test_files_name_the_settings_that_their_numbers_depend_on(dense, mixture):
     for run in (dense, mixture):
         for table in (*tables.TABLES, *tables.WEIGHT_TABLES):
             named |= {(run, table.name): tables.parameters(run.tables, table)}
-            # The run writes it without them.
-            if table.has_intervals and table is not tables.PERPLEXITY:
+            if table.has_intervals:
                 assert named[run, table.name]["bootstrap"] == BOOTSTRAP, table.name
     for table, block, key, value in (
         ("criteria", "llm_int8", "threshold", 2.5),

@@ -65,6 +65,7 @@ rule ablate:
         device_memory=SETTINGS.execution.device_memory or "",
     params:
         ablation=SETTINGS.ablation.model_dump(mode="json"),
+        bootstrap=SETTINGS.detection.bootstrap.model_dump(mode="json"),
         trust_remote_code=SETTINGS.model.trust_remote_code,
     message:
         "Perplexity of held-out tokens, with outliers taken away"

@@ -14,6 +14,7 @@ def main(job):
     ablate(
         Ablation(
             settings=job.params.ablation,
+            bootstrap=job.params.bootstrap,
             run=store.parents[1],
             store_record=store,
             tokens=Path(job.input.tokens),

@@ -10,9 +10,15 @@ from typing import get_args
 import torch
 from torch import nn
 
-from outlier_atlas.ablation.variants import Edit, SetChannel, ZeroExpertWeight, ZeroWeight
+from outlier_atlas.ablation.variants import (
+    Edit,
+    SetChannel,
+    ZeroExpert,
+    ZeroExpertWeight,
+    ZeroWeight,
+)
 from outlier_atlas.model.architecture import Architecture
-from outlier_atlas.model.experts import down_projection
+from outlier_atlas.model.experts import biases, down_projection
 from outlier_atlas.model.roles import Tap, is_transposed, width
 from outlier_atlas.settings.sites import EXPERT_OUT, AlterableSite
 
@@ -59,8 +65,9 @@ def weights_zeroed(
     before = []
     try:
         for edit in edits:
-            if not isinstance(edit, SetChannel) and edit.layer in layers:
-                weight, index = _weight(decoder, architecture, edit)
+            if isinstance(edit, SetChannel) or edit.layer not in layers:
+                continue
+            for weight, index in _weights(decoder, architecture, edit):
                 before.append((weight, index, weight[index].clone()))
                 weight[index] = 0
         yield
@@ -84,11 +91,25 @@ def experts_of(architecture: Architecture, layer: int) -> Tap:
     return sites[EXPERT_OUT]
 
 
-def _weight(
-    decoder: nn.Module, architecture: Architecture, edit: ZeroWeight | ZeroExpertWeight
-) -> tuple[torch.Tensor, tuple[int, ...]]:
+Weight = tuple[torch.Tensor, tuple[int, ...]]
+"""A parameter, and an index into it."""
+
+
+def _weights(
+    decoder: nn.Module, architecture: Architecture, edit: ZeroWeight | ZeroExpertWeight | ZeroExpert
+) -> list[Weight]:
+    if isinstance(edit, ZeroExpert):
+        experts = decoder.get_submodule(experts_of(architecture, edit.layer).module)
+        down = down_projection(experts)
+        assert down is not None
+        # What is added before the down projection comes to nothing behind it.
+        return [(parameter, (edit.expert,)) for parameter in (down, *biases(experts))]
     if isinstance(edit, ZeroExpertWeight):
-        return _weight_of_expert(decoder, architecture, edit)
+        return [_weight_of_expert(decoder, architecture, edit)]
+    return [_weight_of_layer(decoder, architecture, edit)]
+
+
+def _weight_of_layer(decoder: nn.Module, architecture: Architecture, edit: ZeroWeight) -> Weight:
     module = decoder.get_submodule(tap_of(architecture, "mlp_hidden", edit.layer).module)
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
@@ -98,7 +119,7 @@ def _weight(
 
 def _weight_of_expert(
     decoder: nn.Module, architecture: Architecture, edit: ZeroExpertWeight
-) -> tuple[torch.Tensor, tuple[int, ...]]:
+) -> Weight:
     experts = decoder.get_submodule(experts_of(architecture, edit.layer).module)
     weight = down_projection(experts)
     assert weight is not None

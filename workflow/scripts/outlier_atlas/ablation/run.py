@@ -40,6 +40,7 @@ from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.ablation import AblationSettings
 from outlier_atlas.settings.extraction import even_ranges
+from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
@@ -59,6 +60,7 @@ class Ablation:
 
     Attributes:
         settings: the `ablation` section of the configuration.
+        bootstrap: the block `detection.bootstrap`.
         run: folder of the run.
         store_record: the layout of its store.
         tokens: the run's own token store.
@@ -73,6 +75,7 @@ class Ablation:
     """
 
     settings: Mapping[str, Any]
+    bootstrap: Mapping[str, Any]
     run: Path
     store_record: Path
     tokens: Path
@@ -140,8 +143,10 @@ def ablate(ablation: Ablation) -> None:
     _run_all(ablation, variants, streams)
     streams.delete_streams()
     losses = {key: streams.losses(key) for key in variants}
-    found = columns(trials, losses, ablation.held.sequence_starts)
-    tables.write(ablation.tables, tables.ABLATIONS, found)
+    bootstrap = Bootstrap(ablation.held.sequences, **ablation.bootstrap)
+    found = columns(trials, losses, ablation.held.sequence_starts, bootstrap)
+    table = tables.ABLATIONS.under({"bootstrap": bootstrap.record()})
+    tables.write(ablation.tables, table, found)
 
 
 def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Streams) -> None:

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas.ablation.variants import UNALTERED, Trial
+from outlier_atlas.detection.columns import Columns, interval_columns
+from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
+from outlier_atlas.statistics.losses import counts, predicted, sums
 
 
 def columns(
     trials: Sequence[Trial],
     losses: Mapping[str, NDArray[np.float32]],
     sequence_starts: NDArray[np.int64],
-) -> dict[str, Any]:
+    bootstrap: Bootstrap,
+) -> Columns:
     """The columns of `ablations`, a row for each trial.
 
     Args:
         losses: of each variant, by its key: (token,).
         sequence_starts: (sequences + 1,), of the held-out tokens.
+        bootstrap: draws of the held-out sequences.
     """
-    predicted = np.ones(int(sequence_starts[-1]), bool)
-    predicted[sequence_starts[:-1]] = False
-    mean = {key: float(np.mean(of[predicted], dtype=np.float64)) for key, of in losses.items()}
+    of = {key: predicted(losses_T, sequence_starts) for key, losses_T in losses.items()}
+    mean = {key: float(np.mean(np.concatenate(each), dtype=np.float64)) for key, each in of.items()}
     own = [mean[trial.variant.key] for trial in trials]
+    tokens = counts(of[UNALTERED.key])
     return {
         "target": [t.target for t in trials],
         "site": [" ".join(t.sites) or None for t in trials],
@@ -38,11 +42,45 @@ def columns(
         "column": [t.column for t in trials],
         "intervention": [t.intervention for t in trials],
         "draw": [t.draw for t in trials],
-        "tokens": [int(predicted.sum())] * len(trials),
+        "tokens": [int(tokens.sum())] * len(trials),
         "loss": own,
         "perplexity": [_exp(loss) for loss in own],
         "ratio": [_exp(loss - mean[UNALTERED.key]) for loss in own],
+        **_intervals(trials, {key: sums(each) for key, each in of.items()}, tokens, bootstrap),
     }
+
+
+def _intervals(
+    trials: Sequence[Trial],
+    losses: Mapping[str, NDArray[np.float64]],
+    tokens: NDArray[np.int64],
+    bootstrap: Bootstrap,
+) -> Columns:
+    """The intervals' columns; those of ratios are paired.
+
+    A draw holds the same sequences of the altered and of the unaltered model, so that what both
+    have in common (some text is harder than other text) is not in the interval of their ratio.
+
+    Args:
+        losses: of each variant, by its key, the sums of each sequence: (sequence,).
+        tokens: predicted tokens of each sequence: (sequence,).
+    """
+    with np.errstate(invalid="ignore"):  # the difference of two infinite losses is NaN
+        more = {key: each - losses[UNALTERED.key] for key, each in losses.items()}
+    own, differences = (
+        {key: bootstrap.ratios(parts, tokens) for key, parts in of.items()} for of in (losses, more)
+    )
+    keys = [trial.variant.key for trial in trials]
+    return {
+        **interval_columns("loss", [own[key] for key in keys]),
+        **interval_columns("perplexity", [_exp_of(own[key]) for key in keys]),
+        **interval_columns("ratio", [_exp_of(differences[key]) for key in keys]),
+    }
+
+
+def _exp_of(interval: Interval) -> Interval:
+    """exp rises, so that the ends of an interval become the ends of that of the exponentials."""
+    return interval and (_exp(interval[0]), _exp(interval[1]))
 
 
 def _exp(value: float) -> float:

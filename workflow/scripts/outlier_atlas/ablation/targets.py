@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,11 +16,14 @@ from outlier_atlas.ablation.variants import (
     SetChannel,
     Trial,
     Variant,
+    ZeroExpert,
     ZeroExpertWeight,
     ZeroWeight,
 )
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.settings.ablation import AblationSettings
+
+Place = TypeVar("Place", bound=int | tuple[int, int])
 
 Means = Callable[[str, int, int], float]
 """The mean of a site's channel in a layer: site, layer, channel."""
@@ -74,6 +77,7 @@ class Found:
         trials = [Trial("none", "none", UNALTERED)]
         for target, layer, row, column in weights:
             trials += self._of_weight(target, ZeroWeight(layer, row, column))
+        trials += self._of_super_experts()
         for place in self.settings.expert_weights:
             trials += self._of_expert_weight(ZeroExpertWeight(*place))
         for each in sets:
@@ -120,7 +124,7 @@ class Found:
         for row in (row for channel, row in first.items() if channel in taken):
             yield Channels("massive_channel", ((row["site"], row["layer"]),), (row["channel"],))
 
-    def _largest(self, magnitudes: Mapping[int, float]) -> set[int]:
+    def _largest(self, magnitudes: Mapping[Place, float]) -> set[Place]:
         """Those with the largest magnitudes, as many as are taken away; the lower of equals."""
         ordered = sorted(magnitudes, key=lambda each: (-magnitudes[each], each))
         return {*ordered[: self.settings.most]}
@@ -175,6 +179,21 @@ class Found:
                 "expert_weight", "zero" if draw is None else "random", Variant((each,)),
                 expert=each.expert, row=each.row, column=each.column, draw=draw,
             )  # fmt: skip
+
+    def _of_super_experts(self) -> Iterator[Trial]:
+        if "super_experts" not in self.settings.targets:
+            return
+        rows = tables.read(self.tables, tables.SUPER_EXPERTS).to_pylist()
+        outputs = {(row["layer"], row["expert"]): abs(row["value"]) for row in rows}
+        for layer, expert in sorted(self._largest(outputs)):
+            experts = range(experts_of(self.architecture, layer).experts)
+            others = [each for each in experts if (layer, each) not in outputs]
+            draws = range(self.settings.random_draws if others else 0)
+            drawn = [int(self._draw(draw).choice(others)) for draw in draws]
+            for draw, each in [(None, expert), *enumerate(drawn)]:
+                how = "zero" if draw is None else "random"
+                variant = Variant((ZeroExpert(layer, each),))
+                yield Trial("super_expert", how, variant, expert=each, draw=draw)
 
     def _width(self, of: Channels) -> int:
         """The channels that all of its sites have."""

@@ -1,4 +1,4 @@
-"""What is altered: channels that are set to a value, and weights that are set to zero."""
+"""What is altered: channels that are set to a value, weights and experts that are set to zero."""
 
 from __future__ import annotations
 
@@ -37,7 +37,15 @@ class ZeroExpertWeight:
     column: int
 
 
-Edit = SetChannel | ZeroWeight | ZeroExpertWeight
+@dataclass(frozen=True, order=True)
+class ZeroExpert:
+    """A routed expert whose output is zero, as if the router gave it no weight."""
+
+    layer: int
+    expert: int
+
+
+Edit = SetChannel | ZeroWeight | ZeroExpertWeight | ZeroExpert
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,8 @@ class Trial:
         target: kind of what was taken away.
         sites, channels: of channels.
         layers: first and last altered layer; None for the model as it is.
-        expert, row, column: of a weight; the expert where it is of a routed one.
+        expert: a routed expert, or that of a weight.
+        row, column: of a weight.
         intervention: `none`, `zero`, `mean` or `random`.
         draw: number of the draw.
         variant: the model so altered.

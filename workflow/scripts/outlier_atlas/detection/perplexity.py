@@ -9,6 +9,7 @@ from outlier_atlas import tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.columns import Columns, interval_columns
 from outlier_atlas.statistics.bootstrap import Bootstrap
+from outlier_atlas.statistics.losses import counts, predicted, sums
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.layout import Layout
 
@@ -27,13 +28,8 @@ def perplexity(arrays: Arrays, layout: Layout, tokens: TokenStore, bootstrap: Bo
             for chunk in range(layout.chunks)
         ]
     )
-    own = [
-        losses_T[start + 1 : stop]
-        for start, stop in zip(tokens.sequence_starts[:-1], tokens.sequence_starts[1:], strict=True)
-    ]
-    ends = bootstrap.ratios(
-        np.array([each.sum(dtype=np.float64) for each in own]), np.array([*map(len, own)])
-    )
+    own = predicted(losses_T, tokens.sequence_starts)
+    ends = bootstrap.ratios(sums(own), counts(own))
     of_rows = [*[None] * tokens.sequences, ends]
     exponents = [*[None] * tokens.sequences, ends and (np.exp(ends[0]), np.exp(ends[1]))]
     return {

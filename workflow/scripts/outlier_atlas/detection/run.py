@@ -101,7 +101,8 @@ def detect(
     heads = sinks.sinking_heads(sunk)
     found = findings(result, store, special, detection, defined, heads, bootstrap, values_of)
     # No token is left out of these.
-    of_all = [*sinks.findings(sunk, store, bootstrap), (tables.PERPLEXITY, losses)]
+    of_losses = tables.PERPLEXITY.under({"bootstrap": bootstrap.record()})
+    of_all = [*sinks.findings(sunk, store, bootstrap), (of_losses, losses)]
     said = detection.exclude.said
     # Tables wait for the disk together, while the next one is made.
     with ThreadPoolExecutor(WRITERS) as writers:

@@ -37,6 +37,13 @@ def down_projection(module: nn.Module) -> nn.Parameter | None:
     return found[0] if len(found) == 1 else None
 
 
+def biases(module: nn.Module) -> list[nn.Parameter]:
+    """The biases of fused experts, (expert, channel)."""
+    down = down_projection(module)
+    assert down is not None
+    return [p for p in module.parameters(recurse=False) if p.dim() == 2 and len(p) == len(down)]
+
+
 def routed_experts(module: nn.Module, call: Call) -> int | None:
     """To how many experts a token is routed; None where their computation cannot be followed.
 
@@ -114,8 +121,7 @@ class ExpertRecorder(TorchFunctionMode):
         down = down_projection(experts)
         assert down is not None
         self._down = down
-        parameters = experts.parameters(recurse=False)
-        self._biases_of_experts = [p for p in parameters if p.dim() == 2 and len(p) == len(down)]
+        self._biases_of_experts = biases(experts)
         routing = [tensor for tensor in given if not tensor.is_floating_point()]
         if len(routing) != 1 or [given[0].dim(), routing[0].dim()] != [2, 2]:
             raise NotFollowedError("they are not given each token's experts")

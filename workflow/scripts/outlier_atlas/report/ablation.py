@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from outlier_atlas.report.text import channels, count, layers, listed, number
+from outlier_atlas.report.text import (
+    bracketed,
+    channels,
+    count,
+    interval,
+    layers,
+    listed,
+    number,
+    times,
+)
 
 Row = dict[str, Any]
 
@@ -14,12 +23,20 @@ DEFINITION = (
     "Perplexity (exp of the mean negative log-likelihood, each token given all before it in its "
     "own sequence) of held-out tokens: the sequences of the dataset after the run's own. A weight "
     "is taken away by setting it to 0; a channel, by setting the site's value there to 0, or to "
-    "its mean over all of the run's tokens in that layer, for all tokens. Random: as many other "
-    "channels, or another weight of the same matrix, set to 0."
+    "its mean over all of the run's tokens in that layer, for all tokens; an expert, by setting "
+    "its output to 0. Random: as many other channels, another weight of the same matrix, or "
+    "another expert of the layer, set to 0."
+)
+
+INTERVALS = (
+    "Small type under numbers: bootstrap intervals over the held-out sequences "
+    "(detection.bootstrap). Those of “times the model's own” are paired, each draw the same "
+    "sequences of both: where one does not hold 1, the effect is more than chance over sequences."
 )
 
 WHAT = {
     "super_weight": "super weight",
+    "super_expert": "super expert",
     "outlier_features": "LLM.int8() outlier features",
     "massive_channel": "massive activations",
     "weight": "weight",
@@ -42,8 +59,9 @@ def section(rows: Sequence[Row]) -> Row:
     return {
         "definition": DEFINITION,
         "tokens": count(unaltered["tokens"], "token"),
-        "perplexity": number(unaltered["perplexity"]),
+        "perplexity": number(unaltered["perplexity"]) + bracketed(unaltered, "perplexity", number),
         "rows": shown,
+        "intervals": "" if unaltered["perplexity_low"] is None else INTERVALS,
     }
 
 
@@ -57,11 +75,12 @@ def sentence(unaltered: Row, altered: Row, random: Sequence[float]) -> tuple[str
     text = (
         f"Without the {WHAT[altered['target']]} ({_where(altered)}, set to "
         f"{altered['intervention']}) the perplexity of held-out tokens is "
-        f"{number(altered['perplexity'])}, {number(altered['ratio'])} times the model's own "
+        f"{number(altered['perplexity'])}, {times(altered['ratio'])}"
+        f"{bracketed(altered, 'ratio', times)} times the model's own "
         f"{number(unaltered['perplexity'])}"
     )
     if random:
-        text += f"; {count(len(random), 'random draw')}: {_from_to(sorted(random))} times"
+        text += f"; {count(len(random), 'random draw')}: {_from_to(random, times)} times"
     return f"{text}.", DEFINITION
 
 
@@ -75,26 +94,35 @@ def _one(row: Row) -> Row:
         "where": _where(row),
         "how": row["intervention"],
         "perplexity": number(row["perplexity"]),
-        "ratio": number(row["ratio"]),
+        "perplexity_ends": interval(row, "perplexity", number),
+        "ratio": times(row["ratio"]),
+        "ratio_ends": interval(row, "ratio", times),
     }
 
 
 def _random(draws: Sequence[Row]) -> Row:
-    """The draws of one target, from the least ratio to the largest."""
-    ratios = sorted(draw["ratio"] for draw in draws)
-    perplexities = sorted(draw["perplexity"] for draw in draws)
+    """The draws of one target, from the least to the largest."""
     return {
         "what": "",
         "where": f"{count(len(draws), 'random draw')} of as many",
         "how": "zero",
-        "perplexity": _from_to(perplexities),
-        "ratio": _from_to(ratios),
+        "perplexity": _from_to([draw["perplexity"] for draw in draws], number),
+        "perplexity_ends": _outermost(draws, "perplexity", number),
+        "ratio": _from_to([draw["ratio"] for draw in draws], times),
+        "ratio_ends": _outermost(draws, "ratio", times),
     }
 
 
-def _from_to(ascending: Sequence[float]) -> str:
-    first, last = number(ascending[0]), number(ascending[-1])
+def _from_to(numbers: Sequence[float], said: Callable[[float], str]) -> str:
+    first, last = said(min(numbers)), said(max(numbers))
     return first if first == last else f"{first} to {last}"
+
+
+def _outermost(draws: Sequence[Row], name: str, said: Callable[[float], str]) -> str:
+    """From the lowest to the highest end of the intervals of several draws; empty without any."""
+    ends = [draw[f"{name}_{end}"] for draw in draws for end in ("low", "high")]
+    known = [end for end in ends if end is not None]
+    return f"{said(min(known))} to {said(max(known))}" if known else ""
 
 
 def _where(row: Row) -> str:
@@ -102,5 +130,7 @@ def _where(row: Row) -> str:
     if row["row"] is not None:
         expert = "" if row["expert"] is None else f" of expert {row['expert']}"
         return f"row {row['row']}, column {row['column']} of the down projection{expert}, {span}"
+    if row["expert"] is not None:
+        return f"expert {row['expert']}, {span}"
     named = channels(map(int, row["channels"].split()))
     return f"{named} of {listed(row['site'].split())}, {span}"

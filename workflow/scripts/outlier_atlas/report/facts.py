@@ -40,16 +40,20 @@ def facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
     return [(name, visible(value)) for name, value in facts]
 
 
-def intervals(bootstrap: Mapping[str, Any], sequences: int) -> str:
+def intervals(configuration: Mapping[str, Any], sequences: int, ablations: bool) -> str:
     """What the page's intervals are.
 
     Args:
-        bootstrap: the block `detection.bootstrap`.
         sequences: of the run.
+        ablations: whether outliers were taken away, on sequences of their own.
     """
+    none = "One sequence is all there is: no number has an interval over sequences"
+    heldout = configuration["ablation"]["sequences"] if ablations else 0
+    if max(sequences, heldout) < 2:
+        return f"{none}."
+    said = BootstrapSettings.model_validate(configuration["detection"]["bootstrap"]).said
     if sequences < 2:
-        return "One sequence is all there is: no number has an interval over sequences."
-    said = BootstrapSettings.model_validate(bootstrap).said
+        return f"{none}, but for those of what is taken away; in small type under these: {said}"
     return f"In brackets, and in small type under numbers: {said}"
 
 

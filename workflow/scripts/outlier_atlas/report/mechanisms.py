@@ -53,14 +53,22 @@ def attention_sinks(
 
 
 def taken_away(rows: Sequence[Row]) -> list[Finding]:
-    """What raises the perplexity most, beside its random draws; `rows` of ablations."""
+    """What raises the perplexity most, beside its random draws; `rows` of ablations.
+
+    What may be chance over sequences comes behind all that is more.
+    """
     altered = [at for at, row in enumerate(rows) if at and row["draw"] is None]
     if not altered:
         return []
-    most = max(altered, key=lambda at: rows[at]["ratio"])
+    most = max(altered, key=lambda at: (_more_than_chance(rows[at]), rows[at]["ratio"]))
     # A target's random draws stand behind all that was done to it.
     behind = dropwhile(lambda row: row["draw"] is None, rows[most + 1 :])
     random = [row["ratio"] for row in takewhile(lambda row: row["draw"] is not None, behind)]
     text, definition = ablation.sentence(rows[0], rows[most], random)
-    stands_out = rows[most]["ratio"] > max([1.0, *random])
+    stands_out = _more_than_chance(rows[most]) and rows[most]["ratio"] > max([1.0, *random])
     return [Finding(text, definition, 4 if stands_out else 1)]
+
+
+def _more_than_chance(row: Row) -> bool:
+    """Whether its interval over sequences, where it has one, is above 1."""
+    return row["ratio_low"] is None or bool(row["ratio_low"] > 1)

@@ -138,7 +138,6 @@ def _head(
     store = read_record(inputs.store_record)
     style = (HERE / "style.css").read_text("utf-8")
     losses = tables.read(inputs.tables, tables.PERPLEXITY).to_pylist()
-    detection = inputs.configuration["detection"]
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
@@ -152,7 +151,7 @@ def _head(
         "tokens_said": tokens_said,
         "alarms": alarms(evidence),
         "left_out": _left_out(inputs),
-        "intervals": facts.intervals(detection["bootstrap"], tokens["sequences"]),
+        "intervals": facts.intervals(inputs.configuration, tokens["sequences"], inputs.ablations),
         "findings": sentences,
         # Our own file, and the only text that is not escaped.
         "style": Markup(style),

@@ -42,6 +42,14 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def times(ratio: float) -> str:
+    """A ratio, with two digits of how far it is from 1 where that is little: only 1 is `1`."""
+    apart = abs(ratio - 1)
+    if not 0 < apart < 0.01:
+        return number(ratio)
+    return f"{ratio:.{1 - math.floor(math.log10(apart))}f}"
+
+
 def interval(row: Mapping[str, Any], name: str, said: Callable[[float], str]) -> str:
     """The interval over sequences of a number: `170 to 179`; empty where it has none."""
     low, high = (row[f"{name}_{end}"] for end in ("low", "high"))

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from outlier_atlas.settings.section import PositiveInt, Section, refuse_repeats
 from outlier_atlas.settings.sites import AlterableSite
 
-Found = Literal["super_weights", "outlier_features", "massive_channels"]
+Found = Literal["super_weights", "super_experts", "outlier_features", "massive_channels"]
 Intervention = Literal["zero", "mean"]
 Index = Annotated[int, Field(ge=0, strict=True)]
 # YAML has lists where these are tuples.
@@ -27,15 +27,16 @@ class AblationSettings(Section):
         "leaves the stage out.",
     )
     targets: list[Found] = Field(
-        ["super_weights", "outlier_features", "massive_channels"],
-        description="What of the run's findings is taken away: each super weight; all LLM.int8() "
-        "outlier features together, at the sites of the criterion and in all layers at once, as in "
-        "the paper; each massive channel, in the first layer in which it is massive.",
+        ["super_weights", "super_experts", "outlier_features", "massive_channels"],
+        description="What of the run's findings is taken away: each super weight; each super "
+        "expert; all LLM.int8() outlier features together, at the sites of the criterion and in "
+        "all layers at once, as in the paper; each massive channel, in the first layer in which it "
+        "is massive.",
     )
     most: PositiveInt = Field(
         8,
-        description="Super weights and massive channels taken away: at most so many of each, those "
-        "with the largest |output| and |value|.",
+        description="Super weights, super experts and massive channels taken away: at most so many "
+        "of each, those with the largest |output| and |value|.",
     )
     weights: list[Weight] = Field(
         [],
@@ -55,12 +56,13 @@ class AblationSettings(Section):
     interventions: Annotated[list[Intervention], Field(min_length=1)] = Field(
         ["zero", "mean"],
         description="What a channel is set to, for all tokens: `zero`, or `mean`, its mean over "
-        "the run's tokens, for which the site must be measured. Weights are set to zero.",
+        "the run's tokens, for which the site must be measured. Weights and the outputs of experts "
+        "are set to zero.",
     )
     random_draws: Annotated[int, Field(ge=0, le=1000)] = Field(
         3,
-        description="How often as many channels, or weights of the same matrix, drawn at random "
-        "are set to zero instead.",
+        description="How often as many channels, weights of the same matrix, or experts of the "
+        "layer, drawn at random are set to zero instead.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of the draws.")
 

@@ -79,11 +79,23 @@ class Bootstrap:
         return self.ratios(np.where(there, of_sequences, 0), there)
 
     def ratios(self, above: NDArray[Any], below: NDArray[Any]) -> Interval:
-        """The interval of a ratio of two sums over sequences, given each sequence's part."""
+        """The interval of a ratio of two sums over sequences, given each sequence's part.
+
+        An infinite part above makes the draws that hold its sequence infinite, and no others.
+        """
         if self.sequences < 2:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.interval((self.weights @ above) / (self.weights @ below))
+            return self.interval(self._sums(above) / (self.weights @ below))
+
+    def _sums(self, of_sequences: NDArray[Any]) -> Float64:
+        """(resample,): the sum over the sequences of each draw."""
+        infinite = np.isinf(of_sequences)
+        # A draw without a sequence has it 0 times, and 0 * inf is NaN.
+        sums = self.weights @ np.where(infinite, 0, of_sequences)
+        for sequence in np.flatnonzero(infinite):
+            sums[self._drawn[sequence]] += of_sequences[sequence]
+        return sums
 
     def interval(self, of_resamples: NDArray[Any]) -> Interval:
         """The percentile interval of a number, given that of each draw; NaN where it has none."""

@@ -116,7 +116,8 @@ class OutlierFeatures:
     def intervals(self, channel: int, bootstrap: Bootstrap) -> dict[str, Interval]:
         """Of a channel's shares the intervals over sequences, by the name of the share.
 
-        A draw counts the layers and tensors that are affected in its own sequences.
+        A draw counts the layers and tensors that are affected in its own sequences; one without a
+        position that counts has no share.
         """
         weights = bootstrap.weights
         counts = weights @ self._counts.of(channel).T  # (resample, tensor)
@@ -128,8 +129,8 @@ class OutlierFeatures:
         union, positive = self._union.of(channel)[0], self._positive.of(channel)[0]
         with np.errstate(divide="ignore", invalid="ignore"):
             draws = {
-                "layer_share_layers": by_layer.mean(axis=1),
-                "layer_share_tensors": affected.mean(axis=1),
+                "layer_share_layers": np.where(positions > 0, by_layer.mean(axis=1), np.nan),
+                "layer_share_tensors": np.where(positions > 0, affected.mean(axis=1), np.nan),
                 "position_share_union": weights @ union / positions,
                 "position_share_mean": counts.sum(axis=1)
                 / np.maximum(affected.sum(axis=1), 1)

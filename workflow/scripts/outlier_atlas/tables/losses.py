@@ -44,15 +44,17 @@ PERPLEXITY = Table(
 ABLATIONS = Table(
     "ablations",
     "Perplexity of held-out tokens, the sequences of the dataset after the run's own, with "
-    "outliers taken away. The first row is the model as it is. Written where ablation.sequences is "
-    "above 0.",
+    "outliers taken away. The first row is the model as it is. Intervals are over the held-out "
+    "sequences; that of ratio is paired, each draw the same sequences of both models: where it "
+    "does not hold 1, the effect is more than chance over sequences. Written where "
+    "ablation.sequences is above 0.",
     (
         Column(
             "target",
             pa.string(),
-            "What is altered: none; super_weight or weight (of a down projection); expert_weight "
-            "(of a routed expert's); "
-            "outlier_features, all of LLM.int8() together; massive_channel; channel.",
+            "What is altered: none; super_weight or weight (of a down projection); super_expert; "
+            "expert_weight (of a routed expert's down projection); outlier_features, all of "
+            "LLM.int8() together; massive_channel; channel.",
         ),
         Column(
             "site",
@@ -67,7 +69,7 @@ ABLATIONS = Table(
             "index",
         ),
         Column("channels", pa.string(), "The channels, ascending, separated by spaces."),
-        Column("expert", pa.int32(), "Of a routed expert's weight the expert, 0-based.", "index"),
+        Column("expert", pa.int32(), "The routed expert, or that of a weight, 0-based.", "index"),
         Column("row", pa.int32(), "Of a weight its row: the output channel, 0-based.", "index"),
         Column(
             "column", pa.int32(), "Of a weight its column: the input channel, 0-based.", "index"
@@ -75,9 +77,11 @@ ABLATIONS = Table(
         Column(
             "intervention",
             pa.string(),
-            "none; zero: the weight is 0, or the site's value at the channels is 0 for all tokens; "
-            "mean: it is the channel's mean over the run's tokens in that layer; random: as many "
-            "other channels that are no target, or another weight of the same matrix, are 0.",
+            "none; zero: the weight is 0, the expert's down_proj output (with its bias) is 0, or "
+            "the site's value at the channels is 0 for all tokens; mean: it is the channel's mean "
+            "over the run's tokens in that layer; random: as many other channels that are no "
+            "target, another weight of the same matrix, or another expert of the layer that is no "
+            "super expert, are 0.",
         ),
         Column("draw", pa.int32(), "Number of the random draw, 0-based.", "index"),
         Column(
@@ -89,5 +93,7 @@ ABLATIONS = Table(
         LOSS,
         PERPLEXITY_OF_LOSS,
         Column("ratio", pa.float64(), "perplexity / perplexity of the model as it is.", "ratio"),
+        *intervals("loss", unit="nats"),
+        *intervals("perplexity", "ratio", unit="ratio"),
     ),
 )
