@@ -263,7 +263,7 @@ def _milliseconds(part) -> float:
     """The least of some: what comes on top is the machine's."""
     part()
     times = []
-    for _ in range(9):
+    for _ in range(25):
         started = time.process_time()
         part()
         times.append(time.process_time() - started)
