@@ -1,5 +1,6 @@
 """Intervals over sequences against draws that are made and measured one by one."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -186,8 +187,13 @@ def joined(values, draw):
     return np.concatenate([values[slice(*BOUNDS[s])] for s in draw])
 
 
+@functools.cache
+def stored(run, site):
+    return run.array(site).astype(np.float64)
+
+
 def layer_of(run, row, draw, site=None):
-    return joined(run.array(site or row["site"])[row["layer"]].astype(np.float64), draw)
+    return joined(stored(run, site or row["site"])[row["layer"]], draw)
 
 
 def test_intervals_of_largest_values(dense):
