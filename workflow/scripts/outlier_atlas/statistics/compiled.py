@@ -72,7 +72,7 @@ def one_pass(x: Float32, floor: float) -> OnePass:
         x: (token, channel), contiguous in memory.
         floor: see `Summary.floor`.
     """
-    (nan, finite, magnitudes), top, (codes, counts), by_token, by_channel, high = _found(
+    (nan, finite, magnitudes), top, (codes, counts), by_token, by_channel, high = _pass(
         x, np.float32(floor).view(np.int32)
     )
     token_value, token_channel, token_square, token_median, token_kurtosis = by_token
@@ -104,24 +104,12 @@ def one_pass(x: Float32, floor: float) -> OnePass:
 
 
 @compiled
-def _found(x: Float32, least: np.int32) -> Any:
-    """All of it in one call, so that Python's lock is given up and taken once."""
-    numbers, top, counts, by_token, by_channel, high = _pass(x, least)
-    channel_value, channel_row, number, mean = by_channel
-    return (
-        numbers,
-        top,
-        counts,
-        by_token,
-        (channel_value, channel_row, number, mean, _powers(x, mean)),
-        _exceedances(x, high, by_token[1], least),
-    )
-
-
-@compiled
 def _pass(x: Float32, least: np.int32) -> Any:
-    """Everything but what needs the means of the channels first; and of each token how many
-    exceedances it has, from the bits of a magnitude on."""
+    """All of it in one call, so that Python's lock is given up and taken once.
+
+    Args:
+        least: the bits of the floor.
+    """
     rows, channels = x.shape
     bits = x.view(np.int32)
     a, codes, values = (
@@ -167,13 +155,15 @@ def _pass(x: Float32, least: np.int32) -> Any:
         channel_value[c] = x[channel_row[c], c] if channel_row[c] >= 0 else np.nan
     number = rows - missing
     by_token = (token_value, token_channel, token_square, token_median, token_kurtosis)
-    by_channel = (channel_value, channel_row, number, total / np.maximum(number, 1))
-    found = _found_codes(counts) if many else _found_codes(some)
-    return (nan, finite, magnitudes), top, found, by_token, by_channel, high
+    mean = total / np.maximum(number, 1)
+    by_channel = (channel_value, channel_row, number, mean, _powers(x, mean))
+    codes_found = _codes_found(counts) if many else _codes_found(some)
+    exceedances = _exceedances(x, high, token_channel, least)
+    return (nan, finite, magnitudes), top, codes_found, by_token, by_channel, exceedances
 
 
 @compiled
-def _found_codes(counts: Int32 | Int64) -> tuple[UInt16, Int64]:
+def _codes_found(counts: Int32 | Int64) -> tuple[UInt16, Int64]:
     """The codes that occur, and how often each does."""
     codes = np.flatnonzero(counts[:NOT_FINITE])
     return codes.astype(np.uint16), counts[codes].astype(np.int64)
