@@ -205,7 +205,7 @@ def _pairs(name: str, simplest, run: Run, pairs: int, kept: bool = False) -> Non
     for pair in range(pairs):
         if not kept:
             _put_aside(run)
-        order = [(simplest, 0), (run.detect, 1)]
+        order = [(simplest, 0), (run.detect_outliers, 1)]
         took = [(0.0, 0.0), (0.0, 0.0)]
         for work, index in order if pair % 2 else reversed(order):
             took[index] = _seconds(work)

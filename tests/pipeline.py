@@ -109,12 +109,18 @@ class Run:
         return plan(layout, read_record(self.model_record), self.resources, 1, 16, False, False)
 
     def detect(self) -> None:
+        self.detect_outliers()
+        self.join_weights()
+
+    def detect_outliers(self) -> None:
         detection = self.settings.detection.model_dump(mode="json")
         detect(
             detection, self.folder, self.store_record, self.tokens, self.model_record,
             self.tables, 2, sorted((self.folder / "manifests" / "extraction").glob("*.json")),
             self.resources, False,
         )  # fmt: skip
+
+    def join_weights(self) -> None:
         smoothquant = self.settings.detection.smoothquant.model_dump(mode="json")
         join(smoothquant, self.weights if self.weights.exists() else None, self.tables)
 
