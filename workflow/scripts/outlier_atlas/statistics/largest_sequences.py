@@ -74,12 +74,13 @@ class LargestSequences:
             self._take(values, np.where(values < 0, -1, sequences))
 
     def _take(self, values: Float32, sequences: Int64) -> None:
-        """Take (row, channel) values of sequences."""
-        values = np.concatenate([self._values, values])
-        sequences = np.concatenate([self._sequences, sequences])
-        sequences, values = _in_order_of(sequences, -values, sequences, values)
-        again = sequences[1:] == sequences[:-1]  # the largest of a sequence comes first
-        values[1:][again], sequences[1:][again] = -1, -1
+        """Take (row, channel) values of sequences; no channel has one of them twice."""
+        if len(self._values):
+            values = np.concatenate([self._values, values])
+            sequences = np.concatenate([self._sequences, sequences])
+            sequences, values = _in_order_of(sequences, -values, sequences, values)
+            again = sequences[1:] == sequences[:-1]  # the largest of a sequence comes first
+            values[1:][again], sequences[1:][again] = -1, -1
         sequences, values = _in_order_of(-values, sequences, sequences, values)
         some = (values[:KEPT] >= 0).any(axis=1)
         self._values, self._sequences = values[:KEPT][some], sequences[:KEPT][some]
