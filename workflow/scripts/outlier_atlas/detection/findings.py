@@ -30,7 +30,6 @@ from outlier_atlas.detection.outlier_features import (
     is_outlier_feature,
     variant_columns,
 )
-from outlier_atlas.detection.parameters import with_parameters
 from outlier_atlas.detection.scan import Scan
 from outlier_atlas.detection.super_findings import (
     ValuesOf,
@@ -62,21 +61,6 @@ def findings(
         sinks: number of heads that sink on the first token, whose tables are made elsewhere.
         values_of: reads weights of down projections, by layer, row and column.
     """
-    made = _tables(scan, tokens, special_ids, settings, criteria, sinks, bootstrap, values_of)
-    for table, columns in made:
-        yield with_parameters(table, settings), columns
-
-
-def _tables(
-    scan: Scan,
-    tokens: TokenStore,
-    special_ids: Collection[int],
-    settings: DetectionSettings,
-    criteria: Mapping[str, Criterion],
-    sinks: int,
-    bootstrap: Bootstrap,
-    values_of: ValuesOf,
-) -> Iterator[tuple[tables.Table, Columns]]:
     int8, site = settings.llm_int8, settings.massive_activations.site
     features = scan.outlier_features.features() if scan.outlier_features else []
     massive, systematic = _found(scan.massive), _found(scan.systematic)

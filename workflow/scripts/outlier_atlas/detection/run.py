@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +14,11 @@ import torch
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.detection import sinks
+from outlier_atlas.detection.columns import Columns
 from outlier_atlas.detection.criteria import criteria
 from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.detection.findings import findings
+from outlier_atlas.detection.parameters import with_parameters
 from outlier_atlas.detection.perplexity import perplexity
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
@@ -100,18 +102,35 @@ def detect(
 
     heads = sinks.sinking_heads(sunk)
     found = findings(result, store, special, detection, defined, heads, bootstrap, values_of)
-    # No token is left out of these.
     of_losses = tables.PERPLEXITY.under({"bootstrap": bootstrap.record()})
     of_all = [*sinks.findings(sunk, store, bootstrap), (of_losses, losses)]
-    said = detection.exclude.said
+    _write(folder, detection, found, of_all)
+    clear_up(run, layout)
+    keep_only(run, [manifest.stem for manifest in manifests])
+
+
+def _write(
+    folder: Path,
+    settings: DetectionSettings,
+    found: Iterable[tuple[tables.Table, Columns]],
+    of_all: Iterable[tuple[tables.Table, Columns]],
+) -> None:
+    """Write tables, and with each the settings that its numbers depend on.
+
+    Args:
+        found: without the tokens that the settings leave out.
+        of_all: no token is left out of these.
+    """
+    said = settings.exclude.said
     # Tables wait for the disk together, while the next one is made.
     with ThreadPoolExecutor(WRITERS) as writers:
-        written = [writers.submit(tables.write, folder, *each, said) for each in found]
+        written = [
+            writers.submit(tables.write, folder, with_parameters(table, settings), columns, said)
+            for table, columns in found
+        ]
         written += [writers.submit(tables.write, folder, *each) for each in of_all]
         for each in written:
             each.result()
-    clear_up(run, layout)
-    keep_only(run, [manifest.stem for manifest in manifests])
 
 
 def _source(
