@@ -25,8 +25,9 @@ ON_DEVICE = 8.25
 """What torch has of a tile while it summarizes it on a device, in float32 tiles: the tile, its
 magnitudes, three of it in float64, and a mask."""
 
-COMPILER_BYTES = 80 * MIB
-"""What numba takes to import and compile the loops that summarize a tile on the host; measured."""
+COMPILER_BYTES = 120 * MIB
+"""What numba takes to import and compile the loops that summarize a tile on the host: 114 measured,
+in the first job of an installation; 36 where they lie compiled on disk."""
 
 
 @dataclass(frozen=True)
