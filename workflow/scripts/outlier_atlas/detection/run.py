@@ -86,8 +86,7 @@ def detect(
     )
     layout, arrays = source.layout, source.arrays
     defined = criteria(detection, layout.sites, layout.sink_tokens)
-    boot = detection.bootstrap
-    bootstrap = Bootstrap(store.sequences, boot.resamples, boot.seed, boot.level)
+    bootstrap = Bootstrap(store.sequences, **detection.bootstrap.model_dump())
     # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
     torch.set_num_threads(1)
     with _giving_up_damage(source, threads):

@@ -1,7 +1,9 @@
 """The pass over a tile on the host: loops that are compiled when they are first called.
 
 Each row goes through all of them while the first cache holds it. What is compiled is kept beside
-Python's own bytecode, and made again where the source, numba or the processor is another one.
+Python's own bytecode, and made again where this file, numba or the processor is another one. So all
+loops of the pass are in one file; and who changes a constant that they take from elsewhere (`CODES`,
+`NOT_FINITE`, `TOP`) has to change this file, too.
 
 Magnitudes are compared as the bits of float32, which are in the order of the numbers where those
 are not negative; -1 stands for what is NaN or infinite.
