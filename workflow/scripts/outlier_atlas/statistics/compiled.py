@@ -2,8 +2,8 @@
 
 Each row goes through all of them while the first cache holds it. What is compiled is kept beside
 Python's own bytecode, and made again where this file, numba or the processor is another one. So all
-loops of the pass are in one file; and who changes a constant that they take from elsewhere (`CODES`,
-`NOT_FINITE`, `TOP`) has to change this file, too.
+loops of the pass are in one file; and a change to a constant that they take from elsewhere wants a
+change to this file, too (`CODES`, `NOT_FINITE`, `TOP`).
 
 Magnitudes are compared as the bits of float32, which are in the order of the numbers where those
 are not negative; -1 stands for what is NaN or infinite.
