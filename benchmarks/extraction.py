@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from pipeline import Run
 from real import MODEL, TEXT, built_in
-from safetensors import safe_open
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import core_model_loading
 
@@ -42,6 +41,7 @@ from outlier_atlas.extraction.stream import stream
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.model.architecture import describe
+from outlier_atlas.model.checkpoint import headers, weight_files
 from outlier_atlas.model.partial import load_layers
 from outlier_atlas.model.source import load_config
 from outlier_atlas.store.commits import COMMITS, Commits
@@ -131,7 +131,8 @@ def _counts(run: Run, folder: Path) -> None:
     with _counted_bytes() as read, _counted_layers() as computed:
         run.extract()
     layers = Layout.from_record(read_record(run.store_record)).layers
-    there = sum(map(_tensor_bytes, folder.glob("*.safetensors")))
+    held = headers(folder, weight_files(folder))
+    there = sum(stop - start for start, stop in (each["data_offsets"] for _, each in held))
     shards, sequences = extraction.sequence_shards, run.settings.dataset.sequences
     print(f"{extraction.layer_groups} layer groups, {shards} sequence shards:")
     print(
@@ -176,11 +177,6 @@ def _counted_layers() -> Iterator[list[int]]:
         yield computed
     finally:
         handle.remove()
-
-
-def _tensor_bytes(path: Path) -> int:
-    with safe_open(path, framework="pt") as file:
-        return sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Everything is float64, one sequence at a time, with whole attention maps: slow, 
 import json
 from pathlib import Path
 
+import gguf
 import numpy as np
 from safetensors.torch import load_file
 
@@ -23,7 +24,35 @@ def load(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
         for path in sorted(folder.glob("*.safetensors"))
         for name, tensor in load_file(path).items()
     }
+    for path in folder.glob("*.gguf"):
+        weights |= {name: values.astype(np.float64) for name, values in of_gguf(path).items()}
     return json.loads((folder / "config.json").read_text()), weights
+
+
+def of_gguf(path: Path) -> dict[str, np.ndarray]:
+    """The weights of a Llama in a GGUF file by transformers' names, in float32."""
+    names = {
+        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }  # fmt: skip
+    reader = gguf.GGUFReader(path)
+    width = int(reader.fields["llama.rope.dimension_count"].contents())
+    weights = {}
+    for tensor in reader.tensors:
+        values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        parts = tensor.name.split(".")
+        if parts[0] == "blk":
+            name = f"layers.{parts[1]}.{names[parts[2]]}"
+        else:
+            name = {"token_embd": "embed_tokens", "output_norm": "norm"}[parts[0]]
+        if parts[-2] in ("attn_q", "attn_k"):
+            # llama.cpp rotates neighbours, transformers halves: rows 0, 2, 4, ... come first.
+            heads = values.reshape(-1, width, values.shape[1])
+            values = np.concatenate([heads[:, 0::2], heads[:, 1::2]], axis=1).reshape(values.shape)
+        weights[f"model.{name}.weight"] = values
+    return weights
 
 
 def forward(model: tuple[dict, dict[str, np.ndarray]], ids: list[int]) -> dict[str, np.ndarray]:

@@ -371,11 +371,11 @@ def test_more_tokens_than_learned_positions_are_refused(tmp_path):
     [
         (b"", "not a GGUF file"),
         (b"GGML" + bytes(99), "not a GGUF file"),
-        (b"GGUF", "transformers cannot read this GGUF file"),
-        (b"GGUF" + bytes(20), "transformers cannot read this GGUF file"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60), "transformers cannot read this GGUF file"),
-        (b"GGUF" + struct.pack("<IQQ", 99, 0, 0), "transformers cannot read this GGUF file"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "transformers cannot read this GGUF file"),
+        (b"GGUF", "damaged GGUF file"),
+        (b"GGUF" + bytes(20), "damaged GGUF file"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60), "damaged GGUF file"),
+        (b"GGUF" + struct.pack("<IQQ", 99, 0, 0), "damaged GGUF file"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "general.architecture is missing"),
     ],
     ids=["empty", "another", "cut", "half a header", "absurd", "a later version", "nothing in it"],
 )

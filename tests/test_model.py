@@ -3,9 +3,7 @@
 import json
 import shutil
 import zipfile
-from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 from safetensors.torch import load_file, save_file
@@ -13,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from outlier_atlas import builtin
 from outlier_atlas.files import read_record, sha256
 from outlier_atlas.model import source
-from outlier_atlas.model.architecture import describe
 from outlier_atlas.model.checkpoint import fingerprint, weight_files
 from outlier_atlas.settings.model import ModelSettings
 
@@ -179,59 +176,3 @@ def test_what_is_no_gguf_file_is_refused(tmp_path, content):
     with pytest.raises(ValueError, match="no such GGUF file" if content is None else "not a GGUF"):
         fetched(path, tmp_path)
     assert not list((tmp_path / "models").glob("*"))
-
-
-def test_a_gguf_file_becomes_a_checkpoint(tmp_path):
-    """A small one, written here: a llama of two layers in float32."""
-    path = _gguf(tmp_path / "small.gguf")
-    record = fetched(path, tmp_path)
-    folder = source.locate(record, tmp_path)
-    assert (record["kind"], record["layers"], record["hidden_size"]) == ("gguf", 2, 32)
-    weights = load_file(folder / "model.safetensors")
-    norm = weights["model.layers.1.post_attention_layernorm.weight"].numpy()
-    assert np.array_equal(norm, np.full(32, 3, np.float32))
-    assert describe(source.load_config(folder)).layers == 2
-
-
-def _gguf(path: Path) -> Path:
-    import gguf
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10_000.0)
-    words = ["<unk>", "<s>", "</s>", *(chr(c) for c in range(97, 123)), "▁", "▁a", "▁b"]
-    writer.add_vocab_size(len(words))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(words)
-    writer.add_token_scores([0.0] * len(words))
-    writer.add_token_types([2, 3, 3, *[1] * (len(words) - 3)])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    draw = np.random.default_rng(0)
-    shapes = {"token_embd": (len(words), 32), "output": (len(words), 32), "output_norm": (32,)}
-    for layer in range(2):
-        shapes |= {
-            f"blk.{layer}.attn_q": (32, 32),
-            f"blk.{layer}.attn_k": (16, 32),
-            f"blk.{layer}.attn_v": (16, 32),
-            f"blk.{layer}.attn_output": (32, 32),
-            f"blk.{layer}.ffn_gate": (64, 32),
-            f"blk.{layer}.ffn_up": (64, 32),
-            f"blk.{layer}.ffn_down": (32, 64),
-            f"blk.{layer}.attn_norm": (32,),
-            f"blk.{layer}.ffn_norm": (32,),
-        }
-    for name, shape in shapes.items():
-        values = draw.normal(size=shape) if len(shape) > 1 else np.full(shape, 3)
-        writer.add_tensor(f"{name}.weight", values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path

@@ -6,7 +6,7 @@ from outlier_atlas.data import prepare as data_stage
 from outlier_atlas.extraction.planning import asked
 from outlier_atlas.model import source as model_stage
 from outlier_atlas.report import figures, page, sides
-from outlier_atlas.settings.source import local_path, source_kind
+from outlier_atlas.settings.source import gguf_parts, local_path, source_kind
 from outlier_atlas.workflow import (
     identities,
     jobs_at_once,
@@ -84,6 +84,8 @@ def model_files():
     if kind == "hub":
         return []
     path = local_path(source)
+    if kind == "gguf":
+        return [str(part) for part in gguf_parts(path) if part.is_file()]
     if path.is_dir():
         files = sorted(path.iterdir())
         return [str(f) for f in files if f.suffix in model_stage.ENDINGS]

@@ -46,7 +46,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     with scratch(folder) as temporary:
         yield temporary / folder.name
         for file in (temporary / folder.name).iterdir():
-            _to_disk(file)
+            if not file.is_symlink():
+                _to_disk(file)
         shutil.rmtree(folder, ignore_errors=True)
         (temporary / folder.name).rename(folder)
 

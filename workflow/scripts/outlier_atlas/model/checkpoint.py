@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas.files import fingerprint as fingerprint_of
-from outlier_atlas.files import sha256
+from outlier_atlas.files import read_record, sha256
 from outlier_atlas.visible import gist
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+GGUF_INDEX = "gguf.json"
+"""In the folder of a model that comes as GGUF: which tensors of its files make which weight."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER = (
     "tokenizer.json",
@@ -33,7 +35,7 @@ LARGEST_HEADER = 100 * 2**20
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files that make up the model, sorted.
+    """Names of the safetensors or GGUF files that make up the model, sorted.
 
     Files beside them (`consolidated.safetensors` and such) are not of the model.
 
@@ -41,6 +43,8 @@ def weight_files(folder: Path) -> list[str]:
         ValueError: there are none, or only pickled ones, or one of them is missing.
     """
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if GGUF_INDEX in names:
+        return sorted({file for file, _, _ in _gguf_tensors(folder)})
     single = choose_weights(str(folder), names)
     if single:
         return single
@@ -111,10 +115,16 @@ def checked_files(folder: Path, files: Sequence[str], code: bool) -> list[str]:
     Raises:
         ValueError: a file is cut short or is no safetensors file.
     """
-    for name in files:
+    gguf = is_gguf(files)
+    for name in () if gguf else files:
         _check_header(folder / name)
     modules = sorted(path.name for path in folder.glob("*.py")) if code else []
-    return ["config.json", *modules, *files]
+    return ["config.json", *([GGUF_INDEX] if gguf else []), *modules, *files]
+
+
+def is_gguf(files: Sequence[str]) -> bool:
+    """Whether the files of a model are GGUF files."""
+    return all(name.endswith(".gguf") for name in files)
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
@@ -146,6 +156,9 @@ def tensors_by_file(
     Raises:
         ValueError: a file is cut short or is no safetensors file.
     """
+    if is_gguf(files):
+        yield from (entry for entry in _gguf_tensors(folder) if entry[0] in files)
+        return
     for name in files:
         _check_header(folder / name)
         with (folder / name).open("rb") as file:
@@ -157,6 +170,16 @@ def tensors_by_file(
         yield from ((name, key, header[key]) for key in header if key != "__metadata__")
 
 
+def _gguf_tensors(folder: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The weights that a GGUF file's tensors make, by each file that has one of their tensors."""
+    for name, weight in read_record(folder / GGUF_INDEX)["weights"].items():
+        for file in sorted({blocks["file"] for blocks in weight["blocks"]}):
+            own = [blocks for blocks in weight["blocks"] if blocks["file"] == file]
+            size = sum(blocks["size"] for blocks in own)
+            kinds = "+".join(sorted({blocks["type"] for blocks in own}))
+            yield file, name, {"dtype": kinds, "shape": weight["shape"], "data_offsets": [0, size]}
+
+
 def check_files(folder: Path, files: Sequence[str], layers: int) -> None:
     """Hold the headers of the weights against their files and the configuration; no weight is read.
 
@@ -166,7 +189,9 @@ def check_files(folder: Path, files: Sequence[str], layers: int) -> None:
     from safetensors import SafetensorError, safe_open
 
     tensors = 0
-    for name in files:
+    if is_gguf(files):
+        tensors = len({name for name, _ in headers(folder, files)})
+    for name in () if is_gguf(files) else files:
         _check_header(folder / name)
         try:
             with safe_open(folder / name, framework="np") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from outlier_atlas.model.checkpoint import is_gguf
 from outlier_atlas.model.dequantize import fits, scaled, unpacked
 from outlier_atlas.model.quantization import ADVICE, block_of, settings_of
 from outlier_atlas.model.stored import StoredWeight
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+    from outlier_atlas.model.gguf.tensors import LazyWeight
 
 
 class Rows(Protocol):
@@ -63,11 +66,17 @@ class Checkpoint:
         settings = settings_of(config)
         self._block = None if settings is None else block_of(settings)
         self._open: dict[str, Any] = {}
+        self._gguf: Any = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Checkpoint:
         from safetensors import SafetensorError, safe_open
 
+        if is_gguf(self._files):
+            from outlier_atlas.model.gguf.tensors import Weights
+
+            self._gguf = Weights.open(self._folder)
+            return self
         for name in self._files:
             try:
                 file = self._stack.enter_context(safe_open(self._folder / name, framework="pt"))
@@ -89,6 +98,9 @@ class Checkpoint:
         Raises:
             ValueError: it is quantized in a way that cannot be undone.
         """
+        if self._gguf is not None:
+            yield from _from_blocks(weight, self._gguf[weight.name])
+            return
         parts = {name: self._open[file].get_tensor(name) for name, file in weight.tensors.items()}
         stored = parts.get(weight.name)
         scales, blocks = (parts.get(f"{weight.name}{end}") for end in ("_scale_inv", "_blocks"))
@@ -132,6 +144,25 @@ def _plain(weight: StoredWeight, stored: Tensor) -> Iterator[Matrix]:
         expert = index if whole.dim() == 3 else weight.expert
         rows, columns = matrix.shape
         yield Matrix(weight, expert, _name(stored), rows, columns, partial(_take, matrix))
+
+
+def _from_blocks(weight: StoredWeight, blocks: LazyWeight) -> Iterator[Matrix]:
+    """The matrices of a weight in a GGUF file, read where rows are taken."""
+    kind = blocks.weight.type
+    if weight.turned:
+        for matrix in _plain(weight, blocks.to()):
+            yield replace(matrix, dtype=kind)
+        return
+    rows, columns = blocks.shape[-2:]
+    several = blocks.shape[0] if len(blocks.shape) == 3 else 1
+    for index in range(several):
+        expert = index if len(blocks.shape) == 3 else weight.expert
+        take = partial(_take_from_blocks, blocks, index * rows)
+        yield Matrix(weight, expert, kind, rows, columns, take)
+
+
+def _take_from_blocks(blocks: LazyWeight, first: int, start: int, stop: int) -> Tensor:
+    return blocks.rows(first + start, first + stop)
 
 
 def _name(tensor: Tensor) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from outlier_atlas.model.architecture import Architecture
+from outlier_atlas.model.checkpoint import GGUF_INDEX
 from outlier_atlas.model.frugal import frugal
 from outlier_atlas.model.head import Head
 from outlier_atlas.model.quantization import ADVICE, settings_of
@@ -76,10 +77,9 @@ def load_model(
     try:
         with frugal():
             model, info = _partial_class(architecture, layers, head).from_pretrained(
-                folder,
+                **_weights(folder),
                 config=_loadable(config),
                 dtype=DTYPES[dtype],
-                use_safetensors=True,
                 ignore_mismatched_sizes=True,  # they are told below
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
@@ -91,6 +91,15 @@ def load_model(
     assert isinstance(model, nn.Module)
     _check_held(folder, model, model_on_meta(config, architecture, layers, dtype, head))
     return model.eval().requires_grad_(False)
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    """What `from_pretrained` reads weights from: a folder, or the blocks of a GGUF file."""
+    if not (folder / GGUF_INDEX).is_file():
+        return {"pretrained_model_name_or_path": folder, "use_safetensors": True}
+    from outlier_atlas.model.gguf.tensors import Weights
+
+    return {"pretrained_model_name_or_path": None, "state_dict": Weights.open(folder)}
 
 
 def check_complete(

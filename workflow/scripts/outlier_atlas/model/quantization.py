@@ -7,11 +7,12 @@ is loaded, as they need packages, kernels or devices of their own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outlier_atlas.model.checkpoint import headers
+from outlier_atlas.model.checkpoint import headers, is_gguf
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -47,6 +48,9 @@ def check(source: str, config: PretrainedConfig, folder: Path, files: Sequence[s
         ValueError: they are quantized and cannot be dequantized while loading.
     """
     settings = settings_of(config)
+    if is_gguf(files):
+        kinds = Counter(str(tensor["dtype"]) for _, tensor in headers(folder, files))
+        return f"GGUF {', '.join(kind for kind, _ in kinds.most_common())}"
     if settings is None:
         _check_stored(source, folder, files)
         return None

@@ -90,7 +90,7 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         folder = resources / relative
         source = gguf_file(settings, resources)
         assert source is not None
-        gguf.dequantize(source, folder)
+        gguf.describe(source, folder)
     seen, described = _describe(settings, folder)
     where = {
         "kind": kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from statistics import median_low
@@ -11,6 +12,9 @@ from typing import Any
 from outlier_atlas.report.text import shown
 
 Row = dict[str, Any]
+
+NOT_ROUNDED = {"float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16"}
+"""Types of stored weights whose values are floating-point numbers as they were trained."""
 
 DEFINITION = (
     "Of the weight matrices of the decoder as the checkpoint has them, quantized ones dequantized: "
@@ -31,10 +35,24 @@ def section(weights: Sequence[Row], errors: Sequence[Row], most: int) -> Row:
     return {
         "definition": DEFINITION,
         "matrices": len(weights),
+        "rounded_before": _rounded_before(weights),
         "largest": largest[:most],
         "largest_shown": shown(len(largest), most, "layer"),
         "formats": _formats(errors),
     }
+
+
+def _rounded_before(weights: Sequence[Row]) -> str:
+    """A sentence on weights that the checkpoint stores rounded; empty where it has none."""
+    rounded = [row["dtype"] for row in weights if row["dtype"] not in NOT_ROUNDED]
+    if not rounded:
+        return ""
+    kinds = ", ".join(kind for kind, _ in Counter(rounded).most_common())
+    return (
+        f"The checkpoint stores {len(rounded):,} of {len(weights):,} matrices rounded ({kinds}): "
+        f"the errors of these are of weights that had been rounded before, and are smaller or "
+        f"larger than those of the weights that the model was trained with."
+    )
 
 
 def _largest(rows: Sequence[Row]) -> Row:

@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+GGUF_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""How the parts of a split GGUF file are named."""
 LOCAL_PREFIXES = ("/", "./", "../", "~")
 
 
@@ -31,6 +33,21 @@ def source_kind(source: str) -> Literal["builtin", "gguf", "local", "hub"]:
 def local_path(source: str) -> Path:
     """The path that a local `source` names, with `~` filled in."""
     return Path(os.path.expanduser(source))  # noqa: PTH111 - Path's raises for unknown users
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """The files that a GGUF file consists of, in order, whichever of them is named.
+
+    The file itself where it is not split; a part may be missing.
+    """
+    match = GGUF_PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    numbers = range(1, int(match["count"]) + 1)
+    return [
+        path.with_name(f"{match['stem']}-{number:05d}-of-{match['count']}.gguf")
+        for number in numbers
+    ]
 
 
 def known_source(source: str, known: tuple[str, ...]) -> str:

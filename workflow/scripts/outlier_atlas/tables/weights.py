@@ -22,6 +22,14 @@ WEIGHT_SITE = Column(
     "Site that it is multiplied with; empty where that cannot be told, and inside of experts.",
 )
 
+STORED_TYPE = Column(
+    "dtype",
+    pa.string(),
+    "Type in which the checkpoint stores it: float32, bfloat16, ...; of a quantized one that of "
+    "its codes (float8_e4m3fn, mxfp4), of a GGUF file its own name (F16, Q4_K, ...). In all but "
+    "float32, float16 and bfloat16 the values had been rounded before they were measured.",
+)
+
 STORED_VALUES = (
     "Values are those of the checkpoint, in float32: not rounded to the dtype of a run, and where "
     "they are quantized, dequantized."
@@ -42,7 +50,7 @@ WEIGHTS = Table(
             "linear, experts, embedding (also where it is the head's weight, too) or lm_head.",
         ),
         WEIGHT_SITE,
-        Column("dtype", pa.string(), "In which it is stored; of a quantized one its codes."),
+        STORED_TYPE,
         Column(
             "rows", pa.int64(), "Number of output channels; of an embedding its entries.", "count"
         ),
@@ -72,11 +80,13 @@ WEIGHT_ERRORS = Table(
     "weight_errors",
     "What number formats do to every weight matrix: the error of quantizing it and dequantizing it "
     "again, without calibration, clipping or a rotation. Rounding is to nearest, ties to even. "
-    f"{STORED_VALUES}",
+    f"{STORED_VALUES} Of a weight that the checkpoint stores rounded (`dtype`) the error is that "
+    "of rounding it once more.",
     (
         Column("layer", pa.int32(), "Layer, 0-based; empty outside of the layers.", "index"),
         WEIGHT,
         EXPERT,
+        STORED_TYPE,
         Column(
             "format",
             pa.string(),

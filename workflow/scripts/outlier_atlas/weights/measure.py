@@ -128,7 +128,8 @@ def _row(matrix: Matrix, statistics: WeightStatistics) -> Row:
 def _errors(matrix: Matrix, statistics: WeightStatistics) -> Iterator[Row]:
     for (name, granularity), sums in statistics.errors.items():
         error = {"rmse": sums.rmse, "mae": sums.mae, "sqnr": sums.sqnr}
-        yield _which(matrix) | {"format": name, "granularity": granularity} | error
+        which = _which(matrix) | {"dtype": matrix.dtype}
+        yield which | {"format": name, "granularity": granularity} | error
 
 
 def _channels(matrix: Matrix, statistics: WeightStatistics) -> Row:
