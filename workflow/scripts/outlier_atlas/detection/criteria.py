@@ -82,8 +82,8 @@ def criteria(
             SYSTEMATIC_OUTLIERS,
             (systematic.site,),
             f"A token of {systematic.site} is flagged if its largest |x| > {systematic.ratio:g} "
-            f"times the mean of |x| over all tokens and channels of its sequence in that layer "
-            f"(An et al. 2025, arXiv 2502.06415).",
+            f"times the mean of |x| over all tokens and channels of its sequence in that layer, "
+            f"finite values alone (An et al. 2025, arXiv 2502.06415).",
         ),
         criterion(
             TOKEN_OUTLIERS,
@@ -138,13 +138,12 @@ def llm_int8_definition(settings: LlmInt8Settings) -> str:
 def massive_definition(settings: MassiveActivationsSettings) -> str:
     """The criterion of Sun et al. with this run's parameters."""
     median = {
-        "tensor": "over all tokens and channels of its sequence in that layer (exact for bfloat16, "
-        "otherwise within 2^-9 of itself)",
+        "tensor": "over all tokens and channels of its sequence in that layer",
         "token": "over the channels of its token",
     }[settings.median]
     return (
         f"A value of {settings.site} is massive if |x| > {settings.absolute:g} and "
-        f"|x| >= {settings.ratio:g} times the median of |x| {median} "
+        f"|x| >= {settings.ratio:g} times the median of |x| {median}, finite values alone "
         f"(Sun et al. 2024, arXiv 2402.17762)."
     )
 
