@@ -110,17 +110,21 @@ QUANTIZATION_ERROR = Table(
             "outlier_channels",
             pa.string(),
             "quantized: all channels are rounded. kept: as in LLM.int8(), those with |x| >= "
-            "detection.quantization_error.threshold in this tensor are left as they are, and count "
-            "neither as signal nor as error.",
+            "detection.quantization_error.threshold in this tensor are left as they are. Their "
+            "error is 0 then, and they raise no scale of the others. Both are over the same "
+            "values: rmse, mae and sqnr say what a mixed-precision layer gets.",
         ),
         Column("most_outlier_channels", pa.int32(), "The most that a tensor has.", "count"),
-        Column("values", pa.int64(), "Number of values that are rounded.", "count"),
+        Column(
+            "values", pa.int64(), "Number of values, those of kept channels among them.", "count"
+        ),
         Column("rmse", pa.float64(), "Root of the mean of e^2, e the error.", "activation"),
         Column("mae", pa.float64(), "Mean of |e|.", "activation"),
         Column(
             "sqnr",
             pa.float64(),
-            "10 log10(sum x^2 / sum e^2); empty without error or without signal.",
+            "10 log10(sum x^2 / sum e^2), both sums over all channels; empty without error or "
+            "without signal.",
             "dB",
         ),
         *intervals("most_outlier_channels", unit="count"),
