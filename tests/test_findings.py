@@ -50,7 +50,7 @@ def test_the_super_expert_with_the_largest_output_is_said():
 
 
 def test_sinks_are_said_where_there_are_some():
-    layers = [{"heads": 4, "sink_heads": 3}]
+    layers = [{"heads": 4, "sink_heads": 3, "sink_metric": 75.0}]
     ends = {"sink_metric_low": 70.0, "sink_metric_high": 80.0}
     (said,) = mechanisms.attention_sinks(layers, [{"sink_metric": 75.0} | ends], "")
     assert said.text.startswith("The first token is a sink in 75 % (70 to 80 %) of all (sequence,")

@@ -205,8 +205,8 @@ class OutlierFeatures:
 
 @dataclass
 class _Tokens:
-    """Tokens of one tile: which have a finite value in a tensor, and which channels of which have an
-    outlier."""
+    """Tokens of one tile: which have a finite value in a tensor, and which channels have an outlier
+    at which of them."""
 
     measured: NDArray[np.bool_]
     bitmap: NDArray[np.bool_] | None = None

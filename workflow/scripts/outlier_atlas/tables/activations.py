@@ -31,8 +31,21 @@ CRITERIA = Table(
             "Number of findings: channels of llm_int8, values of massive_activations, layers of "
             "super_weights, experts of super_experts, heads that sink on the first token of "
             "attention_sinks, tokens of the others. "
-            "Empty where the criterion was not measured.",
+            "Empty where the criterion was not measured, or could look at no layer.",
             "count",
+        ),
+        Column(
+            "not_finite",
+            pa.int64(),
+            "NaN and infinite values of its sites, which all of its numbers leave out (of "
+            "expert_out, tokens with one in an expert's output). Empty where it was not measured.",
+            "count",
+        ),
+        Column(
+            "layers_not_finite",
+            pa.string(),
+            "Layers that it could not look at, since no value of a site is finite there (llm_int8: "
+            "of none of its sites), separated by spaces. They are in no share.",
         ),
         Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
     ),

@@ -34,6 +34,12 @@ PERPLEXITY = Table(
             "Number of tokens that are predicted: all but the first of each sequence.",
             "count",
         ),
+        Column(
+            "nan",
+            pa.int64(),
+            "Those of them whose loss is NaN. Where there is one, loss and perplexity are empty.",
+            "count",
+        ),
         LOSS,
         PERPLEXITY_OF_LOSS,
         *intervals("loss", unit="nats"),
