@@ -14,7 +14,11 @@ from outlier_atlas.statistics.summary import Place, summarize
 
 SITES = ["attn_in", "mlp_in", "mlp_hidden", "mlp_out", "resid_post", "attn_sink"]
 ROWS = [[5, 17, 200, 9, 33, 41, 7, 8], [40, 6, 7, 80, 90, 11, 12, 13]]
-ROUNDED = {"quantization_error": {"sites": ["attn_in"], "threshold": 2.0}}
+DETECTION = {
+    "quantization_error": {"sites": ["attn_in"], "threshold": 2.0},
+    "llm_int8": {"threshold": 2.0},
+    "massive_activations": {"absolute": 64.0, "ratio": 100.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def overflown(tmp_path_factory):
     settings = config(
         model, ROWS, folder / "data",
         extraction={"sites": SITES, "perplexity": True},
-        detection=ROUNDED | {"llm_int8": {"threshold": 2.0}} | {"massive_activations": {"absolute": 64.0, "ratio": 100.0}},
+        detection=DETECTION,
     )  # fmt: skip
     settings["model"]["dtype"] = "float16"
     run = Run(folder, settings)
@@ -118,7 +122,7 @@ def test_one_sequence_of_nan_and_one_infinite_channel(tmp_path):
     for row in run.table("layer_magnitudes"):
         lost = ~np.isfinite(run.array(row["site"])[row["layer"]])
         assert row["nan"] + row["infinite"] == lost.sum() > 0
-    html, told = rendered(run)
+    _, told = rendered(run)
     assert told["alarms"][-1].startswith("The first are at attn_in of layer 0. The model ran in fl")
     assert "look for weights that are not finite" in told["alarms"][-1]
     assert any("values of resid_post are NaN or infinite, and left" in f["text"]
@@ -131,7 +135,7 @@ def test_nothing_finite_at_all_is_no_finding(tmp_path):
     tiny.save_weights(model, weights)
     run = Run(tmp_path, config(model, ROWS, tmp_path / "data", extraction={"sites": SITES}))
     run.all()
-    html, told = rendered(run)
+    _, told = rendered(run)
     assert told["alarms"][0].startswith("No value is finite in layers 0 and 1 at attn_in,")
     said = [finding["text"] for finding in told["findings"]]
     assert any(s.startswith("Nothing is known of massive activations: in no layer") for s in said)
