@@ -90,7 +90,7 @@ def criteria(
             (outliers.site,),
             f"A token of {outliers.site} is an outlier if its largest |x| > {outliers.ratio:g} "
             f"times the median, over the tokens of its sequence in that layer, of their largest "
-            f"|x| (PrefixQuant, Chen et al. 2024, arXiv 2410.05265).",
+            f"finite |x| (PrefixQuant, Chen et al. 2024, arXiv 2410.05265).",
         ),
         # No token is left out of these: they are about attention among the first ones.
         Criterion(
@@ -131,7 +131,8 @@ def llm_int8_definition(settings: LlmInt8Settings) -> str:
         f"A channel of {' and '.join(settings.sites)} is an outlier feature if "
         f"|x| >= {settings.threshold:g} in at least {settings.layer_share * 100:g} % of {over} and "
         f"on no less than {settings.position_share * 100:g} % of the positions (sequence, "
-        f"position), {by} (Dettmers et al. 2022, arXiv 2208.07339)."
+        f"position), {by}, of layers and positions that have a finite value (Dettmers et al. 2022, "
+        f"arXiv 2208.07339)."
     )
 
 

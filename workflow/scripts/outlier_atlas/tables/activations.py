@@ -44,8 +44,8 @@ CRITERIA = Table(
         Column(
             "layers_not_finite",
             pa.string(),
-            "Layers that it could not look at, since no value of a site is finite there (llm_int8: "
-            "of none of its sites), separated by spaces. They are in no share.",
+            "Layers that it could not look at, separated by spaces: one of its sites has no finite "
+            "value there (llm_int8: none of its sites has one). No share counts them.",
         ),
         Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
     ),
@@ -72,13 +72,19 @@ LAYER_MAGNITUDES = Table(
             "median",
             pa.float32(),
             "Median of |x| over all tokens and channels of the layer, the lower of the two middle "
-            "values. Exact for bfloat16; otherwise rounded, relative error <= 2^-9.",
+            "values. Exact where all are bfloat16 numbers; otherwise rounded, relative error <= "
+            "2^-9.",
             "activation",
         ),
         Column("value", pa.float32(), "The value behind top1, with its sign.", "activation"),
         CHANNEL,
         *WHERE,
-        Column("values", pa.int64(), "Number of values: tokens x channels.", "count"),
+        Column(
+            "values",
+            pa.int64(),
+            "Number of values: tokens x channels, those that are not finite among them.",
+            "count",
+        ),
         Column(
             "nan",
             pa.int64(),

@@ -37,7 +37,8 @@ LAYER_MEASURES = Table(
         Column(
             "kurtosis_token",
             pa.float64(),
-            "Kurtosis of a token over its channels, mean over tokens (Elhage et al. 2023).",
+            "Kurtosis of a token over its channels, mean over the tokens that have one: whose "
+            "values are not all equal (Elhage et al. 2023).",
             "ratio",
         ),
         Column("kurtosis_token_max", pa.float64(), "The same, largest of a token.", "ratio"),
@@ -50,7 +51,7 @@ LAYER_MEASURES = Table(
         Column(
             "kurtosis_channel",
             pa.float64(),
-            "Kurtosis of a channel over tokens, mean over channels.",
+            "Kurtosis of a channel over tokens, mean over the channels that have one.",
             "ratio",
         ),
         Column(
@@ -70,7 +71,8 @@ LAYER_MEASURES = Table(
         Column(
             "infinity_norm",
             pa.float64(),
-            "Largest |x| of a sequence, mean over sequences (Bondarenko et al. 2023).",
+            "Largest |x| of a sequence, mean over the sequences that have a finite value, each "
+            "with the same weight, whatever its length (Bondarenko et al. 2023).",
             "activation",
         ),
         Column("rms", pa.float64(), "Root of the mean of x^2 over all values.", "activation"),
@@ -79,8 +81,8 @@ LAYER_MEASURES = Table(
             "mmr_median",
             pa.float64(),
             "Largest / median of |x| over the channels of a token (He et al. 2024), median over "
-            "tokens; both medians the lower of two middle ones, this one rounded, relative error "
-            "<= 2^-9.",
+            "tokens with a value other than 0; both medians the lower of two middle ones, this one "
+            "rounded, relative error <= 2^-9. Infinite where the median of |x| is 0.",
             "ratio",
         ),
         Column("mmr_max", pa.float64(), "The same, largest of a token; exact.", "ratio"),

@@ -74,8 +74,8 @@ LLM_INT8_FEATURES = Table(
         Column(
             "quartile1",
             pa.float32(),
-            "First quartile of the outlier values (signed; lower of two neighbours). Exact for "
-            "bfloat16; otherwise rounded, relative error <= 2^-9.",
+            "First quartile of the outlier values (signed; lower of two neighbours). Exact where "
+            "they are bfloat16 numbers; otherwise rounded, relative error <= 2^-9.",
             "activation",
         ),
         Column("median", pa.float32(), "Median of the outlier values, likewise.", "activation"),
