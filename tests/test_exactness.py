@@ -1,6 +1,7 @@
 """Membership is exact: values on either side of a threshold, as near to it as their type allows."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline import Run, config
 
+from outlier_atlas.detection.super_findings import super_experts
+from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.statistics import medians, summary
 from outlier_atlas.statistics.codes import bits_of_code, from_code, magnitude_codes
 from outlier_atlas.statistics.massive import massive_activations
@@ -155,3 +158,38 @@ def test_a_run_finds_the_value_at_the_edge_alone(edge, store, chunk, detection, 
         (1, 0, TOKENS - 1, 0),
     ]
     assert {row["tensor_median"] for row in found} == {np.float32(median)}
+
+
+# --- Super experts --------------------------------------------------------------------------------
+
+
+def scanned(values, tops):
+    """What `super_experts` reads of a scan: experts' outputs by layer, and the largest |x|."""
+    experts = {
+        layer: SimpleNamespace(
+            values=np.array(of_layer, np.float32), channels=np.zeros(len(of_layer), np.int64),
+            tokens=np.zeros(len(of_layer), np.int64),
+        )
+        for layer, of_layer in enumerate(values)
+    }  # fmt: skip
+    return SimpleNamespace(
+        experts=experts,
+        massive={layer: SimpleNamespace(found=lambda: [1]) for layer in experts},
+        magnitudes={("resid_post", layer): SimpleNamespace(top=top) for layer, top in tops.items()},
+    )
+
+
+def test_an_expert_just_above_the_quantile_is_above_it():
+    """In float32 the quantile between two neighbours is one of them."""
+    above = np.float32(3)
+    below = np.nextafter(above, np.float32(0))
+    settings = DetectionSettings.model_validate({"super_experts": {"quantile": 0.75}})
+    found = super_experts(scanned([[below, above]], {0: [9.0]}), settings)
+    assert [expert.expert for expert in found] == [1]
+    assert float(below) < found[0].quantile < float(above)
+
+
+def test_a_layer_of_which_nothing_is_finite_is_none_to_grow_from():
+    scan = scanned([[1.0, 2.0], [1.0, 2.0], [1.0, 900.0]], {0: [9.0], 1: [], 2: [9.5]})
+    (found,) = super_experts(scan, DetectionSettings())
+    assert (found.layer, found.expert, found.growth) == (2, 1, None)

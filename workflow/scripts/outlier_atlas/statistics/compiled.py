@@ -174,9 +174,9 @@ def _pass(x: Float32, least: np.int32) -> Any:
     top = np.full(TOP, NONE)
     nan, finite, magnitudes, code, gap, low_bits = 0, 0, 0.0, 0, 1.0, np.int32(0)
     for row in range(rows):
-        n, of_row = _magnitudes(bits[row], a)
+        n = _magnitudes(bits[row], a)
         finite += n
-        low_bits |= of_row
+        low_bits |= _set_bits(bits[row])
         if n < channels:
             nan += _nans(bits[row])
             _add_missing(a, missing)
@@ -217,16 +217,24 @@ def _codes_found(counts: Int32 | Int64) -> tuple[UInt16, Int64]:
 
 
 @compiled
-def _magnitudes(bits: Int32, a: Int32) -> tuple[int, np.int32]:
-    """Write |x|; how many are finite, and the bits that any of these has set."""
-    n, together = np.int32(0), np.int32(0)
+def _set_bits(bits: Int32) -> np.int32:
+    """The bits that are set in any."""
+    together = np.int32(0)
+    for c in range(len(bits)):
+        together |= bits[c]
+    return together
+
+
+@compiled
+def _magnitudes(bits: Int32, a: Int32) -> int:
+    """Write |x|, and count what is finite."""
+    n = np.int32(0)
     for c in range(len(a)):
         magnitude = bits[c] & SIGN
         finite = magnitude < INFINITY
         a[c] = magnitude if finite else NONE
         n = np.int32(n + finite)
-        together |= magnitude if finite else np.int32(0)
-    return int(n), together
+    return int(n)
 
 
 @compiled
