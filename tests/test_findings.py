@@ -1,19 +1,23 @@
 """The sentences on super weights, super experts, sinks and ablations, from rows of their tables."""
 
+import math
+
 import pytest
 
-from outlier_atlas.report import mechanisms
+from outlier_atlas.report import ablation, mechanisms
 from outlier_atlas.report.criteria import joined
 
 UNALTERED = {"draw": None, "ratio": 1.0, "perplexity": 20.0, "intervention": "none"}
 
 
-def altered(ratio, target="super_weight", intervention="zero", draw=None, low=None, **places):
+def altered(
+    ratio, target="super_weight", intervention="zero", draw=None, low=None, sequences=10, **places
+):
     ends = {"ratio_low": low, "ratio_high": None if low is None else 2 * ratio - low}
     places = {"expert": None, "row": 5, "column": 9, "first_layer": 2, "last_layer": 2, **places}
     return {
         "target": target, "intervention": intervention, "draw": draw, "ratio": ratio,
-        "perplexity": 20 * ratio, **ends, **places,
+        "perplexity": 20 * ratio, "sequences": sequences, **ends, **places,
     }  # fmt: skip
 
 
@@ -50,7 +54,7 @@ def test_the_super_expert_with_the_largest_output_is_said():
 
 
 def test_sinks_are_said_where_there_are_some():
-    layers = [{"heads": 4, "sink_heads": 3}]
+    layers = [{"heads": 4, "sink_heads": 3, "sink_metric": 75.0}]
     ends = {"sink_metric_low": 70.0, "sink_metric_high": 80.0}
     (said,) = mechanisms.attention_sinks(layers, [{"sink_metric": 75.0} | ends], "")
     assert said.text.startswith("The first token is a sink in 75 % (70 to 80 %) of all (sequence,")
@@ -65,7 +69,7 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
         UNALTERED,
         altered(1.5),
         altered(2.0, intervention="random", draw=0),
-        altered(9.0, "massive_channel", **channel),
+        altered(9.0, "massive_channel", low=8.0, **channel),
         altered(3.0, "massive_channel", "mean", **channel),
         altered(1.25, "massive_channel", "random", 0, **channel),
         altered(1.0, "massive_channel", "random", 1, **channel),
@@ -74,8 +78,8 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
     (said,) = mechanisms.taken_away(rows)
     assert said.text == (
         "Without the massive activations (channel 7 of resid_post, layer 2, set to zero) the "
-        "perplexity of held-out tokens is 180, 9 times the model's own 20; 2 random draws: 1 to "
-        "1.25 times."
+        "perplexity of held-out tokens is 180, 9 (8 to 10) times the model's own 20; 2 random "
+        "draws: 1 to 1.25 times."
     )
     assert said.striking == 4
     # No more than a random draw does.
@@ -90,7 +94,7 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
         (1.5, 1.25, "30, 1.5 (1.25 to 1.75) times the model's own", 4),
         (1.5, 1.0, "30, 1.5 (1 to 2) times", 1),
         (1.0004, 0.99999, "20.01, 1.00040 (0.9999900 to 1.00081) times", 1),
-        (1.5, None, "30, 1.5 times", 4),
+        (1.5, None, "30, 1.5 times", 3),
     ],
 )
 def test_what_may_be_chance_over_sequences_does_not_stand_out(ratio, low, said, striking):
@@ -99,8 +103,32 @@ def test_what_may_be_chance_over_sequences_does_not_stand_out(ratio, low, said, 
     assert finding.striking == striking
     surer = altered(1.125, low=1.0625)
     (finding,) = mechanisms.taken_away([UNALTERED, altered(ratio, low=low), surer])
-    assert (said in finding.text) == (striking == 4)
-    assert finding.striking == 4
+    assert (said in finding.text) == (striking == 4 or low is None)
+    assert finding.striking == (3 if low is None else 4)
+
+
+def test_of_few_sequences_only_the_interval_is_shown():
+    (enough,) = mechanisms.taken_away([UNALTERED, altered(1.5, low=1.25, sequences=10)])
+    assert "too few" not in enough.text
+    assert enough.striking == 4
+    (few,) = mechanisms.taken_away([UNALTERED, altered(1.5, low=1.25, sequences=2)])
+    assert "1.5 (1.25 to 1.75) times the model's own 20. Over 2 sequences: too few to" in few.text
+    assert few.striking == 3
+    rows = [UNALTERED | {"tokens": 9, "perplexity_low": 1.0, "perplexity_high": 2.0}]
+    for sequences in (2, 9):
+        said = ablation.section([rows[0] | {"sequences": sequences}])["intervals"]
+        assert f"Over {sequences} sequences: too few to tell an effect from chance" in said
+        assert "more than chance" not in said
+    said = ablation.section([rows[0] | {"sequences": 10}])["intervals"]
+    assert "where one does not hold 1, the effect is more than chance over sequences." in said
+
+
+def test_a_perplexity_that_is_nan_is_compared_with_nothing():
+    rows = [UNALTERED | {"perplexity": math.nan}, altered(math.nan), altered(math.nan, draw=0)]
+    (said,) = mechanisms.taken_away(rows)
+    assert said.text.startswith("What is taken away cannot be judged: the perplexity of the held-")
+    (said,) = mechanisms.taken_away([UNALTERED, altered(math.nan), altered(2.0, low=1.5)])
+    assert "is 40, 2 (1.5 to 2.5) times" in said.text
 
 
 def test_layers_of_one_channel_of_a_token_are_joined():

@@ -15,6 +15,7 @@ from outlier_atlas.statistics import largest_sequences
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.largest_sequences import LargestSequences
 from outlier_atlas.statistics.outlier_features import SHARES
+from outlier_atlas.tables.losses import ENOUGH_SEQUENCES
 
 RESAMPLES, SEED, LEVEL = 200, 3, 0.9
 
@@ -445,3 +446,17 @@ def test_every_share_and_maximum_has_an_interval_or_a_reason():
             if (largest or column.unit in ("share", "%")) and column.type != "int64":
                 said = {f"{column.name}_low", f"{column.name}_high"} <= names
                 assert said != ((table.name, column.name) in OTHERWISE), (table.name, column.name)
+
+
+def test_an_interval_of_enough_sequences_is_wrong_at_most_twice_as_often_as_it_says():
+    """The coverage of a mean's interval where sequences differ as normal numbers do, as it stands
+    in docs/validation.md: within 2 %, three standard errors and more of so many repetitions."""
+    covered = {}
+    for sequences in (2, 4, ENOUGH_SEQUENCES, 20):
+        bootstrap = Bootstrap(sequences, 1000, 0, 0.95)
+        values = np.random.default_rng(0).standard_normal((5000, sequences))
+        means = values @ (bootstrap.weights.T / sequences)
+        low, high = np.quantile(means, bootstrap.ends, axis=1, method="inverted_cdf")
+        covered[sequences] = float(((low <= 0) & (high >= 0)).mean())
+    print(covered)
+    assert covered == pytest.approx({2: 0.50, 4: 0.81, 10: 0.90, 20: 0.93}, abs=0.02)

@@ -241,7 +241,10 @@ def test_nan_and_infinity_are_said_before_anything_else(tmp_path):
     run = Run(tmp_path, config(model, [[11, 9]], tmp_path / "data"))
     run.all()
     html, findings = rendered(run)
-    assert findings["alarms"][0].startswith("attn_in holds ")
+    assert findings["alarms"][0].startswith(
+        "No value is finite in layer 1 at attn_in; layers 0 and"
+    )
+    assert findings["alarms"][1].startswith("attn_in holds ")
     assert html.index('role="alert"') < html.index('class="findings')
 
 

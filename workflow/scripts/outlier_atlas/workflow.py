@@ -73,14 +73,15 @@ def wants_closing_words(targets: Collection[str]) -> bool:
 
 def closing_words(run: str) -> str:
     """Where the report is, and the most striking finding with the tokens that are left out of the
-    run's numbers; nothing where there is no report."""
+    run's numbers, behind what is not finite; nothing where there is no report."""
     report = Path("results") / run / "report.html"
     findings = Path("results") / run / "findings.json"
     if not report.exists() or not findings.exists():
         return ""
     told = json.loads(findings.read_text("utf-8"))
     said = f"{told['findings'][0]['text']} {told.get('left_out', '')}".rstrip()
-    return f"\n{visible(said)}\n\nReport: {report}\n"
+    lines = [*told.get("alarms", [])[:1], said]
+    return "\n".join(["", *(f"{visible(line)}\n" for line in lines), f"Report: {report}\n"])
 
 
 @functools.cache

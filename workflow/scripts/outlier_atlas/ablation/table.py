@@ -43,6 +43,7 @@ def columns(
         "intervention": [t.intervention for t in trials],
         "draw": [t.draw for t in trials],
         "tokens": [int(tokens.sum())] * len(trials),
+        "sequences": [len(tokens)] * len(trials),
         "loss": own,
         "perplexity": [_exp(loss) for loss in own],
         "ratio": [_exp(loss - mean[UNALTERED.key]) for loss in own],

@@ -82,15 +82,15 @@ def criteria(
             SYSTEMATIC_OUTLIERS,
             (systematic.site,),
             f"A token of {systematic.site} is flagged if its largest |x| > {systematic.ratio:g} "
-            f"times the mean of |x| over all tokens and channels of its sequence in that layer "
-            f"(An et al. 2025, arXiv 2502.06415).",
+            f"times the mean of |x| over all tokens and channels of its sequence in that layer, "
+            f"finite values alone (An et al. 2025, arXiv 2502.06415).",
         ),
         criterion(
             TOKEN_OUTLIERS,
             (outliers.site,),
             f"A token of {outliers.site} is an outlier if its largest |x| > {outliers.ratio:g} "
             f"times the median, over the tokens of its sequence in that layer, of their largest "
-            f"|x| (PrefixQuant, Chen et al. 2024, arXiv 2410.05265).",
+            f"finite |x| (PrefixQuant, Chen et al. 2024, arXiv 2410.05265).",
         ),
         # No token is left out of these: they are about attention among the first ones.
         Criterion(
@@ -131,20 +131,20 @@ def llm_int8_definition(settings: LlmInt8Settings) -> str:
         f"A channel of {' and '.join(settings.sites)} is an outlier feature if "
         f"|x| >= {settings.threshold:g} in at least {settings.layer_share * 100:g} % of {over} and "
         f"on no less than {settings.position_share * 100:g} % of the positions (sequence, "
-        f"position), {by} (Dettmers et al. 2022, arXiv 2208.07339)."
+        f"position), {by}, of layers and positions that have a finite value (Dettmers et al. 2022, "
+        f"arXiv 2208.07339)."
     )
 
 
 def massive_definition(settings: MassiveActivationsSettings) -> str:
     """The criterion of Sun et al. with this run's parameters."""
     median = {
-        "tensor": "over all tokens and channels of its sequence in that layer (exact for bfloat16, "
-        "otherwise within 2^-9 of itself)",
+        "tensor": "over all tokens and channels of its sequence in that layer",
         "token": "over the channels of its token",
     }[settings.median]
     return (
         f"A value of {settings.site} is massive if |x| > {settings.absolute:g} and "
-        f"|x| >= {settings.ratio:g} times the median of |x| {median} "
+        f"|x| >= {settings.ratio:g} times the median of |x| {median}, finite values alone "
         f"(Sun et al. 2024, arXiv 2402.17762)."
     )
 

@@ -25,12 +25,14 @@ from outlier_atlas.detection.magnitudes import (
 )
 from outlier_atlas.detection.massive import massive_activation_columns, massive_channel_columns
 from outlier_atlas.detection.measures import measure_columns, quantization_columns
+from outlier_atlas.detection.not_finite import NotFinite, not_finite
 from outlier_atlas.detection.outlier_features import (
     feature_columns,
     is_outlier_feature,
     variant_columns,
 )
 from outlier_atlas.detection.scan import Scan
+from outlier_atlas.detection.sinks import Sinks, sinking_heads
 from outlier_atlas.detection.super_findings import (
     ValuesOf,
     super_expert_columns,
@@ -51,14 +53,14 @@ def findings(
     special_ids: Collection[int],
     settings: DetectionSettings,
     criteria: Mapping[str, Criterion],
-    sinks: int,
+    sunk: Sinks,
     bootstrap: Bootstrap,
     values_of: ValuesOf,
 ) -> Iterator[tuple[tables.Table, Columns]]:
     """Each table of a run with its columns; without rows where its criterion was not measured.
 
     Args:
-        sinks: number of heads that sink on the first token, whose tables are made elsewhere.
+        sunk: attention sinks, whose tables are made elsewhere.
         values_of: reads weights of down projections, by layer, row and column.
     """
     int8, site = settings.llm_int8, settings.massive_activations.site
@@ -74,9 +76,9 @@ def findings(
         SUPER_EXPERTS: len(experts),
         SYSTEMATIC_OUTLIERS: len(systematic),
         TOKEN_OUTLIERS: len(outliers),
-        ATTENTION_SINKS: sinks,
+        ATTENTION_SINKS: sinking_heads(sunk),
     }
-    yield tables.CRITERIA, _criteria(criteria, found)
+    yield tables.CRITERIA, _criteria(criteria, found, not_finite(criteria, scan, sunk))
     yield tables.LAYER_MAGNITUDES, layer_magnitude_columns(scan.magnitudes, tokens, bootstrap)
     yield tables.CHANNEL_MAXIMA, channel_maximum_columns(scan.magnitudes, tokens, bootstrap)
     yield (
@@ -124,12 +126,21 @@ def _super_weights(
     return super_weights(into, out, settings.super_weights.threshold)
 
 
-def _criteria(criteria: Mapping[str, Criterion], found: Mapping[str, int]) -> Columns:
+def _criteria(
+    criteria: Mapping[str, Criterion],
+    found: Mapping[str, int],
+    left_out: Mapping[str, NotFinite],
+) -> Columns:
+    looked = {name for name, what in left_out.items() if not what.all_layers}
     return {
         "criterion": list(criteria),
         "measured": [c.measured for c in criteria.values()],
         "sites": [" ".join(c.sites) for c in criteria.values()],
         "missing_sites": [" ".join(c.missing) for c in criteria.values()],
-        "findings": [found[name] if c.measured else None for name, c in criteria.items()],
+        "findings": [found[name] if name in looked else None for name in criteria],
+        "not_finite": [left_out[n].values if n in left_out else None for n in criteria],
+        "layers_not_finite": [
+            " ".join(map(str, left_out[n].layers)) if n in left_out else "" for n in criteria
+        ],
         "definition": [c.definition for c in criteria.values()],
     }

@@ -91,10 +91,10 @@ def quantization_columns(
         "scale_of": [scale_of for *_, scale_of, _, _ in rows],
         "outlier_channels": ["quantized" if KEPT[kept] else "kept" for *_, kept in rows],
         "most_outlier_channels": [int(_max(each.outlier_channels)) for _, each, *_ in rows],
-        "values": [int(each.values[kept]) for _, each, *_, kept in rows],
-        "rmse": [_root(e.square_errors[i], e.values[kept]) for _, e, _, _, i, kept in rows],
-        "mae": [_over(e.errors[i], e.values[kept]) for _, e, _, _, i, kept in rows],
-        "sqnr": [_decibel(e.squares[kept], e.square_errors[i]) for _, e, _, _, i, kept in rows],
+        "values": [each.values for _, each, *_ in rows],
+        "rmse": [_root(e.square_errors[i], e.values) for _, e, _, _, i, _ in rows],
+        "mae": [_over(e.errors[i], e.values) for _, e, _, _, i, _ in rows],
+        "sqnr": [_decibel(e.squares, e.square_errors[i]) for _, e, _, _, i, _ in rows],
         **interval_columns("most_outlier_channels", [most[place] for place, *_ in rows]),
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,11 +46,13 @@ def _rows(losses: list[NDArray[np.float32]], sequences: list[int | None]) -> Col
     return {
         "sequence": sequences,
         "tokens": [len(each) for each in losses],
+        "nan": [int(np.count_nonzero(np.isnan(each))) for each in losses],
         "loss": means,
         "perplexity": [None if mean is None else float(np.exp(mean)) for mean in means],
     }
 
 
 def mean_loss(losses_T: NDArray[np.float32]) -> float | None:
-    """The mean in float64; None of no tokens. NaN and infinity are not left out."""
-    return float(np.mean(losses_T, dtype=np.float64)) if len(losses_T) else None
+    """The mean in float64; None of no tokens, or where a loss is NaN. None is left out."""
+    mean = float(np.mean(losses_T, dtype=np.float64)) if len(losses_T) else math.nan
+    return None if math.isnan(mean) else mean

@@ -99,8 +99,7 @@ def detect(
 
         return down_projection_entries(model, resources, trust_remote_code, places)
 
-    heads = sinks.sinking_heads(sunk)
-    found = findings(result, store, special, detection, defined, heads, bootstrap, values_of)
+    found = findings(result, store, special, detection, defined, sunk, bootstrap, values_of)
     of_losses = tables.PERPLEXITY.under({"bootstrap": bootstrap.record()})
     of_all = [*sinks.findings(sunk, store, bootstrap), (of_losses, losses)]
     _write(folder, detection, found, of_all)

@@ -147,24 +147,25 @@ def _accumulators(
         )
 
     def by_sequence(
-        name: str, decide: Callable[[WholeSequence], Iterable[Found]]
+        name: str, decide: Callable[[int], Callable[[WholeSequence], Iterable[Found]]]
     ) -> dict[int, BySequence[Found]]:
         layers = layout.layers if criteria[name].measured else ()
-        return {layer: BySequence(starts, decide) for layer in layers}
+        return {layer: BySequence(starts, decide(layer)) for layer in layers}
 
     massive, systematic = settings.massive_activations, settings.systematic_outliers
     result.massive = by_sequence(
         MASSIVE_ACTIVATIONS,
-        partial(
+        lambda layer: partial(
             massive_activations,
             absolute=massive.absolute, ratio=massive.ratio, median=massive.median,
+            values_of=source.values_of(massive.site, layer),
         ),
     )  # fmt: skip
     result.systematic = by_sequence(
-        SYSTEMATIC_OUTLIERS, partial(systematic_outliers, ratio=systematic.ratio)
+        SYSTEMATIC_OUTLIERS, lambda _: partial(systematic_outliers, ratio=systematic.ratio)
     )
     result.token_outliers = by_sequence(
-        TOKEN_OUTLIERS, partial(token_outliers, ratio=settings.token_outliers.ratio)
+        TOKEN_OUTLIERS, lambda _: partial(token_outliers, ratio=settings.token_outliers.ratio)
     )
     if settings.token_norms.site in layout.sites:
         result.norms = {layer: TokenNorms(settings.token_norms.top) for layer in layout.layers}

@@ -48,7 +48,12 @@ def attention_sinks(arrays: Arrays, layout: Layout, tokens: TokenStore, threshol
 
 def sinking_heads(sinks: Sinks) -> int:
     """Heads of all layers whose mean attention to the first token is above the threshold."""
-    return sum(int((s.mean()[0] > s.threshold).sum()) for s in sinks.values())
+    return sum(_sinking(s) for s in sinks.values())
+
+
+def _sinking(sinks: AttentionSinks) -> int:
+    # The threshold in float32, as where each value is compared with it.
+    return int((sinks.mean()[0] > float(np.float32(sinks.threshold))).sum())
 
 
 def findings(
@@ -72,7 +77,7 @@ def _layers(sinks: Sinks, tokens: TokenStore, bootstrap: Bootstrap) -> Columns:
         "heads": [s.heads for s in each],
         "sequences": [int(s.sequences[0]) for s in each],
         "sink_metric": or_null(metric),
-        "sink_heads": [int((s.mean()[0] > s.threshold).sum()) for s in each],
+        "sink_heads": [_sinking(s) for s in each],
         "value": [s.largest.value if s.largest else None for s in each],
         "head": [s.largest.head if s.largest else None for s in each],
         **located(tokens, largest),

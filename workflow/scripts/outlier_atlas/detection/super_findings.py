@@ -72,8 +72,9 @@ def super_weight_columns(
 
 def super_experts(scan: Scan, settings: DetectionSettings) -> list[SuperExpert]:
     """The super experts, by layer and expert."""
-    values = {layer: np.abs(each.values) for layer, each in scan.experts.items()}
-    known = np.concatenate([v[~np.isnan(v)] for v in values.values()]).astype(np.float64)
+    # In float64, or a quantile between two values would be rounded to one of them.
+    values = {layer: np.abs(each.values.astype(np.float64)) for layer, each in scan.experts.items()}
+    known = np.concatenate([v[~np.isnan(v)] for v in values.values()])
     if not len(known):
         return []
     criterion = settings.super_experts
@@ -98,7 +99,10 @@ def _forming(scan: Scan, settings: DetectionSettings) -> dict[int, float | None]
     before: float | None = None
     for layer, massive in sorted(scan.massive.items()):
         top = scan.magnitudes[settings.massive_activations.site, layer].top
-        largest = top[0] if top else 0.0
+        if not top:  # nothing is known of it: the layer after it has none to be compared with
+            before = None
+            continue
+        largest = top[0]
         growth = None if before is None else largest / before if before else float("inf")
         if massive.found() and (growth is None or growth >= settings.super_experts.growth):
             forming[layer] = growth

@@ -19,12 +19,14 @@ from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.settings.detection import QuantizationErrorSettings
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.experts import ExpertSummary
+from outlier_atlas.statistics.medians import needs_median, sequence_median
 from outlier_atlas.statistics.quantization import (
     ERRORS_VERSION,
     QuantizationSummary,
     summarize_quantization,
 )
-from outlier_atlas.statistics.summary import Place
+from outlier_atlas.statistics.sequences import ValuesOf
+from outlier_atlas.statistics.summary import Place, Summary
 from outlier_atlas.statistics.tiles import AnySummary, kind_of, summary_of
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import Commits, Rows
@@ -118,6 +120,19 @@ class Source:
                 for (chunk, target), one in zip(task, found, strict=True):
                     yield chunk, target, one
 
+    def values_of(self, site: str, layer: int) -> ValuesOf | None:
+        """Reads the values of a tile again, of the tokens that count; None where they are not
+        stored."""
+        target = self.layout.target(site, layer)
+        if target.is_summary:
+            return None
+
+        def read(tile: Summary) -> torch.Tensor:
+            values = self.arrays.read(target, tile.start, tile.stop)
+            return torch.from_numpy(values[tile.token])
+
+        return read
+
     def _of_each(self, arrays: Arrays, places: Sequence[tuple[int, Target]]) -> list[Found]:
         return [self._of(arrays, *place) for place in places]
 
@@ -135,8 +150,16 @@ class Source:
     def _summaries(self, rows: Rows, target: Target, values: Values) -> list[AnySummary]:
         floor, experts = self.floors[target.site], self.layout.experts
 
+        starts = self.tokens.sequence_starts
+
         def make(part: torch.Tensor, place: Place, kept: Kept) -> AnySummary:
-            return summary_of(target.site, part, place, floor, experts, kept)
+            summary = summary_of(target.site, part, place, floor, experts, kept)
+            first, stop = starts[place.sequence : place.sequence + 2]
+            whole = place.tokens == stop - first
+            if whole and isinstance(summary, Summary) and needs_median(summary):
+                median = sequence_median([part[summary.token.astype(np.int64)]])
+                summary = replace(summary, sequence_median=median)
+            return summary
 
         path = path_of(self.run, target, rows)
         fingerprint = self._fingerprint(rows, target)

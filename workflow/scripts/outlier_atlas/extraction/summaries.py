@@ -5,18 +5,23 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.statistics.summary import Place
+from outlier_atlas.statistics.medians import needs_median, sequence_median
+from outlier_atlas.statistics.summary import Place, Summary
 from outlier_atlas.statistics.tiles import AnySummary, summary_of
 from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
 from outlier_atlas.store.summaries import path_of, write
+
+MEDIANS = 1024
+"""Medians of sequences that are kept for the tiles to come: those of a batch come close together,
+and one that is gone is computed again."""
 
 
 @dataclass
@@ -34,9 +39,17 @@ class SummaryWriter:
         default_factory=lambda: defaultdict(list)
     )
     _written: dict[tuple[Rows, Target], str] = field(default_factory=dict)
+    _medians: dict[tuple[Target, int], float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, target: Target, rows: Rows, start: int, values: torch.Tensor) -> bool:
+    def take(
+        self,
+        target: Target,
+        rows: Rows,
+        start: int,
+        values: torch.Tensor,
+        whole_sequence: torch.Tensor,
+    ) -> bool:
         """Summarize a tile of some rows; whether they are complete now, and written.
 
         Args:
@@ -44,12 +57,16 @@ class SummaryWriter:
             rows: those that the tile lies in.
             start: index of its first token.
             values: (token, channel), on any device.
+            whole_sequence: the values of all of its sequence.
         """
         layout, starts = self.work.layout, self.work.tokens.sequence_starts
         sequence = int(np.searchsorted(starts, start, side="right")) - 1
         floor = float(np.float32(layout.floor(target.site)))
         place = Place(sequence, start, len(values))
         summary = summary_of(target.site, values, place, floor, layout.experts)
+        if isinstance(summary, Summary) and needs_median(summary):
+            median = self._median(target, sequence, whole_sequence, len(values))
+            summary = replace(summary, sequence_median=median)
         with self._lock:
             tiles = self._tiles[rows, target]
             tiles.append(summary)
@@ -62,6 +79,18 @@ class SummaryWriter:
     def written(self, rows: Rows, targets: Iterable[Target]) -> dict[Target, str]:
         """The checksums of summaries that were written here, for their commit; told once."""
         return {target: self._written.pop((rows, target)) for target in targets}
+
+    def _median(self, target: Target, sequence: int, whole: torch.Tensor, together: int) -> float:
+        """Median of a sequence's |x|, computed once for its tiles, so many tokens at a time."""
+        with self._lock:
+            known = self._medians.get((target, sequence))
+        if known is None:
+            known = sequence_median(torch.split(whole, together))
+            with self._lock:
+                if len(self._medians) == MEDIANS:
+                    self._medians.clear()
+                self._medians[target, sequence] = known
+        return known
 
     def _write(self, target: Target, rows: Rows, tiles: Sequence[AnySummary]) -> None:
         ordered = sorted(tiles, key=lambda tile: tile.start)

@@ -27,12 +27,13 @@ def queue_bytes(where: str) -> int:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Tokens of a target within one chunk's rows, on their way."""
+    """Tokens of a target within one chunk's rows, on their way; and all of their sequence."""
 
     rows: Rows
     target: Target
     start: int
     values: torch.Tensor
+    sequence: torch.Tensor
     host: OnHost
     batch: int
 
@@ -104,7 +105,7 @@ class RowWriter:
             self._batch += 1
 
     def put(self, target: Target, start: int, values: torch.Tensor, host: OnHost) -> None:
-        """Take tokens of a target, from token `start`.
+        """Take a sequence of a target, from token `start`.
 
         Args:
             values: (token, channel), a part of what `host` holds.
@@ -117,7 +118,7 @@ class RowWriter:
             first, last = max(start, rows.start), min(stop, rows.stop)
             if first < last and target in self._missing[rows]:
                 part = values[first - start : last - start]
-                self._enqueue(_Piece(rows, target, first, part, host, self._batch))
+                self._enqueue(_Piece(rows, target, first, part, values, host, self._batch))
 
     def _enqueue(self, piece: _Piece) -> None:
         with self._state:
@@ -150,7 +151,7 @@ class RowWriter:
         piece.host.wait()
         rows, values = piece.rows, piece.values
         if piece.target.is_summary:
-            return self._summaries.take(piece.target, rows, piece.start, values)
+            return self._summaries.take(piece.target, rows, piece.start, values, piece.sequence)
         if len(values) < rows.stop - rows.start:
             whole = self._assemble(piece)
             if whole is None:

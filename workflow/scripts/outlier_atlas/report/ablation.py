@@ -16,6 +16,7 @@ from outlier_atlas.report.text import (
     number,
     times,
 )
+from outlier_atlas.tables.losses import ENOUGH_SEQUENCES
 
 Row = dict[str, Any]
 
@@ -31,8 +32,21 @@ DEFINITION = (
 INTERVALS = (
     "Small type under numbers: bootstrap intervals over the held-out sequences "
     "(detection.bootstrap). Those of “times the model's own” are paired, each draw the same "
-    "sequences of both: where one does not hold 1, the effect is more than chance over sequences."
+    "sequences of both"
 )
+
+CHANCE = ": where one does not hold 1, the effect is more than chance over sequences."
+
+
+def few(sequences: int) -> str:
+    """Why intervals of so few sequences say nothing about chance; empty where they are enough."""
+    if sequences >= ENOUGH_SEQUENCES:
+        return ""
+    return (
+        f"{count(sequences, 'sequence')}: too few to tell an effect from chance; "
+        f"from {ENOUGH_SEQUENCES} on (ablation.sequences) intervals are wide enough"
+    )
+
 
 WHAT = {
     "super_weight": "super weight",
@@ -61,8 +75,20 @@ def section(rows: Sequence[Row]) -> Row:
         "tokens": count(unaltered["tokens"], "token"),
         "perplexity": number(unaltered["perplexity"]) + bracketed(unaltered, "perplexity", number),
         "rows": shown,
-        "intervals": "" if unaltered["perplexity_low"] is None else INTERVALS,
+        "intervals": "" if unaltered["perplexity_low"] is None else _intervals(unaltered),
     }
+
+
+def _intervals(unaltered: Row) -> str:
+    why = few(unaltered["sequences"])
+    return f"{INTERVALS}. Over {why}." if why else f"{INTERVALS}{CHANCE}"
+
+
+def more_than_chance(row: Row) -> bool:
+    """Whether a rise of the perplexity is more than chance over sequences: its interval is above 1,
+    and over enough of them to say so."""
+    low = row["ratio_low"]
+    return low is not None and low > 1 and row["sequences"] >= ENOUGH_SEQUENCES
 
 
 def sentence(unaltered: Row, altered: Row, random: Sequence[float]) -> tuple[str, str]:
@@ -81,7 +107,8 @@ def sentence(unaltered: Row, altered: Row, random: Sequence[float]) -> tuple[str
     )
     if random:
         text += f"; {count(len(random), 'random draw')}: {_from_to(random, times)} times"
-    return f"{text}.", DEFINITION
+    why = few(altered["sequences"])
+    return f"{text}.{f' Over {why}.' if why else ''}", DEFINITION
 
 
 def _is_random(row: Row) -> bool:

@@ -182,15 +182,11 @@ def _sites(both: Both) -> list[Row]:
 
 
 def _by_place(side: Side) -> dict[tuple[str, int], Row]:
-    return {
-        (row["site"], row["layer"]): row
-        for row in side.rows["layer_magnitudes"]
-        if row["top1"] is not None
-    }
+    return {(row["site"], row["layer"]): row for row in side.rows["layer_magnitudes"]}
 
 
 def _top(places: Mapping[tuple[str, int], Row], site: str) -> float:
-    return max((row["top1"] for (at, _), row in places.items() if at == site), default=0.0)
+    return max((row["top1"] or 0.0 for (at, _), row in places.items() if at == site), default=0.0)
 
 
 def _layer(layer: int, *both: Row | None) -> Row:
@@ -198,11 +194,17 @@ def _layer(layer: int, *both: Row | None) -> Row:
     tops = [row["top1"] if row else None for row in both]
     return {
         "layer": layer,
-        "sides": [(spanned(row, "top1", number) if row else NONE) for row in both],
+        "sides": [_largest(row) for row in both],
         "channels": ["" if channel is None else channel for channel in channels],
         "other": None not in channels and channels[0] != channels[1],
         "ratio": number(tops[1] / tops[0]) if tops[0] and tops[1] is not None else "",
     }
+
+
+def _largest(row: Row | None) -> str:
+    if row is None:
+        return NONE
+    return "nothing finite" if row["top1"] is None else spanned(row, "top1", number)
 
 
 def _sinks(both: Both) -> list[Row]:

@@ -6,15 +6,15 @@ Pure functions from tables to sentences: equal tables give equal sentences.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from outlier_atlas import tables
-from outlier_atlas.report import mechanisms
+from outlier_atlas.report import mechanisms, not_finite
 from outlier_atlas.report.finding import Finding
 from outlier_atlas.report.text import (
     SITE_NAMES,
@@ -99,35 +99,37 @@ def findings(evidence: Evidence, text: bool) -> list[Finding]:
 
 
 def _mechanisms(evidence: Evidence) -> list[Finding]:
-    def definition(criterion: str) -> str:
-        return str(evidence.criteria[criterion]["definition"])
+    def of(criterion: str, made: Callable[..., list[Finding]], *rows: list[Row]) -> list[Finding]:
+        row = evidence.criteria[criterion]
+        left_out = not_finite.left_out(row) if row["measured"] else ""
+        return [
+            replace(finding, text=f"{finding.text}{left_out}")
+            for finding in made(*rows, str(row["definition"]))
+        ]
 
     return [
-        *mechanisms.super_weights(evidence.super_weights, definition("super_weights")),
-        *mechanisms.super_experts(evidence.super_experts, definition("super_experts")),
+        *of("super_weights", mechanisms.super_weights, evidence.super_weights),
+        *of("super_experts", mechanisms.super_experts, evidence.super_experts),
         *mechanisms.taken_away(evidence.ablations),
-        *mechanisms.attention_sinks(
-            evidence.sinks, evidence.sink_positions, definition("attention_sinks")
-        ),
+        *of("attention_sinks", mechanisms.attention_sinks, evidence.sinks, evidence.sink_positions),
     ]
 
 
-def alarms(evidence: Evidence) -> list[str]:
-    """What must be said before any finding: values that are NaN or infinite."""
-    said = []
-    by_site = defaultdict(list)
-    of_experts = [row | {"site": EXPERT_OUT} for row in evidence.experts]
-    of_sinks = [row | {"site": ATTN_SINK, "infinite": 0} for row in evidence.sinks]
-    for row in [*evidence.magnitudes, *of_experts, *of_sinks]:
-        if row["nan"] or row["infinite"]:
-            by_site[row["site"]].append(row)
-    for site, rows in by_site.items():
-        nan, infinite = sum(r["nan"] for r in rows), sum(r["infinite"] for r in rows)
-        said.append(
-            f"{site} holds {nan:,} NaN and {infinite:,} infinite values, in "
-            f"{layers(row['layer'] for row in rows)}: every number here leaves them out."
-        )
-    return said
+def alarms(evidence: Evidence, dtype: str) -> list[str]:
+    """What must come before any finding: values that are NaN or infinite.
+
+    Args:
+        dtype: that the model ran in.
+    """
+    of_sites = (
+        *((row["site"], row, "top1") for row in evidence.magnitudes),
+        *((EXPERT_OUT, row, "value") for row in evidence.experts),
+        *((ATTN_SINK, row | {"infinite": 0}, "value") for row in evidence.sinks),
+    )
+    by_site: dict[str, list[Row]] = defaultdict(list)
+    for site, row, largest in of_sites:
+        by_site[site].append(row | {"some": row[largest] is not None})
+    return not_finite.alarms(by_site, dtype)
 
 
 def _not_measured(criterion: Row, name: str) -> list[Finding]:
@@ -139,11 +141,19 @@ def _not_measured(criterion: Row, name: str) -> list[Finding]:
     ]
 
 
+def _nothing_finite(criterion: Row, name: str) -> list[Finding]:
+    sites = listed(criterion["sites"].split())
+    text = f"Nothing is known of {name}: in no layer is a value of {sites} finite."
+    return [Finding(text, criterion["definition"], 2)]
+
+
 def _massive(evidence: Evidence, text: bool) -> list[Finding]:
     criterion = evidence.criteria["massive_activations"]
     if not criterion["measured"]:
         return _not_measured(criterion, "massive activations")
     definition, site = criterion["definition"], criterion["sites"]
+    if not_finite.nothing_finite(criterion):
+        return _nothing_finite(criterion, "massive activations")
     if not evidence.massive:
         return _no_massive(evidence, site, definition)
     by_channel: dict[int, list[Row]] = defaultdict(list)
@@ -162,7 +172,7 @@ def _massive(evidence: Evidence, text: bool) -> list[Finding]:
         f"{number(top['value'])}{bracketed(top, 'value', number)} in layer "
         f"{top['layer']}, at position {top['position']} of sequence {top['sequence']} (token "
         f"{token}), {number(top['tensor_median_ratio'])} times the median of "
-        f"|x| in that sequence and layer."
+        f"|x| in that sequence and layer.{not_finite.left_out(criterion)}"
     )
     total = sum(row["massive_activations"] for row in evidence.massive)
     at_first = sum(r["massive_activations"] * r["first_position_share"] for r in evidence.massive)
@@ -176,7 +186,8 @@ def _massive(evidence: Evidence, text: bool) -> list[Finding]:
 
 
 def _no_massive(evidence: Evidence, site: str, definition: str) -> list[Finding]:
-    text = f"No value of the {_place(site)} is a massive activation."
+    left_out = not_finite.left_out(evidence.criteria["massive_activations"])
+    text = f"No value of the {_place(site)} is a massive activation.{left_out}"
     return [Finding(text, definition, 2), closest_to_massive(evidence)]
 
 
@@ -211,6 +222,8 @@ def _llm_int8(evidence: Evidence) -> list[Finding]:
     criterion = evidence.criteria["llm_int8"]
     if not criterion["measured"]:
         return _not_measured(criterion, "LLM.int8() outlier features")
+    if not_finite.nothing_finite(criterion):
+        return _nothing_finite(criterion, "LLM.int8() outlier features")
     definition = criterion["definition"]
     found = [row for row in evidence.features if row["outlier_feature"]]
     sites = listed(criterion["sites"].split())
@@ -242,6 +255,7 @@ def _llm_int8(evidence: Evidence) -> list[Finding]:
             f"No channel of {sites} is an outlier feature by the LLM.int8() criterion: no value "
             f"reaches the threshold."
         )
+    first += not_finite.left_out(criterion)
     return [Finding(first, definition, 4 if found else 2), _readings(evidence, definition)]
 
 
@@ -286,13 +300,16 @@ def largest_by_site(evidence: Evidence) -> dict[str, Row]:
 def _largest(evidence: Evidence) -> Finding:
     if not evidence.magnitudes:
         return Finding("No site with channels was measured.", "", 0)
-    said = (
+    finite = "finite " if any(r["nan"] or r["infinite"] for r in evidence.magnitudes) else ""
+    said = [
         f"{number(top['top1'])} at {site} (layer {top['layer']}, channel {top['channel']})"
         for site, top in largest_by_site(evidence).items()
         if top["top1"] is not None
-    )
+    ]
+    if not said:
+        return Finding("No value of any site with channels is finite.", "", 1)
     return Finding(
-        f"The largest |x| is {listed(said)}.",
+        f"The largest {finite}|x| is {listed(said)}.",
         "top1 of layer_magnitudes: the largest |x| over all finite values of a site.",
         1,
     )

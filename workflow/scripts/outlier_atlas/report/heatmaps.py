@@ -51,7 +51,10 @@ def maxima(
     )  # fmt: skip
     _finish_heatmap(figure, axes, image, layers, value, NUMBERS)
     each = "" if width == 1 else f" (a column: the largest of {width})"
-    axes.set_xlabel(f"{column}{each}")
+    empty = np.flatnonzero(np.isnan(largest).all(axis=1))
+    for row in empty:
+        axes.axhspan(row - 0.5, row + 0.5, facecolor="none", edgecolor=theme.faint, hatch="///")
+    axes.set_xlabel(f"{column}{each}{'; hatched: nothing finite' if len(empty) else ''}")
     _label_columns(axes, largest, theme)
 
 

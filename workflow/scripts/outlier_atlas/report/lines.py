@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,7 @@ def magnitudes(figure: Figure, rows: list[dict[str, Any]], site: str, theme: The
         # A logarithmic axis has no zero: such a point is left out, and the table has it.
         values = [row[column] if row[column] else np.nan for row in rows]
         axes.plot(layers, values, marker, ms=4.5, ls="-", lw=1.4, color=colour, label=label)
+    _mark_not_finite(axes, [row["layer"] for row in rows if row["top1"] is None], theme)
     if any(row["top1"] for row in rows):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(NUMBERS)
@@ -85,8 +86,12 @@ def kurtosis(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
         )
     ]
     axes = _lines(figure, [row["layer"] for row in rows], lines, theme)
+    # Without an RMS there is no finite value; a kurtosis is missing of constants, too.
+    without = [row["layer"] for row in rows if row["rms"] is None]
     _logarithmic(axes, lines)
     axes.set_ylabel("kurtosis")
+    _mark_not_finite(axes, without, theme)
+    _legend(axes)
 
 
 def down_proj(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
@@ -128,6 +133,8 @@ def quantization(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
     ]
     axes = _lines(figure, layers, lines, theme)
     axes.set_ylabel("SQNR in dB")
+    _mark_not_finite(axes, {row["layer"] for row in rows if not row["values"]}, theme)
+    _legend(axes)
 
 
 def _lines(figure: Figure, layers: Sequence[int], lines: Sequence[Line], theme: Theme) -> Axes:
@@ -144,11 +151,23 @@ def _lines(figure: Figure, layers: Sequence[int], lines: Sequence[Line], theme: 
     axes.set_axisbelow(True)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
+    return axes
+
+
+def _legend(axes: Axes) -> None:
     axes.legend(
         frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2,
         handletextpad=0.4, columnspacing=1.4,
     )  # fmt: skip
-    return axes
+
+
+def _mark_not_finite(axes: Axes, layers: Iterable[int], theme: Theme) -> None:
+    """Mark the layers of which there is nothing to draw."""
+    label = "nothing finite"
+    for layer in sorted(layers):
+        axes.axvspan(layer - 0.5, layer + 0.5, color=theme.faint, lw=0, label=label)
+        label = "_"
 
 
 def _logarithmic(axes: Axes, lines: Sequence[Line]) -> None:

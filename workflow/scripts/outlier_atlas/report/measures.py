@@ -33,7 +33,8 @@ def pictures(
                 f"{site}-quantization",
                 f"Signal to quantization noise at {site}, by layer and format",
                 f"{site}: signal to quantization noise by layer, 10 log10(∑x² / ∑e²), in dB. "
-                f"Full: all channels rounded. Dashed: outlier channels left as they are.",
+                f"Full: all channels rounded. Dashed: outlier channels left as they are, with an "
+                f"error of 0; the signal ∑x² is the same, of all channels.",
             )
             for site in asked["sites"]
         ],

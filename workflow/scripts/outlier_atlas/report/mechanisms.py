@@ -3,6 +3,7 @@ taking them away does. Each gives none where nothing was found or measured."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import dropwhile, takewhile
 from typing import Any
@@ -55,20 +56,30 @@ def attention_sinks(
 def taken_away(rows: Sequence[Row]) -> list[Finding]:
     """What raises the perplexity most, beside its random draws; `rows` of ablations.
 
-    What may be chance over sequences comes behind all that is more.
+    What may be chance over sequences comes behind all that is more. Of so few sequences that this
+    cannot be told, what raises it by more than its random draws comes in between.
     """
     altered = [at for at, row in enumerate(rows) if at and row["draw"] is None]
     if not altered:
         return []
-    most = max(altered, key=lambda at: (_more_than_chance(rows[at]), rows[at]["ratio"]))
+    altered = [at for at in altered if not math.isnan(rows[at]["ratio"])]
+    if not altered:
+        text = (
+            "What is taken away cannot be judged: the perplexity of the held-out tokens is NaN, of "
+            "the model as it is or of all that was altered."
+        )
+        return [Finding(text, ablation.DEFINITION, 2)]
+    most = max(altered, key=lambda at: (_above_1(rows[at]), rows[at]["ratio"]))
     # A target's random draws stand behind all that was done to it.
     behind = dropwhile(lambda row: row["draw"] is None, rows[most + 1 :])
-    random = [row["ratio"] for row in takewhile(lambda row: row["draw"] is not None, behind)]
+    drawn = takewhile(lambda row: row["draw"] is not None, behind)
+    random = [row["ratio"] for row in drawn if not math.isnan(row["ratio"])]
     text, definition = ablation.sentence(rows[0], rows[most], random)
-    stands_out = _more_than_chance(rows[most]) and rows[most]["ratio"] > max([1.0, *random])
-    return [Finding(text, definition, 4 if stands_out else 1)]
+    stands_out = _above_1(rows[most]) and rows[most]["ratio"] > max([1.0, *random])
+    sure = ablation.more_than_chance(rows[most])
+    return [Finding(text, definition, (4 if sure else 3) if stands_out else 1)]
 
 
-def _more_than_chance(row: Row) -> bool:
+def _above_1(row: Row) -> bool:
     """Whether its interval over sequences, where it has one, is above 1."""
     return row["ratio_low"] is None or bool(row["ratio_low"] > 1)

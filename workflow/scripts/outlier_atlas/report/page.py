@@ -125,7 +125,7 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
     write_whole(page, html.encode("utf-8", errors="replace"))
     told = {
         "findings": [asdict(f) for f in sentences],
-        "alarms": alarms(evidence),
+        "alarms": alarms(evidence, read_record(inputs.store_record)["dtype"]),
         "left_out": _left_out(inputs),
     }
     write_whole(findings_file, f"{json.dumps(told, indent=2)}\n".encode("ascii"))
@@ -149,7 +149,7 @@ def _head(
         f"{visible(str(tokens['source']))}, computed in {store['dtype']}: {measured}, "
         f"{count(len(store['sites']), 'site')}.{perplexity.short(losses)}",
         "tokens_said": tokens_said,
-        "alarms": alarms(evidence),
+        "alarms": alarms(evidence, store["dtype"]),
         "left_out": _left_out(inputs),
         "intervals": facts.intervals(inputs.configuration, tokens["sequences"], inputs.ablations),
         "findings": sentences,

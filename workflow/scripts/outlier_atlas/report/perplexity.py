@@ -19,6 +19,8 @@ def line(rows: Sequence[Row]) -> str:
     if not rows:
         return "not computed (extraction.perplexity)"
     whole = rows[-1]
+    if whole["nan"]:
+        return f"none: the loss of {count(whole['nan'], 'token')} is NaN"
     if whole["perplexity"] is None:
         return "none: no token has another before it in its sequence"
     return (

@@ -33,9 +33,11 @@ def section(
 
 def said(layers: Sequence[Row], positions: Sequence[Row]) -> str:
     """How often the first token is a sink, in a sentence."""
-    metric, heads = positions[0]["sink_metric"], sum(row["heads"] for row in layers)
+    metric = positions[0]["sink_metric"]
     if metric is None:
         return "No number of this run is finite."
+    layers = [row for row in layers if row["sink_metric"] is not None]
+    heads = sum(row["heads"] for row in layers)
     sinking = sum(row["sink_heads"] for row in layers)
     share = spanned(positions[0], "sink_metric", percentage)
     return (

@@ -17,6 +17,9 @@ Int64 = NDArray[np.int64]
 CODES = 2**16
 """Number of codes."""
 
+INFINITE_BITS = 0x7F800000
+"""The float32 bits of infinity."""
+
 NOT_FINITE = CODES - 1
 """A code that no magnitude has: it stands for what is left out."""
 
@@ -39,6 +42,26 @@ def from_code(code: int) -> float:
     return float(np.array([code << 15], np.uint32).view(np.float32)[0])
 
 
+def bits_of_code(code: int) -> tuple[int, int]:
+    """The float32 bits of the least finite magnitude that has a code, and of the least beyond it.
+
+    Between two codes the middle is rounded to the even one.
+    """
+
+    def least(of: int) -> int:
+        return min(max((of << 15) - 0x4000 + (of & 1), 0), INFINITE_BITS)
+
+    return least(code), least(code + 1)
+
+
+def place_of(codes: Int64, counts: Int64, quantile: float) -> tuple[int, int]:
+    """The code at a quantile of a histogram, and the value's rank among those with this code."""
+    cumulative = np.cumsum(counts)
+    rank = int(quantile * (int(cumulative[-1]) - 1))
+    index = int(np.searchsorted(cumulative, rank, side="right"))
+    return int(codes[index]), rank - int(cumulative[index] - counts[index])
+
+
 def lower_quantile(codes: Int64, counts: Int64, quantile: float) -> int:
     """The code at a quantile of a histogram: the value of rank floor(quantile x (n - 1)).
 
@@ -48,6 +71,4 @@ def lower_quantile(codes: Int64, counts: Int64, quantile: float) -> int:
         codes: ascending in the order of their values.
         counts: how often each occurs; at least one is above zero.
     """
-    cumulative = np.cumsum(counts)
-    rank = int(quantile * (int(cumulative[-1]) - 1))
-    return int(codes[np.searchsorted(cumulative, rank, side="right")])
+    return place_of(codes, counts, quantile)[0]

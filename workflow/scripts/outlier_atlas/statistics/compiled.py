@@ -31,6 +31,8 @@ SIGN = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
 NAN = np.int32(0x7FC00000)
 NONE = np.int32(-1)
+LOW_BITS = np.int32(0x7FFF)
+"""What rounding to a code takes from a magnitude."""
 
 TOGETHER = 4096
 """Tokens that are counted in 32 bits, which cannot overflow with fewer than 2^19 channels: with
@@ -74,7 +76,7 @@ def one_pass(x: Float32, floor: float) -> OnePass:
         x: (token, channel), contiguous in memory.
         floor: see `Summary.floor`.
     """
-    (nan, finite, magnitudes), top, (codes, counts), by_token, by_channel, high = _pass(
+    (nan, finite, magnitudes, low_bits), top, (codes, counts), by_token, by_channel, high = _pass(
         x, np.float32(floor).view(np.int32)
     )
     token_value, token_channel, token_square, token_median, token_kurtosis = by_token
@@ -87,6 +89,7 @@ def one_pass(x: Float32, floor: float) -> OnePass:
         top=top[top >= 0].view(np.float32),
         codes=codes,
         code_counts=counts,
+        codes_are_exact=not low_bits & LOW_BITS,
         channel_value=channel_value,
         channel_row=channel_row,
         channel_count=number,
@@ -103,6 +106,47 @@ def one_pass(x: Float32, floor: float) -> OnePass:
         high_channel=high_channel,
         high_value=high_value,
     )
+
+
+@compiled
+def code_counts(x: Float32) -> Int64:
+    """(CODES,): how often each code occurs among what is finite."""
+    rows, channels = x.shape
+    bits = x.view(np.int32)
+    a, codes = np.empty(channels, np.int32), np.empty(channels, np.uint16)
+    some, counts = np.zeros(CODES, np.int32), np.zeros(CODES, np.int64)
+    for row in range(rows):
+        _magnitudes(bits[row], a)
+        _count(a, codes, some)
+        if row % TOGETHER == TOGETHER - 1 or row == rows - 1:
+            counts += some
+            some[:] = 0
+    counts[NOT_FINITE] = 0
+    return counts
+
+
+@compiled
+def bits_within(x: Float32, first: np.int32, stop: np.int32) -> Int32:
+    """The bits of |x|, of those from `first` on and below `stop`, in any order."""
+    rows, channels = x.shape
+    bits = x.view(np.int32)
+    counts = np.zeros(rows, np.int32)
+    for row in range(rows):
+        n = np.int32(0)
+        for c in range(channels):
+            magnitude = bits[row, c] & SIGN
+            n = np.int32(n + ((first <= magnitude) & (magnitude < stop)))
+        counts[row] = n
+    found, within = 0, np.empty(counts.sum(), np.int32)
+    for row in range(rows):
+        last, channel = found + counts[row], 0
+        while found < last:
+            magnitude = bits[row, channel] & SIGN
+            if first <= magnitude < stop:
+                within[found] = magnitude
+                found += 1
+            channel += 1
+    return within
 
 
 @compiled
@@ -128,10 +172,11 @@ def _pass(x: Float32, least: np.int32) -> Any:
     largest, channel_row = np.full(channels, NONE), np.full(channels, NONE)
     missing, total = np.zeros(channels, np.int64), np.zeros(channels)
     top = np.full(TOP, NONE)
-    nan, finite, magnitudes, code, gap = 0, 0, 0.0, 0, 1.0
+    nan, finite, magnitudes, code, gap, low_bits = 0, 0, 0.0, 0, 1.0, np.int32(0)
     for row in range(rows):
         n = _magnitudes(bits[row], a)
         finite += n
+        low_bits |= _set_bits(bits[row])
         if n < channels:
             nan += _nans(bits[row])
             _add_missing(a, missing)
@@ -161,7 +206,7 @@ def _pass(x: Float32, least: np.int32) -> Any:
     by_channel = (channel_value, channel_row, number, mean, _powers(x, mean))
     codes_found = _codes_found(counts) if many else _codes_found(some)
     exceedances = _exceedances(x, high, token_channel, least)
-    return (nan, finite, magnitudes), top, codes_found, by_token, by_channel, exceedances
+    return (nan, finite, magnitudes, low_bits), top, codes_found, by_token, by_channel, exceedances
 
 
 @compiled
@@ -169,6 +214,15 @@ def _codes_found(counts: Int32 | Int64) -> tuple[UInt16, Int64]:
     """The codes that occur, and how often each does."""
     codes = np.flatnonzero(counts[:NOT_FINITE])
     return codes.astype(np.uint16), counts[codes].astype(np.int64)
+
+
+@compiled
+def _set_bits(bits: Int32) -> np.int32:
+    """The bits that are set in any."""
+    together = np.int32(0)
+    for c in range(len(bits)):
+        together |= bits[c]
+    return together
 
 
 @compiled

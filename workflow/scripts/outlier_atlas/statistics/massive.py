@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from outlier_atlas.statistics.sequences import WholeSequence
+from outlier_atlas.statistics.sequences import ValuesOf, WholeSequence
 
 
 @dataclass(frozen=True, order=True)
@@ -28,15 +28,20 @@ class MassiveActivation:
 
 
 def massive_activations(
-    sequence: WholeSequence, absolute: float, ratio: float, median: Literal["tensor", "token"]
+    sequence: WholeSequence,
+    absolute: float,
+    ratio: float,
+    median: Literal["tensor", "token"],
+    values_of: ValuesOf | None = None,
 ) -> Iterator[MassiveActivation]:
-    """The massive activations of a sequence.
+    """The massive activations of a sequence; both medians are exact.
 
     Args:
         sequence: of one site and layer; its floor is at most `absolute`.
         absolute: a massive activation has |x| > this, compared in float32 ...
         ratio: ... and |x| >= this many times the median, compared in float64.
         median: which median.
+        values_of: reads the values of a tile; None where they are not stored.
     """
     tokens, channels, values = sequence.high
     candidates = np.abs(values) > np.float32(absolute)
@@ -44,7 +49,7 @@ def massive_activations(
         return
     tokens, channels, values = tokens[candidates], channels[candidates], values[candidates]
     medians = sequence.token_medians[np.searchsorted(sequence.tokens, tokens)]
-    whole = sequence.median
+    whole = sequence.median(values_of)
     least = ratio * (whole if median == "tensor" else medians.astype(np.float64))
     massive = np.abs(values.astype(np.float64)) >= least
     columns = (tokens[massive], channels[massive], values[massive], medians[massive])

@@ -99,8 +99,8 @@ class QuantizationErrors:
 
     sequences: int
     outlier_channels: Float64 = field(init=False)
-    values: Int64 = field(default_factory=lambda: np.zeros(len(KEPT), np.int64))
-    squares: Float64 = field(default_factory=lambda: np.zeros(len(KEPT)))
+    values: int = 0
+    squares: float = 0.0
     errors: Float64 = field(default_factory=lambda: np.zeros(len(FORMATS) * len(KEPT)))
     square_errors: Float64 = field(default_factory=lambda: np.zeros(len(FORMATS) * len(KEPT)))
 

@@ -11,6 +11,9 @@ import torch
 from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int32, Int64
 from outlier_atlas.statistics.one_pass import TOP, OnePass
 
+LOW_BITS = 0x7FFF
+"""What rounding to a code takes from a magnitude's bits."""
+
 
 def one_pass(x: torch.Tensor, floor: float) -> OnePass:
     """All that is found in a tile.
@@ -26,7 +29,7 @@ def one_pass(x: torch.Tensor, floor: float) -> OnePass:
     doubles = values.doubles()
     token_square, token_kurtosis = _token_moments(values, doubles)
     n, mean, m2, m3, m4 = _channel_powers(values, doubles)
-    counts = _code_counts(a)
+    counts = _counts(a)
     codes = np.flatnonzero(counts)
     high = (a >= floor).nonzero()
     high_row, high_channel = high.to(torch.int32).T.cpu().numpy()
@@ -37,6 +40,7 @@ def one_pass(x: torch.Tensor, floor: float) -> OnePass:
         top=_top(a),
         codes=codes.astype(np.uint16),
         code_counts=counts[codes],
+        codes_are_exact=not bool((a[a >= 0].view(torch.int32) & LOW_BITS).any()),
         channel_value=channel_value,
         channel_row=channel_row,
         channel_count=n.astype(np.int64),
@@ -120,7 +124,19 @@ def _top(a: torch.Tensor) -> Float32:
     return largest[largest >= 0]
 
 
-def _code_counts(a: torch.Tensor) -> Int64:
+def code_counts(x: torch.Tensor) -> Int64:
+    """(CODES,): how often each code occurs among what is finite of a float32 tensor."""
+    return _counts(Values.of(x).magnitudes())
+
+
+def bits_within(x: torch.Tensor, first: int, stop: int) -> Int32:
+    """The bits of |x| of a float32 tensor, of those from `first` on and below `stop`."""
+    bits = x.abs().view(torch.int32)
+    within: Int32 = _numpy(bits[(bits >= first) & (bits < stop)])
+    return within
+
+
+def _counts(a: torch.Tensor) -> Int64:
     """(CODES,): how often each code occurs, see `codes.magnitude_codes`."""
     bits = a[a >= 0].view(torch.int32)
     codes = bits >> 15

@@ -19,6 +19,7 @@ class OnePass:
 
     Attributes:
         channel_row: (channel,): where the largest is, the first of equals; -1 where none is finite.
+        codes_are_exact: whether every |x| is the very number that its code stands for.
         high_row: (exceedance,): where |x| >= floor, by row and channel.
     """
 
@@ -28,6 +29,7 @@ class OnePass:
     top: Float32
     codes: NDArray[np.uint16]
     code_counts: Int64
+    codes_are_exact: bool
     channel_value: Float32
     channel_row: Int32
     channel_count: Int64

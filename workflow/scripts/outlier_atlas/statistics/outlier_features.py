@@ -19,6 +19,7 @@ from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
 from outlier_atlas.statistics.codes import (
     CODES,
     Float32,
+    Float64,
     Int64,
     from_code,
     lower_quantile,
@@ -55,6 +56,10 @@ class OutlierFeatures:
         channels: of every tensor.
         threshold: a value is an outlier where |x| >= this, compared in float32.
         sequences: number of sequences of the run.
+
+    Attributes:
+        positions: (sequence,): positions with a finite value in at least one tensor.
+        measured: (tensor, sequence): positions with a finite value there.
     """
 
     def __init__(
@@ -64,20 +69,25 @@ class OutlierFeatures:
         self.channels = channels
         self.threshold = np.float32(threshold)
         self.positions = np.zeros(sequences, np.int64)
+        self.measured = np.zeros((len(tensors), sequences), np.int64)
         self.maxima = np.zeros(channels, np.float32)
         self._counts = CountsBySequence(len(tensors), sequences)
         self._positive = CountsBySequence(1, sequences)
         self._union = CountsBySequence(1, sequences)
         self._codes = SparseCounts()
         self._open: dict[tuple[int, int], _Tokens] = {}
+        self._measured: tuple[Bootstrap, Float64] | None = None
 
     def update(self, tensor: Key, summary: Summary) -> None:
         """Take a tile of a tensor; all tensors' tiles of the same tokens come before `close`."""
         assert summary.floor <= self.threshold, "all outliers are among the exceedances"
         tokens = self._open.setdefault(
-            (summary.sequence, summary.start), _Tokens(len(summary.token))
+            (summary.sequence, summary.start), _Tokens(np.zeros(len(summary.token), bool))
         )
-        assert tokens.kept == len(summary.token), "tiles of the same tokens"
+        assert len(tokens.measured) == len(summary.token), "tiles of the same tokens"
+        finite = summary.token_channel >= 0
+        tokens.measured |= finite
+        self.measured[self.tensors[tensor], summary.sequence] += np.count_nonzero(finite)
         outliers = np.abs(summary.high_value) >= self.threshold
         if not outliers.any():
             return
@@ -93,7 +103,7 @@ class OutlierFeatures:
     def close(self) -> None:
         """Count the union over the tensors of the tokens seen since the last call."""
         for (sequence, _), tokens in self._open.items():
-            self.positions[sequence] += tokens.kept
+            self.positions[sequence] += np.count_nonzero(tokens.measured)
             if tokens.bitmap is not None:
                 self._union.add(np.nonzero(tokens.bitmap)[1], sequence)
         self._open.clear()
@@ -103,6 +113,7 @@ class OutlierFeatures:
         assert not self._open and not other._open, "closed"
         assert (self.tensors, self.threshold) == (other.tensors, other.threshold)
         self.positions += other.positions
+        self.measured += other.measured
         self._take_maxima(other.maxima)
         self._counts.merge(other._counts)
         self._positive.merge(other._positive)
@@ -116,55 +127,69 @@ class OutlierFeatures:
     def intervals(self, channel: int, bootstrap: Bootstrap) -> dict[str, Interval]:
         """Of a channel's shares the intervals over sequences, by the name of the share.
 
-        A draw counts the layers and tensors that are affected in its own sequences; one without a
-        position that counts has no share.
+        A draw counts the layers and tensors that are affected in its own sequences, among those
+        that are finite there; one without a position that counts has no share.
         """
         weights = bootstrap.weights
         counts = weights @ self._counts.of(channel).T  # (resample, tensor)
-        positions = weights @ self.positions
+        positions, measured = weights @ self.positions, self._measured_in(bootstrap)
         affected = counts > 0
-        by_layer = np.stack(
-            [affected[:, rows].any(axis=1) for rows in self._rows_of_layers()], axis=1
-        )
+        by_layer = self._by_layer(affected).sum(axis=1)
+        # As `_feature` has them, so that equal numbers give equal bits.
+        wholes = positions * np.maximum(affected.sum(axis=1), 1)
+        scaled = counts * (positions[:, None] / np.maximum(measured, 1))
         union, positive = self._union.of(channel)[0], self._positive.of(channel)[0]
         with np.errstate(divide="ignore", invalid="ignore"):
             draws = {
-                "layer_share_layers": np.where(positions > 0, by_layer.mean(axis=1), np.nan),
-                "layer_share_tensors": np.where(positions > 0, affected.mean(axis=1), np.nan),
+                "layer_share_layers": by_layer / self._by_layer(measured > 0).sum(axis=1),
+                "layer_share_tensors": affected.sum(axis=1) / (measured > 0).sum(axis=1),
                 "position_share_union": weights @ union / positions,
-                "position_share_mean": counts.sum(axis=1)
-                / np.maximum(affected.sum(axis=1), 1)
-                / positions,
-                "position_share_max": counts.max(axis=1) / positions,
+                "position_share_mean": scaled.sum(axis=1) / wholes,
+                "position_share_max": scaled.max(axis=1) / positions,
                 "positive_share": weights @ positive / counts.sum(axis=1),
             }
         return {name: bootstrap.interval(of_draws) for name, of_draws in draws.items()}
 
     def _feature(self, channel: int) -> Feature:
-        counts = self._counts.of(channel).sum(axis=1)
-        positions = int(self.positions.sum())
-        affected = counts[counts > 0]
+        counts, measured = self._counts.of(channel).sum(axis=1), self.measured.sum(axis=1)
+        affected, there, positions = counts > 0, measured > 0, int(self.positions.sum())
+        # Counts themselves where all of a tensor is finite: then a share is rounded once, and one
+        # that is exactly a threshold is not below it.
+        scaled = counts[affected] * (positions / measured[affected])
+        layers = int(self._by_layer(affected).sum())
         total = int(counts.sum())
-        by_layer = np.array([counts[rows].any() for rows in self._rows_of_layers()])
         keys, code_counts = self._codes.items()
         mine = slice(*np.searchsorted(keys, [channel * SIGNED, (channel + 1) * SIGNED]))
         return Feature(
             channel=channel,
-            layers=int(by_layer.sum()),
-            tensors=len(affected),
+            layers=layers,
+            tensors=int(affected.sum()),
             layer_share={
-                "layers": float(by_layer.mean()),
-                "tensors": len(affected) / len(self.tensors),
+                "layers": layers / int(self._by_layer(there).sum()),
+                "tensors": int(affected.sum()) / int(there.sum()),
             },
             position_share={
                 "union": float(self._union.of(channel).sum()) / positions,
-                "mean": float(affected.mean()) / positions,
-                "max": float(affected.max()) / positions,
+                "mean": float(scaled.sum()) / (len(scaled) * positions),
+                "max": float(scaled.max()) / positions,
             },
             outlier_values=total,
             positive_share=float(self._positive.of(channel).sum()) / total,
             quartiles=_quartiles(keys[mine] % SIGNED, code_counts[mine]),
             value=float(self.maxima[channel]),
+        )
+
+    def _measured_in(self, bootstrap: Bootstrap) -> Float64:
+        """(resample, tensor): positions of each draw with a finite value, the same for all
+        channels."""
+        if self._measured is None or self._measured[0] is not bootstrap:
+            self._measured = bootstrap, bootstrap.weights @ self.measured.T
+        return self._measured[1]
+
+    def _by_layer(self, of_tensors: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(..., layer): whether it holds in any tensor of a layer, given (..., tensor)."""
+        return np.stack(
+            [of_tensors[..., rows].any(axis=-1) for rows in self._rows_of_layers()], axis=-1
         )
 
     def _rows_of_layers(self) -> list[NDArray[np.bool_]]:
@@ -180,9 +205,10 @@ class OutlierFeatures:
 
 @dataclass
 class _Tokens:
-    """Tokens of one tile: how many count, and which channels of which have an outlier."""
+    """Tokens of one tile: which have a finite value in a tensor, and which channels have an outlier
+    at which of them."""
 
-    kept: int
+    measured: NDArray[np.bool_]
     bitmap: NDArray[np.bool_] | None = None
 
     def mark(self, tokens: NDArray[Any], channels: Int64, shape: tuple[int, int]) -> None:
@@ -199,10 +225,10 @@ class Feature:
         channel: the channel.
         layers: layers with an outlier of it in any of their tensors.
         tensors: tensors with an outlier of it.
-        layer_share: over `layers` or over `tensors` (layers x sites).
-        position_share: of the positions (sequence, position), those with an outlier in at least
-            one tensor (`union`), in an affected tensor on average (`mean`), or in the tensor that
-            has most (`max`).
+        layer_share: over `layers` or over `tensors` (layers x sites) that have a finite value.
+        position_share: of the positions (sequence, position) with a finite value, those with an
+            outlier in at least one tensor (`union`), in an affected tensor on average (`mean`), or
+            in the tensor where that share is largest (`max`).
         outlier_values: number of outliers over all tensors.
         positive_share: share of them above zero.
         quartiles: of the outlier values with their signs, the lower of two neighbours; exact for

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from outlier_atlas.statistics.codes import Float64, Int64
+from outlier_atlas.statistics.codes import Float64
 from outlier_atlas.statistics.formats import E2M1, E4M3, INT8, Element
 from outlier_atlas.statistics.summary import Place
 
-ERRORS_VERSION = 1
+ERRORS_VERSION = 2
 """Raised when a change to the code changes a bit of the errors: all are then made anew."""
 
 FORMATS: dict[tuple[str, str], Element] = {
@@ -30,7 +30,8 @@ FORMATS: dict[tuple[str, str], Element] = {
 """By name and by what has a scale of its own: their elements."""
 
 KEPT = (True, False)
-"""Whether outlier channels are quantized with the others, or left as they are."""
+"""Whether outlier channels are quantized with the others, or left as they are: then their error is
+0, and they are part of the signal and of the number of values all the same."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,17 @@ class QuantizationSummary:
     Attributes:
         sequence, start, tokens: its `Place`.
         outlier_channels: channels with |x| >= the threshold.
-        values, squares: (with and without outlier channels,): of the values that are quantized
-            their number, and the sum of their squares.
-        errors, square_errors: (format x with and without,): sums of |e| and e^2.
+        values, squares: of all channels the number of values, and the sum of their squares.
+        errors, square_errors: (format x with and without outlier channels quantized,): sums of |e|
+            and e^2.
     """
 
     sequence: int
     start: int
     tokens: int
     outlier_channels: int
-    values: Int64
-    squares: Float64
+    values: int
+    squares: float
     errors: Float64
     square_errors: Float64
 
@@ -83,8 +84,8 @@ def summarize_quantization(
         place.start,
         place.tokens,
         int(outliers.sum()),
-        np.array([len(tokens) * outliers.size, len(tokens) * int((~outliers).sum())]),
-        np.array([every[0], others[0]]),
+        len(tokens) * outliers.size,
+        every[0],
         absolute.ravel(),
         square.ravel(),
     )

@@ -8,9 +8,14 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 
 from outlier_atlas.statistics.codes import Float32, Int64, from_code, lower_quantile
+from outlier_atlas.statistics.medians import median_of
 from outlier_atlas.statistics.summary import Summary
+
+ValuesOf = Callable[[Summary], torch.Tensor]
+"""Reads the values of a tile, (token, channel), of the tokens that are not left out."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +28,29 @@ class WholeSequence:
 
     tiles: tuple[Summary, ...]
 
-    @cached_property
-    def median(self) -> float:
-        """Median of |x| over all tokens and channels, the lower of the two middle values; NaN of
-        none.
+    def median(self, values_of: ValuesOf | None = None) -> float:
+        """Median of |x| over all tokens and channels, exactly; NaN of no finite value.
 
-        Exact for bfloat16; otherwise to a relative 2^-9.
+        It is the lower of the two middle values.
+
+        Args:
+            values_of: asked where no summary of an exceedance tells: where the sequence spans
+                chunks of a site that is stored, in float32 or float16.
         """
-        codes, counts = self._joined("codes"), self._joined("code_counts")
+        for tile in self.tiles:
+            if not np.isnan(tile.sequence_median):
+                return tile.sequence_median
+        codes, counts = self._joined("codes").astype(np.int64), self._joined("code_counts")
         if not len(codes):
             return float("nan")
         if len(self.tiles) > 1:
             counts = np.bincount(codes, counts).astype(np.int64)  # float64 counts to 2^53
-            codes = np.arange(len(counts))
-        return from_code(lower_quantile(codes, counts, 0.5))
+            codes = np.flatnonzero(counts)
+            counts = counts[codes]
+        if all(tile.codes_are_exact for tile in self.tiles):
+            return from_code(lower_quantile(codes, counts, 0.5))
+        assert values_of is not None, "the summary of what is not stored has the median"
+        return median_of(codes, counts, (values_of(tile) for tile in self.tiles))
 
     @cached_property
     def mean(self) -> float:

@@ -49,6 +49,11 @@ class Summary:
         floor: values below it are not among the exceedances.
         top: the largest |x|, descending, at most `TOP`.
         codes, code_counts: codes of |x|, ascending, and how often each occurs.
+        codes_are_exact: whether every |x| is the very number that its code stands for, as those of
+            bfloat16 are.
+        sequence_median: median of |x| over the whole sequence, the lower of the two middle values,
+            where codes do not give it exactly; NaN where it is not needed (see `medians`), or where
+            the tile is a part of its sequence and the rest was not at hand.
         channel_value: (channel,): largest in |x|, with its sign; NaN where there is none.
         channel_token: (channel,): its token, the first of equals.
         channel_count, channel_mean, channel_m2, channel_m3, channel_m4: (channel,): number, mean
@@ -73,6 +78,8 @@ class Summary:
     top: Float32
     codes: NDArray[np.uint16]
     code_counts: Int64
+    codes_are_exact: bool
+    sequence_median: float
     channel_value: Float32
     channel_token: Int32
     channel_count: Int64
@@ -108,8 +115,7 @@ def summarize(
         kept: (token,): the tokens that count; None where all do.
     """
     assert len(values_TC) == place.tokens
-    # MPS has no float64; and sums of another order in memory would have other last bits.
-    x = (values_TC.cpu() if values_TC.device.type == "mps" else values_TC).float().contiguous()
+    x = widened(values_TC)
     token = np.arange(place.tokens, dtype=np.int32)
     if kept is not None:
         token = token[kept]
@@ -130,6 +136,8 @@ def summarize(
         top=found.top,
         codes=found.codes,
         code_counts=found.code_counts,
+        codes_are_exact=found.codes_are_exact,
+        sequence_median=np.nan,
         channel_value=found.channel_value,
         channel_token=channel_token,
         channel_count=found.channel_count,
@@ -147,6 +155,12 @@ def summarize(
         high_channel=found.high_channel,
         high_value=found.high_value,
     )
+
+
+def widened(values_TC: torch.Tensor) -> torch.Tensor:
+    """The values in float32, on a device that can add them up in float64."""
+    # MPS has no float64; and sums of another order in memory would have other last bits.
+    return (values_TC.cpu() if values_TC.device.type == "mps" else values_TC).float().contiguous()
 
 
 def on_host(tensor: torch.Tensor) -> bool:

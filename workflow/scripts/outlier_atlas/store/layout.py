@@ -13,7 +13,7 @@ BOUNDARY = "boundary"
 SUMMARY = "summary:"
 """What the array of a target begins with if not a site's values but their summary is kept."""
 
-SUMMARY_VERSION = 4
+SUMMARY_VERSION = 5
 """Raised when a change to the code changes what a summary holds: all are then made anew."""
 
 Compression = Literal["lz4", "zstd", "none"]

@@ -31,8 +31,21 @@ CRITERIA = Table(
             "Number of findings: channels of llm_int8, values of massive_activations, layers of "
             "super_weights, experts of super_experts, heads that sink on the first token of "
             "attention_sinks, tokens of the others. "
-            "Empty where the criterion was not measured.",
+            "Empty where the criterion was not measured, or could look at no layer.",
             "count",
+        ),
+        Column(
+            "not_finite",
+            pa.int64(),
+            "NaN and infinite values of its sites, which all of its numbers leave out (of "
+            "expert_out, tokens with one in an expert's output). Empty where it was not measured.",
+            "count",
+        ),
+        Column(
+            "layers_not_finite",
+            pa.string(),
+            "Layers that it could not look at, separated by spaces: one of its sites has no finite "
+            "value there (llm_int8: none of its sites has one). No share counts them.",
         ),
         Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
     ),
@@ -59,13 +72,19 @@ LAYER_MAGNITUDES = Table(
             "median",
             pa.float32(),
             "Median of |x| over all tokens and channels of the layer, the lower of the two middle "
-            "values. Exact for bfloat16; otherwise rounded, relative error <= 2^-9.",
+            "values. Exact where all are bfloat16 numbers; otherwise rounded, relative error <= "
+            "2^-9.",
             "activation",
         ),
         Column("value", pa.float32(), "The value behind top1, with its sign.", "activation"),
         CHANNEL,
         *WHERE,
-        Column("values", pa.int64(), "Number of values: tokens x channels.", "count"),
+        Column(
+            "values",
+            pa.int64(),
+            "Number of values: tokens x channels, those that are not finite among them.",
+            "count",
+        ),
         Column(
             "nan",
             pa.int64(),

@@ -9,7 +9,17 @@ Each table is a Parquet file and a CSV file with the same rows. What its numbers
 metadata of the Parquet file, with definition and unit of each column in that of the column:
 `parameters`, the blocks of `detection` as JSON, and `left_out`, the tokens that are left out
 (`detection.exclude`). The CSV file has the rows alone; of criteria the table `criteria` has both in
-their definitions."""
+their definitions.
+
+Values that are NaN or infinite are counted (`nan`, `infinite`, `not_finite`) and left out of all
+other numbers: maxima, means, medians and shares are of what is finite, a token or layer of which
+nothing is finite is in none of them, and a number that nothing is left of is empty. Loss and
+perplexity are empty as soon as one loss is NaN.
+
+Membership of a criterion is decided exactly. A threshold of |x| is compared in float32, the type of
+the values, as numpy and torch compare it: 0.7 is the float32 number nearest to it. A multiple of a
+median, mean or quantile is compared in float64. Medians are of the values themselves; where a
+column says that it is rounded, nothing is decided by it."""
 
 
 def markdown() -> str:

@@ -37,15 +37,15 @@ MASSIVE_ACTIVATIONS = Table(
             "tensor_median",
             pa.float32(),
             "Median of |x| over all tokens and channels of this sequence in this layer, the lower "
-            "of the two middle values. Exact for bfloat16; otherwise rounded, relative error <= "
-            "2^-9.",
+            "of the two middle values; exact.",
             "activation",
         ),
         Column("tensor_median_ratio", pa.float64(), "|value| / tensor_median.", "ratio"),
         Column(
             "token_median",
             pa.float32(),
-            "Median of |x| over the channels of this token, the lower of the two middle values.",
+            "Median of |x| over the channels of this token, the lower of the two middle values; "
+            "exact.",
             "activation",
         ),
         Column("token_median_ratio", pa.float64(), "|value| / token_median.", "ratio"),

@@ -37,7 +37,8 @@ LAYER_MEASURES = Table(
         Column(
             "kurtosis_token",
             pa.float64(),
-            "Kurtosis of a token over its channels, mean over tokens (Elhage et al. 2023).",
+            "Kurtosis of a token over its channels, mean over the tokens that have one: whose "
+            "values are not all equal (Elhage et al. 2023).",
             "ratio",
         ),
         Column("kurtosis_token_max", pa.float64(), "The same, largest of a token.", "ratio"),
@@ -50,7 +51,7 @@ LAYER_MEASURES = Table(
         Column(
             "kurtosis_channel",
             pa.float64(),
-            "Kurtosis of a channel over tokens, mean over channels.",
+            "Kurtosis of a channel over tokens, mean over the channels that have one.",
             "ratio",
         ),
         Column(
@@ -70,7 +71,8 @@ LAYER_MEASURES = Table(
         Column(
             "infinity_norm",
             pa.float64(),
-            "Largest |x| of a sequence, mean over sequences (Bondarenko et al. 2023).",
+            "Largest |x| of a sequence, mean over the sequences that have a finite value, each "
+            "with the same weight, whatever its length (Bondarenko et al. 2023).",
             "activation",
         ),
         Column("rms", pa.float64(), "Root of the mean of x^2 over all values.", "activation"),
@@ -79,8 +81,8 @@ LAYER_MEASURES = Table(
             "mmr_median",
             pa.float64(),
             "Largest / median of |x| over the channels of a token (He et al. 2024), median over "
-            "tokens; both medians the lower of two middle ones, this one rounded, relative error "
-            "<= 2^-9.",
+            "tokens with a value other than 0; both medians the lower of two middle ones, this one "
+            "rounded, relative error <= 2^-9. Infinite where the median of |x| is 0.",
             "ratio",
         ),
         Column("mmr_max", pa.float64(), "The same, largest of a token; exact.", "ratio"),
@@ -110,17 +112,21 @@ QUANTIZATION_ERROR = Table(
             "outlier_channels",
             pa.string(),
             "quantized: all channels are rounded. kept: as in LLM.int8(), those with |x| >= "
-            "detection.quantization_error.threshold in this tensor are left as they are, and count "
-            "neither as signal nor as error.",
+            "detection.quantization_error.threshold in this tensor are left as they are. Their "
+            "error is 0 then, and they raise no scale of the others. Both are over the same "
+            "values: rmse, mae and sqnr say what a mixed-precision layer gets.",
         ),
         Column("most_outlier_channels", pa.int32(), "The most that a tensor has.", "count"),
-        Column("values", pa.int64(), "Number of values that are rounded.", "count"),
+        Column(
+            "values", pa.int64(), "Number of values, those of kept channels among them.", "count"
+        ),
         Column("rmse", pa.float64(), "Root of the mean of e^2, e the error.", "activation"),
         Column("mae", pa.float64(), "Mean of |e|.", "activation"),
         Column(
             "sqnr",
             pa.float64(),
-            "10 log10(sum x^2 / sum e^2); empty without error or without signal.",
+            "10 log10(sum x^2 / sum e^2), both sums over all channels; empty without error or "
+            "without signal.",
             "dB",
         ),
         *intervals("most_outlier_channels", unit="count"),

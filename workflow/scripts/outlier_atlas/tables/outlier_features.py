@@ -29,30 +29,36 @@ LLM_INT8_FEATURES = Table(
             "Tensors (layer and site) with an outlier of this channel.",
             "count",
         ),
-        Column("layer_share_layers", pa.float64(), "layers / measured layers.", "share"),
+        Column(
+            "layer_share_layers",
+            pa.float64(),
+            "layers / measured layers that have a finite value at any of the sites.",
+            "share",
+        ),
         Column(
             "layer_share_tensors",
             pa.float64(),
-            "tensors / measured tensors (layers x sites).",
+            "tensors / measured tensors (layers x sites) that have a finite value.",
             "share",
         ),
         Column(
             "position_share_union",
             pa.float64(),
-            "Share of all positions (sequence, position) with an outlier of this channel in at "
-            "least one tensor.",
+            "Share of positions (sequence, position) with an outlier of this channel in at least "
+            "one tensor, of all that have a finite value in one.",
             "share",
         ),
         Column(
             "position_share_mean",
             pa.float64(),
-            "Share of positions with an outlier, mean over the affected tensors.",
+            "Share of a tensor's positions (those with a finite value) with an outlier, mean over "
+            "the affected tensors.",
             "share",
         ),
         Column(
             "position_share_max",
             pa.float64(),
-            "Share of positions with an outlier in the tensor that has most.",
+            "The same share in the tensor where it is largest.",
             "share",
         ),
         Column(
@@ -68,8 +74,8 @@ LLM_INT8_FEATURES = Table(
         Column(
             "quartile1",
             pa.float32(),
-            "First quartile of the outlier values (signed; lower of two neighbours). Exact for "
-            "bfloat16; otherwise rounded, relative error <= 2^-9.",
+            "First quartile of the outlier values (signed; lower of two neighbours). Exact where "
+            "they are bfloat16 numbers; otherwise rounded, relative error <= 2^-9.",
             "activation",
         ),
         Column("median", pa.float32(), "Median of the outlier values, likewise.", "activation"),

@@ -21,7 +21,8 @@ ATTENTION_SINKS = Table(
             "sink_metric",
             pa.float64(),
             "Sink metric of the first token, in %: 100 x share of (sequence, head) in which it "
-            "receives more than the threshold. Its mean over the layers is that of the model.",
+            "receives more than the threshold. Where no number is NaN, its mean over the layers "
+            "is that of the model.",
             "%",
         ),
         Column(

@@ -48,7 +48,8 @@ SYSTEMATIC_OUTLIERS = Table(
         Column(
             "mean",
             pa.float64(),
-            "Mean of |x| over all tokens and channels of its sequence in that layer.",
+            "Mean of |x| over all tokens and channels of its sequence in that layer, finite values "
+            "alone; sums in float64, within 1e-11 of the exact mean.",
             "activation",
         ),
         Column("mean_ratio", pa.float64(), "|value| / mean.", "ratio"),
@@ -75,8 +76,8 @@ TOKEN_OUTLIERS = Table(
         Column(
             "median",
             pa.float64(),
-            "Median, over the tokens of its sequence in that layer, of their largest |x|; the "
-            "lower of the two middle ones.",
+            "Median, over the tokens of its sequence in that layer that have a finite value, of "
+            "their largest |x|; the lower of the two middle ones, exact.",
             "activation",
         ),
         Column("median_ratio", pa.float64(), "|value| / median.", "ratio"),
@@ -96,7 +97,8 @@ TOKEN_NORMS = Table(
         Column(
             "median",
             pa.float64(),
-            "Median norm over all tokens of the layer, rounded, relative error <= 2^-9.",
+            "Median norm over all tokens of the layer that have a finite value, the lower of the "
+            "two middle ones; rounded, relative error <= 2^-9.",
             "activation",
         ),
         Column("median_ratio", pa.float64(), "norm / median.", "ratio"),
