@@ -210,7 +210,7 @@ def hooked(
 ) -> dict[str, np.ndarray]:
     """What plain hooks on the whole model see: per site (layer, token, channel), float32."""
     config = load_config(model)
-    whole = tiny.auto_class(config).from_pretrained(model, dtype=DTYPES[dtype]).eval()
+    whole = tiny.whole(model, DTYPES[dtype])
     architecture = recorded.describe(config, False)
     taken: dict[tuple[str, int], list[torch.Tensor]] = {}
 

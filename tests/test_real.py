@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import zarr
 from pipeline import Run, config, hooked
@@ -31,9 +32,7 @@ def model():
 
 def test_dequantized_weights_give_the_known_massive_activations(model):
     """Token 1 alone, in float32; the numbers are those of an independent dequantization."""
-    from transformers import AutoModelForCausalLM
-
-    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    whole = tiny.whole(model, torch.float32)
     with torch.inference_mode():
         hidden = whole(torch.tensor([[1]]), output_hidden_states=True).hidden_states
     # Given to two decimals; kernels may differ by a few parts in a million.

@@ -8,8 +8,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    GgufConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
 )
@@ -57,6 +59,18 @@ def auto_class(config: PretrainedConfig) -> Any:
     """The class that builds the whole model of a configuration, with all that it has."""
     more = type(config) in AutoModelForImageTextToText._model_mapping
     return AutoModelForImageTextToText if more else AutoModelForCausalLM
+
+
+def whole(folder: Path, dtype: torch.dtype) -> Any:
+    """The whole model of a folder, as transformers loads it; a GGUF file by its own reader."""
+    kind = auto_class(AutoConfig.from_pretrained(folder))
+    for path in folder.glob("*.gguf"):
+        dense = GgufConfig(dequantize=True)
+        where = path.resolve()
+        return kind.from_pretrained(
+            where.parent, gguf_file=where.name, dtype=dtype, quantization_config=dense
+        ).eval()
+    return kind.from_pretrained(folder, dtype=dtype).eval()
 
 
 def checkpoint(
