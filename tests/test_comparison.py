@@ -241,7 +241,7 @@ def test_a_table_of_another_version_is_one_sentence(both, tmp_path):
         "has no column findings": table.drop_columns("findings"),
         "column findings has another definition": table.cast(renamed),
         "column findings is string, not ": table.set_column(
-            table.schema.get_field_index("findings"), "count", table["count"].cast("string")
+            table.schema.get_field_index("findings"), "findings", table["findings"].cast("string")
         ),
     }
     for said, other in broken.items():

@@ -101,10 +101,10 @@ def refuse_other_definitions(folder: Path, table: Table) -> None:
     path = folder / f"{table.name}.parquet"
     schema = pa.parquet.read_schema(path)
     _refuse_other(path, schema, table)
-    for field in table.schema:
-        definition = (schema.field(field.name).metadata or {}).get(DEFINITION)
-        if definition != field.metadata[DEFINITION]:
-            raise _other_version(path, f"its column {field.name} has another definition")
+    for column in table.columns:
+        definition = (schema.field(column.name).metadata or {}).get(DEFINITION, b"")
+        if definition.decode() != column.definition:
+            raise _other_version(path, f"its column {column.name} has another definition")
 
 
 def _refuse_other(path: Path, schema: pa.Schema, table: Table) -> None:
