@@ -15,6 +15,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 from outlier_atlas import locks
 from outlier_atlas.settings import document
+from outlier_atlas.store.version import refuse_newer
 from outlier_atlas.workflow import (
     Sources,
     closing_words,
@@ -33,6 +34,12 @@ if not workflow.config_settings.configfiles:
 
 CONFIGFILES = workflow.config_settings.configfiles or ["config/config.yaml"]
 SETTINGS = document.settings([Path(file) for file in CONFIGFILES], config)
+
+# Before any job replaces what a newer version of the project has made.
+try:
+    refuse_newer(Path("results") / SETTINGS.name)
+except ValueError as error:
+    sys.exit(str(error))
 
 # One Snakemake makes a run; jobs that outlived a killed one are waited for, and its locks dropped.
 # `--lint` makes none: it alone has no variables of the environment checked.

@@ -1,7 +1,10 @@
 """Two runs that differ in BOS alone, one beside the other in the report."""
 
+import json
 import re
+import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from pipeline import Run, config
@@ -9,6 +12,7 @@ from test_report import Page, _section
 from test_report import rendered as render
 from test_workflow import ROOT
 
+from outlier_atlas.files import write_record
 from outlier_atlas.report.comparison import change
 from outlier_atlas.report.sides import STORE, refuse_missing
 from outlier_atlas.settings.configuration import load
@@ -223,3 +227,37 @@ def test_the_ready_pair_differs_in_bos_alone():
     )
     assert (with_bos["dataset"].pop("bos"), without["dataset"].pop("bos")) == ("always", "never")
     assert with_bos == without
+
+
+def test_a_table_of_another_version_is_one_sentence(both, tmp_path):
+    folder = shutil.copytree(both[1].folder, both[1].folder.parent / "elsewhere")
+    path = folder / "tables" / "criteria.parquet"
+    table = pq.read_table(path)
+    field = table.schema.field("findings")
+    renamed = table.schema.set(
+        table.schema.get_field_index("findings"), field.with_metadata({"definition": "Another."})
+    )
+    broken = {
+        "has no column findings": table.drop_columns("findings"),
+        "column findings has another definition": table.cast(renamed),
+        "column findings is string, not ": table.set_column(
+            table.schema.get_field_index("findings"), "findings", table["findings"].cast("string")
+        ),
+    }
+    for said, other in broken.items():
+        pq.write_table(other, path)
+        with pytest.raises(
+            ValueError, match=rf"written by another version .*{said}.* run .* again"
+        ):
+            render(both[0], compare="elsewhere")
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(
+        ValueError, match=r"^report\.compare: elsewhere was made by another version"
+    ):
+        render(both[0], compare="elsewhere")
+    pq.write_table(table, path)
+    record = json.loads((folder / STORE).read_text())
+    lacking = {k: v for k, v in record.items() if k not in ("model", "checksum")}
+    write_record(folder / STORE, lacking)
+    with pytest.raises(ValueError, match=r"store\.json does not say model: an older version"):
+        render(both[0], compare="elsewhere")

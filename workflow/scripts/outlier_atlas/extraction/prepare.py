@@ -14,11 +14,12 @@ from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.files import read_record, unwritten, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SITES
 from outlier_atlas.store import shape
-from outlier_atlas.store.arrays import ACTIVATIONS
+from outlier_atlas.store.dimensions import own_names
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.version import ACTIVATIONS, refuse_newer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -99,15 +100,16 @@ def prepare_store(
         record: where the layout is recorded.
 
     Raises:
-        ValueError: the model has no such site or layer, fewer layers than layer groups, or fewer
-            positions than a sequence has tokens; its own code does not run in the dtype; or its
-            files lack weights, or have other ones.
+        ValueError: a newer version of the project made the run; the model has no such site or
+            layer, fewer layers than layer groups, or fewer positions than a sequence has tokens;
+            its own code does not run in the dtype; or its files lack weights, or have other ones.
         OSError: the disk is full; with the path, and the bytes that are needed.
     """
     from outlier_atlas.extraction.planning import asked
     from outlier_atlas.extraction.planning.plan import plan
     from outlier_atlas.model.recorded import described
 
+    refuse_newer(run)
     extraction = ExtractionSettings.model_validate(settings)
     model = read_record(model_record)
     folder, config, architecture = described(model, resources, trust_remote_code)
@@ -180,7 +182,21 @@ def _layout(
         experts=architecture.experts(layers) if EXPERT_OUT in channels else 0,
         sink_tokens=extraction.advanced.sink_tokens if ATTN_SINK in channels else 0,
         perplexity=extraction.perplexity,
+        own_dimensions=_own_dimensions(architecture),
     )
+
+
+def _own_dimensions(architecture: Architecture) -> dict[str, str]:
+    widths = {
+        site: {
+            layer: taps[site].channels
+            for layer, taps in enumerate(architecture.taps)
+            if site in taps
+        }
+        for site in SITES
+    }
+    there = {site: of_site for site, of_site in widths.items() if of_site}
+    return own_names(there, architecture.hidden_size)
 
 
 def _check_weights(

@@ -15,7 +15,6 @@ from outlier_atlas.report.sides import (
     refuse_other_shape,
 )
 from outlier_atlas.report.text import (
-    SITE_NAMES,
     count,
     layers,
     number,
@@ -23,6 +22,7 @@ from outlier_atlas.report.text import (
     percentage,
     spanned,
 )
+from outlier_atlas.settings.sites import SITE_NAMES
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]

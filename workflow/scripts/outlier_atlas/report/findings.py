@@ -17,7 +17,6 @@ from outlier_atlas import tables
 from outlier_atlas.report import mechanisms, not_finite
 from outlier_atlas.report.finding import Finding
 from outlier_atlas.report.text import (
-    SITE_NAMES,
     bracketed,
     channels,
     count,
@@ -28,7 +27,7 @@ from outlier_atlas.report.text import (
     quoted,
     spanned,
 )
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SITE_NAMES
 
 Row = dict[str, Any]
 MOST = 5

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from outlier_atlas.report.text import SITE_NAMES
+from outlier_atlas.settings.sites import SITE_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -41,7 +41,6 @@ from outlier_atlas.report.findings import (
     largest_by_site,
 )
 from outlier_atlas.report.text import (
-    SITE_NAMES,
     count,
     interval,
     number,
@@ -51,8 +50,8 @@ from outlier_atlas.report.text import (
 )
 from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
 from outlier_atlas.settings.report import ReportSettings
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
-from outlier_atlas.store.layout import parts
+from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SITE_NAMES
+from outlier_atlas.store.layout import Layout
 from outlier_atlas.visible import visible, visible_lines
 
 HERE = Path(__file__).parent
@@ -160,7 +159,9 @@ def _head(
         "version": __version__,
         "facts": [*facts.facts(model, tokens, store), ("perplexity", perplexity.line(losses))],
         "first_array": store["store"][0] if store["store"] else None,
-        "first_axis": parts(store["store"][0])[0].axis if store["store"] else None,
+        "first_axis": Layout.from_record(store).dimension(store["store"][0])
+        if store["store"]
+        else None,
         "measured": [facts.measured(record) for record in records(inputs.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }

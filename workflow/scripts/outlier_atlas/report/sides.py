@@ -10,6 +10,7 @@ from typing import Any
 from outlier_atlas import tables
 from outlier_atlas.data.tokens import RECORD
 from outlier_atlas.files import read_record
+from outlier_atlas.store.version import refuse_newer
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
@@ -57,9 +58,18 @@ class Side:
 
     @classmethod
     def read(cls, folder: Path) -> Side:
+        """Read what a run left.
+
+        Raises:
+            ValueError: another version of the project made it, with other columns, definitions or
+                records.
+        """
+        refuse_newer(folder)
+        for table in TABLES:
+            tables.refuse_other_definitions(folder / "tables", table)
         rows = {t.name: tables.read(folder / "tables", t).to_pylist() for t in TABLES}
         left_out = tables.left_out(folder / "tables", tables.CRITERIA)
-        records = read_record(folder / RECORD), read_record(folder / STORE)
+        records = read_record(folder / RECORD), _store_record(folder)
         return cls(folder.name, rows, left_out, *records)
 
     @property
@@ -67,8 +77,24 @@ class Side:
         return str(self.store["model"]["source"])
 
     def criterion(self, name: str) -> Row:
-        (row,) = (row for row in self.rows["criteria"] if row["criterion"] == name)
+        row = next((row for row in self.rows["criteria"] if row["criterion"] == name), None)
+        if row is None:
+            raise ValueError(
+                f"report.compare: {self.name} was made by another version of Outlier Atlas, which "
+                f"does not have the criterion {name!r}; run {self.name} again"
+            )
         return row
+
+
+def _store_record(folder: Path) -> Row:
+    record = read_record(folder / STORE)
+    lacking = [key for key in ("model", "channels", "dtype") if key not in record]
+    if lacking:
+        raise ValueError(
+            f"report.compare: {folder / STORE} does not say {lacking[0]}: an older version of "
+            f"Outlier Atlas wrote it; run {folder.name} again"
+        )
+    return record
 
 
 Both = tuple[Side, Side]

@@ -9,24 +9,6 @@ from typing import Any
 
 from outlier_atlas.visible import visible
 
-SITE_NAMES = {
-    "resid_pre": "residual stream before the block",
-    "attn_in": "input of attention",
-    "q": "queries, before any rotation",
-    "k": "keys, before any rotation",
-    "v": "values",
-    "attn_hidden": "input of attention's output projection",
-    "attn_out": "what attention adds",
-    "resid_mid": "residual stream between attention and MLP",
-    "mlp_in": "input of the MLP",
-    "router_logits": "router scores per expert",
-    "mlp_hidden": "input of the MLP's down projection",
-    "mlp_out": "what the MLP adds",
-    "resid_post": "residual stream after the block",
-    "expert_out": "largest output of each routed expert",
-    "attn_sink": "attention that the first tokens receive",
-}
-
 
 def quoted(text: str | None) -> str:
     """A token as a sentence names it."""

@@ -48,6 +48,45 @@ SITES: tuple[Site, ...] = get_args(Site)
 EXPERT_OUT: Site = "expert_out"
 ATTN_SINK: Site = "attn_sink"
 
+SITE_NAMES: dict[str, str] = {
+    "resid_pre": "residual stream before the block",
+    "attn_in": "input of attention",
+    "q": "queries, before any rotation",
+    "k": "keys, before any rotation",
+    "v": "values",
+    "attn_hidden": "input of attention's output projection",
+    "attn_out": "what attention adds",
+    "resid_mid": "residual stream between attention and MLP",
+    "mlp_in": "input of the MLP",
+    "router_logits": "router scores per expert",
+    "mlp_hidden": "input of the MLP's down projection",
+    "mlp_out": "what the MLP adds",
+    "resid_post": "residual stream after the block",
+    "expert_out": "largest output of each routed expert",
+    "attn_sink": "attention that the first tokens receive",
+}
+"""What a site is, in a few words."""
+
+DIMENSIONS: dict[str, str] = {
+    "resid_pre": "channel",
+    "attn_in": "channel",
+    "q": "q_channel",
+    "k": "kv_channel",
+    "v": "kv_channel",
+    "attn_hidden": "q_channel",
+    "attn_out": "channel",
+    "resid_mid": "channel",
+    "mlp_in": "channel",
+    "router_logits": "expert",
+    "mlp_hidden": "mlp_channel",
+    "mlp_out": "channel",
+    "resid_post": "channel",
+    "expert_out": "routed",
+    "attn_sink": "head",
+}
+"""Name of the last dimension of a site's arrays. Sites share a name where their widths are equal in
+most models; `store/dimensions.py` gives a site a name of its own in a model where they differ."""
+
 LINEAR_INPUTS: tuple[ChannelSite, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
 """Those that linear layers read."""
 

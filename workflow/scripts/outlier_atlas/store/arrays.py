@@ -19,8 +19,8 @@ from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import Counted, Rows
 from outlier_atlas.store.layout import Layout, Target, arrays_of, boundary_array, parts
 from outlier_atlas.store.targets import TargetChunks
+from outlier_atlas.store.version import ACTIVATIONS
 
-ACTIVATIONS = "activations.zarr"
 BOUNDARIES = "boundaries.zarr"
 
 Float32 = NDArray[np.float32]

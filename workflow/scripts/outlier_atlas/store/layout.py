@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, LINEAR_INPUTS, TOKEN_LOSS
+from outlier_atlas.settings.sites import (
+    ATTN_SINK,
+    DIMENSIONS,
+    EXPERT_OUT,
+    LINEAR_INPUTS,
+    SITE_NAMES,
+    TOKEN_LOSS,
+)
 
 BOUNDARY = "boundary"
 
@@ -21,27 +28,28 @@ Compression = Literal["lz4", "zstd", "none"]
 
 @dataclass(frozen=True)
 class Part:
-    """One of the arrays that hold a site: its name, its dtype, and what its last axis counts."""
+    """One of the arrays that hold a site: its name, its dtype, and what its values are."""
 
     name: str
     dtype: Literal["float32", "int32"]
-    axis: Literal["channel", "routed", "head"]
+    long_name: str
 
 
 def parts(site: str) -> tuple[Part, ...]:
-    """The arrays that hold a site.
+    """The arrays that hold a site, or the losses of the tokens.
 
     Of `expert_out` the values, and the expert and the channel of each. They are one target: they
     are written, committed and given up together.
     """
-    if site == ATTN_SINK:
-        return (Part(site, "float32", "head"),)
+    if site == TOKEN_LOSS:
+        return (Part(site, "float32", "-log of the probability that the model gives the token"),)
+    values = Part(site, "float32", SITE_NAMES[site])
     if site != EXPERT_OUT:
-        return (Part(site, "float32", "channel"),)
+        return (values,)
     return (
-        Part(site, "float32", "routed"),
-        Part(f"{site}_expert", "int32", "routed"),
-        Part(f"{site}_channel", "int32", "routed"),
+        values,
+        Part(f"{site}_expert", "int32", f"expert that {site} is of"),
+        Part(f"{site}_channel", "int32", f"channel that the value of {site} is in"),
     )
 
 
@@ -125,6 +133,8 @@ class Layout:
         experts: number of routed experts in a layer; 0 where `expert_out` is not measured.
         sink_tokens: of how many first tokens of a sequence `attn_sink` is measured; 0 where not.
         perplexity: whether the losses of the tokens are stored.
+        own_dimensions: names of the last dimensions of sites that cannot share the declared one in
+            this model (`store/dimensions.py`).
     """
 
     sites: Mapping[str, int]
@@ -142,6 +152,7 @@ class Layout:
     experts: int = 0
     sink_tokens: int = 0
     perplexity: bool = False
+    own_dimensions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def chunks(self) -> int:
@@ -225,6 +236,10 @@ class Layout:
         """Channels of a target."""
         return self.hidden_size if target.array == BOUNDARY else self.sites[target.site]
 
+    def dimension(self, site: str) -> str:
+        """Name of the last dimension of a site's arrays."""
+        return self.own_dimensions.get(site, DIMENSIONS[site])
+
     def arrays(self, site: str) -> int:
         """How many arrays hold a site."""
         return len(parts(site))
@@ -241,7 +256,21 @@ class Layout:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Layout:
-        """The layout that a store record describes."""
+        """The layout that a store record describes.
+
+        Raises:
+            ValueError: another version of the project wrote it.
+        """
+        try:
+            return cls._from_record(record)
+        except KeyError as error:
+            raise ValueError(
+                f"manifests/store.json has no {error}: another version of Outlier Atlas wrote it; "
+                f"run the snakemake command of the run again, without `verify`"
+            ) from error
+
+    @classmethod
+    def _from_record(cls, record: Mapping[str, Any]) -> Layout:
         return cls(
             sites={site: int(record["channels"][site]) for site in record["sites"]},
             store=tuple(record["store"]),
@@ -258,4 +287,5 @@ class Layout:
             experts=record["experts"],
             sink_tokens=record["sink_tokens"],
             perplexity=record["perplexity"],
+            own_dimensions=record.get("own_dimensions", {}),  # older records have none
         )

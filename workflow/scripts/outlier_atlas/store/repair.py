@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from outlier_atlas.store.arrays import ACTIVATIONS, Arrays
+from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commit, Commits, Rows, revise, without
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
@@ -19,6 +19,7 @@ from outlier_atlas.store.summaries import (
     path_of,
 )
 from outlier_atlas.store.targets import DamagedChunkError
+from outlier_atlas.store.version import ACTIVATIONS
 
 MANIFESTS = Path("manifests") / "extraction"
 """Folder of the extraction jobs' manifests, seen from the run's folder."""

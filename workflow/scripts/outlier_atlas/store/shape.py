@@ -27,9 +27,10 @@ import zarr
 from numpy.typing import NDArray
 
 from outlier_atlas.settings.sites import ATTN_SINK, SITES, TOKEN_LOSS
-from outlier_atlas.store.arrays import ACTIVATIONS, BOUNDARIES, Arrays
+from outlier_atlas.store.arrays import BOUNDARIES, Arrays
 from outlier_atlas.store.chunks import codecs
 from outlier_atlas.store.commits import COMMITS, Commit, Rows, revise, without
+from outlier_atlas.store.dimensions import rename
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import (
     BOUNDARY,
@@ -45,13 +46,20 @@ from outlier_atlas.store.layout import (
 from outlier_atlas.store.rearrange import ASIDE, Shape, folder_of, reshape
 from outlier_atlas.store.summaries import remove_superseded
 from outlier_atlas.store.targets import DamagedChunkError, TargetChunks
+from outlier_atlas.store.version import ACTIVATIONS, KEY, STORE_VERSION, is_older
 
 log = logging.getLogger(__name__)
 
 FILL = {"float32": float("nan"), "int32": -1}
 """What a number is that was never written."""
 
-_COORDINATES = ("layer", "token_id", "sequence", "position")
+_COORDINATES = {
+    "layer": "layer of the model, 0-based",
+    "token_id": "the tokenizer's id of the token",
+    "sequence": "sequence of the token, 0-based",
+    "position": "position of the token in its sequence, 0-based",
+}
+"""The coordinates, and what each one is."""
 
 
 def create(
@@ -74,6 +82,12 @@ def create(
         fingerprints: of the chunks.
     """
     _remove_leftovers(run)
+    if is_older(run):
+        log.warning(
+            "%s: made by an older version of Outlier Atlas; its dimensions get the names of this "
+            "version, and its values stay as they are", run,
+        )  # fmt: skip
+    rename(run, layout)
     activations = zarr.open_group(run / ACTIVATIONS, mode="a", use_consolidated=False)
     boundaries = zarr.open_group(run / BOUNDARIES, mode="a", use_consolidated=False)
     axes = {"layer": np.array(layout.layers, np.int32), **coordinates}
@@ -98,9 +112,16 @@ def create(
         else:
             group = boundaries if name in map(boundary_array, layout.boundaries()) else activations
             _create_array(group, name, shape, layout.compression)
-    activations.attrs.put({"coordinates": " ".join(coordinates), "forward_dtype": layout.dtype})
     for name, values in axes.items():
         _write_coordinate(activations, name, values, "layer" if name == "layer" else "token")
+    # Last: with its version a store is finished.
+    activations.attrs.put(
+        {
+            "coordinates": " ".join(coordinates),
+            "forward_dtype": layout.dtype,
+            KEY: STORE_VERSION,
+        }
+    )
 
 
 def _remove_leftovers(run: Path) -> None:
@@ -216,7 +237,9 @@ def _arrays(
 def _shapes(layout: Layout) -> dict[str, Shape]:
     """What each array of a layout shall be, by name."""
     of_sites = {p.name: _part_shape(layout, site, p) for site in layout.store for p in parts(site)}
-    between = {boundary_array(layer): _boundary_shape(layout) for layer in layout.boundaries()}
+    between = {
+        boundary_array(layer): _boundary_shape(layout, layer) for layer in layout.boundaries()
+    }
     losses = {TOKEN_LOSS: _losses_shape(layout)} if layout.perplexity else {}
     return of_sites | between | losses
 
@@ -228,8 +251,9 @@ def _part_shape(layout: Layout, site: str, part: Part) -> Shape:
         "shape": (len(layout.layers), layout.tokens, layout.sites[site]),
         "chunks": (1, layout.chunk_tokens, layout.sites[site]),
         "dtype": part.dtype,
-        "dimension_names": ("layer", "token", part.axis),
+        "dimension_names": ("layer", "token", layout.dimension(site)),
         "attributes": {
+            "long_name": part.long_name,
             "layers": list(layout.layers),
             "compression": layout.compression,
             **of_sinks,
@@ -237,21 +261,30 @@ def _part_shape(layout: Layout, site: str, part: Part) -> Shape:
     }
 
 
-def _boundary_shape(layout: Layout) -> Shape:
+def _boundary_shape(layout: Layout, layer: int) -> Shape:
     return {
         "shape": (layout.tokens, layout.hidden_size),
         "chunks": (layout.chunk_tokens, layout.hidden_size),
         "dtype": "float32",
         "dimension_names": ("token", "channel"),
-        "attributes": {"compression": layout.compression},
+        "attributes": {
+            "long_name": f"residual stream into layer {layer}",
+            "compression": layout.compression,
+        },
     }
 
 
 def _losses_shape(layout: Layout) -> Shape:
-    return _boundary_shape(layout) | {
+    return {
         "shape": (layout.tokens, 1),
         "chunks": (layout.chunk_tokens, 1),
+        "dtype": "float32",
         "dimension_names": ("token", "loss"),
+        "attributes": {
+            "long_name": parts(TOKEN_LOSS)[0].long_name,
+            "units": "nat",
+            "compression": layout.compression,
+        },
     }
 
 
@@ -259,9 +292,8 @@ def _kept(array: zarr.Array[Any], shape: Shape | None, chunk_tokens: int) -> boo
     """Whether what is in an array stays: of a named one all but its layers and tokens is right."""
     if shape is None:
         return array.chunks[-2] == chunk_tokens
-    names = getattr(array.metadata, "dimension_names", None)
-    have = (array.shape[-1], array.chunks, str(array.dtype), names)
-    want = (shape["shape"][-1], shape["chunks"], shape["dtype"], shape["dimension_names"])
+    have = (array.shape[-1], array.chunks, str(array.dtype))
+    want = (shape["shape"][-1], shape["chunks"], shape["dtype"])
     attributes = shape["attributes"]
     alike = (
         array.attrs.get(name) == attributes.get(name) for name in ("compression", "sink_tokens")
@@ -284,8 +316,16 @@ def _create_array(group: zarr.Group, name: str, shape: Shape, compression: Compr
 def _write_coordinate(
     group: zarr.Group, name: str, values: NDArray[np.int32], dimension: str
 ) -> None:
+    attributes: dict[str, Any] = {"long_name": _COORDINATES[name]}
     there = group.get(name)
-    if isinstance(there, zarr.Array) and np.array_equal(np.asarray(there[:]), values):
+    # A token id of 0 is no fill value: some readers would take it for missing.
+    if (
+        isinstance(there, zarr.Array)
+        and there.fill_value == FILL["int32"]
+        and np.array_equal(np.asarray(there[:]), values)
+    ):
+        if dict(there.attrs) != attributes:
+            there.attrs.put(attributes)
         return
     array = group.create_array(
         name,
@@ -293,6 +333,8 @@ def _write_coordinate(
         chunks=(min(len(values), 2**20),),
         dtype="int32",
         dimension_names=(dimension,),
+        attributes=attributes,
+        fill_value=FILL["int32"],
         overwrite=True,
     )
     array[:] = values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from outlier_atlas.tables.activations import CHANNEL_MAXIMA, CRITERIA, LAYER_MAGNITUDES
 from outlier_atlas.tables.experts import EXPERT_MAGNITUDES, SUPER_EXPERTS
-from outlier_atlas.tables.files import left_out, read, streaming, write
+from outlier_atlas.tables.files import left_out, read, refuse_other_definitions, streaming, write
 from outlier_atlas.tables.losses import ABLATIONS, PERPLEXITY
 from outlier_atlas.tables.massive_activations import MASSIVE_ACTIVATIONS, MASSIVE_CHANNELS
 from outlier_atlas.tables.measures import LAYER_MEASURES, QUANTIZATION_ERROR
@@ -62,6 +62,7 @@ __all__ = [
     "left_out",
     "parameters",
     "read",
+    "refuse_other_definitions",
     "streaming",
     "write",
 ]

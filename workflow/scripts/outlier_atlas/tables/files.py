@@ -21,6 +21,9 @@ from outlier_atlas.tables.table import Table
 
 LEFT_OUT = b"left_out"
 
+DEFINITION = b"definition"
+"""Key of a column's metadata."""
+
 ROWS_TOGETHER = 64
 """Rows that are written together where rows are long."""
 
@@ -78,8 +81,48 @@ def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any
 
 
 def read(folder: Path, table: Table) -> pa.Table:
-    """A table that `write` wrote."""
-    return pa.parquet.read_table(folder / f"{table.name}.parquet", schema=table.schema)
+    """A table that `write` wrote.
+
+    Raises:
+        ValueError: another version of the project wrote it, with other columns.
+    """
+    path = folder / f"{table.name}.parquet"
+    # Without this, pyarrow reads a column that the file lacks as empty.
+    _refuse_other(path, pa.parquet.read_schema(path), table)
+    return pa.parquet.read_table(path, schema=table.schema)
+
+
+def refuse_other_definitions(folder: Path, table: Table) -> None:
+    """Check that a table's columns mean what this version of the project means by them.
+
+    Raises:
+        ValueError: another version of the project wrote it, by other definitions.
+    """
+    path = folder / f"{table.name}.parquet"
+    schema = pa.parquet.read_schema(path)
+    _refuse_other(path, schema, table)
+    for column in table.columns:
+        definition = (schema.field(column.name).metadata or {}).get(DEFINITION, b"")
+        if definition.decode() != column.definition:
+            raise _other_version(path, f"its column {column.name} has another definition")
+
+
+def _refuse_other(path: Path, schema: pa.Schema, table: Table) -> None:
+    have = {field.name: field.type for field in schema}
+    for column in table.columns:
+        if column.name not in have:
+            raise _other_version(path, f"it has no column {column.name}")
+        if have[column.name] != column.type:
+            raise _other_version(
+                path, f"its column {column.name} is {have[column.name]}, not {column.type}"
+            )
+
+
+def _other_version(path: Path, cause: str) -> ValueError:
+    return ValueError(
+        f"{path}: written by another version of Outlier Atlas ({cause}); run the snakemake command "
+        f"of its run again: the table is written again from what the run has computed"
+    )
 
 
 def left_out(folder: Path, table: Table) -> str:

@@ -1,0 +1,80 @@
+"""Names of the arrays' dimensions: one name for one length, as xarray needs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from outlier_atlas.files import DamagedFileError, write_whole
+from outlier_atlas.settings.sites import DIMENSIONS, SITES, Site
+from outlier_atlas.store.arrays import BOUNDARIES
+from outlier_atlas.store.layout import Layout, parts
+from outlier_atlas.store.version import ACTIVATIONS
+
+Widths = Mapping[int, int]
+"""Channels of a site in each layer that has the site."""
+
+
+def own_names(widths: Mapping[Site, Widths], hidden_size: int) -> dict[str, str]:
+    """Names of the last dimensions of the sites that cannot have the declared one in a model.
+
+    Sites share a name where they are equally wide in every layer that has both. All sites of the
+    model are compared, in a fixed order, so that the names do not depend on the sites of a run.
+
+    Args:
+        widths: of all sites that the model has.
+        hidden_size: channels of the residual stream.
+    """
+    layers = {layer for of_site in widths.values() for layer in of_site}
+    sharing: dict[str, list[Widths]] = {"channel": [dict.fromkeys(layers, hidden_size)]}
+    own: dict[str, str] = {}
+    for site in SITES:
+        if site not in widths:
+            continue
+        others = sharing.setdefault(DIMENSIONS[site], [])
+        if all(_agree(widths[site], other) for other in others):
+            others.append(widths[site])
+        else:
+            own[site] = f"{site}_channel"
+    return own
+
+
+def _agree(one: Widths, other: Widths) -> bool:
+    return all(one[layer] == other[layer] for layer in one.keys() & other.keys())
+
+
+def rename(run: Path, layout: Layout) -> int:
+    """Give the dimensions of the arrays of an older run the names of now; chunks stay.
+
+    Each array is renamed with one write, and one that has its name is left alone: where a kill
+    comes between two of them, the next call renames the others.
+
+    Returns:
+        The number of arrays that were renamed.
+
+    Raises:
+        DamagedFileError: the metadata of an array is not what was written.
+    """
+    return sum(_rename(path, names) for path, names in _arrays(run, layout) if path.is_file())
+
+
+def _arrays(run: Path, layout: Layout) -> Iterator[tuple[Path, list[str]]]:
+    # Also the sites that are not configured now: their arrays may be there until `clear_up`.
+    for site in SITES:
+        names = ["layer", "token", layout.dimension(site)]
+        yield from ((run / ACTIVATIONS / p.name / "zarr.json", names) for p in parts(site))
+    boundaries = (run / BOUNDARIES).glob("*/zarr.json")
+    yield from ((path, ["token", "channel"]) for path in sorted(boundaries))
+
+
+def _rename(path: Path, names: list[str]) -> bool:
+    try:
+        metadata = json.loads(path.read_text("utf-8"))
+        current = metadata["dimension_names"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(path, str(error)) from error
+    if current == names:
+        return False
+    write_whole(path, json.dumps(metadata | {"dimension_names": names}, indent=2).encode())
+    return True
