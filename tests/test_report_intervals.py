@@ -13,7 +13,7 @@ from test_report import rendered as render
 from outlier_atlas.report.text import interval, number, percent
 from outlier_atlas.workflow import closing_words
 
-SITES = ["attn_in", "mlp_in", "mlp_hidden", "mlp_out", "resid_post"]
+SITES = ["attn_in", "mlp_in", "mlp_hidden", "down_proj_out", "resid_post"]
 UNTOUCHED = {"attention_sinks", "attention_sink_heads", "attention_sink_positions", "perplexity"}
 
 

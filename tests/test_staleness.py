@@ -82,6 +82,7 @@ CHANGES = {
     "detection.massive_activations.median": "token",
     "detection.experts.min_tokens": 2,
     "detection.super_weights.threshold": 40.0,
+    "detection.super_weights.min_share": 0.4,
     "detection.super_experts.quantile": 0.99,
     "detection.super_experts.ratio": 0.2,
     "detection.super_experts.growth": 2.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -113,7 +113,9 @@ def _taps(found: _Found, hidden: int) -> Iterator[Tap]:
         yield found.tap("mlp_in", mlp, "input", hidden)
         yield from _router(found, mlp)
         yield from _experts(found, mlp)
-        yield from found.into_projection("mlp_hidden", mlp, DOWN_PROJECTIONS)
+        for tap in found.into_projection("mlp_hidden", mlp, DOWN_PROJECTIONS):
+            yield tap
+            yield replace(tap, site="down_proj_out", side="output", channels=hidden)
         if flow and (out := flow.contribution(mlp)):
             yield found.tap("mlp_out", out, "output", hidden)
     elif flow:
@@ -253,6 +255,7 @@ def _mlp_in_the_block(found: _Found, flow: BlockFlow, hidden: int) -> Iterator[T
         yield found.tap("resid_mid", middle, "input", hidden)
     yield found.tap("mlp_in", up[0], "input", hidden)
     yield found.tap("mlp_hidden", down[0], "input", linear[down[0]][0])
+    yield found.tap("down_proj_out", down[0], "output", hidden)
     yield found.tap("mlp_out", down[0], "output", hidden)
 
 

@@ -21,6 +21,7 @@ SITE_NAMES = {
     "mlp_in": "input of the MLP",
     "router_logits": "router scores per expert",
     "mlp_hidden": "input of the MLP's down projection",
+    "down_proj_out": "output of the down projection",
     "mlp_out": "what the MLP adds",
     "resid_post": "residual stream after the block",
     "expert_out": "largest output of each routed expert",

@@ -16,6 +16,7 @@ ChannelSite = Literal[
     "mlp_in",
     "router_logits",
     "mlp_hidden",
+    "down_proj_out",
     "mlp_out",
     "resid_post",
 ]
@@ -31,6 +32,7 @@ AlterableSite = Literal[
     "attn_out",
     "mlp_in",
     "mlp_hidden",
+    "down_proj_out",
     "mlp_out",
     "resid_post",
 ]
@@ -39,8 +41,9 @@ it, and goes on beside the norm."""
 
 Site = Literal[ChannelSite, "expert_out", "attn_sink"]
 """All of them. `expert_out` has, for each token and each expert that it is routed to, the largest
-|down_proj output| with its sign, before the router's weight; which expert it is; and the channel in
-which the value lies. `attn_sink` has, for each of a sequence's first tokens and each head, the
+|down_proj output| with its sign, before the router's weight; which expert it is; the channel in
+which the value lies; and the largest |down_proj input| of the same token and expert, with its
+channel. `attn_sink` has, for each of a sequence's first tokens and each head, the
 attention that the token receives."""
 
 CHANNEL_SITES: tuple[ChannelSite, ...] = get_args(ChannelSite)
@@ -51,8 +54,8 @@ ATTN_SINK: Site = "attn_sink"
 LINEAR_INPUTS: tuple[ChannelSite, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
 """Those that linear layers read."""
 
-SUPER_WEIGHT_SITES: tuple[ChannelSite, ChannelSite] = ("mlp_hidden", "mlp_out")
-"""Input and output of the down projection."""
+SUPER_WEIGHT_SITES: tuple[ChannelSite, ChannelSite] = ("mlp_hidden", "down_proj_out")
+"""Input and output of the down projection itself."""
 
 TOKEN_LOSS: Literal["token_loss"] = "token_loss"
 """What is measured behind the last layer: a number for each token, and no site of a block."""

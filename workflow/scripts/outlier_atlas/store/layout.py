@@ -13,7 +13,7 @@ BOUNDARY = "boundary"
 SUMMARY = "summary:"
 """What the array of a target begins with if not a site's values but their summary is kept."""
 
-SUMMARY_VERSION = 4
+SUMMARY_VERSION = 5
 """Raised when a change to the code changes what a summary holds: all are then made anew."""
 
 Compression = Literal["lz4", "zstd", "none"]
@@ -31,8 +31,9 @@ class Part:
 def parts(site: str) -> tuple[Part, ...]:
     """The arrays that hold a site.
 
-    Of `expert_out` the values, and the expert and the channel of each. They are one target: they
-    are written, committed and given up together.
+    Of `expert_out` the values, the expert and the channel of each, and the largest input of the
+    same product with its channel. They are one target: they are written, committed and given up
+    together.
     """
     if site == ATTN_SINK:
         return (Part(site, "float32", "head"),)
@@ -42,6 +43,8 @@ def parts(site: str) -> tuple[Part, ...]:
         Part(site, "float32", "routed"),
         Part(f"{site}_expert", "int32", "routed"),
         Part(f"{site}_channel", "int32", "routed"),
+        Part(f"{site}_input", "float32", "routed"),
+        Part(f"{site}_input_channel", "int32", "routed"),
     )
 
 
