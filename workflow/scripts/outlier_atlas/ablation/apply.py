@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import get_args
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from outlier_atlas.ablation.variants import (
     Edit,
     SetChannel,
+    SetMassive,
     ZeroExpert,
     ZeroExpertWeight,
     ZeroWeight,
@@ -46,15 +48,54 @@ def tap_of(architecture: Architecture, site: str, layer: int) -> Tap:
     return tap
 
 
-def values_by_tap(
+def alterations(
     architecture: Architecture, edits: Sequence[Edit], layers: range
-) -> dict[Tap, dict[int, float]]:
-    """The channels that are set in these layers, by the place where they are."""
-    values: dict[Tap, dict[int, float]] = defaultdict(dict)
+) -> dict[Tap, Callable[[torch.Tensor], torch.Tensor]]:
+    """What is made of the activations of these layers, by the place where they are."""
+    channels: dict[Tap, dict[int, float]] = defaultdict(dict)
+    massive: dict[Tap, list[SetMassive]] = defaultdict(list)
     for edit in edits:
-        if isinstance(edit, SetChannel) and edit.layer in layers:
-            values[tap_of(architecture, edit.site, edit.layer)][edit.channel] = edit.value
-    return values
+        if edit.layer in layers and isinstance(edit, SetChannel):
+            channels[tap_of(architecture, edit.site, edit.layer)][edit.channel] = edit.value
+        elif edit.layer in layers and isinstance(edit, SetMassive):
+            massive[tap_of(architecture, edit.site, edit.layer)].append(edit)
+    return {
+        tap: partial(_altered, tap, channels.get(tap, {}), massive.get(tap, []))
+        for tap in {**channels, **massive}
+    }
+
+
+def _altered(
+    tap: Tap,
+    channels: Mapping[int, float],
+    massive: Sequence[SetMassive],
+    tensor: torch.Tensor,
+) -> torch.Tensor:
+    """A copy of one sequence's tensor, channels last, with everything set that is set at a tap."""
+    copy = tap.altered(tensor, channels)
+    rows, own = copy.reshape(-1, copy.shape[-1]), tap.positions(tensor)
+    # Of the sequence as the model computed it: what is set does not change what is massive.
+    site = tensor.reshape(rows.shape)[:, own].float()
+    for edit in massive:
+        tokens = massive_tokens(site, edit)
+        values = torch.where(tokens == 0, edit.first, edit.others).to(rows)
+        rows[tokens, own[edit.set_channel]] = values
+    return rows.reshape(copy.shape)
+
+
+def massive_tokens(x: torch.Tensor, edit: SetMassive) -> torch.Tensor:
+    """The tokens of a sequence at which a channel is massive, ascending.
+
+    Args:
+        x: (token, channel), float32: the site of the whole sequence.
+    """
+    magnitudes = x.abs()
+    own = magnitudes[:, edit.channel]
+    finite = torch.where(magnitudes.isfinite(), magnitudes, torch.nan)
+    # Both give the lower of the two middle values.
+    median = finite.nanmedian() if edit.median == "tensor" else finite.nanmedian(1).values
+    least = edit.ratio * median.double()
+    return torch.nonzero(own.isfinite() & (own > edit.absolute) & (own.double() >= least))[:, 0]
 
 
 @contextmanager
@@ -65,7 +106,7 @@ def weights_zeroed(
     before = []
     try:
         for edit in edits:
-            if isinstance(edit, SetChannel) or edit.layer not in layers:
+            if isinstance(edit, SetChannel | SetMassive) or edit.layer not in layers:
                 continue
             for weight, index in _weights(decoder, architecture, edit):
                 before.append((weight, index, weight[index].clone()))

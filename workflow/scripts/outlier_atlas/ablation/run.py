@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from outlier_atlas import tables
-from outlier_atlas.ablation.apply import values_by_tap, weights_zeroed
+from outlier_atlas.ablation.apply import alterations, weights_zeroed
 from outlier_atlas.ablation.means import Means
 from outlier_atlas.ablation.schedule import schedule
 from outlier_atlas.ablation.streams import Streams, bytes_of
@@ -238,7 +238,7 @@ def _run_variant(
         source: key of the variant whose residual stream it begins with.
     """
     layers, architecture = ablation.groups[index], ablation.model[2]
-    values = values_by_tap(architecture, variant.edits, layers)
+    altered = alterations(architecture, variant.edits, layers)
     dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.layout.dtype]
     with (
         weights_zeroed(group.model, architecture, variant.edits, layers),
@@ -247,7 +247,7 @@ def _run_variant(
         for sequence in range(ablation.held.sequences):
             ids = torch.from_numpy(ablation.held.sequence(sequence).astype(np.int64))[None]
             batch = streams.read((source, index), sequence, dtype)[None] if index else ids
-            group.run_directly(batch, partial(_keep, group, ids, put), values)
+            group.run_directly(batch, partial(_keep, group, ids, put), altered)
         ablation.weights.check()  # a file that was overwritten may have changed under a memory map
 
 

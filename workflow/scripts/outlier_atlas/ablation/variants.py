@@ -19,12 +19,42 @@ class SetChannel:
 
 
 @dataclass(frozen=True, order=True)
+class SetMassive:
+    """The massive activations of a channel, set to a value at their tokens and nowhere else.
+
+    Which values are massive is decided in each held-out sequence as the model computes it.
+
+    Attributes:
+        layer, site, channel: where massive activations are looked for.
+        set_channel: the channel that is set at their tokens: the same one, or one drawn at random.
+        first: what it is set to at the first position of a sequence.
+        others: what it is set to at other positions.
+        absolute, ratio, median: the criterion, as `detection.massive_activations` has it.
+    """
+
+    layer: int
+    site: str
+    channel: int
+    set_channel: int
+    first: float
+    others: float
+    absolute: float
+    ratio: float
+    median: str
+
+
+@dataclass(frozen=True, order=True)
 class ZeroWeight:
     """A weight of a layer's down projection; row is its output channel, column its input."""
 
     layer: int
     row: int
     column: int
+
+    @property
+    def expert(self) -> None:
+        """None: the layer has one down projection."""
+        return None
 
 
 @dataclass(frozen=True, order=True)
@@ -45,7 +75,7 @@ class ZeroExpert:
     expert: int
 
 
-Edit = SetChannel | ZeroWeight | ZeroExpertWeight | ZeroExpert
+Edit = SetChannel | SetMassive | ZeroWeight | ZeroExpertWeight | ZeroExpert
 
 
 @dataclass(frozen=True)

@@ -59,13 +59,17 @@ class Tap:
         parts = [whole[..., first:stop] for first, stop in self.runs]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
+    def positions(self, tensor: torch.Tensor) -> list[int]:
+        """Where each of the site's channels lies along the last axis of a module's tensor."""
+        return [c for run in self.runs or ((0, tensor.shape[-1]),) for c in range(*run)]
+
     def altered(self, tensor: torch.Tensor, values: Mapping[int, float]) -> torch.Tensor:
         """A copy of a module's tensor, in which channels of the site have these values throughout.
 
         Args:
             tensor: what the module was given or has made, channels last.
         """
-        own = [c for run in self.runs or ((0, tensor.shape[-1]),) for c in range(*run)]
+        own = self.positions(tensor)
         copy = tensor.clone()
         copy[..., [own[channel] for channel in values]] = copy.new_tensor(list(values.values()))
         return copy
