@@ -81,7 +81,7 @@ def test_a_super_expert_taken_away_is_one_that_the_router_gives_no_weight(archit
     in_layer = [sum(each == layer for each, _ in super_experts) for layer, _ in taken]
     draws = [min(2, experts_of(model) - number) for number in in_layer]
     wanted = [["zero", *["random"] * number] for number in draws]
-    assert [row["intervention"] for row in rows] == sum(wanted, [])
+    assert [row["intervention"] for row in rows] == [how for each in wanted for how in each]
     starts = [at for at, row in enumerate(rows) if row["draw"] is None]
     for start, number in zip(starts, draws, strict=True):
         assert len({row["expert"] for row in rows[start : start + number + 1]}) == number + 1

@@ -106,6 +106,7 @@ CHANGES = {
     "ablation.sequences": 1,
     "ablation.targets": ["outlier_features"],
     "ablation.most": 1,
+    "ablation.search_rounds": 1,
     "ablation.weights": [[0, 1, 2]],
     "ablation.expert_weights": [[0, 1, 2, 3]],
     "ablation.channels": [["resid_post", "all", 3]],

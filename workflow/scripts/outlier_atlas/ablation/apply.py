@@ -15,6 +15,7 @@ from outlier_atlas.ablation.variants import (
     Edit,
     SetChannel,
     SetMassive,
+    Weight,
     ZeroExpert,
     ZeroExpertWeight,
     ZeroWeight,
@@ -132,13 +133,19 @@ def experts_of(architecture: Architecture, layer: int) -> Tap:
     return sites[EXPERT_OUT]
 
 
-Weight = tuple[torch.Tensor, tuple[int, ...]]
+def weight_at(decoder: nn.Module, architecture: Architecture, weight: Weight) -> float:
+    """A weight of a down projection, as the model holds it."""
+    ((parameter, index),) = _weights(decoder, architecture, weight)
+    return float(parameter[index])
+
+
+Entry = tuple[torch.Tensor, tuple[int, ...]]
 """A parameter, and an index into it."""
 
 
 def _weights(
-    decoder: nn.Module, architecture: Architecture, edit: ZeroWeight | ZeroExpertWeight | ZeroExpert
-) -> list[Weight]:
+    decoder: nn.Module, architecture: Architecture, edit: Weight | ZeroExpert
+) -> list[Entry]:
     if isinstance(edit, ZeroExpert):
         experts = decoder.get_submodule(experts_of(architecture, edit.layer).module)
         down = down_projection(experts)
@@ -150,7 +157,7 @@ def _weights(
     return [_weight_of_layer(decoder, architecture, edit)]
 
 
-def _weight_of_layer(decoder: nn.Module, architecture: Architecture, edit: ZeroWeight) -> Weight:
+def _weight_of_layer(decoder: nn.Module, architecture: Architecture, edit: ZeroWeight) -> Entry:
     module = decoder.get_submodule(tap_of(architecture, "mlp_hidden", edit.layer).module)
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
@@ -160,7 +167,7 @@ def _weight_of_layer(decoder: nn.Module, architecture: Architecture, edit: ZeroW
 
 def _weight_of_expert(
     decoder: nn.Module, architecture: Architecture, edit: ZeroExpertWeight
-) -> Weight:
+) -> Entry:
     experts = decoder.get_submodule(experts_of(architecture, edit.layer).module)
     weight = down_projection(experts)
     assert weight is not None

@@ -14,17 +14,17 @@ from outlier_atlas.ablation.draws import Draws
 from outlier_atlas.ablation.massive import MassiveValues
 from outlier_atlas.ablation.variants import (
     UNALTERED,
+    Later,
     SetChannel,
     Trial,
     Variant,
+    Weight,
     ZeroExpert,
     ZeroExpertWeight,
     ZeroWeight,
 )
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.settings.ablation import AblationSettings
-
-Weight = ZeroWeight | ZeroExpertWeight
 
 Place = TypeVar("Place")
 
@@ -98,6 +98,15 @@ class Found:
             yield "weight", ZeroWeight(*place)
         for expert_place in self.settings.expert_weights:
             yield "expert_weight", ZeroExpertWeight(*expert_place)
+
+    def super_weights(self) -> tuple[list[Weight], dict[str, float]]:
+        """All super weights of the run, and the criterion that they were found with; none where
+        they are no target."""
+        if "super_weights" not in self.settings.targets:
+            return [], {}
+        rows = tables.read(self.tables, tables.SUPER_WEIGHTS).to_pylist()
+        criterion = tables.parameters(self.tables, tables.SUPER_WEIGHTS)["super_weights"]
+        return [_weight_of(row) for row in rows if row["super_weight"]], criterion
 
     def _channels(self) -> Iterator[Channels]:
         if "outlier_features" in self.settings.targets:
@@ -257,6 +266,16 @@ class Found:
     @property
     def _draws(self) -> Draws:
         return Draws(self.settings.random_draws, self.settings.seed)
+
+
+def later_trials(later: Sequence[Later]) -> Iterator[Trial]:
+    """Each super weight that shows once others are zero, set to zero together with them."""
+    for each in later:
+        weight = each.weight
+        yield Trial(
+            "later_super_weight", "zero", Variant((*each.zero, weight)),
+            expert=weight.expert, row=weight.row, column=weight.column, later=each,
+        )  # fmt: skip
 
 
 def _weight_of(row: Mapping[str, Any]) -> Weight:

@@ -75,6 +75,8 @@ class ZeroExpert:
     expert: int
 
 
+Weight = ZeroWeight | ZeroExpertWeight
+
 Edit = SetChannel | SetMassive | ZeroWeight | ZeroExpertWeight | ZeroExpert
 
 
@@ -101,6 +103,25 @@ UNALTERED = Variant()
 
 
 @dataclass(frozen=True)
+class Later:
+    """A super weight that shows once others are zero.
+
+    Attributes:
+        round: in which search, from 1.
+        weight: which it is.
+        zero: the weights that were zero in that search.
+        input, output, share: as in `super_weights`, over the held-out sequences.
+    """
+
+    round: int
+    weight: Weight
+    zero: tuple[Weight, ...]
+    input: float
+    output: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Trial:
     """A row of the table: what was altered, why, and how.
 
@@ -112,6 +133,7 @@ class Trial:
         row, column: of a weight.
         intervention: `none`, `zero`, `mean` or `random`.
         draw: number of the draw.
+        later: of a super weight that shows once others are zero.
         variant: the model so altered.
     """
 
@@ -124,8 +146,11 @@ class Trial:
     row: int | None = None
     column: int | None = None
     draw: int | None = None
+    later: Later | None = None
 
     @property
     def layers(self) -> tuple[int, int] | None:
+        if self.later:
+            return self.later.weight.layer, self.later.weight.layer
         altered = [edit.layer for edit in self.variant.edits]
         return (min(altered), max(altered)) if altered else None

@@ -43,6 +43,7 @@ WHAT = {
     "super_expert": "super expert",
     "outlier_features": "LLM.int8() outlier features",
     "super_weights": "super weights together",
+    "later_super_weight": "super weight of a later search, with those found before",
     "massive_activations": "massive activations",
     "massive_channel": "channel of massive activations",
     "weight": "weight",

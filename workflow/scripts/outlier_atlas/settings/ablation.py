@@ -49,6 +49,12 @@ class AblationSettings(Section):
         description="Super weights, super experts and massive channels taken away: at most so many "
         "of each, those with the largest |output| and |value|.",
     )
+    search_rounds: Annotated[int, Field(ge=0, le=100)] = Field(
+        2,
+        description="Where super weights are a target: how often at most the held-out sequences "
+        "are searched again for super weights, with all that are known set to zero. A second super "
+        "weight may show only then. It ends when nothing new is found; no token is left out.",
+    )
     weights: list[Weight] = Field(
         [],
         description="Weights of down projections to take away besides, as `[layer, row, column]`: "

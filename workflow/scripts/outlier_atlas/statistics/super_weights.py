@@ -6,9 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from outlier_atlas.statistics.codes import Float32, Int32, Int64
 from outlier_atlas.statistics.summary import Summary
+
+TOKENS = 64
+"""Tokens that are looked at together, where a whole sequence is at hand."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,25 @@ class Spike:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one tile says of its tokens: the value largest in |x| and its channel."""
+class TokenPeaks:
+    """Tokens of a site: of each the finite value largest in |x|, and its channel."""
 
     tokens: Int64
     values: Float32
     channels: Int32
+
+    @classmethod
+    def of(cls, values_TC: torch.Tensor, start: int) -> TokenPeaks:
+        """Those of all tokens of (token, channel), numbered from `start`."""
+        parts = []
+        for first in range(0, len(values_TC), TOKENS):  # of a long sequence no large copies
+            x = values_TC[first : first + TOKENS]
+            magnitudes = torch.where(x.isfinite(), x.abs(), -1)
+            channels = magnitudes.argmax(1, keepdim=True)
+            parts.append((x.gather(1, channels)[:, 0].float(), channels[:, 0].to(torch.int32)))
+        values, found = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
+        tokens = np.arange(start, start + len(values), dtype=np.int64)
+        return cls(tokens, values, found)
 
 
 @dataclass
@@ -60,24 +77,33 @@ class LargestOutput:
 
     starts: Int64
     spike: Spike | None = None
-    _inputs: dict[int, list[_Part]] = field(default_factory=dict)
-    _outputs: dict[int, list[_Part]] = field(default_factory=dict)
+    _inputs: dict[int, list[TokenPeaks]] = field(default_factory=dict)
+    _outputs: dict[int, list[TokenPeaks]] = field(default_factory=dict)
     _seen: dict[int, int] = field(default_factory=dict)
 
     def take_input(self, summary: Summary) -> None:
         """Take the summary of a tile of `mlp_hidden`."""
-        self._take(self._inputs, summary)
+        self._take(True, summary)
 
     def take_output(self, summary: Summary) -> None:
         """Take the summary of a tile of `down_proj_out`."""
-        self._take(self._outputs, summary)
+        self._take(False, summary)
 
-    def _take(self, parts: dict[int, list[_Part]], summary: Summary) -> None:
-        sequence = summary.sequence
+    def _take(self, is_input: bool, summary: Summary) -> None:
         tokens = summary.start + summary.token.astype(np.int64)
-        part = _Part(tokens, summary.token_value, summary.token_channel)
-        parts.setdefault(sequence, []).append(part)
-        self._seen[sequence] = self._seen.get(sequence, 0) + summary.tokens
+        peaks = TokenPeaks(tokens, summary.token_value, summary.token_channel)
+        self.take_peaks(is_input, summary.sequence, summary.tokens, peaks)
+
+    def take_peaks(self, is_input: bool, sequence: int, tokens: int, peaks: TokenPeaks) -> None:
+        """Take some tokens of a sequence.
+
+        Args:
+            is_input: whether they are of the input, and not of the output.
+            tokens: how many, with those that are left out.
+        """
+        parts = self._inputs if is_input else self._outputs
+        parts.setdefault(sequence, []).append(peaks)
+        self._seen[sequence] = self._seen.get(sequence, 0) + tokens
         first, stop = self.starts[sequence : sequence + 2]
         if self._seen[sequence] == 2 * (stop - first):
             del self._seen[sequence]
@@ -90,7 +116,7 @@ class LargestOutput:
             self.spike = other
 
 
-def spike_of(inputs: _Part, outputs: _Part) -> Spike | None:
+def spike_of(inputs: TokenPeaks, outputs: TokenPeaks) -> Spike | None:
     """The spike of some tokens; None where none of them has a finite input and output.
 
     Args:
@@ -110,10 +136,10 @@ def spike_of(inputs: _Part, outputs: _Part) -> Spike | None:
     )
 
 
-def _joined(parts: list[_Part]) -> _Part:
+def _joined(parts: list[TokenPeaks]) -> TokenPeaks:
     tokens = np.concatenate([part.tokens for part in parts])
     order = np.argsort(tokens, kind="stable")
-    return _Part(
+    return TokenPeaks(
         tokens[order],
         np.concatenate([part.values for part in parts])[order],
         np.concatenate([part.channels for part in parts])[order],

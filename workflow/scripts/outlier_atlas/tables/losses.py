@@ -54,7 +54,9 @@ ABLATIONS = Table(
             pa.string(),
             "What is altered: none; super_weight or weight (of a down projection); super_expert; "
             "expert_weight (of a routed expert's down projection); outlier_features, all of "
-            "LLM.int8() together; super_weights, all of them together; massive_activations, all of "
+            "LLM.int8() together; super_weights, all of them together; later_super_weight, one "
+            "that was found in the held-out sequences only in a search with all others known then "
+            "at zero: it together with those; massive_activations, all of "
             "them together at their tokens alone (Sun et al. 2024, arXiv 2402.17762); "
             "massive_channel, a channel with massive activations at all tokens; channel.",
         ),
@@ -75,6 +77,21 @@ ABLATIONS = Table(
         Column("row", pa.int32(), "Of a weight its row: the output channel, 0-based.", "index"),
         Column(
             "column", pa.int32(), "Of a weight its column: the input channel, 0-based.", "index"
+        ),
+        Column(
+            "round",
+            pa.int32(),
+            "Of later_super_weight: in which search of the held-out sequences it was found, from "
+            "1. All super weights of the run and those of earlier searches were zero in it.",
+            "index",
+        ),
+        *(
+            Column(name, kind, "Of later_super_weight: as in super_weights, in that search.", unit)
+            for name, kind, unit in (
+                ("input", pa.float32(), "activation"),
+                ("output", pa.float32(), "activation"),
+                ("share", pa.float64(), "ratio"),
+            )
         ),
         Column(
             "intervention",
