@@ -1,5 +1,7 @@
 """Super weights: at one token, of the down projection itself, and most of its output."""
 
+from itertools import pairwise
+
 import numpy as np
 import planted
 import pytest
@@ -11,6 +13,9 @@ from planted import MARKED, MARKER, PLACES, ROWS
 from safetensors.torch import load_file
 from test_architectures import SIZES
 from transformers import AutoModelForCausalLM
+
+from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.super_weights import LargestOutput
 
 DENSE = ["mlp_hidden", "down_proj_out"]
 OTHER = 20
@@ -181,3 +186,33 @@ def test_the_output_is_that_of_the_projection_itself(made, tmp_path):
     if not scaled:
         same = np.array_equal(outputs, run.array("mlp_out"))
         assert same == (made.model_type == "llama")
+
+
+def test_any_split_into_tiles_and_any_order_give_the_same():
+    """Tiles of the two sites arrive one after the other, sequences cut by chunks."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, outputs = torch.randn(2, 48, 8, generator=generator).mul(9).round()
+    inputs[3, 2] = torch.nan
+    starts = np.array([0, 20, 23, 48])
+
+    def tiles(x, cuts):
+        for sequence, (first, stop) in enumerate(pairwise(starts.tolist())):
+            ends = [first, *(c for c in cuts if first < c < stop), stop]
+            for start, end in pairwise(ends):
+                place = Place(sequence, start, end - start)
+                yield summarize(x[start:end], place, 1000.0)
+
+    found = set()
+    for seed, (left, right) in enumerate([((), ()), ((7, 21, 40), (7, 30)), (range(48), (5,))]):
+        taken = [(True, t) for t in tiles(inputs, left)] + [
+            (False, t) for t in tiles(outputs, right)
+        ]
+        np.random.default_rng(seed).shuffle(taken)
+        largest = LargestOutput(starts)
+        for is_input, tile in taken:
+            (largest.take_input if is_input else largest.take_output)(tile)
+        found.add(largest.spike)
+    (spike,) = found
+    assert abs(spike.output) == outputs.abs().max()
+    assert abs(spike.input) == inputs[spike.token].abs().nan_to_num().max()
+    assert spike.token == int(outputs.abs().amax(1).argmax())

@@ -90,13 +90,14 @@ def massive_tokens(x: torch.Tensor, edit: SetMassive) -> torch.Tensor:
     Args:
         x: (token, channel), float32: the site of the whole sequence.
     """
-    magnitudes = x.abs()
+    magnitudes = (x.cpu() if x.device.type == "mps" else x).abs()  # MPS has no float64
     own = magnitudes[:, edit.channel]
     finite = torch.where(magnitudes.isfinite(), magnitudes, torch.nan)
     # Both give the lower of the two middle values.
     median = finite.nanmedian() if edit.median == "tensor" else finite.nanmedian(1).values
     least = edit.ratio * median.double()
-    return torch.nonzero(own.isfinite() & (own > edit.absolute) & (own.double() >= least))[:, 0]
+    massive = own.isfinite() & (own > edit.absolute) & (own.double() >= least)
+    return torch.nonzero(massive)[:, 0].to(x.device)
 
 
 @contextmanager
