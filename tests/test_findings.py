@@ -74,9 +74,9 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
     ]
     (said,) = mechanisms.taken_away(rows)
     assert said.text == (
-        "Without the channel of massive activations (channel 7 of resid_post, layer 2, set to zero) "
-        "the perplexity of held-out tokens is 180, 9 times the model's own 20; 2 random draws: 1 to "
-        "1.25 times."
+        "Without the channel of massive activations (channel 7 of resid_post, layer 2, set to "
+        "zero) the perplexity of held-out tokens is 180, 9 times the model's own 20; 2 random "
+        "draws: 1 to 1.25 times."
     )
     assert said.striking == 4
     # No more than a random draw does.
