@@ -23,6 +23,7 @@ PLACES = {
     "k": ("self_attn.k_proj", "out"), "v": ("self_attn.v_proj", "out"),
     "attn_hidden": ("self_attn.o_proj", "in"), "attn_out": ("self_attn", "out"),
     "mlp_in": ("mlp", "in"), "mlp_hidden": ("mlp.down_proj", "in"), "mlp_out": ("mlp", "out"),
+    "down_proj_out": ("mlp.down_proj", "out"),
     "resid_post": ("", "out"),
 }  # fmt: skip
 

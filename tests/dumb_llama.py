@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 SITES = (
     "resid_pre", "attn_in", "q", "k", "v", "attn_hidden", "attn_out", "resid_mid", "mlp_in",
-    "mlp_hidden", "mlp_out", "resid_post", "attn_sink",
+    "mlp_hidden", "down_proj_out", "mlp_out", "resid_post", "attn_sink",
 )  # fmt: skip
 SINK_TOKENS = 64
 
@@ -91,7 +91,7 @@ def block(x, w, config):
     at["mlp_in"] = rms_norm(at["resid_mid"], norm, config["rms_norm_eps"])
     gate = at["mlp_in"] @ w["mlp.gate_proj.weight"].T
     at["mlp_hidden"] = gate / (1 + np.exp(-gate)) * (at["mlp_in"] @ w["mlp.up_proj.weight"].T)
-    at["mlp_out"] = at["mlp_hidden"] @ w["mlp.down_proj.weight"].T
+    at["down_proj_out"] = at["mlp_out"] = at["mlp_hidden"] @ w["mlp.down_proj.weight"].T
     at["resid_post"] = at["resid_mid"] + at["mlp_out"]
     return at
 

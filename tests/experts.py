@@ -21,7 +21,10 @@ ARCHITECTURES = [
 # Nobody wrote a word of the code for these.
 UNLISTED = [t.GraniteMoeConfig(**SIZES, **LOCAL), t.PhimoeConfig(**SIZES, **LOCAL)]
 ROWS = [[5, 17, 200, 9, 33, 41, 7], [40, 6, 6, 90, 280, 14, 8], [1, 2, 3], [9, 250, 11]]
-PARTS = ("expert_out", "expert_out_expert", "expert_out_channel")
+PARTS = (
+    "expert_out", "expert_out_expert", "expert_out_channel", "expert_out_input",
+    "expert_out_input_channel",
+)  # fmt: skip
 
 
 def name(value):
@@ -33,12 +36,12 @@ def bias(experts, name):
 
 
 def grouped_products(experts, hidden, index):
-    """The down_proj outputs with the token and the slot of each row, made in one product."""
+    """The down_proj inputs and outputs with the token and slot of each row, made in one product."""
     chosen, order = torch.sort(index.reshape(-1))
     ends = torch.bincount(chosen, minlength=len(experts.down_proj)).cumsum(0).int()
     x = hidden[order // index.shape[1]]
     for projection in ("gate_up_proj", "down_proj"):
-        biases = bias(experts, projection)
+        given, biases = x, bias(experts, projection)
         x = moe._grouped_linear(
             x, getattr(experts, projection), ends,
             None if biases is None else biases[chosen], experts.is_transposed,
@@ -46,7 +49,7 @@ def grouped_products(experts, hidden, index):
         if projection == "gate_up_proj":
             x = experts._apply_gate(x)
     for row, place in enumerate(order.tolist()):
-        yield *divmod(place, index.shape[1]), x[row]
+        yield *divmod(place, index.shape[1]), given[row], x[row]
 
 
 def eager_products(experts, hidden, index):
@@ -58,20 +61,22 @@ def eager_products(experts, hidden, index):
         x = hidden[tokens]
         for projection in ("gate_up_proj", "down_proj"):
             weight, biases = getattr(experts, projection)[expert], bias(experts, projection)
+            given = x
             x = x @ weight if experts.is_transposed else torch.nn.functional.linear(x, weight)
             x = x if biases is None else x + biases[expert]
             if projection == "gate_up_proj":
                 x = experts._apply_gate(x)
-        yield from zip(tokens.tolist(), slots.tolist(), x, strict=True)
+        yield from zip(tokens.tolist(), slots.tolist(), given, x, strict=True)
 
 
 def extremes(products, index):
-    """(3, token, routed): values, experts and channels, one row after the other."""
-    made = np.full((3, *index.shape), np.nan)
-    for token, slot, out in products:
-        values = out.float().numpy()
-        channel = int(np.abs(values).argmax())
-        made[:, token, slot] = values[channel], int(index[token, slot]), channel
+    """(5, token, routed): values, experts, channels, inputs and their channels, row by row."""
+    made = np.full((5, *index.shape), np.nan)
+    for token, slot, given, out in products:
+        values, inputs = out.float().numpy(), given.float().numpy()
+        channel, column = int(np.abs(values).argmax()), int(np.abs(inputs).argmax())
+        expert = int(index[token, slot])
+        made[:, token, slot] = values[channel], expert, channel, inputs[column], column
     return made
 
 
@@ -94,7 +99,7 @@ def forward(model, ids):
 
 
 def reference(folder, batches=((0, 1), (2, 3)), products=grouped_products, dtype=torch.bfloat16):
-    """What the whole model gives: (3, layer, token, routed), of the layers with experts."""
+    """What the whole model gives: (5, layer, token, routed), of the layers with experts."""
     model = load(folder, dtype)
     found = [[] for _ in experts_of(model)]
 

@@ -18,6 +18,7 @@ HOOKS = {
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
     "mlp_hidden": "mlp.hook_post",
+    "down_proj_out": "hook_mlp_out",
     "mlp_out": "hook_mlp_out",
     "resid_post": "hook_resid_post",
 }

@@ -109,7 +109,7 @@ def test_a_super_weight_that_the_run_found_is_taken_away(tmp_path):
     model, weight = super_weight(tmp_path / "model")
     data = config(
         model, [*MARKED_ROWS, *MARKED_ROWS], tmp_path / "data", dataset={"sequences": 2},
-        extraction={"sites": ["mlp_hidden", "mlp_out"]},
+        extraction={"sites": ["mlp_hidden", "down_proj_out"]},
         ablation={"sequences": 2, "random_draws": 0, "targets": ["super_weights"]},
     )  # fmt: skip
     run = Run(tmp_path, data)
@@ -165,11 +165,11 @@ def test_findings_of_the_run_are_taken_away(llama, tmp_path):
 def test_of_many_findings_the_largest_are_taken_away(llama, tmp_path):
     """And not the first: the largest super weight may lie in a late layer."""
     detection = {
-        "super_weights": {"threshold": 1e-6},
+        "super_weights": {"threshold": 1e-6, "min_share": 1e-6},
         "massive_activations": {"absolute": 0.02, "ratio": 3.0},
     }
     run = made(
-        llama, tmp_path, 2, extraction={"sites": ["mlp_hidden", "mlp_out", "resid_post"]},
+        llama, tmp_path, 2, extraction={"sites": ["mlp_hidden", "down_proj_out", "resid_post"]},
         detection=detection, most=2, random_draws=0, interventions=["zero"],
         targets=["super_weights", "massive_channels"],
     )  # fmt: skip

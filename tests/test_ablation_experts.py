@@ -58,6 +58,10 @@ def ablated(model, folder, quantile, **ablation):
     return run, run.table("ablations")[1:], run.table("super_experts")
 
 
+def experts_of(model):
+    return len(whole(model).get_submodule("model.layers.1.mlp.experts").down_proj)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda c: c.model_type)
 def test_a_super_expert_taken_away_is_one_that_the_router_gives_no_weight(architecture, tmp_path):
     """Also where experts have biases; and each beside another expert of its layer."""
@@ -71,12 +75,19 @@ def test_a_super_expert_taken_away_is_one_that_the_router_gives_no_weight(archit
     taken = [(row["first_layer"], row["expert"]) for row in rows if row["draw"] is None]
     assert taken == sorted((row["layer"], row["expert"]) for row in largest)
     assert len(found) > 2
-    assert [row["intervention"] for row in rows] == ["zero", "random", "random"] * 2
     assert {row["target"] for row in rows} == {"super_expert"}
     super_experts = {(row["layer"], row["expert"]) for row in found}
+    # As many draws as are asked for, or all other experts of the layer, none of them twice.
+    in_layer = [sum(each == layer for each, _ in super_experts) for layer, _ in taken]
+    draws = [min(2, experts_of(model) - number) for number in in_layer]
+    wanted = [["zero", *["random"] * number] for number in draws]
+    assert [row["intervention"] for row in rows] == [how for each in wanted for how in each]
+    starts = [at for at, row in enumerate(rows) if row["draw"] is None]
+    for start, number in zip(starts, draws, strict=True):
+        assert len({row["expert"] for row in rows[start : start + number + 1]}) == number + 1
     for index, row in enumerate(rows):
         layer, expert = row["first_layer"], row["expert"]
-        assert layer == row["last_layer"] == taken[index // 3][0]
+        assert layer == row["last_layer"] == taken[sum(at <= index for at in starts) - 1][0]
         assert ((layer, expert) in super_experts) == (row["draw"] is None)
         loaded = whole(model)
         experts = loaded.get_submodule(f"model.layers.{layer}.mlp.experts")

@@ -32,7 +32,7 @@ OPT = {"vocab_size": 320, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim
        "num_hidden_layers": 4, "num_attention_heads": 4}  # fmt: skip
 
 DENSE = {*SITES} - {"router_logits", EXPERT_OUT}
-MIXED = {*SITES} - {"mlp_hidden"}
+MIXED = {*SITES} - {"mlp_hidden", "down_proj_out"}
 PARALLEL = DENSE - {"resid_mid"}
 
 # Each with the sites that it has in every layer.

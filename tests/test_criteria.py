@@ -7,11 +7,13 @@ from pipeline import Run, config
 from safetensors.torch import load_file, save_file
 
 from outlier_atlas.data.classes import token_class
+from outlier_atlas.detection.criteria import criteria
+from outlier_atlas.settings.detection import DetectionSettings
 
 EMBEDDING = "model.embed_tokens.weight"
 ROWS = [[9] + [11] * 15, [11] * 16, [11, 11, 9, 11, 9] + [11] * 11]
 AT = [(0, 0), (2, 2), (2, 4)]  # sequence and position of token 9
-SITES = ["attn_in", "mlp_in", "mlp_hidden", "mlp_out", "resid_post"]
+SITES = ["attn_in", "mlp_in", "mlp_hidden", "down_proj_out", "resid_post"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,8 @@ def test_the_super_weight_is_found_where_it_is(planted, tmp_path):
     assert (row["row"], row["column"], row["weight"]) == (7, 5, -16)
     assert (row["sequence"], row["position"], row["token_id"]) == (0, 0, 9)
     assert row["input"] == planted.array("mlp_hidden")[2, 0, 5]
-    assert row["output"] == planted.array("mlp_out")[2, 0, 7] < -1000
+    assert row["output"] == planted.array("down_proj_out")[2, 0, 7] < -1000
+    assert row["share"] == row["weight"] * row["input"] / row["output"] > 0.9
     assert findings(planted)["super_weights"] == 1
     higher = again(planted, tmp_path, super_weights={"threshold": abs(row["input"])})
     assert findings(higher)["super_weights"] == 0, "both are above it, and not at it"
@@ -221,7 +224,8 @@ def test_the_super_expert_is_the_planted_one(mixture, tmp_path):
 def test_a_criterion_that_was_not_measured_says_so(planted, mixture):
     assert findings(planted)["super_experts"] is None
     run, *_ = mixture
-    assert findings(run)["super_weights"] is findings(run)["token_outliers"] is None
-    missing = {row["criterion"]: row["missing_sites"] for row in run.table("criteria")}
-    assert missing["super_weights"] == "mlp_hidden mlp_out"
+    assert findings(run)["token_outliers"] is None
+    assert findings(run)["super_weights"] == 0, "routed experts are searched"
+    missing = criteria(DetectionSettings(), ["mlp_hidden", "mlp_out"], 64)["super_weights"]
+    assert (missing.measured, missing.missing) == (False, ("down_proj_out",))
     assert run.table("super_weights") == run.table("token_outliers") == []

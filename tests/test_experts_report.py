@@ -42,7 +42,7 @@ def run(tmp_path_factory):
 
 
 def test_the_table_is_that_of_a_loop_over_the_experts(run):
-    values, experts, channels = stored(run)
+    values, experts, channels, *_ = stored(run)
     ids = TokenStore.open(run.tokens).token_ids
     rows = run.table("expert_magnitudes")
     assert [(row["layer"], row["expert"]) for row in rows] == [*product(range(4), range(8))]
@@ -72,7 +72,7 @@ def test_the_table_is_that_of_a_loop_over_the_experts(run):
 def test_a_planted_expert_is_named(run):
     folder = run.settings.model.source
     want = reference(folder)
-    values, experts, channels = want[:, 2]
+    values, experts, channels, *_ = want[:, 2]
     token, slot = np.unravel_index(np.abs(values).argmax(), values.shape)
     top = max(run.table("expert_magnitudes"), key=lambda row: abs(row["value"] or 0))
     assert experts[token, slot] == 3
@@ -105,7 +105,7 @@ def detected(run, tmp_path, **detection):
 def test_shares_are_of_the_tokens_that_are_not_left_out(run, tmp_path):
     again = detected(run, tmp_path, exclude={"first_positions": 1, "token_ids": [6]})
     kept = np.concatenate([[i > 0 and token != 6 for i, token in enumerate(r)] for r in ROWS])
-    _, experts, _ = stored(run)
+    _, experts, *_ = stored(run)
     for row in again.table("expert_magnitudes"):
         mine = (experts[row["layer"]][kept] == row["expert"]).any(axis=1)
         assert row["token_share"] == mine.sum() / kept.sum()

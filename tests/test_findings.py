@@ -24,19 +24,20 @@ def altered(
 def test_the_super_weight_with_the_largest_output_is_said():
     weights = [
         {"super_weight": made, "layer": layer, "row": 5, "column": 9, "weight": weight,
-         "input": 80.0, "output": output}
+         "input": 80.0, "output": output, "expert": None, "share": 0.8}
         for layer, made, weight, output in (
             (0, False, 9.0, -900.0), (1, True, None, 60.0), (2, True, -3.5, -700.0),
         )
     ]  # fmt: skip
     (said,) = mechanisms.super_weights(weights, "Definition.")
     assert said.text == (
-        "The down projection of layer 2 has a super weight, W[5, 9] = -3.5: the projection's input "
-        "reaches 80 in channel 9, its output -700 in channel 5. 2 layers have one."
+        "The down projection of layer 2 has a super weight, W[5, 9] = -3.5: at one token its input "
+        "is 80 in channel 9, and it makes 80 % of the output of -700 in channel 5. The run has 2 "
+        "super weights in all."
     )
     assert said.definition == "Definition."
     (several,) = mechanisms.super_weights(weights[1:2], "")
-    assert "a super weight, W[5, 9]: the" in several.text
+    assert "a super weight, W[5, 9]: at" in several.text
     assert mechanisms.super_weights(weights[:1], "") == []
 
 
@@ -77,8 +78,9 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
     ]
     (said,) = mechanisms.taken_away(rows)
     assert said.text == (
-        "Without the massive activations (channel 7 of resid_post, layer 2, set to zero) the "
-        "perplexity of held-out tokens is 180, 9 (8 to 10) times the model's own 20; 2 random "
+        "Without the channel of massive activations (channel 7 of resid_post, layer 2, set to "
+        "zero) the perplexity of held-out tokens is 180, 9 (8 to 10) times the model's own 20; 2 "
+        "random "
         "draws: 1 to 1.25 times."
     )
     assert said.striking == 4

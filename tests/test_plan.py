@@ -195,15 +195,15 @@ def test_a_memory_that_host_and_device_share_must_hold_both(run):
     assert shown(both) in table(made, shared, GUESSED["device"], run.folder)
 
 
-def test_a_plan_counts_three_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_path):
+def test_a_plan_counts_five_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_path):
     extraction = {"sites": ["mlp_in", "expert_out"]}
     run = Run(tmp_path, config(qwen3_moe, ROWS, tmp_path / "data", extraction=extraction))
     run.prepare()
     made = run.planned()
     routed = 2
-    assert made.groups[0].sites == 4 * 16 * (32 * 2 + 3 * routed * 4)
-    assert made.values == 4 * 32 * (32 + 3 * routed)
-    assert made.files == 4 * (4 + 2)
+    assert made.groups[0].sites == 4 * 16 * (32 * 2 + 5 * routed * 4)
+    assert made.values == 4 * 32 * (32 + 5 * routed)
+    assert made.files == 4 * (6 + 2)
 
 
 def test_a_plan_counts_what_is_not_stored_as_summaries(llama, tmp_path):

@@ -31,7 +31,7 @@ def test_an_outlier_feature(tmp_path):
 def massive(tmp_path_factory):
     root = tmp_path_factory.mktemp("massive")
     folder, weight = planted.super_weight(root / "model")
-    return detected(folder, root, "mlp_hidden", "mlp_out", "resid_post"), weight
+    return detected(folder, root, "mlp_hidden", "down_proj_out", "resid_post"), weight
 
 
 def test_a_massive_activation(massive):
@@ -50,6 +50,7 @@ def test_a_super_weight(massive):
     assert (row["layer"], row["row"], row["column"]) == (weight.layer, weight.output, weight.input)
     assert row["weight"] == weight.value
     assert row["output"] == row["input"] * weight.value
+    assert row["share"] == 1
     assert (row["sequence"], row["position"]) == PLACES[0]
     assert findings(run, "super_weights") == 1
 

@@ -13,7 +13,7 @@ from test_report import rendered as render
 from outlier_atlas.report.text import interval, number, percent
 from outlier_atlas.workflow import closing_words
 
-SITES = ["attn_in", "mlp_in", "mlp_hidden", "mlp_out", "resid_post"]
+SITES = ["attn_in", "mlp_in", "mlp_hidden", "down_proj_out", "resid_post"]
 UNTOUCHED = {"attention_sinks", "attention_sink_heads", "attention_sink_positions", "perplexity"}
 
 
@@ -43,7 +43,7 @@ def test_numbers_have_their_intervals_under_them(massive):
     (weight,) = (row for row in rows["super_weights"] if row["super_weight"])
     top = max(rows["massive_channels"], key=lambda row: abs(row["value"]))
     shown = _section(html, "massive") + _section(html, "super-weights")
-    for row, name in ((top, "value"), (weight, "input"), (weight, "output")):
+    for row, name in ((top, "value"), (weight, "output")):
         assert f"{number(row[name])}<small>{interval(row, name, number)}</small></td>" in shown
     feature = run.table("llm_int8_features")[0]
     shown = _section(html, "llm-int8")

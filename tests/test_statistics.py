@@ -148,7 +148,8 @@ def test_expert_magnitudes_of_any_split_are_those_of_a_loop(data, cuts, order, s
     first = drawn(st.integers(0, experts - 2))[:, 0]
     chosen = np.stack([first, (first + 1) % (experts - 1)], axis=1)
     channels = drawn(st.integers(0, 2**20))
-    numbers = np.concatenate([x, chosen, channels], axis=1)
+    inputs, input_channels = drawn(st.integers(0, 99)), drawn(st.integers(0, 2**20))
+    numbers = np.concatenate([x, chosen, channels, inputs, input_channels], axis=1)
     pieces = [
         summarize_experts(torch.from_numpy(numbers[p.start : p.start + p.tokens]), p, experts)
         for p in places(tokens, cuts)
@@ -163,11 +164,14 @@ def test_expert_magnitudes_of_any_split_are_those_of_a_loop(data, cuts, order, s
         if not finite:
             assert np.isnan(got.values[expert])
             assert (got.tokens[expert], got.channels[expert]) == (-1, -1)
+            assert got.spike(expert) is None
             continue
         best = min(finite, key=lambda place: (-abs(x[place]), place[0]))
         assert got.values[expert] == x[best]
         assert got.tokens[expert] == best[0]
         assert got.channels[expert] == channels[best]
+        spike = got.spike(expert)
+        assert (spike.input, spike.column) == (inputs[best], input_channels[best])
 
 
 MASSIVE = [0.0, 0.01, 0.1, -0.1, 1.0, 100.0, -100.5, 101.0, -1000.0, 4096.0]

@@ -15,7 +15,7 @@ KEYS = {
     "massive_activations": ("site", "layer", "token_index", "channel"),
     "massive_channels": ("site", "layer", "channel"),
     "expert_magnitudes": ("layer", "expert"),
-    "super_weights": ("layer",),
+    "super_weights": ("layer", "expert"),
     "super_experts": ("layer", "expert"),
     "systematic_outliers": ("site", "layer", "token_index"),
     "token_outliers": ("site", "layer", "token_index"),
@@ -42,8 +42,8 @@ def test_rows_are_in_order_and_none_is_there_twice(tmp_path):
     }  # fmt: skip
     of_all = ["resid_post", "attn_in", "mlp_in", "attn_sink"]
     dense = measured(
-        tmp_path / "dense", tiny.llama(tmp_path / "llama"), [*of_all, "mlp_hidden", "mlp_out"],
-        **detection,
+        tmp_path / "dense", tiny.llama(tmp_path / "llama"),
+        [*of_all, "mlp_hidden", "down_proj_out"], **detection,
     )  # fmt: skip
     mixture = measured(
         tmp_path / "mixture", tiny.qwen3_moe(tmp_path / "moe"), [*of_all, "expert_out"],

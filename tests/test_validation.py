@@ -80,6 +80,7 @@ def run(model, tmp_path_factory):
             "ablation": {
                 "sequences": 1,
                 "targets": ["super_weights", "outlier_features"],
+                "search_rounds": 0,
                 "random_draws": 0,
                 "interventions": ["zero"],
             },
@@ -171,12 +172,17 @@ def test_what_is_taken_away_costs_what_is_written_out(run, model):
     (config, weights), held = dumb_llama.load(model), TokenStore.open(run.heldout)
     ids = held.sequence(0).tolist()
     effects = {}
+    found = [row for row in run.table("super_weights") if row["super_weight"]]
+    known = [(row["layer"], row["row"], row["column"]) for row in found]
     for row in run.table("ablations"):
         altered = dict(weights)
-        if row["target"] == "super_weight":
-            name = f"model.layers.{row['first_layer']}.mlp.down_proj.weight"
-            altered[name] = weights[name].copy()
-            altered[name][row["row"], row["column"]] = 0
+        zero = [(row["first_layer"], row["row"], row["column"])]
+        zero = known if row["target"] == "super_weights" else zero
+        if row["target"] in ("super_weight", "super_weights"):
+            for layer, output, channel in zero:
+                name = f"model.layers.{layer}.mlp.down_proj.weight"
+                altered[name] = weights[name].copy()
+                altered[name][output, channel] = 0
         elif row["target"] == "outlier_features":
             # A norm's weight of 0 makes a 0 of what the layers behind it read.
             for name in weights:
@@ -187,6 +193,8 @@ def test_what_is_taken_away_costs_what_is_written_out(run, model):
         print(f"{row['target']}, {row['first_layer']}: {row['loss']:.7f}, written out {want:.7f}")
         assert row["loss"] == pytest.approx(want, rel=LOSS), row["target"]
         effects.setdefault(row["target"], []).append(row["ratio"])
-    assert effects.keys() == {"none", "super_weight", "outlier_features"}
+    assert effects.keys() == {"none", "super_weight", "super_weights", "outlier_features"}
+    for row in found:
+        print(f"super weight of layer {row['layer']}: share {row['share']:.4f}")
     assert max(effects["super_weight"]) > 1.1
     assert effects["outlier_features"][0] > 2

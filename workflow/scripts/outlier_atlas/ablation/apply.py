@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import get_args
 
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 from outlier_atlas.ablation.variants import (
     Edit,
     SetChannel,
+    SetMassive,
+    Weight,
     ZeroExpert,
     ZeroExpertWeight,
     ZeroWeight,
@@ -46,15 +49,55 @@ def tap_of(architecture: Architecture, site: str, layer: int) -> Tap:
     return tap
 
 
-def values_by_tap(
+def alterations(
     architecture: Architecture, edits: Sequence[Edit], layers: range
-) -> dict[Tap, dict[int, float]]:
-    """The channels that are set in these layers, by the place where they are."""
-    values: dict[Tap, dict[int, float]] = defaultdict(dict)
+) -> dict[Tap, Callable[[torch.Tensor], torch.Tensor]]:
+    """What is made of the activations of these layers, by the place where they are."""
+    channels: dict[Tap, dict[int, float]] = defaultdict(dict)
+    massive: dict[Tap, list[SetMassive]] = defaultdict(list)
     for edit in edits:
-        if isinstance(edit, SetChannel) and edit.layer in layers:
-            values[tap_of(architecture, edit.site, edit.layer)][edit.channel] = edit.value
-    return values
+        if edit.layer in layers and isinstance(edit, SetChannel):
+            channels[tap_of(architecture, edit.site, edit.layer)][edit.channel] = edit.value
+        elif edit.layer in layers and isinstance(edit, SetMassive):
+            massive[tap_of(architecture, edit.site, edit.layer)].append(edit)
+    return {
+        tap: partial(_altered, tap, channels.get(tap, {}), massive.get(tap, []))
+        for tap in {**channels, **massive}
+    }
+
+
+def _altered(
+    tap: Tap,
+    channels: Mapping[int, float],
+    massive: Sequence[SetMassive],
+    tensor: torch.Tensor,
+) -> torch.Tensor:
+    """A copy of one sequence's tensor, channels last, with everything set that is set at a tap."""
+    copy = tap.altered(tensor, channels)
+    rows, own = copy.reshape(-1, copy.shape[-1]), tap.positions(tensor)
+    # Of the sequence as the model computed it: what is set does not change what is massive.
+    site = tensor.reshape(rows.shape)[:, own].float()
+    for edit in massive:
+        tokens = massive_tokens(site, edit)
+        values = torch.where(tokens == 0, edit.first, edit.others).to(rows)
+        rows[tokens, own[edit.set_channel]] = values
+    return rows.reshape(copy.shape)
+
+
+def massive_tokens(x: torch.Tensor, edit: SetMassive) -> torch.Tensor:
+    """The tokens of a sequence at which a channel is massive, ascending.
+
+    Args:
+        x: (token, channel), float32: the site of the whole sequence.
+    """
+    magnitudes = (x.cpu() if x.device.type == "mps" else x).abs()  # MPS has no float64
+    own = magnitudes[:, edit.channel]
+    finite = torch.where(magnitudes.isfinite(), magnitudes, torch.nan)
+    # Both give the lower of the two middle values.
+    median = finite.nanmedian() if edit.median == "tensor" else finite.nanmedian(1).values
+    least = edit.ratio * median.double()
+    massive = own.isfinite() & (own > edit.absolute) & (own.double() >= least)
+    return torch.nonzero(massive)[:, 0].to(x.device)
 
 
 @contextmanager
@@ -65,7 +108,7 @@ def weights_zeroed(
     before = []
     try:
         for edit in edits:
-            if isinstance(edit, SetChannel) or edit.layer not in layers:
+            if isinstance(edit, SetChannel | SetMassive) or edit.layer not in layers:
                 continue
             for weight, index in _weights(decoder, architecture, edit):
                 before.append((weight, index, weight[index].clone()))
@@ -91,13 +134,19 @@ def experts_of(architecture: Architecture, layer: int) -> Tap:
     return sites[EXPERT_OUT]
 
 
-Weight = tuple[torch.Tensor, tuple[int, ...]]
+def weight_at(decoder: nn.Module, architecture: Architecture, weight: Weight) -> float:
+    """A weight of a down projection, as the model holds it."""
+    ((parameter, index),) = _weights(decoder, architecture, weight)
+    return float(parameter[index])
+
+
+Entry = tuple[torch.Tensor, tuple[int, ...]]
 """A parameter, and an index into it."""
 
 
 def _weights(
-    decoder: nn.Module, architecture: Architecture, edit: ZeroWeight | ZeroExpertWeight | ZeroExpert
-) -> list[Weight]:
+    decoder: nn.Module, architecture: Architecture, edit: Weight | ZeroExpert
+) -> list[Entry]:
     if isinstance(edit, ZeroExpert):
         experts = decoder.get_submodule(experts_of(architecture, edit.layer).module)
         down = down_projection(experts)
@@ -109,7 +158,7 @@ def _weights(
     return [_weight_of_layer(decoder, architecture, edit)]
 
 
-def _weight_of_layer(decoder: nn.Module, architecture: Architecture, edit: ZeroWeight) -> Weight:
+def _weight_of_layer(decoder: nn.Module, architecture: Architecture, edit: ZeroWeight) -> Entry:
     module = decoder.get_submodule(tap_of(architecture, "mlp_hidden", edit.layer).module)
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
@@ -119,7 +168,7 @@ def _weight_of_layer(decoder: nn.Module, architecture: Architecture, edit: ZeroW
 
 def _weight_of_expert(
     decoder: nn.Module, architecture: Architecture, edit: ZeroExpertWeight
-) -> Weight:
+) -> Entry:
     experts = decoder.get_submodule(experts_of(architecture, edit.layer).module)
     weight = down_projection(experts)
     assert weight is not None

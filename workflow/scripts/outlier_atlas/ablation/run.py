@@ -7,7 +7,8 @@ at the boundary before the layer group of its first altered layer, which the una
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from outlier_atlas import tables
-from outlier_atlas.ablation.apply import values_by_tap, weights_zeroed
+from outlier_atlas.ablation.apply import alterations, weights_zeroed
 from outlier_atlas.ablation.means import Means
 from outlier_atlas.ablation.schedule import schedule
+from outlier_atlas.ablation.search import search
 from outlier_atlas.ablation.streams import Streams, bytes_of
 from outlier_atlas.ablation.table import columns
-from outlier_atlas.ablation.targets import Found
+from outlier_atlas.ablation.targets import Found, later_trials
 from outlier_atlas.ablation.variants import UNALTERED, Variant
 from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
 from outlier_atlas.extraction.devices import devices
@@ -135,11 +137,15 @@ def ablate(ablation: Ablation) -> None:
     settings = AblationSettings.model_validate(ablation.settings)
     architecture = ablation.model[2]
     architecture.check_head(len(ablation.groups))
-    trials = Found(settings, ablation.tables, architecture, ablation.means).trials()
-    variants = {trial.variant.key: trial.variant for trial in trials}
+    targets = Found(settings, ablation.tables, architecture, ablation.means)
+    trials = targets.trials()
     model = str(read_record(ablation.model_record)["fingerprint"])
     streams = Streams(ablation.run, ablation.layout, model, ablation.held)
     streams.delete_others()
+    rounds, leased = settings.search_rounds, partial(_leased, ablation)
+    later = search(ablation, *targets.super_weights(), rounds, streams, leased)
+    trials += later_trials(later)
+    variants = {trial.variant.key: trial.variant for trial in trials}
     _run_all(ablation, variants, streams)
     streams.delete_streams()
     losses = {key: streams.losses(key) for key in variants}
@@ -155,24 +161,35 @@ def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Strea
     if not any(steps):
         log.info("all %d variants were run already, nothing to compute", len(variants))
         return
+    with _leased(ablation) as where:
+        for index, keys in enumerate(steps):
+            if keys:
+                _run_group(ablation, index, [variants[key] for key in keys], streams, where)
+
+
+@contextmanager
+def _leased(ablation: Ablation) -> Iterator[Sequence[str]]:
+    """The devices of the stage, once it is known that it fits.
+
+    Raises:
+        ValueError: it does not, or memory runs out all the same.
+    """
     gpus = min(ablation.gpus, *map(len, ablation.groups))
     with devices(ablation.device, gpus, f"{ablation.run.name}, ablation") as where:
         torch.set_num_threads(ablation.threads)
         few_kernels()
         _refuse_too_large(ablation, where)
         ablation.weights.check()
-        for index, keys in enumerate(steps):
-            if keys:
-                try:
-                    _run_group(ablation, index, [variants[key] for key in keys], streams, where)
-                except (RuntimeError, MemoryError) as error:
-                    if not short_of_memory(error):
-                        raise
-                    raise ValueError(
-                        "ablation: out of memory with a single sequence; take more "
-                        f"extraction.layer_groups (now {len(ablation.groups)}). What was computed "
-                        "is kept where the layer groups stay"
-                    ) from error
+        try:
+            yield where
+        except (RuntimeError, MemoryError) as error:
+            if not short_of_memory(error):
+                raise
+            raise ValueError(
+                "ablation: out of memory with a single sequence; take more "
+                f"extraction.layer_groups (now {len(ablation.groups)}). What was computed "
+                "is kept where the layer groups stay"
+            ) from error
 
 
 def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:
@@ -238,7 +255,7 @@ def _run_variant(
         source: key of the variant whose residual stream it begins with.
     """
     layers, architecture = ablation.groups[index], ablation.model[2]
-    values = values_by_tap(architecture, variant.edits, layers)
+    altered = alterations(architecture, variant.edits, layers)
     dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.layout.dtype]
     with (
         weights_zeroed(group.model, architecture, variant.edits, layers),
@@ -247,7 +264,7 @@ def _run_variant(
         for sequence in range(ablation.held.sequences):
             ids = torch.from_numpy(ablation.held.sequence(sequence).astype(np.int64))[None]
             batch = streams.read((source, index), sequence, dtype)[None] if index else ids
-            group.run_directly(batch, partial(_keep, group, ids, put), values)
+            group.run_directly(batch, partial(_keep, group, ids, put), altered)
         ablation.weights.check()  # a file that was overwritten may have changed under a memory map
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -19,7 +20,14 @@ from numpy.typing import NDArray
 
 from outlier_atlas.ablation.schedule import Place
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.files import DamagedFileError, fingerprint, replacing, write_all
+from outlier_atlas.files import (
+    DamagedFileError,
+    fingerprint,
+    read_record,
+    replacing,
+    write_all,
+    write_record,
+)
 from outlier_atlas.store.fingerprints import NUMERICS_VERSION
 from outlier_atlas.store.layout import Layout
 
@@ -110,6 +118,19 @@ class Streams:
                     self.read(place, sequence, torch.uint8)
             except DamagedFileError as damage:
                 yield damage
+
+    def record(self, key: str, group: int) -> dict[str, Any] | None:
+        """What was measured of a variant in a layer group; None where it was not.
+
+        Raises:
+            DamagedFileError: it is not what was written.
+        """
+        path = self._folder / f"{key}-{group}.json"
+        return read_record(path) if path.exists() else None
+
+    def write_record(self, key: str, group: int, record: Mapping[str, Any]) -> None:
+        """Keep what was measured of a variant in a layer group."""
+        write_record(self._folder / f"{key}-{group}.json", record)
 
     def delete(self, place: Place) -> None:
         """Remove a place that was read."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from outlier_atlas import tables
 from outlier_atlas.ablation.apply import experts_of, tap_of
+from outlier_atlas.ablation.draws import Draws
+from outlier_atlas.ablation.massive import MassiveValues
 from outlier_atlas.ablation.variants import (
     UNALTERED,
+    Later,
     SetChannel,
     Trial,
     Variant,
+    Weight,
     ZeroExpert,
     ZeroExpertWeight,
     ZeroWeight,
@@ -23,7 +26,7 @@ from outlier_atlas.ablation.variants import (
 from outlier_atlas.model.architecture import Architecture
 from outlier_atlas.settings.ablation import AblationSettings
 
-Place = TypeVar("Place", bound=int | tuple[int, int])
+Place = TypeVar("Place")
 
 Means = Callable[[str, int, int], float]
 """The mean of a site's channel in a layer: site, layer, channel."""
@@ -75,24 +78,35 @@ class Found:
         sets, weights = [*self._channels()], [*self._weights()]
         outliers = {channel for each in sets for channel in each.channels}
         trials = [Trial("none", "none", UNALTERED)]
-        for target, layer, row, column in weights:
-            trials += self._of_weight(target, ZeroWeight(layer, row, column))
+        for target, weight in weights:
+            trials += self._of_weight(target, weight, {each for _, each in weights})
+        trials += self._of_all_super_weights([w for t, w in weights if t == "super_weight"])
         trials += self._of_super_experts()
-        for place in self.settings.expert_weights:
-            trials += self._of_expert_weight(ZeroExpertWeight(*place))
+        if "massive_activations" in self.settings.targets:
+            trials += self._of_massive_activations(outliers)
         for each in sets:
             trials += self._of_channels(each, outliers)
         return trials
 
-    def _weights(self) -> Iterator[tuple[str, int, int, int]]:
+    def _weights(self) -> Iterator[tuple[str, Weight]]:
         if "super_weights" in self.settings.targets:
             rows = tables.read(self.tables, tables.SUPER_WEIGHTS).to_pylist()
-            outputs = {r["layer"]: abs(r["output"]) for r in rows if r["super_weight"]}
-            taken = self._largest(outputs)
-            for found in (row for row in rows if row["layer"] in taken):
-                yield "super_weight", found["layer"], found["row"], found["column"]
-        for layer, row, column in self.settings.weights:
-            yield "weight", layer, row, column
+            found = {_weight_of(row): abs(row["output"]) for row in rows if row["super_weight"]}
+            taken = self._largest(found, key=lambda weight: (weight.layer, weight.expert or 0))
+            yield from (("super_weight", weight) for weight in found if weight in taken)
+        for place in self.settings.weights:
+            yield "weight", ZeroWeight(*place)
+        for expert_place in self.settings.expert_weights:
+            yield "expert_weight", ZeroExpertWeight(*expert_place)
+
+    def super_weights(self) -> tuple[list[Weight], dict[str, float]]:
+        """All super weights of the run, and the criterion that they were found with; none where
+        they are no target."""
+        if "super_weights" not in self.settings.targets:
+            return [], {}
+        rows = tables.read(self.tables, tables.SUPER_WEIGHTS).to_pylist()
+        criterion = tables.parameters(self.tables, tables.SUPER_WEIGHTS)["super_weights"]
+        return [_weight_of(row) for row in rows if row["super_weight"]], criterion
 
     def _channels(self) -> Iterator[Channels]:
         if "outlier_features" in self.settings.targets:
@@ -124,9 +138,11 @@ class Found:
         for row in (row for channel, row in first.items() if channel in taken):
             yield Channels("massive_channel", ((row["site"], row["layer"]),), (row["channel"],))
 
-    def _largest(self, magnitudes: Mapping[Place, float]) -> set[Place]:
-        """Those with the largest magnitudes, as many as are taken away; the lower of equals."""
-        ordered = sorted(magnitudes, key=lambda each: (-magnitudes[each], each))
+    def _largest(
+        self, magnitudes: Mapping[Place, float], key: Callable[[Place], Any] = lambda each: each
+    ) -> set[Place]:
+        """Those with the largest magnitudes, as many as are ablated; the lower of equals."""
+        ordered = sorted(magnitudes, key=lambda each: (-magnitudes[each], key(each)))
         return {*ordered[: self.settings.most]}
 
     def _of_channels(self, of: Channels, outliers: set[int]) -> Iterator[Trial]:
@@ -137,48 +153,90 @@ class Found:
                 of.target, intervention, of.variant(of.channels, value), of.sites, of.channels
             )
         others = [channel for channel in range(width) if channel not in outliers]
-        for draw in range(self.settings.random_draws):
-            count = min(len(of.channels), len(others))
-            drawn = self._draw(draw).choice(others, count, replace=False)
-            channels = tuple(sorted(int(channel) for channel in drawn))
+        drawn = self._draws.sets(others, len(of.channels), f"{of.target} {of.channels}")
+        for draw, channels in enumerate(drawn):
             variant = of.variant(channels, _zero)
             yield Trial(of.target, "random", variant, of.sites, channels, draw=draw)
 
-    def _of_weight(self, target: str, weight: ZeroWeight) -> Iterator[Trial]:
-        into = tap_of(self.architecture, "mlp_hidden", weight.layer).channels
-        out = self.architecture.hidden_size
-        if weight.row >= out or weight.column >= into:
-            raise ValueError(
-                f"ablation.weights: the down projection of layer {weight.layer} has {out} rows and "
-                f"{into} columns, and no weight [{weight.row}, {weight.column}]"
-            )
-        drawn = [
-            ZeroWeight(weight.layer, *(int(rng.integers(n)) for n in (out, into)))
-            for rng in map(self._draw, range(self.settings.random_draws))
-        ]
-        for draw, each in [(None, weight), *enumerate(drawn)]:
-            how = "zero" if draw is None else "random"
-            yield Trial(target, how, Variant((each,)), row=each.row, column=each.column, draw=draw)
+    def _of_massive_activations(self, outliers: set[int]) -> Iterator[Trial]:
+        """All massive activations together, each channel in the first layer in which it is
+        massive; random: as many values at the same tokens."""
+        found = MassiveValues.of(self.tables)
+        if not found.channels:
+            return
+        width = min(tap_of(self.architecture, found.site, each).channels for each in found.layers)
 
-    def _of_expert_weight(self, weight: ZeroExpertWeight) -> Iterator[Trial]:
-        tap = experts_of(self.architecture, weight.layer)
-        out = self.architecture.hidden_size
-        sizes = (out, tap.entries // out)
-        if weight.expert >= tap.experts or weight.row >= sizes[0] or weight.column >= sizes[1]:
-            raise ValueError(
-                f"ablation.expert_weights: layer {weight.layer} has {tap.experts} experts, whose "
-                f"down projections have {sizes[0]} rows and {sizes[1]} columns, and no weight "
-                f"[{weight.expert}, {weight.row}, {weight.column}]"
-            )
-        drawn = [
-            replace(weight, row=int(rng.integers(sizes[0])), column=int(rng.integers(sizes[1])))
-            for rng in map(self._draw, range(self.settings.random_draws))
-        ]
-        for draw, each in [(None, weight), *enumerate(drawn)]:
+        def trial(intervention: str, channels: tuple[int, ...], draw: int | None = None) -> Trial:
+            edits = found.edits(channels, mean=intervention == "mean")
+            return Trial(
+                "massive_activations", intervention, Variant(edits), (found.site,),
+                tuple(sorted(channels)), draw=draw,
+            )  # fmt: skip
+
+        for intervention in self.settings.interventions:
+            yield trial(intervention, found.channels)
+        others = [each for each in range(width) if each not in {*outliers, *found.channels}]
+        drawn = self._draws.sets(others, len(found.channels), "massive activations")
+        for draw, channels in enumerate(drawn):
+            yield trial("random", channels, draw)
+
+    def _of_weight(self, target: str, weight: Weight, targets: set[Weight]) -> Iterator[Trial]:
+        taken = {(w.row, w.column) for w in targets if _matrix_of(w) == _matrix_of(weight)}
+        drawn = self._draws.places(self._shape(weight), taken, _named(weight))
+        others = [replace(weight, row=row, column=column) for row, column in drawn]
+        for draw, each in [(None, weight), *enumerate(others)]:
             yield Trial(
-                "expert_weight", "zero" if draw is None else "random", Variant((each,)),
+                target, "zero" if draw is None else "random", Variant((each,)),
                 expert=each.expert, row=each.row, column=each.column, draw=draw,
             )  # fmt: skip
+
+    def _of_all_super_weights(self, weights: Sequence[Weight]) -> Iterator[Trial]:
+        """All super weights together, as in the paper, where there are several."""
+        if len(weights) < 2:
+            return
+        yield Trial("super_weights", "zero", Variant(tuple(weights)))
+        matrices: dict[Any, list[Weight]] = defaultdict(list)
+        for weight in weights:
+            matrices[_matrix_of(weight)].append(weight)
+        drawn = []
+        for members in matrices.values():
+            taken = {(each.row, each.column) for each in members}
+            draws = replace(self._draws, number=self._draws.number * len(members))
+            places = draws.places(self._shape(members[0]), taken, _named(members[0]))
+            drawn.append([replace(members[0], row=r, column=c) for r, c in places])
+        for draw in range(self._draws.number):
+            parts = [
+                each[draw * n : (draw + 1) * n]
+                for each, n in zip(drawn, map(len, matrices.values()), strict=True)
+            ]
+            if all(len(p) == len(m) for p, m in zip(parts, matrices.values(), strict=True)):
+                edits = tuple(weight for part in parts for weight in part)
+                yield Trial("super_weights", "random", Variant(edits), draw=draw)
+
+    def _shape(self, weight: Weight) -> tuple[int, int]:
+        """Rows and columns of the down projection that a weight is in.
+
+        Raises:
+            ValueError: it is not in the model.
+        """
+        out, row, column = self.architecture.hidden_size, weight.row, weight.column
+        if isinstance(weight, ZeroWeight):
+            into = tap_of(self.architecture, "mlp_hidden", weight.layer).channels
+            if row >= out or column >= into:
+                raise ValueError(
+                    f"ablation.weights: the down projection of layer {weight.layer} has {out} "
+                    f"rows and {into} columns, and no weight [{row}, {column}]"
+                )
+            return out, into
+        tap = experts_of(self.architecture, weight.layer)
+        into = tap.entries // out
+        if weight.expert >= tap.experts or row >= out or column >= into:
+            raise ValueError(
+                f"ablation.expert_weights: layer {weight.layer} has {tap.experts} experts, whose "
+                f"down projections have {out} rows and {into} columns, and no weight "
+                f"[{weight.expert}, {row}, {column}]"
+            )
+        return out, into
 
     def _of_super_experts(self) -> Iterator[Trial]:
         if "super_experts" not in self.settings.targets:
@@ -188,8 +246,8 @@ class Found:
         for layer, expert in sorted(self._largest(outputs)):
             experts = range(experts_of(self.architecture, layer).experts)
             others = [each for each in experts if (layer, each) not in outputs]
-            draws = range(self.settings.random_draws if others else 0)
-            drawn = [int(self._draw(draw).choice(others)) for draw in draws]
+            of = f"expert {expert} of layer {layer}"
+            drawn = [each for (each,) in self._draws.sets(others, 1, of)]
             for draw, each in [(None, expert), *enumerate(drawn)]:
                 how = "zero" if draw is None else "random"
                 variant = Variant((ZeroExpert(layer, each),))
@@ -205,8 +263,36 @@ class Found:
             )
         return width
 
-    def _draw(self, draw: int) -> np.random.Generator:
-        return np.random.default_rng([self.settings.seed, draw])
+    @property
+    def _draws(self) -> Draws:
+        return Draws(self.settings.random_draws, self.settings.seed)
+
+
+def later_trials(later: Sequence[Later]) -> Iterator[Trial]:
+    """Each super weight that shows once others are zero, set to zero together with them."""
+    for each in later:
+        weight = each.weight
+        yield Trial(
+            "later_super_weight", "zero", Variant((*each.zero, weight)),
+            expert=weight.expert, row=weight.row, column=weight.column, later=each,
+        )  # fmt: skip
+
+
+def _weight_of(row: Mapping[str, Any]) -> Weight:
+    """The weight of a row of `super_weights`."""
+    if row["expert"] is None:
+        return ZeroWeight(row["layer"], row["row"], row["column"])
+    return ZeroExpertWeight(row["layer"], row["expert"], row["row"], row["column"])
+
+
+def _matrix_of(weight: Weight) -> tuple[int, int | None]:
+    """Layer and expert of the matrix that a weight is in."""
+    return weight.layer, weight.expert
+
+
+def _named(weight: Weight) -> str:
+    expert = "" if weight.expert is None else f" of expert {weight.expert}"
+    return f"the down projection{expert} of layer {weight.layer}"
 
 
 def _zero(site: str, layer: int, channel: int) -> float:

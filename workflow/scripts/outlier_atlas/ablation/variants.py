@@ -19,12 +19,42 @@ class SetChannel:
 
 
 @dataclass(frozen=True, order=True)
+class SetMassive:
+    """The massive activations of a channel, set to a value at their tokens and nowhere else.
+
+    Which values are massive is decided in each held-out sequence as the model computes it.
+
+    Attributes:
+        layer, site, channel: where massive activations are looked for.
+        set_channel: the channel that is set at their tokens: the same one, or one drawn at random.
+        first: what it is set to at the first position of a sequence.
+        others: what it is set to at other positions.
+        absolute, ratio, median: the criterion, as `detection.massive_activations` has it.
+    """
+
+    layer: int
+    site: str
+    channel: int
+    set_channel: int
+    first: float
+    others: float
+    absolute: float
+    ratio: float
+    median: str
+
+
+@dataclass(frozen=True, order=True)
 class ZeroWeight:
     """A weight of a layer's down projection; row is its output channel, column its input."""
 
     layer: int
     row: int
     column: int
+
+    @property
+    def expert(self) -> None:
+        """None: the layer has one down projection."""
+        return None
 
 
 @dataclass(frozen=True, order=True)
@@ -45,7 +75,9 @@ class ZeroExpert:
     expert: int
 
 
-Edit = SetChannel | ZeroWeight | ZeroExpertWeight | ZeroExpert
+Weight = ZeroWeight | ZeroExpertWeight
+
+Edit = SetChannel | SetMassive | ZeroWeight | ZeroExpertWeight | ZeroExpert
 
 
 @dataclass(frozen=True)
@@ -71,6 +103,25 @@ UNALTERED = Variant()
 
 
 @dataclass(frozen=True)
+class Later:
+    """A super weight that shows once others are zero.
+
+    Attributes:
+        round: in which search, from 1.
+        weight: which it is.
+        zero: the weights that were zero in that search.
+        input, output, share: as in `super_weights`, over the held-out sequences.
+    """
+
+    round: int
+    weight: Weight
+    zero: tuple[Weight, ...]
+    input: float
+    output: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Trial:
     """A row of the table: what was altered, why, and how.
 
@@ -82,6 +133,7 @@ class Trial:
         row, column: of a weight.
         intervention: `none`, `zero`, `mean` or `random`.
         draw: number of the draw.
+        later: of a super weight that shows once others are zero.
         variant: the model so altered.
     """
 
@@ -94,8 +146,11 @@ class Trial:
     row: int | None = None
     column: int | None = None
     draw: int | None = None
+    later: Later | None = None
 
     @property
     def layers(self) -> tuple[int, int] | None:
+        if self.later:
+            return self.later.weight.layer, self.later.weight.layer
         altered = [edit.layer for edit in self.variant.edits]
         return (min(altered), max(altered)) if altered else None

@@ -11,6 +11,7 @@ from outlier_atlas.settings.detection import (
     LlmInt8Settings,
     MassiveActivationsSettings,
     SuperExpertsSettings,
+    SuperWeightsSettings,
 )
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SUPER_WEIGHT_SITES
 
@@ -66,12 +67,8 @@ def criteria(
         criterion(MASSIVE_ACTIVATIONS, (massive.site,), massive_definition(massive)),
         criterion(
             SUPER_WEIGHTS,
-            SUPER_WEIGHT_SITES,
-            f"A layer has a super weight if the largest |input| and the largest |output| of its "
-            f"down projection (mlp_hidden and mlp_out; where a norm stands behind the MLP, mlp_out "
-            f"is behind it) are both > {settings.super_weights.threshold:g}: it is the weight in "
-            f"the row of the output's channel and the column of the input's (Yu et al. 2024, arXiv "
-            f"2411.07191).",
+            _super_weight_sites(measured),
+            super_weights_definition(settings.super_weights),
         ),
         criterion(
             SUPER_EXPERTS,
@@ -101,6 +98,28 @@ def criteria(
         ),
     )
     return {one.name: one for one in each}
+
+
+def _super_weight_sites(measured: Collection[str]) -> tuple[str, ...]:
+    """The sites on which super weights are defined: routed layers have one of their own."""
+    dense = {*SUPER_WEIGHT_SITES} <= {*measured}
+    if EXPERT_OUT not in measured:
+        return SUPER_WEIGHT_SITES
+    return (*SUPER_WEIGHT_SITES, EXPERT_OUT) if dense else (EXPERT_OUT,)
+
+
+def super_weights_definition(settings: SuperWeightsSettings) -> str:
+    """The criterion of Yu et al. with this run's parameters."""
+    return (
+        f"At the token at which the |output| of a down projection itself (before any norm, factor "
+        f"or sum behind it; with its bias) is largest over all tokens and channels, the largest "
+        f"|input| is taken. Where both are > {settings.threshold:g}, the weight W in the row of "
+        f"the output's channel and the column of the input's is a super weight if it makes at "
+        f"least {settings.min_share * 100:g} % of that output: W times input over output, with W "
+        f"in the dtype that the run computes in (Yu et al. 2024, arXiv 2411.07191; the share is "
+        f"not in the paper, whose super weights make most of the output). Sites: mlp_hidden and "
+        f"down_proj_out, and expert_out for each routed expert; shared experts are not searched."
+    )
 
 
 def super_experts_definition(settings: SuperExpertsSettings, site: str) -> str:

@@ -38,13 +38,12 @@ from outlier_atlas.detection.super_findings import (
     super_expert_columns,
     super_experts,
     super_weight_columns,
+    super_weights,
 )
 from outlier_atlas.detection.tokens import norm_columns, systematic_columns, token_outlier_columns
 from outlier_atlas.settings.detection import DetectionSettings
-from outlier_atlas.settings.sites import SUPER_WEIGHT_SITES
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.sequences import BySequence, Found
-from outlier_atlas.statistics.super_weights import SuperWeight, super_weights
 
 
 def findings(
@@ -56,23 +55,25 @@ def findings(
     sunk: Sinks,
     bootstrap: Bootstrap,
     values_of: ValuesOf,
+    dtype: str,
 ) -> Iterator[tuple[tables.Table, Columns]]:
     """Each table of a run with its columns; without rows where its criterion was not measured.
 
     Args:
         sunk: attention sinks, whose tables are made elsewhere.
-        values_of: reads weights of down projections, by layer, row and column.
+        values_of: reads weights of down projections.
+        dtype: that the run computes in.
     """
     int8, site = settings.llm_int8, settings.massive_activations.site
     features = scan.outlier_features.features() if scan.outlier_features else []
     massive, systematic = _found(scan.massive), _found(scan.systematic)
     outliers = _found(scan.token_outliers)
-    weights = _super_weights(scan, settings, criteria[SUPER_WEIGHTS])
+    weights = super_weights(scan, settings.super_weights, values_of, dtype)
     experts = super_experts(scan, settings) if criteria[SUPER_EXPERTS].measured else []
     found = {
         LLM_INT8: sum(is_outlier_feature(feature, int8) for feature in features),
         MASSIVE_ACTIVATIONS: len(massive),
-        SUPER_WEIGHTS: sum(weight.passes for weight in weights),
+        SUPER_WEIGHTS: sum(weight.passes is True for weight in weights),
         SUPER_EXPERTS: len(experts),
         SYSTEMATIC_OUTLIERS: len(systematic),
         TOKEN_OUTLIERS: len(outliers),
@@ -95,7 +96,7 @@ def findings(
             settings.experts.min_tokens, bootstrap,
         ),
     )  # fmt: skip
-    yield tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, values_of, scan, bootstrap)
+    yield tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, scan, bootstrap)
     yield tables.SUPER_EXPERTS, super_expert_columns(experts, tokens, scan, bootstrap)
     yield (
         tables.SYSTEMATIC_OUTLIERS,
@@ -112,18 +113,6 @@ def findings(
 
 def _found(by_layer: Mapping[int, BySequence[Found]]) -> list[tuple[int, Found]]:
     return [(layer, one) for layer, each in sorted(by_layer.items()) for one in each.found()]
-
-
-def _super_weights(
-    scan: Scan, settings: DetectionSettings, criterion: Criterion
-) -> list[SuperWeight]:
-    if not criterion.measured:
-        return []
-    into, out = (
-        {layer: m for (site, layer), m in scan.magnitudes.items() if site == wanted}
-        for wanted in SUPER_WEIGHT_SITES
-    )
-    return super_weights(into, out, settings.super_weights.threshold)
 
 
 def _criteria(

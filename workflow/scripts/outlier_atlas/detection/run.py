@@ -94,12 +94,14 @@ def detect(
         sunk = sinks.attention_sinks(arrays, layout, store, detection.attention_sinks.threshold)
         losses = perplexity(arrays, layout, store, bootstrap)
 
-    def values_of(places: Sequence[tuple[int, int, int]]) -> Sequence[float | None]:
+    def values_of(places: Sequence[tuple[int, int | None, int, int]]) -> Sequence[float | None]:
         from outlier_atlas.model.entries import down_projection_entries  # takes seconds
 
         return down_projection_entries(model, resources, trust_remote_code, places)
 
-    found = findings(result, store, special, detection, defined, sunk, bootstrap, values_of)
+    found = findings(
+        result, store, special, detection, defined, sunk, bootstrap, values_of, layout.dtype
+    )
     of_losses = tables.PERPLEXITY.under({"bootstrap": bootstrap.record()})
     of_all = [*sinks.findings(sunk, store, bootstrap), (of_losses, losses)]
     _write(folder, detection, found, of_all)

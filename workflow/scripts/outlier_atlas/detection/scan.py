@@ -18,7 +18,7 @@ from outlier_atlas.detection.criteria import (
 from outlier_atlas.detection.tiles import Source
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.detection import DetectionSettings
-from outlier_atlas.settings.sites import CHANNEL_SITES, EXPERT_OUT
+from outlier_atlas.settings.sites import CHANNEL_SITES, EXPERT_OUT, SUPER_WEIGHT_SITES
 from outlier_atlas.statistics.experts import ExpertMagnitudes
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.massive import MassiveActivation, massive_activations
@@ -26,6 +26,7 @@ from outlier_atlas.statistics.measures import LayerMeasures, QuantizationErrors
 from outlier_atlas.statistics.norms import TokenNorms
 from outlier_atlas.statistics.outlier_features import OutlierFeatures
 from outlier_atlas.statistics.sequences import BySequence, Found, WholeSequence
+from outlier_atlas.statistics.super_weights import LargestOutput
 from outlier_atlas.statistics.tokens import TokenOutlier, systematic_outliers, token_outliers
 from outlier_atlas.store.layout import Layout
 
@@ -47,6 +48,7 @@ class Scan:
         token_outliers: likewise.
         norms: likewise.
         experts: per layer; empty where `expert_out` was not measured.
+        down_projections: per layer; empty where their input and output were not measured.
     """
 
     magnitudes: dict[Place, Magnitudes]
@@ -58,6 +60,7 @@ class Scan:
     token_outliers: dict[int, BySequence[TokenOutlier]] = field(default_factory=dict)
     norms: dict[int, TokenNorms] = field(default_factory=dict)
     experts: dict[int, ExpertMagnitudes] = field(default_factory=dict)
+    down_projections: dict[int, LargestOutput] = field(default_factory=dict)
 
 
 def scan(
@@ -118,6 +121,10 @@ def _takers(
     ):
         for layer, accumulator in by_layer.items():
             takers[site, layer].append(accumulator.update)
+    into, out = SUPER_WEIGHT_SITES
+    for layer, down in result.down_projections.items():
+        takers[into, layer].append(down.take_input)
+        takers[out, layer].append(down.take_output)
     return takers
 
 
@@ -139,6 +146,8 @@ def _accumulators(
         result.experts = {
             layer: ExpertMagnitudes(layout.experts, sequences) for layer in layout.layers
         }
+    if {*SUPER_WEIGHT_SITES} <= {*layout.sites}:
+        result.down_projections = {layer: LargestOutput(starts) for layer in layout.layers}
     if criteria[LLM_INT8].measured:
         tensors = [place for place in places if place[0] in criteria[LLM_INT8].sites]
         common = _common_channels(layout, criteria[LLM_INT8])

@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.columns import Columns, interval_columns, located
 from outlier_atlas.detection.scan import Scan
-from outlier_atlas.settings.detection import DetectionSettings
+from outlier_atlas.settings.detection import DetectionSettings, SuperWeightsSettings
 from outlier_atlas.settings.sites import SUPER_WEIGHT_SITES
 from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
 from outlier_atlas.statistics.codes import Float32
-from outlier_atlas.statistics.super_weights import SuperWeight
+from outlier_atlas.statistics.super_weights import Spike
 
-ValuesOf = Callable[[Sequence[tuple[int, int, int]]], Sequence[float | None]]
-"""Reads weights of down projections, by layer, row and column."""
+ValuesOf = Callable[[Sequence[tuple[int, int | None, int, int]]], Sequence[float | None]]
+"""Reads weights of down projections, by layer, routed expert (or None), row and column."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +44,96 @@ class SuperExpert:
     growth: float | None
 
 
+@dataclass(frozen=True)
+class SuperWeight:
+    """The largest output of a down projection, and the weight between it and the largest input.
+
+    Attributes:
+        layer: the layer.
+        expert: the routed expert; None for a down projection of the layer's own.
+        spike: where they are.
+        weight: the weight as the checkpoint has it; None where it is not known.
+        share: of the output, that this weight makes; None where it is not known.
+        passes: whether it is a super weight; None where all but the share passes and that is not
+            known.
+    """
+
+    layer: int
+    expert: int | None
+    spike: Spike
+    weight: float | None
+    share: float | None
+    passes: bool | None
+
+
+def super_weights(
+    scan: Scan, settings: SuperWeightsSettings, values_of: ValuesOf, dtype: str
+) -> list[SuperWeight]:
+    """One for each layer with a down projection of its own, and for each routed expert whose
+    largest input and output are above the threshold; by layer and expert.
+
+    Args:
+        dtype: that the run computes in: the weights are rounded to it.
+    """
+    found: list[tuple[int, int | None, Spike]] = [
+        (layer, None, down.spike) for layer, down in scan.down_projections.items() if down.spike
+    ]
+    for layer, experts in scan.experts.items():
+        each = ((expert, experts.spike(expert)) for expert in range(experts.experts))
+        found += [
+            (layer, expert, spike)
+            for expert, spike in each
+            if spike and spike.above(settings.threshold)
+        ]
+    found.sort(key=lambda one: (one[0], -1 if one[1] is None else one[1]))
+    places = [(layer, expert, spike.row, spike.column) for layer, expert, spike in found]
+    weights = values_of(places) if places else []
+    return [
+        _super_weight(*one, weight, settings, dtype)
+        for one, weight in zip(found, weights, strict=True)
+    ]
+
+
+def _super_weight(
+    layer: int,
+    expert: int | None,
+    spike: Spike,
+    weight: float | None,
+    settings: SuperWeightsSettings,
+    dtype: str,
+) -> SuperWeight:
+    share: float | None = None
+    passes: bool | None = spike.above(settings.threshold)
+    if weight is not None and spike.output:
+        held = float(torch.tensor(weight).to(getattr(torch, dtype)))
+        share = held * spike.input / spike.output
+    if passes:
+        passes = None if share is None else share >= settings.min_share
+    return SuperWeight(layer, expert, spike, weight, share, passes)
+
+
 def super_weight_columns(
-    found: Sequence[SuperWeight],
-    tokens: TokenStore,
-    values_of: ValuesOf,
-    scan: Scan,
-    bootstrap: Bootstrap,
+    found: Sequence[SuperWeight], tokens: TokenStore, scan: Scan, bootstrap: Bootstrap
 ) -> Columns:
     """The table of super weights."""
-    into, out = (
-        [bootstrap.maxima(scan.magnitudes[site, w.layer].of_sequences) for w in found]
-        for site in SUPER_WEIGHT_SITES
-    )
+    of_sequences = [
+        scan.magnitudes[SUPER_WEIGHT_SITES[1], w.layer].of_sequences
+        if w.expert is None
+        else scan.experts[w.layer].largest[:, w.expert]
+        for w in found
+    ]
     return {
         "layer": [w.layer for w in found],
+        "expert": [w.expert for w in found],
         "super_weight": [w.passes for w in found],
-        "row": [w.row for w in found],
-        "column": [w.column for w in found],
-        "weight": values_of([(w.layer, w.row, w.column) for w in found]) if found else [],
-        "input": [w.input for w in found],
-        "input_token_index": [w.input_token for w in found],
-        "output": [w.output for w in found],
-        **located(tokens, [w.output_token for w in found]),
-        **interval_columns("input", into),
-        **interval_columns("output", out),
+        "row": [w.spike.row for w in found],
+        "column": [w.spike.column for w in found],
+        "weight": [w.weight for w in found],
+        "input": [w.spike.input for w in found],
+        "output": [w.spike.output for w in found],
+        "share": [w.share for w in found],
+        **located(tokens, [w.spike.token for w in found]),
+        **interval_columns("output", [bootstrap.maxima(each) for each in of_sequences]),
     }
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Keep = Callable[[Tap, torch.Tensor], None]
 """Takes the tensor (batch, token, channel) of a tap; it may be overwritten after the call."""
 
+Alter = Callable[[torch.Tensor], torch.Tensor]
+"""Makes an altered copy of what a module is given or has made, channels last."""
+
 
 class LayerGroup:
     """A partially loaded model that runs its own layers only.
@@ -101,13 +104,13 @@ class LayerGroup:
         self,
         batch: torch.Tensor,
         keep: Keep,
-        altered: Mapping[Tap, Mapping[int, float]] = MappingProxyType({}),
+        altered: Mapping[Tap, Alter] = MappingProxyType({}),
     ) -> None:
         """The same as `run`, with plain hooks: what a traced forward pass is held against.
 
         Args:
-            altered: the channels of taps that are set to a value before the model goes on, and
-                before `keep` sees them.
+            altered: what makes another tensor of a tap's module's, before the model goes on, and
+                before `keep` sees it.
         """
         inputs, boundary = self._inputs(batch)
         size, tokens = batch.shape[:2]
@@ -118,9 +121,9 @@ class LayerGroup:
                     partial(_replace_given, boundary), with_kwargs=True
                 )
                 hooks.callback(hooked.remove)
-            for tap, values in altered.items():
+            for tap, alter in altered.items():
                 module = self.model.get_submodule(tap.module)
-                hooks.callback(_hook_alteration(module, tap, values).remove)
+                hooks.callback(_hook_alteration(module, tap, alter).remove)
             for tap, _ in self._taps:
                 module = self.model.get_submodule(tap.module)
                 hooks.callback(self._hook(module, tap, size, tokens, keep).remove)
@@ -187,14 +190,14 @@ def _replace_given(
     return handed.replaced(boundary, args, kwargs)
 
 
-def _hook_alteration(module: nn.Module, tap: Tap, values: Mapping[int, float]) -> RemovableHandle:
-    """Set channels of what a module is called with, or of what it returns."""
+def _hook_alteration(module: nn.Module, tap: Tap, alter: Alter) -> RemovableHandle:
+    """Alter what a module is called with, or of what it returns."""
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _replace_given(tap.altered(_given((args, kwargs)), values), _, args, kwargs)
+        return _replace_given(alter(_given((args, kwargs))), _, args, kwargs)
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        made = tap.altered(_made(output), values)
+        made = alter(_made(output))
         return made if isinstance(output, torch.Tensor) else (made, *output[1:])
 
     if tap.side == "input":

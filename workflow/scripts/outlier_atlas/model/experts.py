@@ -102,7 +102,8 @@ class NotFollowedError(Exception):
 
 
 class ExpertRecorder(TorchFunctionMode):
-    """Records the largest |down_proj output| of each token in each expert that it is routed to.
+    """Records the largest |down_proj output| of each token in each expert that it is routed to, and
+    the largest |input| of the same product.
 
     Active around one forward of a module of fused experts. The output is taken with its bias,
     before the router's weight, and before any norm behind it.
@@ -129,6 +130,7 @@ class ExpertRecorder(TorchFunctionMode):
         self._biases: Any = WeakIdKeyDictionary()
         self._tokens: torch.Tensor | None = None
         self._product: torch.Tensor | None = None
+        self._inputs: tuple[torch.Tensor, torch.Tensor] | None = None
         self._experts: torch.Tensor | None = None
         self._biased = False
         self._rows: list[tuple[torch.Tensor, ...]] = []
@@ -162,28 +164,29 @@ class ExpertRecorder(TorchFunctionMode):
         return sum(len(tokens) for tokens, *_ in self._rows) == self.routing.numel()
 
     def largest(self) -> torch.Tensor:
-        """Three numbers for each token and each expert that it is routed to, in the router's order.
+        """Five numbers for each token and each expert that it is routed to, in the router's order.
 
         Returns:
-            (token, 3 x routed), float32: the signed values of the largest |down_proj output|, the
-            experts, and the channels in which the values lie. float32 holds whole numbers up to
-            2^24 exactly.
+            (token, 5 x routed), float32: the signed values of the largest |down_proj output|, the
+            experts, the channels in which the values lie, the signed values of the largest
+            |down_proj input|, and their channels. float32 holds whole numbers up to 2^24 exactly.
 
         Raises:
             NotFollowedError: not each token was seen once in each expert that it is routed to.
         """
         if not self.followed():
             raise NotFollowedError("not every token that is routed was seen")
-        tokens, experts, values, channels = map(torch.cat, zip(*self._rows, strict=True))
+        tokens, experts, *numbers = map(torch.cat, zip(*self._rows, strict=True))
+        values, channels, inputs, input_channels = (each.float() for each in numbers)
         mine = self.routing[tokens] == experts[:, None]
         count, routed = self.routing.shape
-        made = torch.full((count, 3, routed), -1.0, device=values.device)
+        made = torch.full((count, 5, routed), -1.0, device=values.device)
         made[tokens, :, mine.int().argmax(1)] = torch.stack(
-            [values.float(), experts.float(), channels.float()], 1
+            [values, experts.float(), channels, inputs, input_channels], 1
         )
         if not bool((made[:, 1] == self.routing).all()):
             raise NotFollowedError("a token was seen in an expert that it is not routed to")
-        return made.reshape(count, 3 * routed)
+        return made.reshape(count, 5 * routed)
 
     def _see_gathered(self, source: torch.Tensor, index: Any, rows: torch.Tensor) -> None:
         if source is self._hidden and isinstance(index, torch.Tensor) and index.dim() == 1:
@@ -199,6 +202,17 @@ class ExpertRecorder(TorchFunctionMode):
             return
         if self._tokens is None or result.dim() != 2 or len(result) != len(self._tokens):
             raise NotFollowedError("the tokens of a product are not known")
+        inputs = [
+            tensor
+            for tensor in taken
+            if tensor.is_floating_point()
+            and tensor.dim() == 2
+            and len(tensor) == len(result)
+            and not self._is_of_down(tensor)
+        ]
+        if len(inputs) != 1:
+            raise NotFollowedError("the inputs of a product are not known")
+        self._inputs = _largest(inputs[0])
         self._product, self._experts, self._biased = result, self._of(weights[0], offsets), False
 
     def _is_of_down(self, tensor: torch.Tensor) -> bool:
@@ -228,6 +242,11 @@ class ExpertRecorder(TorchFunctionMode):
         assert product is not None and self._tokens is not None and self._experts is not None
         if self._biases_of_experts and not self._biased:
             raise NotFollowedError("a product is used without its bias")
-        channels = product.abs().max(-1).indices
-        values = product.gather(-1, channels[:, None])[:, 0]
-        self._rows.append((self._tokens, self._experts, values, channels))
+        assert self._inputs is not None
+        self._rows.append((self._tokens, self._experts, *_largest(product), *self._inputs))
+
+
+def _largest(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The value largest in |x| of each row, with its sign, and its channel."""
+    channels = rows.abs().max(-1).indices
+    return rows.gather(-1, channels[:, None])[:, 0], channels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -59,13 +59,17 @@ class Tap:
         parts = [whole[..., first:stop] for first, stop in self.runs]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
+    def positions(self, tensor: torch.Tensor) -> list[int]:
+        """Where each of the site's channels lies along the last axis of a module's tensor."""
+        return [c for run in self.runs or ((0, tensor.shape[-1]),) for c in range(*run)]
+
     def altered(self, tensor: torch.Tensor, values: Mapping[int, float]) -> torch.Tensor:
         """A copy of a module's tensor, in which channels of the site have these values throughout.
 
         Args:
             tensor: what the module was given or has made, channels last.
         """
-        own = [c for run in self.runs or ((0, tensor.shape[-1]),) for c in range(*run)]
+        own = self.positions(tensor)
         copy = tensor.clone()
         copy[..., [own[channel] for channel in values]] = copy.new_tensor(list(values.values()))
         return copy
@@ -113,7 +117,9 @@ def _taps(found: _Found, hidden: int) -> Iterator[Tap]:
         yield found.tap("mlp_in", mlp, "input", hidden)
         yield from _router(found, mlp)
         yield from _experts(found, mlp)
-        yield from found.into_projection("mlp_hidden", mlp, DOWN_PROJECTIONS)
+        for tap in found.into_projection("mlp_hidden", mlp, DOWN_PROJECTIONS):
+            yield tap
+            yield replace(tap, site="down_proj_out", side="output", channels=hidden)
         if flow and (out := flow.contribution(mlp)):
             yield found.tap("mlp_out", out, "output", hidden)
     elif flow:
@@ -253,6 +259,7 @@ def _mlp_in_the_block(found: _Found, flow: BlockFlow, hidden: int) -> Iterator[T
         yield found.tap("resid_mid", middle, "input", hidden)
     yield found.tap("mlp_in", up[0], "input", hidden)
     yield found.tap("mlp_hidden", down[0], "input", linear[down[0]][0])
+    yield found.tap("down_proj_out", down[0], "output", hidden)
     yield found.tap("mlp_out", down[0], "output", hidden)
 
 

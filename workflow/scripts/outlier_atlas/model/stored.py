@@ -51,6 +51,7 @@ class StoredWeight:
         site: whose activations it is multiplied with; None where that cannot be told.
         expert: which one it is of, where experts are stored apart.
         turned: whether it is stored (..., in, out) and not (..., out, in).
+        down: whether it is the down projection of routed experts.
     """
 
     name: str
@@ -61,6 +62,7 @@ class StoredWeight:
     site: Site | None
     expert: int | None
     turned: bool
+    down: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class _Parameter:
     layer: int | None
     site: Site | None
     turned: bool
+    down: bool
 
 
 def stored_weights(
@@ -124,6 +127,7 @@ def stored_weights(
                 site=parameter.site,
                 expert=expert,
                 turned=turned,
+                down=parameter.down,
             )
         )
     return found
@@ -165,7 +169,8 @@ def _parameters(
             reads = layer is not None and (kind == "linear" or name not in DOWN_PROJECTIONS)
             site = architecture.readers[layer].get(inside) if reads and layer is not None else None
             kind = "lm_head" if module is head and kind == "linear" else kind
-            yield f"{path}.{name}", _Parameter(weight, path, kind, layer, site, turned)
+            down = kind == "experts" and name in DOWN_PROJECTIONS
+            yield f"{path}.{name}", _Parameter(weight, path, kind, layer, site, turned, down)
 
 
 def _kind(module: nn.Module, name: str, weight: nn.Parameter, embeds: bool) -> Kind | None:

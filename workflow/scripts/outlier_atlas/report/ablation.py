@@ -23,10 +23,14 @@ Row = dict[str, Any]
 DEFINITION = (
     "Perplexity (exp of the mean negative log-likelihood, each token given all before it in its "
     "own sequence) of held-out tokens: the sequences of the dataset after the run's own. A weight "
-    "is taken away by setting it to 0; a channel, by setting the site's value there to 0, or to "
-    "its mean over all of the run's tokens in that layer, for all tokens; an expert, by setting "
-    "its output to 0. Random: as many other channels, another weight of the same matrix, or "
-    "another expert of the layer, set to 0."
+    "is ablated by setting it to 0; a channel, by setting the site's value there to 0, or to its "
+    "mean over all of the run's tokens in that layer, for all tokens; an expert, by setting its "
+    "output to 0. Massive activations are ablated as in Sun et al. 2024 (arXiv 2402.17762): the "
+    "values of the held-out sequences that fulfil the criterion, and no others, are set to 0 or to "
+    "the mean of the run's own massive activations of that channel and layer (at the first "
+    "position and at others), all channels together, each in the first layer in which it is "
+    "massive. Random: as many other channels, as many other values at the same tokens, another "
+    "weight of the same matrix, or another expert of the layer, set to 0; all draws are different."
 )
 
 INTERVALS = (
@@ -52,7 +56,10 @@ WHAT = {
     "super_weight": "super weight",
     "super_expert": "super expert",
     "outlier_features": "LLM.int8() outlier features",
-    "massive_channel": "massive activations",
+    "super_weights": "super weights together",
+    "later_super_weight": "super weight of a later search, with those found before",
+    "massive_activations": "massive activations",
+    "massive_channel": "channel of massive activations",
     "weight": "weight",
     "expert_weight": "expert's weight",
     "channel": "configured channel",
@@ -159,5 +166,7 @@ def _where(row: Row) -> str:
         return f"row {row['row']}, column {row['column']} of the down projection{expert}, {span}"
     if row["expert"] is not None:
         return f"expert {row['expert']}, {span}"
+    if row["channels"] is None:
+        return f"down projections, {span}"
     named = channels(map(int, row["channels"].split()))
     return f"{named} of {listed(row['site'].split())}, {span}"

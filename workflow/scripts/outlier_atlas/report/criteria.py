@@ -42,10 +42,12 @@ class Shape:
 
 
 def _weight(row: Row) -> Cells:
-    weight = "several" if row["weight"] is None else number(row["weight"])
-    place = f"[{row['row']}, {row['column']}]"
-    values = [(number(row[name]), interval(row, name, number)) for name in ("input", "output")]
-    return [*_plain(row["layer"], place, weight), *values]
+    weight = "not known" if row["weight"] is None else number(row["weight"])
+    expert = "" if row["expert"] is None else f" of expert {row['expert']}"
+    place = f"[{row['row']}, {row['column']}]{expert}"
+    output = number(row["output"]), interval(row, "output", number)
+    share = f"{number(100 * row['share'])} %"
+    return [*_plain(row["layer"], place, weight, number(row["input"])), output, *_plain(share)]
 
 
 def _expert(row: Row) -> Cells:
@@ -68,8 +70,8 @@ def _plain(*shown: object) -> Cells:
 
 SHAPES = (
     Shape(
-        "super_weights", "Super weights", "layer", tables.SUPER_WEIGHTS,
-        ("layer", "weight", "its value", "largest input", "largest output"),
+        "super_weights", "Super weights", "weight", tables.SUPER_WEIGHTS,
+        ("layer", "weight", "its value", "input", "largest output", "share of the output"),
         _weight, lambda row: row["layer"],
     ),
     Shape(

@@ -125,8 +125,11 @@ def _draw_lines(folder: Path, tables_folder: Path, below: str) -> None:
                 with _figure(path, theme, 4.0, below) as figure:
                     drawn(figure, rows, theme)
     criteria = tables.read(tables_folder, tables.CRITERIA).to_pylist()
-    if any(row["criterion"] == "super_weights" and row["measured"] for row in criteria):
-        weights = tables.read(tables_folder, tables.SUPER_WEIGHTS).to_pylist()
+    sites = next(row["sites"] for row in criteria if row["criterion"] == "super_weights").split()
+    measured = any(row["criterion"] == "super_weights" and row["measured"] for row in criteria)
+    if measured and SUPER_WEIGHT_SITES[1] in sites:
+        rows = tables.read(tables_folder, tables.SUPER_WEIGHTS).to_pylist()
+        weights = [row for row in rows if row["expert"] is None]
         for theme in THEMES:
             path = folder / f"{SUPER_WEIGHT_SITES[1]}-down_proj{theme.suffix}"
             with _figure(path, theme, 4.0, below) as figure:

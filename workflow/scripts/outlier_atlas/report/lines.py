@@ -95,9 +95,15 @@ def kurtosis(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
 
 
 def down_proj(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
-    """Largest input and output by layer, and where super weights are; `rows` of super_weights."""
+    """Largest output by layer, the largest input at its token, and where super weights are.
+
+    Args:
+        rows: of super_weights, but for those of experts.
+    """
     lines = [
-        Line("largest |input|", [abs(row["input"]) for row in rows], theme.top[1], "s"),
+        Line(
+            "largest |input| at that token", [abs(row["input"]) for row in rows], theme.top[1], "s"
+        ),
         Line("largest |output|", [abs(row["output"]) for row in rows], theme.top[0], "o"),
     ]
     axes = _lines(figure, [row["layer"] for row in rows], lines, theme)

@@ -47,7 +47,7 @@ def down_proj(folder: Path, picture: Picture) -> Any:
     return picture(
         folder,
         f"{SUPER_WEIGHT_SITES[1]}-down_proj",
-        "Largest |input| and |output| of the down projection, by layer",
-        "The largest |input| and |output| of each layer's down projection, over all tokens; super "
-        "weights are named by [row, column]. Logarithmic axis.",
+        "Largest |output| of the down projection and |input| at its token, by layer",
+        "The largest |output| of each layer's down projection over all tokens, and the largest "
+        "|input| at the same token; super weights are named by [row, column]. Logarithmic axis.",
     )

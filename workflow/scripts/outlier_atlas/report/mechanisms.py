@@ -22,13 +22,15 @@ def super_weights(rows: Sequence[Row], definition: str) -> list[Finding]:
         return []
     top = max(found, key=lambda row: abs(row["output"]))
     weight = "" if top["weight"] is None else f" = {number(top['weight'])}"
+    expert = "" if top["expert"] is None else f" of expert {top['expert']}"
     text = (
-        f"The down projection of layer {top['layer']} has a super weight, "
-        f"W[{top['row']}, {top['column']}]{weight}: the projection's input reaches "
-        f"{number(top['input'])} in channel {top['column']}, its output {number(top['output'])} in "
-        f"channel {top['row']}."
+        f"The down projection{expert} of layer {top['layer']} has a super weight, "
+        f"W[{top['row']}, {top['column']}]{weight}: at one token its input is "
+        f"{number(top['input'])} in channel {top['column']}, and it makes "
+        f"{number(100 * top['share'])} % of the output of {number(top['output'])} in channel "
+        f"{top['row']}."
     )
-    others = f" {len(found):,} layers have one." if len(found) > 1 else ""
+    others = f" The run has {len(found):,} super weights in all." if len(found) > 1 else ""
     return [Finding(text + others, definition, 4)]
 
 

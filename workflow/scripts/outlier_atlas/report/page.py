@@ -50,7 +50,12 @@ from outlier_atlas.report.text import (
 )
 from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
 from outlier_atlas.settings.report import ReportSettings
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SITE_NAMES
+from outlier_atlas.settings.sites import (
+    ATTN_SINK,
+    EXPERT_OUT,
+    SITE_NAMES,
+    SUPER_WEIGHT_SITES,
+)
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.visible import visible, visible_lines
 
@@ -201,7 +206,9 @@ def _found(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> list[R
         inputs.tables, evidence.criteria, report.rows, report.text != "none"
     )
     for section in sections:
-        drawn = section["table"] == "super_weights"
+        drawn = section["table"] == "super_weights" and (
+            SUPER_WEIGHT_SITES[1] in section["criterion"]["sites"].split()
+        )
         section["picture"] = measures.down_proj(inputs.figures, _picture) if drawn else None
     return sections
 

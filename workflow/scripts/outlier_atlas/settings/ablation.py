@@ -9,7 +9,9 @@ from pydantic import Field, field_validator
 from outlier_atlas.settings.section import PositiveInt, Section, refuse_repeats
 from outlier_atlas.settings.sites import AlterableSite
 
-Found = Literal["super_weights", "super_experts", "outlier_features", "massive_channels"]
+Found = Literal[
+    "super_weights", "super_experts", "outlier_features", "massive_channels", "massive_activations"
+]
 Intervention = Literal["zero", "mean"]
 Index = Annotated[int, Field(ge=0, strict=True)]
 # YAML has lists where these are tuples.
@@ -27,16 +29,31 @@ class AblationSettings(Section):
         "leaves the stage out.",
     )
     targets: list[Found] = Field(
-        ["super_weights", "super_experts", "outlier_features", "massive_channels"],
-        description="What of the run's findings is taken away: each super weight; each super "
-        "expert; all LLM.int8() outlier features together, at the sites of the criterion and in "
-        "all layers at once, as in the paper; each massive channel, in the first layer in which it "
-        "is massive.",
+        [
+            "super_weights",
+            "super_experts",
+            "outlier_features",
+            "massive_channels",
+            "massive_activations",
+        ],
+        description="Which of the run's findings are ablated. `super_weights`: each super weight, "
+        "and all of them together. `super_experts`: each super expert. `outlier_features`: all "
+        "LLM.int8() outlier features together, at the sites of the criterion and in all layers at "
+        "once, as in the paper. `massive_activations`: all massive activations together, as in "
+        "Sun et al. 2024: the massive values alone, at their tokens, each channel in the first "
+        "layer in which it is massive. `massive_channels`: each channel with massive activations "
+        "at all tokens, in that layer.",
     )
     most: PositiveInt = Field(
         8,
         description="Super weights, super experts and massive channels taken away: at most so many "
         "of each, those with the largest |output| and |value|.",
+    )
+    search_rounds: Annotated[int, Field(ge=0, le=100)] = Field(
+        2,
+        description="Where super weights are a target: how often at most the held-out sequences "
+        "are searched again for super weights, with all that are known set to zero. A second super "
+        "weight may show only then. It ends when nothing new is found; no token is left out.",
     )
     weights: list[Weight] = Field(
         [],
@@ -56,13 +73,17 @@ class AblationSettings(Section):
     interventions: Annotated[list[Intervention], Field(min_length=1)] = Field(
         ["zero", "mean"],
         description="What a channel is set to, for all tokens: `zero`, or `mean`, its mean over "
-        "the run's tokens, for which the site must be measured. Weights and the outputs of experts "
-        "are set to zero.",
+        "the run's tokens, for which the site must be measured. What a massive activation is set "
+        "to: `zero`, or `mean`, the mean of the channel's massive activations in the run's own "
+        "sequences, taken separately at the first position and at others. Weights and the outputs "
+        "of experts are set to zero.",
     )
     random_draws: Annotated[int, Field(ge=0, le=1000)] = Field(
         3,
         description="How often as many channels, weights of the same matrix, or experts of the "
-        "layer, drawn at random are set to zero instead.",
+        "layer, drawn at random are set to zero instead; of massive activations as many values at "
+        "the same tokens. No draw is drawn twice; where there are fewer different ones, all of "
+        "them are taken.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of the draws.")
 

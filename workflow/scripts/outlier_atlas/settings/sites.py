@@ -16,6 +16,7 @@ ChannelSite = Literal[
     "mlp_in",
     "router_logits",
     "mlp_hidden",
+    "down_proj_out",
     "mlp_out",
     "resid_post",
 ]
@@ -31,6 +32,7 @@ AlterableSite = Literal[
     "attn_out",
     "mlp_in",
     "mlp_hidden",
+    "down_proj_out",
     "mlp_out",
     "resid_post",
 ]
@@ -39,8 +41,9 @@ it, and goes on beside the norm."""
 
 Site = Literal[ChannelSite, "expert_out", "attn_sink"]
 """All of them. `expert_out` has, for each token and each expert that it is routed to, the largest
-|down_proj output| with its sign, before the router's weight; which expert it is; and the channel in
-which the value lies. `attn_sink` has, for each of a sequence's first tokens and each head, the
+|down_proj output| with its sign, before the router's weight; which expert it is; the channel in
+which the value lies; and the largest |down_proj input| of the same token and expert, with its
+channel. `attn_sink` has, for each of a sequence's first tokens and each head, the
 attention that the token receives."""
 
 CHANNEL_SITES: tuple[ChannelSite, ...] = get_args(ChannelSite)
@@ -51,15 +54,16 @@ ATTN_SINK: Site = "attn_sink"
 SITE_NAMES: dict[str, str] = {
     "resid_pre": "residual stream before the block",
     "attn_in": "input of attention",
-    "q": "queries, before any rotation",
-    "k": "keys, before any rotation",
-    "v": "values",
+    "q": "queries, before any clipping and rotation",
+    "k": "keys, before any clipping and rotation",
+    "v": "values, before any clipping",
     "attn_hidden": "input of attention's output projection",
     "attn_out": "what attention adds",
     "resid_mid": "residual stream between attention and MLP",
     "mlp_in": "input of the MLP",
     "router_logits": "router scores per expert",
     "mlp_hidden": "input of the MLP's down projection",
+    "down_proj_out": "output of the down projection",
     "mlp_out": "what the MLP adds",
     "resid_post": "residual stream after the block",
     "expert_out": "largest output of each routed expert",
@@ -79,6 +83,7 @@ DIMENSIONS: dict[str, str] = {
     "mlp_in": "channel",
     "router_logits": "expert",
     "mlp_hidden": "mlp_channel",
+    "down_proj_out": "channel",
     "mlp_out": "channel",
     "resid_post": "channel",
     "expert_out": "routed",
@@ -90,8 +95,8 @@ most models; `store/dimensions.py` gives a site a name of its own in a model whe
 LINEAR_INPUTS: tuple[ChannelSite, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
 """Those that linear layers read."""
 
-SUPER_WEIGHT_SITES: tuple[ChannelSite, ChannelSite] = ("mlp_hidden", "mlp_out")
-"""Input and output of the down projection."""
+SUPER_WEIGHT_SITES: tuple[ChannelSite, ChannelSite] = ("mlp_hidden", "down_proj_out")
+"""Input and output of the down projection itself."""
 
 TOKEN_LOSS: Literal["token_loss"] = "token_loss"
 """What is measured behind the last layer: a number for each token, and no site of a block."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.statistics.codes import Float32, Int64
 from outlier_atlas.statistics.summary import Place
+from outlier_atlas.statistics.super_weights import Spike
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class ExpertSummary:
         value: (expert,): finite, largest in |x|, with its sign; NaN where there is none.
         token, channel: (expert,): where it is, the token from the tile's first; -1 where there is
             none. Of equals the earliest token's, then the lowest channel.
+        input, input_channel: (expert,): the largest input in |x| of the same token and expert, and
+            its channel; NaN and -1 where there is no value.
     """
 
     sequence: int
@@ -34,6 +38,8 @@ class ExpertSummary:
     value: Float32
     token: Int64
     channel: Int64
+    input: Float32
+    input_channel: Int64
 
 
 def summarize_experts(
@@ -42,18 +48,20 @@ def summarize_experts(
     """The summary of a tile of `expert_out`.
 
     Args:
-        numbers: (token, 3 x routed): the largest |down_proj output| with its sign in each of the
-            experts that a token is routed to; which experts; the channels.
+        numbers: (token, 5 x routed): the largest |down_proj output| with its sign in each of the
+            experts that a token is routed to; which experts; the channels; the largest
+            |down_proj input|; its channels.
         place: where it is.
         experts: number of routed experts of the layer.
         kept: (token,): the tokens that count; None where all do.
     """
-    values, chosen, channels = np.split(numbers.float().cpu().numpy(), 3, axis=1)
-    routed = values.shape[1]
-    rows: Int64 = np.arange(len(values)) if kept is None else np.flatnonzero(kept)
+    parts = np.split(numbers.float().cpu().numpy(), 5, axis=1)
+    routed = parts[0].shape[1]
+    rows: Int64 = np.arange(place.tokens) if kept is None else np.flatnonzero(kept)
     tokens = np.repeat(rows, routed)
-    values = values[rows].ravel()
-    chosen, channels = (part[rows].astype(np.int64).ravel() for part in (chosen, channels))
+    values, *others, inputs, input_channels = (part[rows].ravel() for part in parts)
+    chosen, channels = (part.astype(np.int64) for part in others)
+    peaks = Peaks(values, tokens, channels, inputs, input_channels.astype(np.int64))
 
     def count(of: Int64) -> Int64:
         return np.bincount(of, minlength=experts)
@@ -65,7 +73,7 @@ def summarize_experts(
         count(chosen),
         count(chosen[np.isnan(values)]),
         count(chosen[np.isinf(values)]),
-        *largest_of_each(experts, chosen, values, tokens, channels),
+        *vars(largest_of_each(experts, chosen, peaks)).values(),
     )
 
 
@@ -81,6 +89,7 @@ class ExpertMagnitudes:
         values: per expert the finite value largest in |x|, with its sign; NaN where there is none.
         tokens: per expert the index of its token, the first of equals; -1 where there is none.
         channels: per expert its channel; -1 where there is none.
+        inputs, input_channels: per expert the largest input of the same token, and its channel.
         nan, infinite: per expert the tokens whose largest |x| is NaN or infinite.
     """
 
@@ -91,6 +100,8 @@ class ExpertMagnitudes:
     values: Float32 = field(init=False)
     tokens: Int64 = field(init=False)
     channels: Int64 = field(init=False)
+    inputs: Float32 = field(init=False)
+    input_channels: Int64 = field(init=False)
     nan: Int64 = field(init=False)
     infinite: Int64 = field(init=False)
 
@@ -98,8 +109,8 @@ class ExpertMagnitudes:
         self.routed = np.zeros((self.sequences, self.experts), np.int64)
         self.largest = np.full((self.sequences, self.experts), np.nan, np.float32)
         self.nan, self.infinite = np.zeros((2, self.experts), np.int64)
-        self.tokens, self.channels = np.full((2, self.experts), -1, np.int64)
-        self.values = np.full(self.experts, np.nan, np.float32)
+        self.tokens, self.channels, self.input_channels = np.full((3, self.experts), -1, np.int64)
+        self.values, self.inputs = np.full((2, self.experts), np.nan, np.float32)
 
     def update(self, summary: ExpertSummary) -> None:
         """Take the summary of a tile."""
@@ -109,7 +120,9 @@ class ExpertMagnitudes:
         self.nan += summary.nan
         self.infinite += summary.infinite
         tokens = summary.start + summary.token
-        self._take(np.arange(self.experts), summary.value, tokens, summary.channel)
+        self._take(
+            Peaks(summary.value, tokens, summary.channel, summary.input, summary.input_channel)
+        )
 
     def merge(self, other: ExpertMagnitudes) -> None:
         """Take what another accumulator of the same layer has seen."""
@@ -117,32 +130,80 @@ class ExpertMagnitudes:
         self.largest = np.fmax(self.largest, other.largest)
         self.nan += other.nan
         self.infinite += other.infinite
-        self._take(np.arange(self.experts), other.values, other.tokens, other.channels)
+        self._take(other._peaks)
 
-    def _take(self, experts: Int64, values: Float32, tokens: Int64, channels: Int64) -> None:
-        found = largest_of_each(
-            self.experts,
-            np.concatenate([np.arange(self.experts), experts]),
-            np.concatenate([self.values, values]),
-            np.concatenate([self.tokens, tokens]),
-            np.concatenate([self.channels, channels]),
+    def spike(self, expert: int) -> Spike | None:
+        """The largest output of an expert and its input; None where it has none."""
+        if self.tokens[expert] < 0:
+            return None
+        return Spike(
+            row=int(self.channels[expert]),
+            column=int(self.input_channels[expert]),
+            output=float(self.values[expert]),
+            input=float(self.inputs[expert]),
+            token=int(self.tokens[expert]),
         )
-        self.values, self.tokens, self.channels = found
+
+    @property
+    def _peaks(self) -> Peaks:
+        return Peaks(self.values, self.tokens, self.channels, self.inputs, self.input_channels)
+
+    def _take(self, peaks: Peaks) -> None:
+        both = Peaks(
+            *(
+                np.concatenate(pair)
+                for pair in zip(vars(self._peaks).values(), vars(peaks).values(), strict=True)
+            )
+        )
+        experts = np.tile(np.arange(self.experts), 2)
+        found = largest_of_each(self.experts, experts, both)
+        self.values, self.tokens, self.channels = found.values, found.tokens, found.channels
+        self.inputs, self.input_channels = found.inputs, found.input_channels
 
 
-def largest_of_each(
-    number: int, experts: Int64, values: Float32, tokens: Int64, channels: Int64
-) -> tuple[Float32, Int64, Int64]:
-    """Of each expert the finite value largest in |x|, its token and its channel.
+@dataclass(frozen=True)
+class Peaks:
+    """Largest outputs, each with its token and channel, and the largest input of the same token
+    with its channel."""
 
-    NaN, -1 and -1 where there is none; the earliest token, then the lowest channel of equals.
+    values: Float32
+    tokens: Int64
+    channels: Int64
+    inputs: Float32
+    input_channels: Int64
+
+
+def largest_of_each(number: int, experts: Int64, peaks: Peaks) -> Peaks:
+    """Of each expert the peak with the finite value that is largest in |x|.
+
+    NaN and -1 where there is none; the earliest token, then the lowest channel of equals.
+
+    Args:
+        number: of experts.
+        experts: of each peak.
     """
-    there = np.isfinite(values)
-    experts, values = experts[there], values[there]
-    tokens, channels = tokens[there], channels[there]
-    order = np.lexsort((channels, tokens, -np.abs(values), experts))
+    finite = np.flatnonzero(np.isfinite(peaks.values))
+    order = finite[
+        np.lexsort(
+            (
+                peaks.channels[finite],
+                peaks.tokens[finite],
+                -np.abs(peaks.values[finite]),
+                experts[finite],
+            )
+        )
+    ]
     found, first = np.unique(experts[order], return_index=True)
-    best = order[first]
-    value, where = np.full(number, np.nan, np.float32), np.full((2, number), -1, np.int64)
-    value[found], where[0, found], where[1, found] = values[best], tokens[best], channels[best]
-    return value, where[0], where[1]
+
+    def best(of_peaks: Any, none: float) -> Any:
+        made = np.full(number, none, of_peaks.dtype)
+        made[found] = of_peaks[order[first]]
+        return made
+
+    return Peaks(
+        best(peaks.values, np.nan),
+        best(peaks.tokens, -1),
+        best(peaks.channels, -1),
+        best(peaks.inputs, np.nan),
+        best(peaks.input_channels, -1),
+    )

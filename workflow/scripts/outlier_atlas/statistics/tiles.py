@@ -30,7 +30,7 @@ def summary_of(
 
     Args:
         site: of the values.
-        values: (token, channel), or of `expert_out` (token, 3 x routed); on any device.
+        values: (token, channel), or of `expert_out` (token, 5 x routed); on any device.
         place: where the tile is.
         floor: the least |x| that is kept with its place.
         experts: number of routed experts of the layer.

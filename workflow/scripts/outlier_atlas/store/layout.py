@@ -20,7 +20,7 @@ BOUNDARY = "boundary"
 SUMMARY = "summary:"
 """What the array of a target begins with if not a site's values but their summary is kept."""
 
-SUMMARY_VERSION = 5
+SUMMARY_VERSION = 6
 """Raised when a change to the code changes what a summary holds: all are then made anew."""
 
 Compression = Literal["lz4", "zstd", "none"]
@@ -38,8 +38,9 @@ class Part:
 def parts(site: str) -> tuple[Part, ...]:
     """The arrays that hold a site, or the losses of the tokens.
 
-    Of `expert_out` the values, and the expert and the channel of each. They are one target: they
-    are written, committed and given up together.
+    Of `expert_out` the values, the expert and the channel of each, and the largest input of the
+    same product with its channel. They are one target: they are written, committed and given up
+    together.
     """
     if site == TOKEN_LOSS:
         return (Part(site, "float32", "-log of the probability that the model gives the token"),)
@@ -50,6 +51,8 @@ def parts(site: str) -> tuple[Part, ...]:
         values,
         Part(f"{site}_expert", "int32", f"expert that {site} is of"),
         Part(f"{site}_channel", "int32", f"channel that the value of {site} is in"),
+        Part(f"{site}_input", "float32", "largest input of the expert's down projection"),
+        Part(f"{site}_input_channel", "int32", f"channel that the value of {site}_input is in"),
     )
 
 

@@ -2,8 +2,9 @@
 
 `activations.zarr` holds an array (layer, token, channel) per site, `boundaries.zarr` an array
 (token, channel) per boundary, both float32 in chunks of one layer. float32 holds bfloat16 and
-float16 values exactly; bit-shuffled, their zero bits cost nothing. `expert_out` has three arrays
-(layer, token, routed): values, and as int32 experts and channels. `attn_sink` is (layer, token,
+float16 values exactly; bit-shuffled, their zero bits cost nothing. `expert_out` has five arrays
+(layer, token, routed): values, experts and channels, and the largest inputs of the same products
+with their channels; experts and channels are int32. `attn_sink` is (layer, token,
 head): a number for each of a sequence's first `sink_tokens` tokens, and NaN for the others, which
 have none: the fill value, and what readers of Zarr take for missing.
 `token_loss` is (token, loss): one a token.

@@ -28,7 +28,7 @@ CRITERIA = Table(
         Column(
             "findings",
             pa.int64(),
-            "Number of findings: channels of llm_int8, values of massive_activations, layers of "
+            "Number of findings: channels of llm_int8, values of massive_activations, weights of "
             "super_weights, experts of super_experts, heads that sink on the first token of "
             "attention_sinks, tokens of the others. "
             "Empty where the criterion was not measured, or could look at no layer.",

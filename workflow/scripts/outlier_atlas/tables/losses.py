@@ -69,7 +69,11 @@ ABLATIONS = Table(
             pa.string(),
             "What is altered: none; super_weight or weight (of a down projection); super_expert; "
             "expert_weight (of a routed expert's down projection); outlier_features, all of "
-            "LLM.int8() together; massive_channel; channel.",
+            "LLM.int8() together; super_weights, all of them together; later_super_weight, one "
+            "that was found in the held-out sequences only in a search with all others known then "
+            "at zero: it together with those; massive_activations, all of "
+            "them together at their tokens alone (Sun et al. 2024, arXiv 2402.17762); "
+            "massive_channel, a channel with massive activations at all tokens; channel.",
         ),
         Column(
             "site",
@@ -90,13 +94,31 @@ ABLATIONS = Table(
             "column", pa.int32(), "Of a weight its column: the input channel, 0-based.", "index"
         ),
         Column(
+            "round",
+            pa.int32(),
+            "Of later_super_weight: in which search of the held-out sequences it was found, from "
+            "1. All super weights of the run and those of earlier searches were zero in it.",
+            "index",
+        ),
+        *(
+            Column(name, kind, "Of later_super_weight: as in super_weights, in that search.", unit)
+            for name, kind, unit in (
+                ("input", pa.float32(), "activation"),
+                ("output", pa.float32(), "activation"),
+                ("share", pa.float64(), "ratio"),
+            )
+        ),
+        Column(
             "intervention",
             pa.string(),
             "none; zero: the weight is 0, the expert's down_proj output (with its bias) is 0, or "
             "the site's value at the channels is 0 for all tokens; mean: it is the channel's mean "
             "over the run's tokens in that layer; random: as many other channels that are no "
-            "target, another weight of the same matrix, or another expert of the layer that is no "
-            "super expert, are 0.",
+            "target, other weights of the same matrices, or another expert of the layer that is no "
+            "super expert, are 0. Of massive_activations: the values of the held-out sequences "
+            "that fulfil the criterion are 0, or the mean of the massive activations of that "
+            "channel and layer in the run's own sequences (at the first position and at others); "
+            "random: as many other channels are 0 at the same tokens.",
         ),
         Column("draw", pa.int32(), "Number of the random draw, 0-based.", "index"),
         Column(

@@ -12,26 +12,58 @@ NO_INTERVALS = (
 
 SUPER_WEIGHTS = Table(
     "super_weights",
-    "Per layer the largest input and output of the down projection, and whether both are above the "
-    "threshold: then the weight in row and column is a super weight. Token columns are those of "
-    "the output.",
+    "The largest output of each layer's down projection, the largest input at the same token, and "
+    "whether the weight between them is a super weight. Of routed experts those rows are listed in "
+    "which input and output are above the threshold. Input and share are of a single token and "
+    "have no intervals.",
     (
         LAYER,
-        Column("super_weight", pa.bool_(), "Whether both are above the threshold."),
-        Column("row", pa.int32(), "Row of the weight: channel of the largest |output|.", "index"),
-        Column("column", pa.int32(), "Its column: channel of the largest |input|.", "index"),
+        Column(
+            "expert",
+            pa.int32(),
+            "Routed expert, 0-based; empty for a down projection of the layer's own.",
+            "index",
+        ),
+        Column(
+            "super_weight",
+            pa.bool_(),
+            "Whether input and output are above detection.super_weights.threshold and the share "
+            "is at least detection.super_weights.min_share; empty where only the share is not "
+            "known.",
+        ),
+        Column("row", pa.int32(), "Row of the weight: channel of the output.", "index"),
+        Column("column", pa.int32(), "Its column: channel of the input.", "index"),
         Column(
             "weight",
             pa.float32(),
             "The weight W[row, column] of down_proj as in the checkpoint, dequantized where it is "
-            "quantized; empty where a layer has several.",
+            "quantized; empty where it is not known.",
             "weight",
         ),
-        Column("input", pa.float32(), "Input with the largest |x|, with its sign.", "activation"),
-        Column("input_token_index", pa.int64(), "Where it is along the token axis.", "index"),
-        Column("output", pa.float32(), "Output with the largest |x|, likewise.", "activation"),
+        Column(
+            "input",
+            pa.float32(),
+            "Input of down_proj with the largest |x| at the token of the output, with its sign.",
+            "activation",
+        ),
+        Column(
+            "output",
+            pa.float32(),
+            "Output of down_proj itself with the largest |x| over all tokens (the first of "
+            "equals), with its sign and its bias, before any norm or factor behind it; of an "
+            "expert over the tokens routed to it, before the router's weight.",
+            "activation",
+        ),
+        Column(
+            "share",
+            pa.float64(),
+            "weight x input / output, the weight rounded to the dtype of the run: how much of the "
+            "output this one weight makes. Negative where it works against the output; above 1 "
+            "where others do.",
+            "ratio",
+        ),
         *WHERE,
-        *intervals("input", "output", unit="activation", signed=True),
+        *intervals("output", unit="activation", signed=True),
     ),
 )
 

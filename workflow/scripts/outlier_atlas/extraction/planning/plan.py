@@ -24,7 +24,7 @@ DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
 """What is left of the float32 values after lossless compression, by the dtype they came in:
 zero bits cost nothing, and the others little less than themselves."""
 
-CHANNEL_BYTES, TOKEN_BYTES, EXPERT_BYTES, TILE_BYTES = 48, 36, 44, 24 * 1024
+CHANNEL_BYTES, TOKEN_BYTES, EXPERT_BYTES, TILE_BYTES = 48, 36, 56, 24 * 1024
 """What a summary takes for each channel, token and expert, and besides: its histogram and the
 values above its floor."""
 

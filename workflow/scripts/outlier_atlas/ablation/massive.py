@@ -1,0 +1,94 @@
+"""The massive activations of a run, and what they are set to (Sun et al. 2024, arXiv 2402.17762).
+
+The authors set the massive values of one layer, the first in which they appear, to zero or to fixed
+values, at their tokens alone, and let the model go on from there. The fixed values are means of the
+massive activations themselves, taken separately at the first position and at others, where they can
+have another size or sign.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outlier_atlas import tables
+from outlier_atlas.ablation.variants import SetMassive
+
+
+@dataclass(frozen=True)
+class MassiveValues:
+    """The massive activations of each channel in the first layer in which it is massive.
+
+    Attributes:
+        site: where they were looked for.
+        criterion: the block `detection.massive_activations` that they were found with.
+        first: of each channel that layer, by channel.
+        means: of each channel the means of its massive activations there, at the first position
+            of sequences and at other positions.
+    """
+
+    site: str
+    criterion: dict[str, Any]
+    first: dict[int, int]
+    means: dict[int, tuple[float, float]]
+
+    @classmethod
+    def of(cls, folder: Path) -> MassiveValues:
+        """Those of a run's tables."""
+        rows = tables.read(folder, tables.MASSIVE_ACTIVATIONS).to_pylist()
+        criterion = tables.parameters(folder, tables.MASSIVE_ACTIVATIONS)["massive_activations"]
+        first: dict[int, int] = {}
+        for row in rows:
+            channel, layer = row["channel"], row["layer"]
+            first[channel] = min(layer, first.get(channel, layer))
+        values: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        for row in rows:
+            if row["layer"] == first[row["channel"]]:
+                values[row["channel"]].append((row["position"], row["value"]))
+        means = {channel: _means(each) for channel, each in values.items()}
+        return cls(criterion["site"], criterion, dict(sorted(first.items())), means)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Ascending."""
+        return tuple(self.first)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those in which something is set, ascending."""
+        return tuple(sorted({*self.first.values()}))
+
+    def edits(self, set_channels: Sequence[int], mean: bool) -> tuple[SetMassive, ...]:
+        """What is set.
+
+        Args:
+            set_channels: for each of `channels` the channel that is set at its tokens.
+            mean: whether to the means, and not to zero.
+        """
+        return tuple(
+            SetMassive(
+                layer=self.first[channel],
+                site=self.site,
+                channel=channel,
+                set_channel=set_channel,
+                first=self.means[channel][0] if mean else 0.0,
+                others=self.means[channel][1] if mean else 0.0,
+                absolute=self.criterion["absolute"],
+                ratio=self.criterion["ratio"],
+                median=self.criterion["median"],
+            )
+            for channel, set_channel in zip(self.channels, set_channels, strict=True)
+        )
+
+
+def _means(values: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """The means of values at position 0 and elsewhere; of all, where one of the two has none."""
+    every = [value for _, value in values]
+    first = [value for position, value in values if position == 0] or every
+    others = [value for position, value in values if position] or every
+    return float(np.mean(first)), float(np.mean(others))

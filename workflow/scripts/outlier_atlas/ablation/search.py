@@ -1,0 +1,206 @@
+"""Searching for super weights again, with those that were found set to zero.
+
+A super weight can hide another one (Yu et al. 2024, arXiv 2411.07191): the output of the second is
+above the threshold only once the first one is gone. So the held-out sequences run with all known
+super weights at zero, and are searched by the same definition; until nothing new is found.
+
+What a layer group of a round has is a record on disk: a run that was killed goes on behind it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from outlier_atlas.ablation.apply import weight_at, weights_zeroed
+from outlier_atlas.ablation.streams import Streams, bytes_of
+from outlier_atlas.ablation.variants import Later, Variant, Weight, ZeroExpertWeight, ZeroWeight
+from outlier_atlas.model.partial import DTYPES
+from outlier_atlas.model.roles import Tap
+from outlier_atlas.progress import progress
+from outlier_atlas.settings.sites import EXPERT_OUT, SUPER_WEIGHT_SITES
+from outlier_atlas.statistics.experts import ExpertMagnitudes, summarize_experts
+from outlier_atlas.statistics.summary import Place
+from outlier_atlas.statistics.super_weights import LargestOutput, Spike, TokenPeaks
+
+if TYPE_CHECKING:
+    from outlier_atlas.ablation.run import Ablation
+    from outlier_atlas.extraction.capture import LayerGroup
+
+Devices = Callable[[], AbstractContextManager[Sequence[str]]]
+"""Leases the devices of the stage."""
+
+Row = dict[str, Any]
+
+
+def search(
+    ablation: Ablation,
+    found: Sequence[Weight],
+    criterion: Mapping[str, float],
+    rounds: int,
+    streams: Streams,
+    devices: Devices,
+) -> list[Later]:
+    """The super weights that show once others are zero, round by round.
+
+    Args:
+        found: the super weights of the run.
+        criterion: the block `detection.super_weights` that they were found with.
+        rounds: how often is searched at most.
+    """
+    later: list[Later] = []
+    zero = tuple(found)
+    for number in range(1, rounds + 1) if zero else ():
+        rows = _round(ablation, Variant(zero), streams, devices)
+        new = [
+            Later(number, weight, zero, row["input"], row["output"], row["share"])
+            for row in rows
+            if (weight := _weight(row)) not in zero and _passes(row, criterion)
+        ]
+        if not new:
+            break
+        later += new
+        zero = (*zero, *(each.weight for each in new))
+    return later
+
+
+def _passes(row: Row, criterion: Mapping[str, float]) -> bool:
+    spike = min(abs(row["input"]), abs(row["output"]))
+    return bool(spike > criterion["threshold"] and row["share"] >= criterion["min_share"])
+
+
+def _weight(row: Row) -> Weight:
+    if row["expert"] is None:
+        return ZeroWeight(row["layer"], row["row"], row["column"])
+    return ZeroExpertWeight(row["layer"], row["expert"], row["row"], row["column"])
+
+
+def _round(
+    ablation: Ablation, variant: Variant, streams: Streams, devices: Devices
+) -> Iterator[Row]:
+    """The largest output of every down projection, over all held-out sequences."""
+    key = f"search{variant.key}"
+    groups = range(len(ablation.groups))
+    missing = [index for index in groups if streams.record(key, index) is None]
+    if missing:
+        # What a group reads is deleted only when its record is there.
+        there = streams.there()
+        first = missing[0] if not missing[0] or (key, missing[0]) in there else 0
+        with devices() as where:
+            for index in groups[first:]:
+                streams.write_record(key, index, _group(ablation, index, variant, streams, where))
+                streams.delete((key, index))
+    for index in groups:
+        record = streams.record(key, index)
+        assert record is not None
+        yield from record["spikes"]
+
+
+def _group(
+    ablation: Ablation, index: int, variant: Variant, streams: Streams, where: Sequence[str]
+) -> dict[str, list[Row]]:
+    """Run a variant through a layer group, and take the largest outputs of its layers."""
+    from outlier_atlas.extraction.loading import load_group
+
+    key = f"search{variant.key}"
+    layers, architecture = ablation.groups[index], ablation.model[2]
+    last = index + 1 == len(ablation.groups)
+    wanted = {*SUPER_WEIGHT_SITES, EXPERT_OUT}
+    measured = [
+        tap for each in layers for site, tap in architecture.taps[each].items() if site in wanted
+    ]
+    end = [] if last else [architecture.taps[layers[-1]]["resid_post"]]
+    group = load_group(
+        ablation.model, layers, ablation.layout.dtype, ablation.trust_remote_code,
+        [*measured, *end], where,
+    )  # fmt: skip
+    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.layout.dtype]
+    seen = _Seen(ablation.held.sequence_starts)
+    said = f"super weights again, layers {layers[0]} to {layers[-1]}"
+    with (
+        weights_zeroed(group.model, architecture, variant.edits, layers),
+        nullcontext(_nowhere) if last else streams.writing((key, index + 1)) as put,
+        progress(ablation.held.tokens, " tokens", said) as bar,
+    ):
+        for sequence in range(ablation.held.sequences):
+            ids = ablation.held.sequence(sequence)
+            batch = torch.from_numpy(ids.astype(np.int64))
+            if index:
+                batch = streams.read((key, index), sequence, dtype)
+            group.run_directly(batch[None], partial(_keep, seen, sequence, put))
+            bar.update(len(ids))
+        ablation.weights.check()
+        rows = list(_rows(seen, group, ablation))
+    return {"spikes": rows}
+
+
+@dataclass
+class _Seen:
+    """What a pass has seen.
+
+    Attributes:
+        starts: of the held-out sequences.
+    """
+
+    starts: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        self.dense: dict[int, LargestOutput] = defaultdict(lambda: LargestOutput(self.starts))
+        self.routed: dict[int, ExpertMagnitudes] = {}
+
+    def take(self, tap: Tap, sequence: int, values: torch.Tensor) -> None:
+        """Take a whole sequence of a site, (token, channel)."""
+        start = int(self.starts[sequence])
+        if tap.site == EXPERT_OUT:
+            place = Place(sequence, start, len(values))
+            new = ExpertMagnitudes(tap.experts, len(self.starts) - 1)
+            summary = summarize_experts(values, place, tap.experts)
+            self.routed.setdefault(tap.layer, new).update(summary)
+        else:
+            peaks = TokenPeaks.of(values, start)
+            is_input = tap.site == SUPER_WEIGHT_SITES[0]
+            self.dense[tap.layer].take_peaks(is_input, sequence, len(values), peaks)
+
+    def spikes(self) -> Iterator[tuple[int, int | None, Spike]]:
+        """Layer, routed expert and spike."""
+        for layer, each in self.dense.items():
+            if each.spike:
+                yield layer, None, each.spike
+        for layer, experts in self.routed.items():
+            for expert in range(experts.experts):
+                if spike := experts.spike(expert):
+                    yield layer, expert, spike
+
+
+def _keep(
+    seen: _Seen,
+    sequence: int,
+    put: Callable[[NDArray[np.uint8]], None],
+    tap: Tap,
+    made_1TC: torch.Tensor,
+) -> None:
+    if tap.site == "resid_post":
+        put(bytes_of(made_1TC[0]))
+    else:
+        seen.take(tap, sequence, made_1TC[0])
+
+
+def _nowhere(_: NDArray[np.uint8]) -> None:
+    """Behind the last layer group nothing is read."""
+
+
+def _rows(seen: _Seen, group: LayerGroup, ablation: Ablation) -> Iterator[Row]:
+    """A row for each spike; its share is of the weight as the altered model holds it."""
+    for layer, expert, spike in seen.spikes():
+        row = asdict(spike) | {"layer": layer, "expert": expert}
+        weight = weight_at(group.model, ablation.model[2], _weight(row))
+        share = weight * spike.input / spike.output if spike.output else 0.0
+        yield row | {"share": share}
