@@ -1,7 +1,7 @@
 """The files of a run, by name, and what the rules ask about them."""
 
 from outlier_atlas import builtin, staleness, tables
-from outlier_atlas.data import corpus
+from outlier_atlas.data import folder
 from outlier_atlas.data import prepare as data_stage
 from outlier_atlas.extraction.planning import asked
 from outlier_atlas.model import source as model_stage
@@ -85,8 +85,10 @@ def model_files():
         return []
     path = local_path(source)
     if path.is_dir():
-        files = sorted(path.iterdir())
-        return [str(f) for f in files if f.suffix in model_stage.ENDINGS]
+        try:
+            return [str(file) for file in model_stage.files(path)]
+        except OSError:
+            return []
     return [str(path)] if path.is_file() else []
 
 
@@ -108,11 +110,10 @@ def dataset_files():
         return [f"resources/{builtin.path(source)}"]
     if kind == "hub":
         return [HUB_DOCUMENTS, HUB_DATASET_RECORD]
-    path = local_path(source)
-    if path.is_dir():
-        files = sorted(path.rglob("*"))
-        return [str(f) for f in files if f.suffix in corpus.ENDINGS]
-    return [str(path)] if path.is_file() else []
+    try:
+        return [str(file) for file in folder.find(SETTINGS.dataset).files]
+    except (ValueError, OSError):
+        return []
 
 
 def identities_of(source, files):
