@@ -199,7 +199,7 @@ TOKENIZERS = {
             tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]})),
         TEXT, {}, "the tokenizer needs Python code that comes with it",
     ),
-    "another model's": (edited("tokenizer.json", shifted), TEXT, {}, "end-of-text token has id 1001, and the model has 320 embeddings"),
+    "another model's": (edited("tokenizer.json", shifted), TEXT, {}, "token has id 1001, and the"),
     "missing": (without_tokenizer, TEXT, {}, "the model comes without a tokenizer, and column 'te"),
     "no template": (without_template, RIGHT, CHAT, "no chat template, and dataset.messages_column"),
     "template: broken": (

@@ -15,6 +15,8 @@ from outlier_atlas.settings.dataset import DatasetSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ENDS_OF_WORDS = " \n\t.,;:!?\u3002\uff0c\u3001\uff01\uff1f"
+"""Characters before which a text is cut: the last five are those of Chinese and Japanese."""
 MARGIN = 64
 """Tokens, and characters, more than are needed: a cut may change as many before it."""
 PREFIX_CHARACTERS = 16
@@ -94,9 +96,10 @@ class Encoder:
         # those of the whole text, and twice as many as are needed come before it.
         characters = PREFIX_CHARACTERS * (self.most or len(text)) + MARGIN
         while characters < len(text):
-            # Cut before a space: a word is whole, or left out.
-            cut = max(text.rfind(space, characters // 2, characters) for space in " \n")
-            start = ids(text[: cut if cut > 0 else characters])
+            # A word is whole or left out: WordPiece makes one token of a word that is too long, and
+            # pieces of its start.
+            cut = max(text.rfind(end, characters // 2, characters) for end in ENDS_OF_WORDS)
+            start = ids(text[:cut]) if cut > 0 else []
             if self.most is not None and len(start) >= 2 * self.most + MARGIN:
                 return start[: self.most + 1]
             characters *= 4

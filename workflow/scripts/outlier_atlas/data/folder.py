@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 
 from outlier_atlas.settings.dataset import DatasetSettings
+from outlier_atlas.settings.source import DATA as ENDINGS
 from outlier_atlas.settings.source import local_path
 from outlier_atlas.visible import gist, shortened
 
-ENDINGS = (".csv", ".jsonl", ".parquet", ".txt")
 KINDS = {
     **dict.fromkeys((".csv", ".tsv"), "csv"),
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),

@@ -217,8 +217,8 @@ def check_files(folder: Path, files: Sequence[str], layers: int) -> None:
 
 def _refuse_irregular(path: Path) -> None:
     """Only a regular file is read: a FIFO would wait for its writer forever."""
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: no regular file (a folder, FIFO, socket or device)")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path}: no regular file (a FIFO, socket or device)")
 
 
 def _check_header(path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from outlier_atlas.settings.section import PositiveInt, Section
-from outlier_atlas.settings.source import known_source, source_kind
+from outlier_atlas.settings.source import DATA, known_source, source_kind
 
 BUILTIN_DATASETS = ("builtin:sotu",)
 
@@ -130,6 +131,11 @@ class DatasetSettings(Section):
         if kind != "hub" and self.revision is not None:
             raise ValueError(
                 f"revision {self.revision!r}: only a hub dataset has one, "
+                f"and source is {self.source!r}"
+            )
+        if PurePath(self.source).suffix in DATA and self.subset is not None:
+            raise ValueError(
+                f"subset {self.subset!r}: only a hub dataset or a folder has one, "
                 f"and source is {self.source!r}"
             )
         if kind == "builtin" and (self.subset is not None or self.split != "train" or self.files):

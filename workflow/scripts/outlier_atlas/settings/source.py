@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+DATA = (".csv", ".jsonl", ".parquet", ".txt")
+"""Endings of the data files that are read."""
 LOCAL_PREFIXES = ("/", "./", "../", "~")
 
 
@@ -23,7 +25,7 @@ def source_kind(source: str) -> Literal["builtin", "gguf", "local", "hub"]:
         return "gguf"
     if source.startswith(LOCAL_PREFIXES) or source in (".", ".."):
         return "local"
-    if PurePath(source).suffix in {".txt", ".jsonl", ".csv", ".parquet"}:
+    if PurePath(source).suffix in DATA:
         return "local"
     return "hub"
 
