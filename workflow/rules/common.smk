@@ -110,10 +110,21 @@ def dataset_files():
         return [f"resources/{builtin.path(source)}"]
     if kind == "hub":
         return [HUB_DOCUMENTS, HUB_DATASET_RECORD]
+    return LOCAL_DATASET_FILES
+
+
+def local_dataset_files():
+    """The files of a local dataset; none where something is wrong with them."""
+    if source_kind(SETTINGS.dataset.source) != "local":
+        return []
     try:
         return [str(file) for file in folder.find(SETTINGS.dataset).files]
     except (ValueError, OSError):
         return []
+
+
+# A folder may have many files: it is looked through once.
+LOCAL_DATASET_FILES = local_dataset_files()
 
 
 def identities_of(source, files):

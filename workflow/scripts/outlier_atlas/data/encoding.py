@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ENDS_OF_WORDS = " \n\t.,;:!?\u3002\uff0c\u3001\uff01\uff1f"
 """Characters before which a text is cut: the last five are those of Chinese and Japanese."""
+PROBES = "aA0.\u4e00"
+"""Texts, one of which every tokenizer has a token for."""
 MARGIN = 64
 """Tokens, and characters, more than are needed: a cut may change as many before it."""
 PREFIX_CHARACTERS = 16
@@ -126,11 +128,11 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
     Raises:
         ValueError: its tokens for a text are not in one piece among those with what is added.
     """
-    probe = "a"
-    own, whole = _ids(tokenizer, probe), _ids(tokenizer, probe, whole=True)
-    for start in range(len(whole) - len(own) + 1):
-        if own and whole[start : start + len(own)] == own:
-            return tuple(whole[:start]), tuple(whole[start + len(own) :])
+    for probe in PROBES:
+        own, whole = _ids(tokenizer, probe), _ids(tokenizer, probe, whole=True)
+        for start in range(len(whole) - len(own) + 1):
+            if own and whole[start : start + len(own)] == own:
+                return tuple(whole[:start]), tuple(whole[start + len(own) :])
     raise ValueError("the tokenizer changes a text's own tokens where it adds special ones")
 
 
