@@ -115,6 +115,36 @@ def test_what_is_no_data_is_named_with_the_reason(tmp_path):
     }
 
 
+def test_a_link_to_a_folder_is_not_followed_and_named(tmp_path):
+    written(tmp_path / "other", ["z.jsonl"])
+    path = written(tmp_path / "data", ["a.jsonl"])
+    (path / "link").symlink_to(tmp_path / "other")
+    (path / "b.jsonl").symlink_to(tmp_path / "other" / "z.jsonl")
+    agree(path)
+    assert ours(path) == (["a.jsonl", "b.jsonl"], {"link/": "a link to a folder"})
+
+
+def test_a_file_that_the_card_names_and_that_is_missing_is_said(tmp_path):
+    card = "---\nconfigs:\n- config_name: en\n  data_files: [a.jsonl, b.jsonl]\n---\n"
+    (written(tmp_path, ["a.jsonl"]) / "README.md").write_text(card)
+    with pytest.raises(ValueError, match=r"its README.md names 'b.jsonl', which is not in it"):
+        ours(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("card", "sentence"),
+    [
+        ("---\nconfigs: [\n---\n", "its YAML cannot be read"),
+        ("---\nconfigs: 5\n---\n", "is no list of named subsets"),
+        ("---\nconfigs:\n- config_name: a\n  data_files: 5\n---\n", "is not what it should be"),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_said(card, sentence, tmp_path):
+    (written(tmp_path, ["a.jsonl"]) / "README.md").write_text(card)
+    with pytest.raises(ValueError, match=sentence):
+        ours(tmp_path)
+
+
 def test_the_user_names_files(tmp_path):
     written(tmp_path, ["b/1.jsonl", "b/2.csv", "a.jsonl", "LICENSE.txt", "test.jsonl"])
     assert ours(tmp_path, files=["test.jsonl", "b/*", "**/*.jsonl"])[0] == [

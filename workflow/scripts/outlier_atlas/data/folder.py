@@ -40,6 +40,7 @@ NOTICE = re.compile(
     r"(readme|licen[cs]es?|copying|notice|citation|authors|changelog)\b.*\.txt", re.I
 )
 """Texts about a dataset; `datasets` takes them for data, and we do not."""
+ABOUT = "about the dataset, no part of it"
 SEPARATORS = "[-._ 0-9]"
 KEYWORDS = {
     "train": ("train", "training"),
@@ -98,28 +99,38 @@ def _in_folder(settings: DatasetSettings, folder: Path, where: str) -> Found:
         reasons = dict.fromkeys(names, f"of another split than {settings.split}")
         reasons |= {name: "hidden" for name in names if _hidden(name, "**")}
         matched = _matches(patterns[settings.split], names)
+        for pattern in patterns[settings.split]:
+            if not set(pattern) & set("*?[") and not _matches([pattern], names):
+                raise ValueError(f"{where}: its README.md names {pattern!r}, which is not in it")
         notices = [name for name in matched if NOTICE.fullmatch(name.rsplit("/", 1)[-1])]
-        reasons |= dict.fromkeys(notices, "about the dataset, no part of it")
-        data = [name for name in matched if name not in notices]
+        reasons |= dict.fromkeys(notices, ABOUT)
+        data = [name for name in matched if reasons[name] != ABOUT]
         chosen, kind = _of_one_kind(data, where)
-        reasons |= {n: f"another kind of file than {kind}" for n in data if n not in chosen}
+        taken = set(chosen)
+        reasons |= {n: f"another kind of file than {kind}" for n in data if n not in taken}
     for name in chosen:
         _refuse_irregular(folder / name, where)
-    skipped = {n: r for n, r in reasons.items() if n not in chosen and n.endswith(tuple(KINDS))}
+    reasons |= {name: "a link to a folder" for name in names if name.endswith("/")}
+    for name in chosen:
+        del reasons[name]
+    skipped = {n: why for n, why in reasons.items() if n.endswith((*KINDS, "/"))}
     return Found(tuple(folder / name for name in chosen), skipped)
 
 
 def _names(folder: Path) -> list[str]:
-    """All that lies in a folder, folders left out, as paths relative to it, sorted as text."""
+    """All that lies in a folder, as paths relative to it, sorted as text.
+
+    Folders are left out; a link to one is not followed, and its name ends in a slash.
+    """
 
     def stop(error: OSError) -> None:
         raise error
 
     found = []
     for root, folders, files in os.walk(folder, onerror=stop):
-        links = [name for name in folders if (Path(root) / name).is_symlink()]
         below = PurePosixPath(Path(root).relative_to(folder).as_posix())
-        found += [str(below / name) for name in files if name not in links]
+        found += [str(below / name) for name in files]
+        found += [f"{below / name}/" for name in folders if (Path(root) / name).is_symlink()]
     return sorted(found)
 
 
@@ -219,7 +230,7 @@ def _from_card(held: Any, where: str) -> Patterns:
 
 def _by_name(names: Sequence[str], where: str) -> Patterns:
     """The patterns of each split, from the names of files and folders."""
-    shown = [name for name in names if not _ignored(name) and not _hidden(name, "**")]
+    shown = _matches(["**"], names)
     matches = (SHARDED.fullmatch(name) for name in shown)
     sharded = sorted({match["split"] for match in matches if match})
     if sharded:
@@ -274,6 +285,7 @@ def _of_one_kind(names: Sequence[str], where: str) -> tuple[list[str], str]:
 def _matches(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
     """The names that patterns match, pattern by pattern, each once."""
     found: dict[str, None] = {}
+    names = [name for name in names if not name.endswith("/")]
     for pattern in patterns:
         plain = pattern.removeprefix("./")
         regex = re.compile(_regex(plain))
