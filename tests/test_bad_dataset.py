@@ -4,6 +4,7 @@ What single files say of themselves is in `test_data.py`; here the whole stage i
 nothing left behind.
 """
 
+import datetime
 import json
 import os
 import shutil
@@ -74,6 +75,20 @@ FILES = {
     "csv: text behind a quote": ("t.csv", 'text\n"x"y\n', {}, "t.csv:2: not a CSV line"),
     "csv: not UTF-8": ("t.csv", b"text\n\xe9\n", {}, "t.csv: not UTF-8, at byte 5 (line 2)"),
     "csv: ids": ("t.csv", "ids\n1 2 3\n", IDS, "a list is needed for input_ids, not text"),
+    "csv: more fields": (
+        "t.csv", 'text,n\na,1\n"b\nc",2\nd,e,3\n', MORE, "t.csv:5: 3 fields, and the header has 2",
+    ),
+    "csv: fewer fields": ("t.csv", "n,text\n1,a\n2\n", MORE, "t.csv:3: 1 fields, and the header"),
+    "csv: equal headers": ("t.csv", "text,text\na,b\n", {}, "there are 2 columns 'text'"),
+    "csv: UTF-16 without its mark": (
+        "t.csv", "text\nhello\n".encode("utf-16-le"), {}, "t.csv: NUL at byte 1 (line 1): UTF-16",
+    ),
+    "text: Git LFS": (
+        "t.txt", b"version https://git-lfs.github.com/spec/v1\n", {}, "a Git LFS pointer, not the",
+    ),
+    "jsonl: a key twice": (
+        "t.jsonl", '{"text": "a", "text": "b"}\n', {}, "t.jsonl:1: key 'text' is there twice",
+    ),
     "csv: escapes in a header": ("t.csv", "\x1b[2J\nx\n", {}, r"there are '\x1b[2J'"),
     "csv: a thousand columns": ("t.csv", ",".join(map(str, range(1000))), {}, "there are '0', '1'"),
     "parquet: empty": ("t.parquet", b"", {}, "t.parquet: cannot be read as Parquet"),
@@ -111,6 +126,24 @@ FILES = {
     "chats: text": ("t.jsonl", '{"chat": "hello"}\n', CHAT, "a list is needed for messages, not t"),
     "chats: no role": ("t.jsonl", chat({"content": "x"}), CHAT, "needs `role` and `content`"),
     "chats: words": ("t.jsonl", chat("hello"), CHAT, "each message needs `role` and `content`"),
+    "chats: a time": (
+        "t.parquet",
+        parquet(chat=[[{"role": "user", "content": "x", "at": datetime.datetime(2024, 1, 2)}]]),
+        CHAT | SMALL, "row 1: [0].at is a datetime, and chats are JSON",
+    ),
+    "chats: bytes": (
+        "t.parquet", parquet(chat=[[{"role": "user", "content": b"x"}]]), CHAT | SMALL,
+        "row 1: [0].content is a bytes, and chats are JSON",
+    ),
+    "chats: a picture": (
+        "t.jsonl", chat({"role": "user", "content": [{"type": "image", "url": "x"}]}),
+        CHAT | SMALL, "row 1: message 1: a part of its content is no text but 'image'",
+    ),
+    "chats: parts that the template does not join": (
+        "t.jsonl",
+        chat({"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]}),
+        CHAT | SMALL, "row 1: the chat template takes a message's content as text, and it is a",
+    ),
     "chats: half a pair": (
         "t.jsonl", chat({"role": "user", "content": "\udc80"}), CHAT | SMALL,
         r"'\udc80' is half of a surrogate pair",
@@ -166,7 +199,7 @@ TOKENIZERS = {
             tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]})),
         TEXT, {}, "the tokenizer needs Python code that comes with it",
     ),
-    "another model's": (edited("tokenizer.json", shifted), TEXT, {}, "is not in the model's vocab"),
+    "another model's": (edited("tokenizer.json", shifted), TEXT, {}, "token has id 1001, and the"),
     "missing": (without_tokenizer, TEXT, {}, "the model comes without a tokenizer, and column 'te"),
     "no template": (without_template, RIGHT, CHAT, "no chat template, and dataset.messages_column"),
     "template: broken": (
@@ -229,9 +262,24 @@ def _folder_in_place_of_a_file(path: Path) -> None:
     (path / "a.jsonl").mkdir(parents=True)
 
 
-def _link_to_nowhere(path: Path) -> None:
-    path.mkdir()
-    (path / "a.jsonl").symlink_to("/nowhere.jsonl")
+@pytest.mark.parametrize("folder", [True, False])
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda path: path.symlink_to("/nowhere.jsonl"), "a link to nothing"),
+        (os.mkfifo, "no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(
+    make, sentence, folder, llama, tmp_path
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text(TEXT)
+    make(tmp_path / "data" / "b.jsonl")
+    source = tmp_path / "data" if folder else tmp_path / "data" / "b.jsonl"
+    said = tokenized(llama, source, tmp_path, {})
+    assert said.startswith(f"{tmp_path / 'data' / 'b.jsonl'}: {sentence}")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +288,6 @@ def _link_to_nowhere(path: Path) -> None:
         (lambda path: None, "no such file or folder"),
         (_folder_of_nothing, "the folder holds no file that ends in .csv, .jsonl, .parquet, .txt"),
         (_folder_in_place_of_a_file, "the folder holds no file that ends in"),
-        (_link_to_nowhere, "the folder holds no file that ends in"),
     ],
 )
 def test_what_is_not_there_is_said(make, sentence, llama, tmp_path):

@@ -53,7 +53,7 @@ def test_the_report_shows_both_runs(both):
     html, _ = render(both[0], compare="without-bos")
     section = _section(html, "comparison")
     rows = {row[0]: row[1:] for row in cells(section.split("<h3>")[0])}
-    assert rows["begin-of-sequence token"] == ["at every sequence", "none added"]
+    assert rows["begin-of-sequence token"] == ["at every sequence: <|bos|>", "none added"]
     assert rows["tokens"] == ["10 in 2 sequences", "8 in 2 sequences"]
     assert rows["model"] == [str(both[0].settings.model.source)] * 2
     assert rows["tokens left out"] == ["none", "none"]

@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from outlier_atlas.data import encoding
 from outlier_atlas.data.corpus import documents, shuffled
-from outlier_atlas.data.packing import Packing, Used, pack
+from outlier_atlas.data.packing import Document, Packing, Used, pack
 from outlier_atlas.data.prepare import tokenize_dataset
+from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import TokenStore, write_tokens
 from outlier_atlas.files import read_record
 from outlier_atlas.model.source import fetch, load_tokenizer
@@ -31,7 +32,7 @@ BOS, EOS, IM_START, IM_END = range(4)
 
 def read(source, **settings):
     settings = DatasetSettings(source=str(source), **settings)
-    return list(documents(settings, resources=source, fetched=None))
+    return [value for _, value in documents(settings, source, None, Reading())]
 
 
 # --- Files -------------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ def test_every_kind_of_file_gives_its_documents_in_order(tmp_path):
     (tmp_path / "sub").mkdir()
     pq.write_table(pa.table({"text": ["five", "six"]}), tmp_path / "sub" / "d.parquet")
     (tmp_path / "notes.md").write_text("not data")
-    assert read(tmp_path) == [
+    assert read(tmp_path, files=["*.jsonl", "*.txt", "**/*.csv", "sub/*"]) == [
         "one", "two 🙂", "plain\r\ntext\n", "three, with\nbreak", "four", "five", "six",
     ]  # fmt: skip
     assert read(tmp_path / "c.csv", text_column="id") == ["1", "2"]
@@ -108,9 +109,10 @@ tokens = st.integers(4, 9)
 texts = st.lists(st.lists(tokens, max_size=8), max_size=12)
 
 
-def packed(documents, **packing):
+def packed(documents, bos=None, **packing):
     """The sequences, as many as the documents give."""
     used = Used()
+    documents = [Document(ids, () if bos is None else (bos,)) for ids in documents]
     for count in range(200, 0, -1):
         try:
             return list(pack(documents, Packing(sequences=count, **packing), used)), used
@@ -123,7 +125,7 @@ def packed(documents, **packing):
 @given(texts, st.integers(2, 7), st.booleans())
 def test_concat_loses_no_token_and_cuts_full_sequences(documents, length, with_bos):
     bos = BOS if with_bos else None
-    sequences, _ = packed(documents, kind="concat", length=length, bos=bos, separator=EOS)
+    sequences, _ = packed(documents, bos, kind="concat", length=length, separator=EOS)
     assert all(len(sequence) == length for sequence in sequences)
     assert all(sequence[0] == BOS for sequence in sequences if with_bos)
     filled = [document for document in documents if document]
@@ -137,14 +139,14 @@ def test_concat_loses_no_token_and_cuts_full_sequences(documents, length, with_b
 @given(texts, st.integers(2, 7), st.integers(1, 5), st.booleans())
 def test_document_keeps_the_start_of_each_long_enough_document(documents, length, least, with_bos):
     bos = BOS if with_bos else None
-    sequences, _ = packed(documents, kind="document", length=length, min_length=least, bos=bos)
+    sequences, _ = packed(documents, bos, kind="document", length=length, min_length=least)
     start = [BOS] if with_bos else []
     assert sequences == [([*start, *d])[:length] for d in documents if len(d) >= least]
 
 
 def test_no_more_documents_are_read_than_are_needed():
     read_so_far = []
-    endless = (read_so_far.append(i) or [4] * 10 for i in range(10**9))
+    endless = (read_so_far.append(i) or Document([4] * 10) for i in range(10**9))
     packing = Packing(kind="concat", sequences=2, length=16, separator=EOS)
     assert len(list(pack(endless, packing, Used()))) == 2
     assert len(read_so_far) <= 4
@@ -167,7 +169,7 @@ def test_no_more_documents_are_read_than_are_needed():
 )
 def test_too_little_text_says_how_much_there_is_and_is_needed(packing, sentence):
     with pytest.raises(ValueError) as error:
-        list(pack([[4] * 10] * 2, Packing(sequences=3, **packing), Used()))
+        list(pack([Document([4] * 10)] * 2, Packing(sequences=3, **packing), Used()))
     assert sentence in str(error.value)
 
 
@@ -252,10 +254,13 @@ def test_a_chat_has_the_templates_bos_and_no_second_one(make, tmp_path, policy, 
     assert [sequence.count(t) for t in (IM_START, IM_END)] == [2, 2]
 
 
-def test_a_text_cannot_put_control_tokens_into_a_sequence(make, tmp_path):
+def test_special_tokens_in_a_text_are_cut_into_pieces_where_that_is_asked_for(make, tmp_path):
     hostile = "before <|im_end|><|eos|><|bos|> after"
     source = jsonl(tmp_path / "a.jsonl", "text", [hostile])
-    (sequence,), _, store, tokenizer = make(source, packing="document", bos="never")
+    (sequence,), record, store, tokenizer = make(
+        source, packing="document", bos="never", special_tokens="split"
+    )
+    assert record["special_tokens_in_text"] == 0
     assert not {BOS, EOS, IM_START, IM_END} & set(sequence)
     assert tokenizer.decode(sequence) == hostile
     assert "".join(store.window(0, 0, 99)) == hostile

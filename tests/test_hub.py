@@ -65,6 +65,7 @@ CASES = {
     "subset_and_split": dataset(subset="long", split="test"),
     "other_column": dataset(subset="long", split="test", text_column="body"),
     "shuffled": dataset("texts/many", shuffle_seed=1),
+    "named_files": dataset(split="test", text_column="body", files=["long/*.parquet"]),
     "messages": dataset("texts/chats", messages_column="messages", packing="document"),
     "ids": dataset("texts/ids", input_ids_column="ids"),
     "too_little": dataset(sequences=4000),
@@ -248,6 +249,7 @@ def test_a_column_of_a_subset_and_split_is_streamed(outcome):
     assert kept(outcome, "text")[0] == {"text": tiny.SENTENCES[0] * 4}
     assert kept(outcome, "subset_and_split") == [{"text": "long " * 50}]
     assert kept(outcome, "other_column") == [{"body": "body " * 50}]
+    assert kept(outcome, "named_files") == [{"body": "body " * 50}]
     assert kept(outcome, "ids") == [{"ids": list(range(4, 60))}]
     assert [m["role"] for m in kept(outcome, "messages")[0]["messages"]] == ["user", "assistant"]
 

@@ -15,6 +15,7 @@ from real import MODEL, TEXT, built_in
 from test_report import rendered
 
 from outlier_atlas.data.corpus import documents
+from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.model.source import load_tokenizer
 from outlier_atlas.settings.dataset import DatasetSettings
@@ -74,7 +75,8 @@ def test_the_store_equals_hooks_on_the_whole_real_model(run, model):
 def test_the_first_screen_says_where_the_channel_is_massive(model, tmp_path):
     """The published layers: of a sequence that begins in the middle of the first speeches."""
     settings = DatasetSettings(source=TEXT)
-    speeches = " ".join(islice(documents(settings, RESOURCES, None), 12))
+    rows = islice(documents(settings, RESOURCES, None, Reading()), 12)
+    speeches = " ".join(text for _, text in rows)
     tokenizer = load_tokenizer(model)
     ids = tokenizer(speeches, add_special_tokens=False)["input_ids"]
     (tmp_path / "middle.txt").write_text(tokenizer.decode(ids[4096:4500]))

@@ -60,7 +60,7 @@ def faults(config):
         ("dataset.sequence_length", 1, "dataset.sequence_length = 1: must be at least 2"),
         ("dataset.packing", "pad", "dataset.packing = 'pad': must be 'concat' or 'document'"),
         ("dataset.bos", True, "dataset.bos = True: must be 'auto', 'always' or 'never'"),
-        ("dataset.subset", "en", "dataset: subset 'en': only a hub dataset has one"),
+        ("dataset.subset", "en", "dataset: subset 'en': only a hub dataset or a folder has one"),
         ("dataset.min_length", 9, "dataset: min_length 9 needs packing: document"),
         ("dataset.shuffle_seed", -1, "dataset.shuffle_seed = -1: must be at least 0"),
         ("dataset.text_colum", "x", "dataset.text_colum: unknown key; did you mean 'text_column'?"),

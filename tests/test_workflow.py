@@ -269,6 +269,16 @@ def test_braces_in_a_path_are_just_braces(tmp_path):
     assert planned(tmp_path)["extract_activations"] == 4
 
 
+def test_a_fifo_among_the_files_is_not_waited_for(tmp_path):
+    for name in ("texts", "model"):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / "config.json")
+        os.mkfifo(tmp_path / name / "a.txt")
+        (tmp_path / name / "b.txt").symlink_to("/nowhere")
+    write(tmp_path, CONFIG | {"dataset": CONFIG["dataset"] | {"source": "./texts"}})
+    assert planned(tmp_path)["tokenize_dataset"] == 1
+
+
 def test_another_threshold_gives_other_tables_from_the_same_store(folder):
     run = folder / "results" / "mine"
     before = pq.read_table(run / "tables" / "llm_int8_features.parquet")

@@ -1,7 +1,7 @@
 """The files of a run, by name, and what the rules ask about them."""
 
 from outlier_atlas import builtin, staleness, tables
-from outlier_atlas.data import corpus
+from outlier_atlas.data import folder
 from outlier_atlas.data import prepare as data_stage
 from outlier_atlas.extraction.planning import asked
 from outlier_atlas.model import source as model_stage
@@ -87,8 +87,10 @@ def model_files():
     if kind == "gguf":
         return [str(part) for part in gguf_parts(path) if part.is_file()]
     if path.is_dir():
-        files = sorted(path.iterdir())
-        return [str(f) for f in files if f.suffix in model_stage.ENDINGS]
+        try:
+            return [str(file) for file in model_stage.files(path)]
+        except OSError:
+            return []
     return [str(path)] if path.is_file() else []
 
 
@@ -110,11 +112,21 @@ def dataset_files():
         return [f"resources/{builtin.path(source)}"]
     if kind == "hub":
         return [HUB_DOCUMENTS, HUB_DATASET_RECORD]
-    path = local_path(source)
-    if path.is_dir():
-        files = sorted(path.rglob("*"))
-        return [str(f) for f in files if f.suffix in corpus.ENDINGS]
-    return [str(path)] if path.is_file() else []
+    return LOCAL_DATASET_FILES
+
+
+def local_dataset_files():
+    """The files of a local dataset; none where something is wrong with them."""
+    if source_kind(SETTINGS.dataset.source) != "local":
+        return []
+    try:
+        return [str(file) for file in folder.find(SETTINGS.dataset).files]
+    except (ValueError, OSError):
+        return []
+
+
+# A folder may have many files: it is looked through once.
+LOCAL_DATASET_FILES = local_dataset_files()
 
 
 def identities_of(source, files):

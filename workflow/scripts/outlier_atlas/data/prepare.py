@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.data import encoding
-from outlier_atlas.data.corpus import documents, valid
-from outlier_atlas.data.packing import Packing, Used, pack
+from outlier_atlas.data.corpus import Rows, documents, valid
+from outlier_atlas.data.packing import Document, Packing, Used, pack
+from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import write_tokens
 from outlier_atlas.files import canonical, read_record, replacing, write_record
 from outlier_atlas.model.source import load_config, load_tokenizer, locate, text_config
@@ -58,17 +59,20 @@ def fetch_dataset(
     commit = hub.resolve(settings)
     model = _Model.load(model_record, resources, trust_remote_code)
     with replacing(output) as temporary, temporary.open("w", encoding="ascii") as file:
+        reading = Reading()
+        streamed = {settings.source: hub.stream(settings, commit)}
 
-        def kept() -> Iterator[Any]:
-            for value in valid(hub.stream(settings, commit), kind, f"column {column!r}"):
+        def kept() -> Rows:
+            for place, value in valid(streamed, kind, f"column {column!r}", reading):
                 file.write(json.dumps({column: value}) + "\n")
-                yield value
+                yield place, value
 
         used = Used()
-        for _ in _sequences(settings, model, kept(), used, before):
+        encode = model.encoder(settings, before)
+        for _ in _sequences(settings, model, encode, kept(), used, before):
             pass
     described = {"source": settings.source, "commit": commit, "documents": used.documents}
-    write_record(record, described)
+    write_record(record, described | {"reading": reading.record()})
 
 
 def tokenize_dataset(
@@ -95,20 +99,41 @@ def tokenize_dataset(
         ValueError: the dataset is not what it should be, or gives too little text; one sentence.
     """
     model = _Model.load(model_record, resources, trust_remote_code)
-    values = documents(settings, resources, fetched[0] if fetched else None)
+    reading = Reading()
+    rows = documents(settings, resources, fetched[0] if fetched else None, reading)
     used = Used()
+    encode = model.encoder(settings, before)
     summary = write_tokens(
         tokens,
-        _sequences(settings, model, values, used, before),
+        _sequences(settings, model, encode, rows, used, before),
         encoding.token_text(model.tokenizer),
         encoding.pieces(model.tokenizer),
     )
-    bos = model.packing(settings).bos
-    added: dict[str, Any] = {"bos": bos is not None, "bos_id": bos, "documents": used.documents}
-    added["special_ids"] = model.special_ids
-    commit = read_record(fetched[1])["commit"] if fetched else None
-    described = {"source": settings.source, "commit": commit, "packing": settings.packing}
-    write_record(record, asdict(summary) | added | described)
+    # Of a hub dataset the rows were counted where they were fetched.
+    held = read_record(fetched[1]) if fetched else {"commit": None}
+    described = {"source": settings.source, "commit": held["commit"], "packing": settings.packing}
+    described["reading"] = held.get("reading", reading.record())
+    write_record(record, asdict(summary) | described | _contents(settings, model, encode, used))
+
+
+def _contents(
+    settings: DatasetSettings, model: _Model, encode: encoding.Encoder, used: Used
+) -> dict[str, Any]:
+    """What the sequences begin with, and what the record says of their special tokens."""
+    starts = {start: number for start, number in used.starts.items() if start}
+    start = max(starts, key=lambda each: starts[each], default=())
+    name = encoding.token_text(model.tokenizer)
+    return {
+        "bos": bool(start),
+        "start_ids": list(start),
+        "start": [name(token) or str(token) for token in start],
+        "sequences_with_start": sum(starts.values()),
+        "documents": used.documents,
+        "special_ids": model.special_ids,
+        "special_tokens": settings.special_tokens,
+        "special_tokens_in_text": used.special if settings.column[0] == "text" else None,
+        "template_date": settings.date if encode.template and encode.template.asked else None,
+    }
 
 
 @dataclass(frozen=True)
@@ -128,7 +153,7 @@ class _Model:
     def special_ids(self) -> list[int]:
         """Ids of the tokenizer's special tokens; without one those that the configuration names."""
         if self.tokenizer is not None:
-            return sorted({int(token) for token in self.tokenizer.all_special_ids})
+            return sorted(encoding.special_ids(self.tokenizer))
         named = [getattr(self.config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")]
         return sorted(
             {
@@ -140,7 +165,13 @@ class _Model:
         )
 
     def encoder(self, settings: DatasetSettings, before: int = 0) -> encoding.Encoder:
-        return encoding.encoder(settings, self.tokenizer, int(self.config.vocab_size), before)
+        bos = _first(getattr(self.config, "bos_token_id", None))
+        return encoding.encoder(settings, self.tokenizer, self.vocabulary, before, bos)
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return int(self.config.vocab_size)
 
     def packing(self, settings: DatasetSettings) -> Packing:
         own = self.config if self.tokenizer is None else self.tokenizer
@@ -150,23 +181,40 @@ class _Model:
                 "dataset.packing = 'concat': the tokenizer has no end-of-text token to join "
                 "documents with; take document"
             )
-        bos = _first(getattr(self.config, "bos_token_id", None))
+        if settings.packing == "concat":
+            encoding.check_id(
+                "end-of-text token",
+                separator,
+                self.vocabulary,
+                "dataset.packing: document needs none",
+            )
         return Packing(
             kind=settings.packing,
             sequences=settings.sequences,
             length=settings.sequence_length,
             min_length=settings.min_length,
-            bos=encoding.bos(settings, self.encoder(settings), bos),
             separator=separator if settings.packing == "concat" else None,
+            special=frozenset(self.special_ids),
         )
 
 
 def _sequences(
-    settings: DatasetSettings, model: _Model, values: Iterator[Any], used: Used, before: int
+    settings: DatasetSettings,
+    model: _Model,
+    encode: encoding.Encoder,
+    rows: Rows,
+    used: Used,
+    before: int,
 ) -> Iterator[list[int]]:
-    encode = model.encoder(settings, before)
-    packing = replace(model.packing(settings), before=before)
-    return pack((encode(value) for value in values), packing, used)
+    def encoded() -> Iterator[Document]:
+        for place, value in rows:
+            try:
+                document = encode(value)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from error
+            yield document
+
+    return pack(encoded(), replace(model.packing(settings), before=before), used)
 
 
 def _first(token: int | list[int] | None) -> int | None:

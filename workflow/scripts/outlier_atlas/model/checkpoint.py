@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,19 @@ GGUF_INDEX = "gguf.json"
 """In the folder of a model that comes as GGUF: which tensors of its files make which weight."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+    "*vocab*", "merges.txt", "*tokenizer*", "*.model", "*.spm", "*.tiktoken", "*.codes", "*.bpe",
+    "*tekken*.json", "dict.txt", "*_maps.json", "emoji.json", "normalizer.json", "word_*.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template*",
+)  # fmt: skip
+"""Names of the files that a tokenizer may be made of; those of all tokenizers of transformers."""
+NO_TOKENIZER = (
+    "*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack",
+    "*.onnx", "*.ot", "*.npz", "*.index.json", "*.md", "*.png", "*.jpg", "*.pdf", "LICENSE*",
+    "README*", "NOTICE*", ".*",
+)  # fmt: skip
+"""Names of the files that no tokenizer reads: any other file may change its tokens."""
+TEMPLATES = "additional_chat_templates"
+"""Folder of a checkpoint that has further chat templates."""
 LFS_POINTER = b"version https://git-lfs"
 """How a file begins that `git clone` leaves where Git LFS is not installed."""
 LARGEST_HEADER = 100 * 2**20
@@ -61,6 +66,7 @@ def index_files(path: Path) -> list[str]:
     Raises:
         ValueError: it is no index, or names something that is no safetensors file beside it.
     """
+    _refuse_irregular(path)
     try:
         files = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -128,8 +134,34 @@ def is_gguf(files: Sequence[str]) -> bool:
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """sha256 over the files of the tokenizer and the chat template, those that are there."""
-    return fingerprint_of(sums_of(folder, [n for n in TOKENIZER if (folder / n).is_file()]))
+    """sha256 over the files that the tokenizer and the chat template may be made of.
+
+    A tokenizer's class decides which files it reads, so all count that are not known to be
+    something else.
+    """
+    names = [name for name in regular_files(folder) if not _is_one_of(name, NO_TOKENIZER)]
+    more = regular_files(folder / TEMPLATES) if (folder / TEMPLATES).is_dir() else []
+    return fingerprint_of(sums_of(folder, [*names, *(f"{TEMPLATES}/{name}" for name in more)]))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a file that a tokenizer is made of."""
+    return any(is_tokenizer_file(name) for name in regular_files(folder))
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file's name is that of a tokenizer's file."""
+    return _is_one_of(name, TOKENIZER) and not _is_one_of(name, NO_TOKENIZER)
+
+
+def regular_files(folder: Path) -> list[str]:
+    """Names of the regular files in a folder, sorted; a FIFO or a link to nothing is none."""
+    # `Path.is_file` raises where a link leads into a folder that may not be searched.
+    return sorted(e.name for e in os.scandir(folder) if os.path.isfile(e.path))  # noqa: PTH113
+
+
+def _is_one_of(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def sums_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -208,7 +240,14 @@ def check_files(folder: Path, files: Sequence[str], layers: int) -> None:
         )
 
 
+def _refuse_irregular(path: Path) -> None:
+    """Only a regular file is read: a FIFO would wait for its writer forever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path}: no regular file (a FIFO, socket or device)")
+
+
 def _check_header(path: Path) -> None:
+    _refuse_irregular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from outlier_atlas.model.checkpoint import INDEX, choose_weights, index_files
+from outlier_atlas.model.checkpoint import (
+    INDEX,
+    TEMPLATES,
+    choose_weights,
+    index_files,
+    is_tokenizer_file,
+)
 
 FETCH_AGAIN = (
     "fetch it again: `snakemake --cores 1 --forcerun fetch_model --configfile YOURS -- fetch`"
@@ -72,7 +78,9 @@ def look_up(repository: str, revision: str | None, trust_remote_code: bool) -> I
         names = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
         weights = choose_weights(repository, names)
         endings = (*CONFIGURATION, ".py") if trust_remote_code else CONFIGURATION
-        wanted = [name for name in names if name.endswith(endings)]
+        wanted = [name for name in names if name.endswith(endings) or is_tokenizer_file(name)]
+        templates = (file.rfilename for file in info.siblings or ())
+        wanted += [name for name in templates if name.startswith(f"{TEMPLATES}/")]
         folder = _snapshot(repository, info.sha, wanted)
         if not weights:
             weights = index_files(folder / INDEX)

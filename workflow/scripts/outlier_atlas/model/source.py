@@ -25,6 +25,9 @@ from outlier_atlas.files import fingerprint as fingerprint_of
 from outlier_atlas.model.checkpoint import (
     check_files,
     checked_files,
+    has_tokenizer,
+    is_tokenizer_file,
+    regular_files,
     sums_of,
     tokenizer_fingerprint,
     weight_files,
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
     from outlier_atlas.model.hub import Known
 
 ENDINGS = (".safetensors", *CONFIGURATION, ".py")
-"""Endings of the files that a checkpoint is made of."""
+"""Endings of the files that a checkpoint is made of, its tokenizer's apart."""
 
 
 def slug(settings: ModelSettings) -> str:
@@ -51,6 +54,12 @@ def slug(settings: ModelSettings) -> str:
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(name.split("/")[-2:])).strip("-.")
     key = [settings.source, settings.revision, settings.trust_remote_code]
     return f"{readable[:80] or 'model'}-{hashlib.sha256(canonical(key).encode()).hexdigest()[:8]}"
+
+
+def files(folder: Path) -> list[Path]:
+    """The files in a folder that a checkpoint is made of."""
+    names = regular_files(folder)
+    return [folder / n for n in names if n.endswith(ENDINGS) or is_tokenizer_file(n)]
 
 
 def gguf_file(settings: ModelSettings, resources: Path) -> Path | None:
@@ -161,7 +170,9 @@ def _checked(
     """The configuration in a folder, and how the weights in another are quantized, of whose files
     only the headers are read."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model.source = {settings.source!r}: the folder has no config.json")
+        there = os.path.lexists(folder / "config.json")
+        fault = "its config.json is no regular file" if there else "the folder has no config.json"
+        raise ValueError(f"model.source = {settings.source!r}: {fault}")
     config = load_config(folder, settings.trust_remote_code)
     check_files(weights, files, text_config(config).num_hidden_layers)
     return config, check(settings.source, config, weights, files)
@@ -263,8 +274,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in files):
+    if not has_tokenizer(folder):
         return None
     try:
         return AutoTokenizer.from_pretrained(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas.report.criteria import TITLES
+from outlier_atlas.report.facts import start
 from outlier_atlas.report.sides import (
     Both,
     Side,
@@ -61,7 +62,7 @@ def _facts(both: Both) -> list[Row]:
         ("model", lambda s: visible(s.model)),
         (
             "begin-of-sequence token",
-            lambda s: "at every sequence" if s.tokens["bos"] else "none added",
+            lambda s: start(s.tokens),
         ),
         ("text", lambda s: visible(str(s.tokens["source"]))),
         (

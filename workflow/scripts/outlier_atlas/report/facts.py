@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from outlier_atlas.measured import Measured
@@ -11,6 +11,8 @@ from outlier_atlas.settings.detection import BootstrapSettings
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
+SHOWN = 8
+"""Names of files in a line of the report; the record has more."""
 
 
 def facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
@@ -29,7 +31,8 @@ def facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
             f"{tokens['sequences']:,} of {_span(tokens['shortest'], tokens['longest'])} tokens, "
             f"from {count(tokens['documents'], 'document')}, packing {tokens['packing']}",
         ),
-        ("begin-of-sequence token", "at every sequence" if tokens["bos"] else "none added"),
+        ("begin-of-sequence token", start(tokens)),
+        *_reading(tokens),
         ("sites", ", ".join(f"{site} ({store['channels'][site]:,})" for site in store["sites"])),
         ("of them stored", ", ".join(store["store"]) or "none: only summaries"),
         ("layers measured", ranges(store["layers"])),
@@ -38,6 +41,47 @@ def facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {v}" for name, v in sorted(store["versions"].items()))),
     ]
     return [(name, visible(value)) for name, value in facts]
+
+
+def start(tokens: Row) -> str:
+    """What the sequences begin with that is not of the text."""
+    if not tokens["bos"]:
+        return "none added"
+    names = " ".join(tokens.get("start", []))
+    of = tokens.get("sequences_with_start", tokens["sequences"])
+    every = "every sequence" if of == tokens["sequences"] else f"{of:,} of the sequences"
+    return f"at {every}{f': {visible(names)}' if names else ''}"
+
+
+def _reading(tokens: Row) -> Iterator[tuple[str, str]]:
+    """What was read of the dataset, and what was not."""
+    reading = tokens.get("reading")
+    if reading:
+        names = ", ".join(
+            f"{held['name']} ({_rows(held['rows'], held['empty_rows'])})"
+            for held in reading["files"][:SHOWN]
+        )
+        more = _more(reading["files_read"])
+        unread = reading["files_not_needed"]
+        rest = f"; {count(unread, 'more file')} not needed" if unread else ""
+        yield "files read", f"{names}{more}{rest}"
+    if reading and reading["files_skipped"]:
+        names = ", ".join(f"{n} ({why})" for n, why in list(reading["skipped"].items())[:SHOWN])
+        yield "files skipped", f"{names}{_more(reading['files_skipped'])}"
+    if tokens.get("special_tokens_in_text") is not None:
+        cut = tokens["special_tokens"] == "split"
+        number = count(tokens["special_tokens_in_text"], "token")
+        yield "special tokens from the text", "cut into pieces" if cut else number
+    if tokens.get("template_date"):
+        yield "date in the chat template", str(tokens["template_date"])
+
+
+def _rows(read: int, empty: int) -> str:
+    return count(read, "row") + (f", {empty:,} empty" if empty else "")
+
+
+def _more(files: int) -> str:
+    return f" and {files - SHOWN:,} more" if files > SHOWN else ""
 
 
 def intervals(configuration: Mapping[str, Any], sequences: int, ablations: bool) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import datetime
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from outlier_atlas.settings.section import PositiveInt, Section
-from outlier_atlas.settings.source import known_source, source_kind
+from outlier_atlas.settings.source import DATA, known_source, source_kind
 
 BUILTIN_DATASETS = ("builtin:sotu",)
+
+
+def _date_text(value: Any) -> Any:
+    """YAML makes a date of `2025-01-31` without quotes."""
+    return value.isoformat() if type(value) is datetime.date else value
 
 
 class DatasetSettings(Section):
@@ -19,9 +26,23 @@ class DatasetSettings(Section):
         "folder of them, or a hub id such as `HuggingFaceFW/fineweb-edu`.",
     )
     subset: str | None = Field(
-        None, min_length=1, description="Subset (configuration) of a hub dataset."
+        None,
+        min_length=1,
+        description="Subset (configuration) of a hub dataset, or of a folder whose `README.md` "
+        "names subsets.",
     )
-    split: str = Field("train", min_length=1, description="Split of a hub dataset.")
+    split: str = Field(
+        "train",
+        min_length=1,
+        description="Split of a hub dataset or of a folder, where the names of files and folders "
+        "tell the splits as `datasets` has it.",
+    )
+    files: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="Files of a folder or a hub dataset that are read, as patterns such as "
+        "`data/*.jsonl`, in this order; by default those that `datasets` takes for the split, "
+        "licenses left out.",
+    )
     revision: str | None = Field(
         None,
         min_length=1,
@@ -44,6 +65,15 @@ class DatasetSettings(Section):
     shuffle_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = Field(
         None, description="Seed for shuffling the documents; by default they keep their order."
     )
+    special_tokens: Literal["auto", "split"] = Field(
+        "auto",
+        description="Special tokens that stand in a text (`<|im_start|>`): `auto` does what the "
+        "tokenizer does with them by itself, `split` cuts them into pieces like any other text.",
+    )
+    date: Annotated[str, BeforeValidator(_date_text)] = Field(
+        "2024-07-26",
+        description="The date (year-month-day) that a chat template gets which asks for today's.",
+    )
     sequences: PositiveInt = Field(4, description="Number of sequences to run.")
     sequence_length: Annotated[int, Field(ge=2)] = Field(
         2048,
@@ -59,14 +89,34 @@ class DatasetSettings(Section):
     )
     bos: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Begin-of-sequence token at the start of each sequence: `auto` does as the "
-        "tokenizer does by itself.",
+        description="Begin-of-sequence token at the start of each sequence: `auto` puts there what "
+        "the tokenizer puts first by itself, one token or several or none; chats begin as their "
+        "template has it.",
     )
 
     @field_validator("source")
     @classmethod
     def _known(cls, source: str) -> str:
         return known_source(source, BUILTIN_DATASETS)
+
+    @field_validator("date")
+    @classmethod
+    def _a_date(cls, date: str) -> str:
+        try:
+            return datetime.date.fromisoformat(date).isoformat()
+        except ValueError as error:
+            raise ValueError("must be a date such as 2025-01-31") from error
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: list[str]) -> list[str]:
+        for pattern in files:
+            parts = pattern.split("/")
+            if pattern.startswith(("/", "~")) or ".." in parts:
+                raise ValueError(f"{pattern!r} leads out of the dataset: name files within it")
+            if any("**" in part and part != "**" for part in parts):
+                raise ValueError(f"{pattern!r}: `**` stands for folders, and has to be alone")
+        return files
 
     @model_validator(mode="after")
     def _consistent(self) -> DatasetSettings:
@@ -77,13 +127,21 @@ class DatasetSettings(Section):
         }
         if len(columns) > 1:
             raise ValueError(f"{' and '.join(columns)} are both set: name one column only")
-        if source_kind(self.source) != "hub":
-            for name in ("revision", "subset"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name} {getattr(self, name)!r}: only a hub dataset has one, "
-                        f"and source is {self.source!r}"
-                    )
+        kind = source_kind(self.source)
+        if kind != "hub" and self.revision is not None:
+            raise ValueError(
+                f"revision {self.revision!r}: only a hub dataset has one, "
+                f"and source is {self.source!r}"
+            )
+        if PurePath(self.source).suffix in DATA and self.subset is not None:
+            raise ValueError(
+                f"subset {self.subset!r}: only a hub dataset or a folder has one, "
+                f"and source is {self.source!r}"
+            )
+        if kind == "builtin" and (self.subset is not None or self.split != "train" or self.files):
+            raise ValueError(f"{self.source!r} has no subset, no split but train and no files")
+        if self.special_tokens == "split" and self.column[0] != "text":
+            raise ValueError("special_tokens 'split' is for text: chats and ready ids have theirs")
         if self.min_length > self.sequence_length:
             raise ValueError(
                 f"min_length {self.min_length} is above sequence_length {self.sequence_length}"

@@ -10,6 +10,8 @@ from typing import Literal
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 GGUF_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 """How the parts of a split GGUF file are named."""
+DATA = (".csv", ".jsonl", ".parquet", ".txt")
+"""Endings of the data files that are read."""
 LOCAL_PREFIXES = ("/", "./", "../", "~")
 
 
@@ -25,7 +27,7 @@ def source_kind(source: str) -> Literal["builtin", "gguf", "local", "hub"]:
         return "gguf"
     if source.startswith(LOCAL_PREFIXES) or source in (".", ".."):
         return "local"
-    if PurePath(source).suffix in {".txt", ".jsonl", ".csv", ".parquet"}:
+    if PurePath(source).suffix in DATA:
         return "local"
     return "hub"
 
