@@ -19,6 +19,7 @@ from outlier_atlas.model.attention import AttentionCall, attention_seen
 from outlier_atlas.model.flow import OUTSIDE, BlockFlow, Call, Flow, Node
 from outlier_atlas.model.heads import PRODUCTS, Heads, ListsOnHost
 from outlier_atlas.model.nested import tensors_in
+from outlier_atlas.model.state import fixed_rotation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +60,10 @@ def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
     for masks in masks_to_try(TOKENS, model.dtype):
         watcher = _Watcher(model, stack)
         try:
-            with ListsOnHost(), attention_seen(watcher.see), watcher, torch.inference_mode():
+            with (
+                ListsOnHost(), fixed_rotation(model), attention_seen(watcher.see), watcher,
+                torch.inference_mode(),
+            ):  # fmt: skip
                 ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
                 made = handed.made(model(input_ids=ids, use_cache=False, **masks))
         except Exception:
