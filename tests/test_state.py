@@ -17,7 +17,6 @@ ROPE = {"rope_theta": 1e4}
 LONG = {"long_factor": [4.0] * 4, "short_factor": [1.5] * 4, "original_max_position_embeddings": 16}
 
 
-
 def dynamic(**more):
     return ROPE | {"rope_type": "dynamic", "factor": 2.0} | more
 

@@ -74,6 +74,19 @@ def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
     return None
 
 
+def runs(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether a model on the meta device runs over a sequence of so many tokens."""
+    for masks in masks_to_try(tokens, model.dtype):
+        try:
+            with ListsOnHost(), fixed_rotation(model), torch.inference_mode():
+                ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+                model(input_ids=ids, use_cache=False, **masks)
+            return True
+        except Exception:
+            continue
+    return False
+
+
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Makes the nodes while the model runs."""
 
@@ -94,6 +107,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def see(self, call: AttentionCall) -> None:
         """Take note of a call of an attention function."""
         self._attention.append(call)
+        self.flow.causal.append(call.causal)
 
     def __enter__(self) -> _Watcher:
         for layer, block in enumerate(self._stack):
