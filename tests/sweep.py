@@ -155,6 +155,8 @@ def _sinks(model: Path, run: Run, rows: Sequence[Sequence[int]]) -> Iterator[str
         eager = _alone(model, "eager")
         maps = eager(torch.tensor([row]), use_cache=False, output_attentions=True).attentions
         first = int(np.isfinite(values[0, start : start + len(row), 0]).sum())
+        if any(name.endswith("sinks") for name, _ in eager.named_parameters()):
+            return  # its maps do not show the share that a learned sink takes
         maps = [m for m in maps or () if m is not None and m.dim() == 4]
         for layer, weights in enumerate(maps if len(maps) == len(values) else ()):
             # Among the first tokens alone: each row is normalized again.

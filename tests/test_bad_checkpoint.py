@@ -104,9 +104,10 @@ FETCH = {
     "model_type: whisper": (config(model_type="whisper"), "'whisper' is an encoder-decoder"),
     "model_type: bart": (config(model_type="bart"), "'bart' is an encoder-decoder, not a decoder"),
     "model_type: terminal": (config(model_type="\x1b[2J"), "not a configuration that transform"),
-    "architectures: a number": (config(architectures=5), "architectures is '5', and must be a list"),
+    "architectures: a number": (config(architectures=5), "architectures is '5', and must be a"),
     "architectures: numbers": (config(architectures=[5]), "architectures is '[5]', and must be"),
-    "architectures: text": (config(architectures="LlamaModel"), "and must be a list of class names"),
+    "architectures: text": (config(architectures="LlamaModel"), "and must be a list of"),
+    "heads: negative": (config(num_attention_heads=-4), "num_attention_heads is -4, and must"),
     "heads: none": (config(num_key_value_heads=0), "num_key_value_heads is 0, and must be a whole"),
     "heads: uneven": (config(num_key_value_heads=3), "is 3, which does not divide num_attention_h"),
     "head_dim: none": (config(head_dim=0), "head_dim is 0, and must be a whole number above 0"),
@@ -214,10 +215,7 @@ INDEXED = {
 }
 
 LATER = {
-    "heads: none": ("store", config(num_key_value_heads=0), "describes no model that can be built"),
-    "heads: negative": ("store", config(num_attention_heads=-4), "describes no model that can be"),
-    "mlp: negative": ("store", config(intermediate_size=-5), "describes no model that can be buil"),
-    "activation: unknown": ("store", config(hidden_act="nonsense"), "can be built ('nonsense')"),
+    "activation: unknown": ("store", config(hidden_act="nonsense"), "('nonsense' is not known)"),
     "model_type: vit": ("store", config(model_type="vit"), "no decoder-only language model for it"),
     "model_type: mamba": ("store", config(model_type="mamba"), "has no attn_in in layer 0 that ca"),
     "layers: more than there are": (
