@@ -53,10 +53,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
     },
-    **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "youtu"),
-        {"num_key_value_heads": 4},
-    ),
+    **{
+        kind: {"num_key_value_heads": 4}  # latent attention shares no keys
+        for kind in ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "youtu",
+                     "minicpm3", "glm4_moe_lite", "glm_moe_dsa")
+    },
     "olmo": {"clip_qkv": 0.05},
     "olmoe": {"clip_qkv": 0.05},
     "mpt": {"attn_config": {"clip_qkv": 0.05}},
