@@ -104,6 +104,21 @@ FETCH = {
     "model_type: whisper": (config(model_type="whisper"), "'whisper' is an encoder-decoder"),
     "model_type: bart": (config(model_type="bart"), "'bart' is an encoder-decoder, not a decoder"),
     "model_type: terminal": (config(model_type="\x1b[2J"), "not a configuration that transform"),
+    "architectures: a number": (config(architectures=5), "architectures is '5', and must be a"),
+    "architectures: numbers": (config(architectures=[5]), "architectures is '[5]', and must be"),
+    "architectures: text": (config(architectures="LlamaModel"), "and must be a list of"),
+    "heads: negative": (config(num_attention_heads=-4), "num_attention_heads is -4, and must"),
+    "heads: none": (config(num_key_value_heads=0), "num_key_value_heads is 0, and must be a whole"),
+    "heads: uneven": (config(num_key_value_heads=3), "is 3, which does not divide num_attention_h"),
+    "head_dim: none": (config(head_dim=0), "head_dim is 0, and must be a whole number above 0"),
+    "intermediate_size": (config(intermediate_size=-1), "intermediate_size is -1, and must be"),
+    "epsilon: NaN": (config(rms_norm_eps=float("nan")), "NaN stands where a number is expected"),
+    "epsilon: negative": (config(rms_norm_eps=-1.0), "rms_norm_eps is -1.0, and must not be neg"),
+    "adapter": (content("adapter_config.json", "{}"), "a PEFT adapter (adapter_config.json), not"),
+    "index: no metadata": (
+        content("model.safetensors.index.json", '{"weight_map": {}}'),
+        'has no object "metadata", which transformers reads; add "metadata": {}',
+    ),
     "encoder-decoder": (config(is_encoder_decoder=True), "is an encoder-decoder"),
     "layers: text": (config(num_hidden_layers="4"), "'num_hidden_layers' expected int, got str"),
     "layers: a fraction": (config(num_hidden_layers=4.5), "expected int, got float"),
@@ -200,10 +215,7 @@ INDEXED = {
 }
 
 LATER = {
-    "heads: none": ("store", config(num_key_value_heads=0), "describes no model that can be built"),
-    "heads: negative": ("store", config(num_attention_heads=-4), "describes no model that can be"),
-    "mlp: negative": ("store", config(intermediate_size=-5), "describes no model that can be buil"),
-    "activation: unknown": ("store", config(hidden_act="nonsense"), "can be built ('nonsense')"),
+    "activation: unknown": ("store", config(hidden_act="nonsense"), "('nonsense' is not known)"),
     "model_type: vit": ("store", config(model_type="vit"), "no decoder-only language model for it"),
     "model_type: mamba": ("store", config(model_type="mamba"), "has no attn_in in layer 0 that ca"),
     "layers: more than there are": (

@@ -22,6 +22,7 @@ from outlier_atlas.model.attention import RecordedAttention
 from outlier_atlas.model.experts import RecordedExperts
 from outlier_atlas.model.head import Head
 from outlier_atlas.model.roles import Tap
+from outlier_atlas.model.state import InitialState
 from outlier_atlas.model.stripped import dummy
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class LayerGroup:
         self._first_path = f"{architecture.stack}.{layers[0]}"
         self._first = self._envoy(self._first_path)
         self._taps = [(tap, self._envoy(tap.module)) for tap in taps]
+        self._initial = InitialState(model)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -130,7 +132,11 @@ class LayerGroup:
             self.model(**inputs, use_cache=False)
 
     def _inputs(self, batch: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor | None]:
-        """What the model is called with, and the boundary that replaces its hidden states."""
+        """What the model is called with, and the boundary that replaces its hidden states.
+
+        The model is as it was loaded: nothing is left of the sequences before.
+        """
+        self._initial.restore()
         batch = batch.to(self._parameter.device)
         if not batch.is_floating_point():
             return {"input_ids": batch}, None

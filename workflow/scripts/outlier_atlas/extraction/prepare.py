@@ -55,6 +55,8 @@ def print_plan(
         settings.chunk_tokens, settings.model.dtype,
     )  # fmt: skip
     _check_weights(folder, model, config, architecture, layout)
+    if dataset.packing != "document":  # whose sequences may all be shorter
+        architecture.check_length(dataset.sequence_length)
     auto = execution.batch_size == "auto"
     made = plan(
         layout, model, resources, 1 if auto else int(execution.batch_size),
@@ -116,11 +118,7 @@ def prepare_store(
     store = TokenStore.recorded(tokens, run / RECORD)
     lengths = np.diff(store.sequence_starts)
     longest = int(lengths.max())
-    if architecture.positions is not None and longest > architecture.positions:
-        raise ValueError(
-            f"dataset.sequence_length = {longest}: {architecture.model_class.__name__} has learned "
-            f"positions for {architecture.positions} tokens; take at most as many"
-        )
+    architecture.check_length(longest)
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
     _check_weights(folder, model, config, architecture, layout)
     gathers = bool((lengths % chunk_tokens).any())

@@ -10,6 +10,7 @@ from torch import nn
 from outlier_atlas.model import handed
 from outlier_atlas.model.flow import Flow
 from outlier_atlas.model.heads import ListsOnHost
+from outlier_atlas.model.state import fixed_rotation
 from outlier_atlas.model.stripped import dummy, strip
 from outlier_atlas.model.watch import TOKENS, masks_to_try
 from outlier_atlas.visible import gist
@@ -65,7 +66,7 @@ def _failure(
     dtype = decoder.config.dtype
     for masks in masks_to_try(TOKENS, dtype):
         try:
-            with ListsOnHost(), torch.inference_mode():
+            with ListsOnHost(), fixed_rotation(decoder), torch.inference_mode():
                 embedded = dummy(boundary, channels, dtype)
                 decoder(inputs_embeds=embedded, use_cache=False, **masks)
             failed = None

@@ -7,6 +7,7 @@ is not offered: a wrong number is worse than none.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ import torch
 from torch import nn
 
 from outlier_atlas.model.apart import not_apart
+from outlier_atlas.model.causal import check_causal, without_head
 from outlier_atlas.model.flow import Flow
 from outlier_atlas.model.head import HeadParts, find_head
+from outlier_atlas.model.positions import Positions, find_positions
 from outlier_atlas.model.roles import Tap, readers_of_block, taps_of_block
 from outlier_atlas.model.watch import TOKENS, watch
 from outlier_atlas.settings.sites import EXPERT_OUT, SITES, Place, Site
@@ -25,6 +28,8 @@ from outlier_atlas.visible import gist
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+
+log = logging.getLogger(__name__)
 
 META_DTYPE = torch.bfloat16
 """In which a model is watched; some experts know no other."""
@@ -48,8 +53,7 @@ class Architecture:
             keeps it in another one than its weights'; None where it does not.
         one_group: why the layers cannot be divided into layer groups; None where they can.
         skipped: parts of the model that are not the text decoder, by path: they are not loaded.
-        positions: tokens in a sequence at most, where positions are learned; None where they are
-            not, and a longer one is only beyond what the model was trained on.
+        positions: tokens in a sequence at most; None where the configuration states no number.
         components: what its modules are called, for what a checkpoint has besides.
         readers: for each layer, by path as in its taps, the modules whose input is that of
             attention, of the MLP, or of the last projection of one of them, and the site it is.
@@ -68,7 +72,7 @@ class Architecture:
     boundary_dtypes: tuple[torch.dtype | None, ...]
     one_group: str | None
     skipped: tuple[str, ...]
-    positions: int | None
+    positions: Positions | None
     components: frozenset[str]
     readers: tuple[dict[str, Site], ...]
     head: HeadParts
@@ -115,6 +119,28 @@ class Architecture:
         if unclear is not None:
             raise ValueError(f"{self.model_class.__name__} gives no perplexity here: {unclear}")
 
+    def check_length(self, tokens: int) -> None:
+        """That the model has positions for a sequence of so many tokens.
+
+        Raises:
+            ValueError: it has not.
+        """
+        limit = self.positions
+        if limit is None or tokens <= limit.tokens:
+            return
+        name = self.model_class.__name__
+        if limit.fixed:
+            raise ValueError(
+                f"dataset.sequence_length = {tokens}: {name} has positions for {limit.tokens} "
+                f"tokens ({limit.key} = {limit.value} in its config.json); set at most "
+                f"{limit.tokens}"
+            )
+        log.warning(
+            "sequences of %d tokens are longer than %s was made for (%s = %d in its config.json); "
+            "their values are those that it gives there",
+            tokens, name, limit.key, limit.value,
+        )  # fmt: skip
+
     def _channels(self, site: Site, layers: Sequence[int]) -> int:
         lacking = [layer for layer in layers if site not in self.taps[layer]]
         if lacking:
@@ -148,6 +174,7 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
     path, stack = _decoder_stack(decoder, int(text.num_hidden_layers), name)
     hidden = int(text.hidden_size)
     flow = watch(decoder, stack)
+    check_causal(config, text, flow, name)
     if flow is not None and (idle := sorted({*range(len(stack))} - flow.blocks.keys())):
         raise ValueError(f"{name}: without images or other input its layer {idle[0]} does not run")
     if flow is not None and any(
@@ -178,7 +205,7 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         boundary_dtypes=_dtypes(flow, len(stack)),
         one_group=_shared(flow, name),
         skipped=tuple(_beside(model, decoder)),
-        positions=_positions(decoder, text),
+        positions=find_positions(decoder, text),
         components=frozenset(part for path, _ in model.named_modules() for part in path.split(".")),
         readers=tuple(
             readers_of_block(flow.blocks[layer], f"{path}.{layer}", taps[layer]) if flow else {}
@@ -186,7 +213,7 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         ),
         ends_apart=flow is None or flow.ends_apart,
         # After the rest: it takes the decoder out of the model.
-        head=find_head(model, where, flow.channels if flow else hidden),
+        head=without_head(config) or find_head(model, where, flow.channels if flow else hidden),
     )
     if found.one_group is None and flow is not None and len(stack) > 1:
         # Anew, as a job has it: some models change themselves when they first run.
@@ -204,15 +231,6 @@ def _shared(flow: Flow | None, name: str) -> str | None:
             f"before it"
         )
     return None
-
-
-def _positions(decoder: PreTrainedModel, text: PretrainedConfig) -> int | None:
-    limit = getattr(text, "max_position_embeddings", None)
-    words = decoder.get_input_embeddings()
-    tables = [m for m in decoder.modules() if isinstance(m, nn.Embedding) and m is not words]
-    # OPT and its kin keep two more rows than they have positions.
-    learned = limit is not None and any(0 <= m.num_embeddings - limit <= 2 for m in tables)
-    return limit if learned else None
 
 
 def _dtypes(flow: Flow | None, layers: int) -> tuple[torch.dtype | None, ...]:
@@ -247,7 +265,8 @@ def on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedMode
     if failed is None or isinstance(failed, ValueError):
         said = "transformers has no decoder-only language model for it"
     else:
-        said = f"its config.json describes no model that can be built ({gist(failed)})"
+        known = f"{failed} is not known" if isinstance(failed, KeyError) else gist(failed)
+        said = f"its config.json describes no model that can be built ({known})"
     raise ValueError(f"model type {config.model_type!r}: {said}") from failed
 
 

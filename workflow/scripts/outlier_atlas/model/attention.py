@@ -65,7 +65,7 @@ class AttentionCall:
             and (
                 self.mask is None or (isinstance(self.mask, torch.Tensor) and self.mask.dim() == 4)
             )
-            and self._causal()
+            and self.causal
         )
 
     def received(self, tokens: int) -> torch.Tensor:
@@ -118,7 +118,9 @@ class AttentionCall:
             return scores_HQK.masked_fill(~mask, -torch.inf)
         return scores_HQK + mask.float()
 
-    def _causal(self) -> bool:
+    @property
+    def causal(self) -> bool:
+        """Whether a token attends to none behind it."""
         said = self.others.get("is_causal")
         return bool(getattr(self.module, "is_causal", True) if said is None else said)
 

@@ -165,9 +165,11 @@ class Flow:
             the residual stream; None if there is none.
         ends_apart: whether what follows the last block reads more than its output.
         channels: of what the model makes in the end.
+        causal: for each call of an attention function, whether it is causal.
     """
 
     blocks: dict[int, BlockFlow] = field(default_factory=dict)
     shared: int | None = None
     ends_apart: bool = False
     channels: int = 0
+    causal: list[bool] = field(default_factory=list)

@@ -8,7 +8,6 @@ the Snakefile asks for names only.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -35,6 +34,7 @@ from outlier_atlas.model.checkpoint import (
 from outlier_atlas.model.hub import CONFIGURATION, FETCH_AGAIN
 from outlier_atlas.model.quantization import check
 from outlier_atlas.model.seen import Seen, remember, stamps
+from outlier_atlas.model.stated import check_folder, check_sizes, check_stated
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.source import local_path, source_kind
 from outlier_atlas.visible import gist
@@ -169,6 +169,7 @@ def _checked(
 ) -> tuple[PretrainedConfig, str | None]:
     """The configuration in a folder, and how the weights in another are quantized, of whose files
     only the headers are read."""
+    check_folder(folder)
     if not (folder / "config.json").is_file():
         there = os.path.lexists(folder / "config.json")
         fault = "its config.json is no regular file" if there else "the folder has no config.json"
@@ -214,7 +215,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     from transformers import AutoConfig
 
     path = folder / "config.json"
-    _check_config(path)
+    check_stated(path)
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -228,37 +229,12 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
         raise ValueError(
             f"{path}: not a configuration that transformers knows ({gist(error, folder)})"
         ) from error
-    text = text_config(config)
-    for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
-        value = getattr(text, key, None)
-        if value is None:
-            raise ValueError(f"{path}: {config.model_type!r} has no {key}: not a decoder model")
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{path}: {key} is {value!r}, and must be a whole number above 0")
-    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
-    chosen = getattr(text, "num_experts_per_tok", None)
-    if experts and chosen and chosen > experts:
-        raise ValueError(
-            f"{path}: num_experts_per_tok is {chosen}, and there are {experts} experts"
-        )
+    check_sizes(path, config, text_config(config))
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{path}: {config.model_type!r} is an encoder-decoder, not a decoder model"
         )
     return config
-
-
-def _check_config(path: Path) -> None:
-    """What transformers would stumble over, and say in its own way."""
-    try:
-        held = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({gist(error)}); fetch it again") from error
-    if not isinstance(held, dict) or not isinstance(held.get("model_type"), str):
-        raise ValueError(f"{path}: names no model_type, and is no configuration of transformers")
-    for key in ("auto_map", "quantization_config"):
-        if not isinstance(held.get(key), dict | None):
-            raise ValueError(f"{path}: {key} is {str(held[key])[:40]!r}, and must be an object")
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:

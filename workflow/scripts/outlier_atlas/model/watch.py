@@ -19,6 +19,7 @@ from outlier_atlas.model.attention import AttentionCall, attention_seen
 from outlier_atlas.model.flow import OUTSIDE, BlockFlow, Call, Flow, Node
 from outlier_atlas.model.heads import PRODUCTS, Heads, ListsOnHost
 from outlier_atlas.model.nested import tensors_in
+from outlier_atlas.model.state import fixed_rotation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +60,10 @@ def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
     for masks in masks_to_try(TOKENS, model.dtype):
         watcher = _Watcher(model, stack)
         try:
-            with ListsOnHost(), attention_seen(watcher.see), watcher, torch.inference_mode():
+            with (
+                ListsOnHost(), fixed_rotation(model), attention_seen(watcher.see), watcher,
+                torch.inference_mode(),
+            ):  # fmt: skip
                 ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
                 made = handed.made(model(input_ids=ids, use_cache=False, **masks))
         except Exception:
@@ -68,6 +72,19 @@ def watch(model: PreTrainedModel, stack: nn.ModuleList) -> Flow | None:
             watcher.flow.channels = made.shape[-1]
             return watcher.flow
     return None
+
+
+def runs(model: PreTrainedModel, tokens: int) -> bool:
+    """Whether a model on the meta device runs over a sequence of so many tokens."""
+    for masks in masks_to_try(tokens, model.dtype):
+        try:
+            with ListsOnHost(), fixed_rotation(model), torch.inference_mode():
+                ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+                model(input_ids=ids, use_cache=False, **masks)
+            return True
+        except Exception:
+            continue
+    return False
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -90,6 +107,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def see(self, call: AttentionCall) -> None:
         """Take note of a call of an attention function."""
         self._attention.append(call)
+        self.flow.causal.append(call.causal)
 
     def __enter__(self) -> _Watcher:
         for layer, block in enumerate(self._stack):

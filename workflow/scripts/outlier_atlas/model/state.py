@@ -1,0 +1,78 @@
+"""What a model keeps from one forward pass to the next, and how each pass starts without it.
+
+Some models change themselves when they run: dynamic RoPE keeps the frequencies of the longest
+sequence so far, and others keep position offsets. With that state the values of a sequence would
+depend on the sequences before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+COPIED_BYTES = 2**16
+"""The largest buffer that is copied, because its values may change in place. Frequencies are far
+smaller; larger buffers are tables that no forward pass writes to."""
+
+INTERNAL = frozenset(vars(nn.Module()))
+
+
+class InitialState:
+    """The state of a model's modules before its first forward pass.
+
+    Args:
+        model: with its weights, on its devices.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [
+            (module, _attributes(module), dict(module._buffers)) for module in model.modules()
+        ]
+        self._copies = [
+            (buffer, buffer.clone())
+            for _, _, buffers in self._modules
+            for buffer in buffers.values()
+            if buffer is not None and buffer.numel() * buffer.element_size() <= COPIED_BYTES
+        ]
+
+    def restore(self) -> None:
+        """Give every module the attributes and buffers that it had, with the values they had."""
+        for module, attributes, buffers in self._modules:
+            for name in _attributes(module).keys() - attributes.keys():
+                delattr(module, name)
+            for name, value in attributes.items():
+                vars(module)[name] = value
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, values in self._copies:
+            buffer.copy_(values)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in INTERNAL}
+
+
+@contextmanager
+def fixed_rotation(model: nn.Module) -> Iterator[None]:
+    """Keep dynamic RoPE from reading the sequence length, which has no value on the meta device.
+
+    The shapes and the operations on hidden states are the same.
+    """
+    changed = [
+        (module, kind)
+        for module in model.modules()
+        if (kind := getattr(module, "rope_type", None)) is not None and "dynamic" in str(kind)
+    ]
+    for module, kind in changed:
+        fixed: Any = "default"
+        if isinstance(kind, Mapping):
+            fixed = {k: "default" if "dynamic" in str(v) else v for k, v in kind.items()}
+        module.rope_type = fixed
+    try:
+        yield
+    finally:
+        for module, kind in changed:
+            module.rope_type = kind
