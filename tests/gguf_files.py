@@ -17,6 +17,10 @@ SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
+    # Of no class the default, so that a value which is not taken from the file is noticed.
+    **dict.fromkeys(
+        ("rms_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_eps", "layer_norm_epsilon"), 3e-5
+    ),
 }  # fmt: skip
 EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
 
@@ -129,6 +133,7 @@ def _converted(
 def metadata(name: str, of: PreTrainedModel) -> dict[str, Any]:
     """Metadata, as the converter writes it, but for the tokenizer's."""
     config = of.config
+    known = type(config)()  # a configuration keeps settings that its class has no use for
     own: dict[str, Any] = {
         "block_count": config.num_hidden_layers,
         "context_length": getattr(config, "max_position_embeddings", 128),
@@ -154,7 +159,11 @@ def metadata(name: str, of: PreTrainedModel) -> dict[str, Any]:
         if name in ("bloom", "gpt2") and key == "feed_forward_length":
             own[key] = 4 * config.hidden_size
             continue
-        values = [getattr(config, a) for a in attributes if getattr(config, a, None) is not None]
+        values = [
+            getattr(config, name)
+            for name in attributes
+            if hasattr(known, name) and getattr(config, name, None) is not None
+        ]
         own |= {key: values[0]} if values else {}
     if name == "nemotron":
         own["attention.layer_norm_rms_epsilon"] = config.norm_eps

@@ -375,7 +375,7 @@ def test_more_tokens_than_learned_positions_are_refused(tmp_path):
     tiny.checkpoint(tmp_path / "model", transformers.GPT2Config(**sizes))
     made = run(tmp_path, tmp_path / "model")
     said = refused(made.prepare, tmp_path / "results" / "run" / "activations.zarr")
-    assert "dataset.sequence_length = 16: GPT2LMHeadModel has learned positions for 8 tok" in said
+    assert "dataset.sequence_length = 16: GPT2LMHeadModel has positions for 8 tok" in said
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,10 @@ def saved(model, folder):
             t.Gemma3TextModel(t.Gemma3TextConfig(**BIDIRECTIONAL)),
             "use_bidirectional_attention is True",
         ),
+        (
+            t.XLNetLMHeadModel(t.XLNetConfig(vocab_size=320, d_model=32, n_layer=2, n_head=4)),
+            "attn_type is 'bi'",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else "",
 )

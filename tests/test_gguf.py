@@ -164,6 +164,47 @@ def test_no_key_of_the_metadata_is_passed_over(name, written):
         configuration.configuration(replace(whole, metadata=whole.metadata | {unknown: 1}))
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3moe", "gemma3", "phi3", "stablelm", "starcoder2"])
+def test_a_key_that_is_missing_is_refused_or_means_what_llama_cpp_takes_it_for(name, written):
+    """Never what the class of the configuration has by default, which is of another model."""
+    whole = file.read(written(name)[0])
+    own = f"{whole.architecture}."
+    held = configuration.configuration(whole).to_dict()
+    for key in [key for key in whole.metadata if key.startswith(own)]:
+        others = {k: v for k, v in whole.metadata.items() if k != key}
+        try:
+            made = configuration.configuration(replace(whole, metadata=others))
+            meant = made.to_dict()
+            tensors.weights_of(replace(whole, metadata=others), made)
+        except ValueError:
+            continue
+        if key == f"{own}rope.freq_base":
+            rope = made.rope_parameters
+            assert rope.get("full_attention", rope)["rope_theta"] == 10000
+        elif key == f"{own}rope.dimension_count":
+            assert configuration._rotated(made) == configuration._head_width(made)
+        else:
+            assert meant == held, key
+
+
+def test_what_the_converter_writes_of_phi3_changes_nothing(written):
+    whole = file.read(written("phi3")[0])
+    more = {
+        "phi3.attention.sliding_window": 0,
+        "phi3.rope.scaling.original_context_length": 4096,
+        "somebody.quantized_by": "x",
+    }
+    made = configuration.configuration(replace(whole, metadata=whole.metadata | more))
+    assert made.sliding_window is None
+
+
+def test_heads_that_are_rotated_in_part_where_the_class_cannot_are_refused(written):
+    whole = file.read(written("qwen3")[0])
+    part = replace(whole, metadata=whole.metadata | {"qwen3.rope.dimension_count": 16})
+    with pytest.raises(ValueError, match=r"qwen3\.rope\.dimension_count = 16"):
+        tensors.weights_of(part, configuration.configuration(part))
+
+
 @pytest.mark.parametrize(
     ("added", "attribute", "wanted"),
     [
@@ -233,6 +274,13 @@ def with_tokens(written, **keys):
     return tokenizer.tokenizer(replace(whole, metadata=whole.metadata | said))
 
 
+def test_a_space_before_the_first_word_is_there_if_the_file_says_so(written):
+    spaced = with_tokens(written)
+    bare = with_tokens(written, add_space_prefix=False)
+    made = [t.convert_ids_to_tokens(t("ab")["input_ids"][-2:]) for t in (spaced, bare)]
+    assert made == [["▁a", "b"], ["a", "b"]]
+
+
 def test_tokens_around_a_text_are_those_that_the_file_asks_for(written):
     inner = with_tokens(written, add_bos_token=False)("ab")["input_ids"]
     assert with_tokens(written, add_bos_token=True)("ab")["input_ids"] == [1, *inner]
@@ -243,7 +291,6 @@ def test_tokens_around_a_text_are_those_that_the_file_asks_for(written):
 @pytest.mark.parametrize(
     "keys",
     [
-        {"add_space_prefix": False},
         {"remove_extra_whitespaces": True},
         {"precompiled_charsmap": [1, 2]},
         {"new_kind": 1},
@@ -253,6 +300,27 @@ def test_tokens_around_a_text_are_those_that_the_file_asks_for(written):
 def test_what_a_tokenizer_would_not_do_is_refused(keys, written):
     with pytest.raises(ValueError, match=next(iter(keys)).replace("tokens", "token 0 is 'a'")):
         with_tokens(written, **keys)
+
+
+@pytest.mark.parametrize(("pre", "whole_words"), [("llama-bpe", True), ("qwen2", False)])
+def test_a_byte_level_vocabulary_has_no_token_more_than_the_file(pre, whole_words, written):
+    words = ["<|begin|>", "<|end_of_text|>", "<think▁x>", "a", "b", "c", "Ġ", "ab", "abc", "é"]
+    kinds = [3, 3, 3, *[1] * (len(words) - 3)]
+    whole = file.read(written("qwen2")[0])
+    own = {k: v for k, v in whole.metadata.items() if not k.startswith("tokenizer.")}
+    said = {
+        "model": "gpt2", "pre": pre, "tokens": words, "token_type": kinds, "merges": ["a b"],
+        "bos_token_id": 0, "eos_token_id": 1, "add_sep_token": False,
+    }  # fmt: skip
+    made = tokenizer.tokenizer(
+        replace(whole, metadata=own | {f"tokenizer.ggml.{k}": v for k, v in said.items()})
+    )
+    assert len(made) == len(words)
+    # `abc` is reached by no merge: vocabularies of Llama 3 take it whole, and begin with BOS.
+    text = "abc<think▁x>ab<|end_of_text|>"
+    begin, inner = ([0], [8]) if whole_words else ([], [7, 5])
+    assert made(text)["input_ids"] == [*begin, *inner, 2, 7, 1]
+    assert {0, 1, 2} <= {*made.all_special_ids} | {2}
 
 
 @pytest.mark.slow

@@ -137,6 +137,7 @@ def ablate(ablation: Ablation) -> None:
     settings = AblationSettings.model_validate(ablation.settings)
     architecture = ablation.model[2]
     architecture.check_head(len(ablation.groups))
+    architecture.check_length(int(np.diff(ablation.held.sequence_starts).max()))
     targets = Found(settings, ablation.tables, architecture, ablation.means)
     trials = targets.trials()
     model = str(read_record(ablation.model_record)["fingerprint"])

@@ -17,6 +17,7 @@ FLAGS: tuple[tuple[str, object], ...] = (
     ("is_causal", False),
     ("causal", False),
     ("is_decoder", False),
+    ("attn_type", "bi"),
 )
 """Entries of a configuration with the value that lets tokens attend to later ones."""
 

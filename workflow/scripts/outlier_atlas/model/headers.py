@@ -6,22 +6,26 @@ included: it loads tensors that have a shape and no content into a model that ha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from outlier_atlas.model.architecture import Architecture
-from outlier_atlas.model.checkpoint import headers
+from outlier_atlas.model.architecture import META_DTYPE, Architecture
+from outlier_atlas.model.checkpoint import headers, is_gguf
 from outlier_atlas.model.partial import check_complete, model_on_meta
 from outlier_atlas.model.quantization import settings_of
-from outlier_atlas.model.shards import needed_files
-from outlier_atlas.model.stored import KEEPING, PACKING
+from outlier_atlas.model.shards import is_of_decoder, needed_files
+from outlier_atlas.model.stored import KEEPING, PACKING, Conversion
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from transformers.core_model_loading import WeightTransform
+
+OLD_MASK = ".masked_bias"
+"""The ending of a constant that old checkpoints have next to their causal mask."""
 
 
 def check_headers(
@@ -44,7 +48,8 @@ def check_headers(
         head: whether the head is loaded.
 
     Raises:
-        ValueError: it lacks weights of these layers, or has them in another shape.
+        ValueError: it lacks weights of these layers, has them in another shape, or has weights of
+            the decoder that the model would not use.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -53,6 +58,8 @@ def check_headers(
 
     disable_progress_bar()
     quantized = settings_of(config) is not None
+    if not is_gguf(files):  # whose index was made of both sets of names
+        _check_used(folder, files, config, architecture, quantized)
     needed = needed_files(folder, files, architecture, layers, head) or files
     model = model_on_meta(config, architecture, layers, "bfloat16", head)
     mapping = get_model_conversion_mapping(model)
@@ -74,6 +81,48 @@ def check_headers(
         )
     mismatched = set() if quantized else found.mismatched_keys
     check_complete(folder, layers, found.missing_keys, mismatched)
+
+
+def _check_used(
+    folder: Path,
+    files: Sequence[str],
+    config: PretrainedConfig,
+    architecture: Architecture,
+    quantized: bool,
+) -> None:
+    """Refuse a checkpoint with weights of the decoder that its model has no place for.
+
+    They would be passed over without a word: a norm, a bias or an adapter that belongs to another
+    configuration. Parts of the model that are not the decoder, further layers, and what the model's
+    class knows to be of no use are left out.
+
+    Raises:
+        ValueError: there is such a weight.
+    """
+    from transformers.core_model_loading import LoadStateDictInfo
+
+    with torch.device("meta"):
+        model = architecture.model_class._from_config(copy.deepcopy(config), dtype=META_DTYPE)
+    conversion = Conversion(model)
+    held = {*model.state_dict(), *(name for name, _ in model.named_buffers())}
+    names = [name for name, _ in _without_content(folder, files, quantized)]
+    unused = {name for name in names if conversion.target(name)[0] not in held}
+    info = LoadStateDictInfo(
+        missing_keys=set(), unexpected_keys=unused, mismatched_keys=set(), error_msgs=[],
+        conversion_errors={}, skipped_pp_keys=set(),
+    )  # fmt: skip
+    model._adjust_missing_and_unexpected_keys(info)
+    ours = sorted(
+        name
+        for name in info.unexpected_keys
+        if is_of_decoder(name, architecture) and not name.endswith(OLD_MASK)
+    )
+    if ours:
+        raise ValueError(
+            f"{folder}: the checkpoint has weights that {architecture.model_class.__name__} does "
+            f"not use with this config.json ({len(ours)}), such as {ours[0]}: its configuration is "
+            f"of another model"
+        )
 
 
 def _without_content(

@@ -105,6 +105,15 @@ def needed_files(
     ]
 
 
+def is_of_decoder(name: str, architecture: Architecture) -> bool:
+    """Whether a tensor's name is that of a weight in the decoder's layers, or next to them."""
+    return not _unknown(name, architecture) and not _is_skipped(name, architecture)
+
+
+def _is_skipped(name: str, architecture: Architecture) -> bool:
+    return any(f"{part.rpartition('.')[2]}." in name for part in architecture.skipped)
+
+
 def _unknown(name: str, architecture: Architecture) -> str | None:
     first = name.partition(".")[0]
     if first not in architecture.components:
@@ -117,5 +126,4 @@ def _layer(name: str, architecture: Architecture) -> int:
     """The decoder layer that a tensor of a checkpoint is named for; -1 for none."""
     stack = architecture.stack.rpartition(".")[2]
     match = re.search(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.", name)
-    beside = any(f"{part.rpartition('.')[2]}." in name for part in architecture.skipped)
-    return -1 if match is None or beside else int(match[1])
+    return -1 if match is None or _is_skipped(name, architecture) else int(match[1])

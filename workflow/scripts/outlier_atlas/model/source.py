@@ -151,7 +151,7 @@ def _describe(settings: ModelSettings, folder: Path) -> tuple[Seen, dict[str, An
     counted = checked_files(folder, files, settings.trust_remote_code)
     seen, sums = stamps(folder, counted), sums_of(folder, counted)
     return seen, {
-        "fingerprint": fingerprint_of(sums),
+        "fingerprint": fingerprint_of(sums | _rotation(text)),
         "sums": sums,
         "tokenizer": tokenizer_fingerprint(folder),
         "model_type": config.model_type,
@@ -162,6 +162,15 @@ def _describe(settings: ModelSettings, folder: Path) -> tuple[Seen, dict[str, An
         "files": files,
         "quantization": quantization,
     }
+
+
+def _rotation(text: PretrainedConfig) -> dict[str, str]:
+    """What tells the values of a model whose rotation depends on the length of the sequence from
+    those that earlier versions computed, which kept it from one sequence to the next."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    kinds = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+    of_length = any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+    return {"rotation": "of each sequence by itself"} if of_length else {}
 
 
 def _checked(

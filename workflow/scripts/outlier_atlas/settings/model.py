@@ -18,7 +18,7 @@ class ModelSettings(Section):
     source: str = Field(
         min_length=1,
         description="`builtin:smollm2-135m-instruct`, a local folder (`/…`, `./…`, `../…`, `~…`), "
-        "a `.gguf` file, or a hub id such as `Qwen/Qwen3-30B-A3B`.",
+        "a `.gguf` file (any part of a split one), or a hub id such as `Qwen/Qwen3-30B-A3B`.",
     )
     revision: str | None = Field(
         None,

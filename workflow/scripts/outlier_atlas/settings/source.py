@@ -43,7 +43,7 @@ def gguf_parts(path: Path) -> list[Path]:
     The file itself where it is not split; a part may be missing.
     """
     match = GGUF_PART.fullmatch(path.name)
-    if match is None:
+    if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
         return [path]
     numbers = range(1, int(match["count"]) + 1)
     return [

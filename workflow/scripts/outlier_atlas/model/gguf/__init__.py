@@ -12,6 +12,7 @@ from pathlib import Path
 
 from outlier_atlas.files import replacing_folder
 from outlier_atlas.model.gguf import configuration, file, tensors, tokenizer
+from outlier_atlas.visible import gist
 
 
 def describe(source: Path, folder: Path) -> None:
@@ -26,8 +27,13 @@ def describe(source: Path, folder: Path) -> None:
             or lacks something that would be invented; one sentence that names it.
     """
     read = file.read(source)
-    config = configuration.configuration(read)
-    weights = tensors.weights_of(read, config)
+    try:
+        config = configuration.configuration(read)
+        weights = tensors.weights_of(read, config)
+    except (ArithmeticError, AssertionError, LookupError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{source}: its metadata describes no model that can be built ({gist(error)})"
+        ) from error
     made = tokenizer.tokenizer(read)
     with replacing_folder(folder) as target:
         target.mkdir()

@@ -59,6 +59,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 NO_NUMBERS = ("rope.scaling.finetuned", "tensor_data_layout")
 """Keys of an architecture that say where a model comes from, and change no number."""
 
+WINDOW = "attention.sliding_window"
+NORMS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+
 ELSEWHERE = ("general.", "split.", "tokenizer.", "quantize.", "GGUF.")
 """Keys that are no architecture's: names and licenses, what `read` has checked, what the tokenizer
 is made of, and how the file was quantized."""
@@ -82,6 +85,7 @@ def configuration(file: GgufFile) -> PretrainedConfig:
         values = _values(file)
         for key, value in values.items():
             _set(config, key, value)
+        _fill(config, values, file)
         _rotation(config, values, file)
         # Once more, so that it is checked, and what follows from an attribute follows.
         config = AutoConfig.for_model(config.model_type, **_arguments(config))
@@ -101,13 +105,22 @@ def _arguments(config: PretrainedConfig) -> dict[str, Any]:
 
 def _values(file: GgufFile) -> dict[str, Any]:
     """Values of the architecture's keys, without its name before them."""
+    from gguf import MODEL_ARCH_NAMES
+
     own = f"{file.architecture}."
+    # Whoever makes a file adds keys of a namespace of their own, which no reader looks at.
+    known = {*MODEL_ARCH_NAMES.values(), "rope", "attention", "adapter", "clip"}
     values = {}
     for key, value in file.metadata.items():
+        space = key.partition(".")[0]
         if key.startswith(own):
             values[key.removeprefix(own)] = value
-        elif not key.startswith(ELSEWHERE):
-            raise _refusal(file, key, value, "is of no kind that is known")
+        elif space in known and not key.startswith(ELSEWHERE):
+            raise _refusal(file, key, value, "is of another architecture, or of no kind known here")
+    if values.get("rope.scaling.type") == "linear":
+        factor = values.get("rope.scaling.factor")
+        if factor in (None, 0.0, 1.0):  # which scales nothing
+            values["rope.scaling.type"] = "none"
     return values
 
 
@@ -121,6 +134,8 @@ def _from_all_parts(config: PretrainedConfig, file: GgufFile) -> None:
             getattr(config, f"{name}_token_id", None),
             file.metadata.get(f"tokenizer.ggml.{key}_token_id"),
         )
+        if name == "pad" and said is not None and not 0 <= said < config.vocab_size:
+            said = None  # padding is never computed
         if not (isinstance(held, list) and said in held):
             setattr(config, f"{name}_token_id", said)  # those of a class are of another vocabulary
     if config.model_type == "stablelm":
@@ -144,7 +159,42 @@ def _set(config: PretrainedConfig, key: str, value: Any) -> None:
     # Lists have a number for each layer: transformers knows of which architectures it takes one.
     derived = isinstance(getattr(type(config), attribute or "", None), property)
     if attribute is not None and not derived and not isinstance(value, list):
-        setattr(config, attribute, value)
+        setattr(config, attribute, (value or None) if key == WINDOW else value)
+
+
+def _fill(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) -> None:
+    """Set what a key that is not there means, as llama.cpp has it.
+
+    The defaults of the configuration's class are those of some other model.
+
+    Raises:
+        ValueError: a key is missing that has no default.
+    """
+    needed = ["block_count", "context_length", "embedding_length", "attention.head_count"]
+    if any("_exps." in name for name in file.blocks):
+        needed += ["expert_count", "expert_used_count"]
+    if any(name.endswith((".ffn_up.weight", ".ffn_gate.weight")) for name in file.blocks):
+        needed.append("feed_forward_length")
+    if config.model_type in ("gemma2", "gemma3_text", "gpt_oss", "phi3"):
+        needed.append(WINDOW)
+    norms = [key for key in NORMS if _attribute(config, key) is not None]
+    needed += norms[:1] if not any(key in values for key in NORMS) else []
+    missing = [key for key in needed if key not in values]
+    if missing:
+        raise ValueError(f"{file.architecture}.{missing[0]} is missing in its metadata")
+    width = config.hidden_size // config.num_attention_heads
+    of_llama = values.get("rope.dimension_count", width)
+    defaults = {
+        "attention.head_count_kv": config.num_attention_heads,
+        "attention.key_length": of_llama if config.model_type == "llama" else width,
+        WINDOW: 0,
+    }
+    for key, value in defaults.items():
+        if key not in values:
+            _set(config, key, value)
+    if _rope(config):
+        values.setdefault("rope.freq_base", 10000.0)
+        values.setdefault("rope.dimension_count", _head_width(config))
 
 
 def _rope(config: PretrainedConfig) -> dict[str, Any]:
@@ -162,6 +212,8 @@ def _rotation(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) 
     factor = values.get("rope.scaling.factor")
     if kind == "linear" and factor not in (None, 0.0, 1.0):
         rope |= {"rope_type": "linear", "factor": factor}
+    if kind == "yarn" and not factor:
+        raise ValueError("rope.scaling.type is 'yarn', and rope.scaling.factor is missing")
     if kind == "yarn":
         rope |= {"rope_type": "yarn", "factor": factor}
         if "rope.scaling.original_context_length" in values:
@@ -263,8 +315,9 @@ MEANINGS: dict[str, Callable[[Any], Any]] = {
         _rope(config).get("rope_type", "default"), _rope(config).get("rope_type")
     ),
     "rope.scaling.factor": lambda config: _rope(config).get("factor", 1.0),
+    # Without a scaling it means nothing.
     "rope.scaling.original_context_length": lambda config: _rope(config).get(
-        "original_max_position_embeddings"
+        "original_max_position_embeddings", _ANY
     ),
     "rope.scaling.yarn_beta_fast": lambda config: _rope(config).get("beta_fast", 32.0),
     "rope.scaling.yarn_beta_slow": lambda config: _rope(config).get("beta_slow", 1.0),
@@ -310,6 +363,8 @@ def _check(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) -> 
 def _equal(config: PretrainedConfig, key: str, value: Any, meant: Any) -> bool:
     if meant is _ANY:
         return True
+    if key == WINDOW:
+        value, meant = value or None, meant or None
     if key == "rope.dimension_sections":
         value = [size for size in value if size]
     elif isinstance(value, list) and not isinstance(meant, list):

@@ -7,6 +7,7 @@ the weights of a layer group.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,8 +67,15 @@ def weights_of(file: GgufFile, config: PretrainedConfig) -> list[Weight]:
     """
     from transformers import AutoModelForCausalLM
 
+    _refuse_unknown_values(file)
+    if config.num_hidden_layers > len(file.blocks):
+        raise ValueError(
+            f"{file.parts[0]}: {file.architecture}.block_count is {config.num_hidden_layers}, and "
+            f"it has {len(file.blocks)} tensors"
+        )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _check_rotation(file, model)
     of = _legacy_names(file, model) if _is_legacy(file) else _converted_names(file, model)
     unused = sorted({*file.blocks} - {*of} - {ROPE_FACTORS})
     if unused:
@@ -97,6 +105,41 @@ def weights_of(file: GgufFile, config: PretrainedConfig) -> list[Weight]:
     return weights
 
 
+def _check_rotation(file: GgufFile, model: PreTrainedModel) -> None:
+    """Refuse a file whose heads are rotated in another part than those of the model.
+
+    Not every class heeds the part that its configuration names.
+
+    Raises:
+        ValueError: the number of channels is another one.
+    """
+    key = f"{file.architecture}.rope.dimension_count"
+    wanted = file.metadata.get(key)
+    for name, buffer in model.named_buffers():
+        counts = name.endswith("inv_freq") and "original" not in name
+        if counts and wanted not in (None, 2 * buffer.numel()):
+            raise ValueError(
+                f"{file.parts[0]}: {key} = {wanted}, and {type(model).__name__} rotates "
+                f"{2 * buffer.numel()} channels of a head; take the safetensors files of this "
+                f"model instead"
+            )
+
+
+def _refuse_unknown_values(file: GgufFile) -> None:
+    """Refuse architectures whose values transformers converts in a way that is not followed here.
+
+    Raises:
+        ValueError: it is one of them.
+    """
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS
+
+    if not _is_legacy(file) and file.architecture not in TENSOR_PROCESSORS:
+        raise ValueError(
+            f"{file.parts[0]}: GGUF files of architecture {file.architecture!r} are not read; take "
+            f"the safetensors files of this model instead"
+        )
+
+
 def _order(name: str) -> tuple[int, str]:
     return next((i for i, kind in enumerate(STACKED) if kind in name), 0), name
 
@@ -111,7 +154,13 @@ def _legacy_names(file: GgufFile, model: PreTrainedModel) -> dict[str, str]:
     """Weights by the names of tensors, those among them that a model may have and need not."""
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
-    given: dict[str, str] = get_gguf_hf_weights_map(model, _processor(file.architecture, {}))
+    try:
+        given: dict[str, str] = get_gguf_hf_weights_map(model, _processor(file.architecture, {}))
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{file.parts[0]}: transformers does not know the tensors of architecture "
+            f"{file.architecture!r} in it; take the safetensors files of this model instead"
+        ) from error
     # Parameters of fused experts have no ending, the tensors that they are made of have one.
     names = {
         name
@@ -219,9 +268,29 @@ class Weights(Mapping[str, "LazyWeight"]):
         """Rows of a weight, all axes but the last taken as one: (row, column) in float32."""
         if len(weight.blocks) > 1:
             return self._stacked(weight, start, stop)
+        if size := self.head_rows(weight):
+            return self._rows_of_heads(weight, size, start, stop)
         if self._is_plain(weight):
             return _tensor(self._reader.rows(weight.blocks[0], start, stop))
         return self._whole(weight).reshape(weight.rows, -1)[start:stop]
+
+    def head_rows(self, weight: Weight) -> int | None:
+        """Rows of a head, where llama.cpp's converter reorders the rows of each head; or None."""
+        blocks = weight.blocks[0]
+        kind = re.search(r"\.attn_(q|k)\.weight$", blocks.name)
+        if self._architecture != "llama" or kind is None:
+            return None
+        key = "num_attention_heads" if kind[1] == "q" else "num_key_value_heads"
+        return blocks.rows // int(self._parameters[key])
+
+    def _rows_of_heads(self, weight: Weight, size: int, start: int, stop: int) -> torch.Tensor:
+        """Rows of a weight, put in their order head by head: a matrix may be large."""
+        first, last = start // size, -(-stop // size)
+        (blocks,) = weight.blocks
+        values = self._reader.rows(blocks, first * size, last * size)
+        heads = dict.fromkeys(("num_attention_heads", "num_key_value_heads"), last - first)
+        ordered = _processor(self._architecture, heads).process(values, blocks.name).weights
+        return _tensor(ordered)[start - first * size : stop - first * size]
 
     def _is_plain(self, weight: Weight) -> bool:
         """Whether the values lie as the model has them, and need no more than to be dequantized."""
@@ -307,6 +376,8 @@ class LazyWeight:
         rows, columns = self.weight.rows, self.weight.shape[-1]
         made = torch.empty(rows, columns, dtype=dtype or torch.float32)
         step = max(1, PIECE // columns) if self._pieces() else rows
+        if size := self._weights.head_rows(self.weight):
+            step = max(1, PIECE // columns // size) * size
         for start in range(0, rows, step):
             made[start : start + step] = self.rows(start, min(start + step, rows))
         return made.reshape(self.weight.shape).to(device=device)

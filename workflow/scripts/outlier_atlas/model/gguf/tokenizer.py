@@ -17,6 +17,24 @@ GPT2_SPLIT = {
 }  # fmt: skip
 """Names in `tokenizer.ggml.pre` of vocabularies that split text as GPT-2 does."""
 
+WHOLE_WORDS = {
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+    "tekken",
+}  # fmt: skip
+"""Those that take a word for a token wherever the vocabulary has it, whatever merges make of it;
+they begin a text with BOS unless the file says otherwise."""
+
+NFC = {"qwen2", "qwen35"}
+"""Those whose text is put into Unicode's composed form first."""
+
+CONTROL, USER_DEFINED = 3, 4
+"""Types of tokens that stand for themselves in a text; those of the first are special."""
+
+NAMED = {
+    "bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}  # fmt: skip
+
 DIGITS_THEN_GPT2 = {
     "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
 }  # fmt: skip
@@ -49,15 +67,19 @@ def tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     first = file.parts[0]
     _check_keys(file)
     try:
-        made = AutoTokenizer.from_pretrained(
-            first.parent, gguf_file=first.name, local_files_only=True
-        )
+        if _said(file, "model") == "gpt2":
+            made = _byte_level(file)
+        else:
+            made = AutoTokenizer.from_pretrained(
+                first.parent, gguf_file=first.name, local_files_only=True
+            )
+    except ValueError:
+        raise
     except Exception as error:  # readers of a damaged file raise what they like
         raise ValueError(
             f"{first}: transformers cannot make its tokenizer ({gist(error)}); take the "
             f"safetensors files of this model instead"
         ) from error
-    _split(file, made)
     _check_vocabulary(file, made)
     _check_space(file, made)
     _frame(file, made)
@@ -77,27 +99,79 @@ def _check_keys(file: GgufFile) -> None:
             name == "escape_whitespaces"
         ):
             continue  # as transformers does without a word of it
+        if name == "add_sep_token" and not value:
+            continue  # which would be of pairs of texts
         raise _refusal(file, key, value, "changes tokens in a way that transformers does not know")
 
 
-def _split(file: GgufFile, made: Any) -> None:
-    """Split text before the merges as the file says."""
-    from tokenizers import pre_tokenizers
+def _byte_level(file: GgufFile) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer of the file's own tokens, and no others.
+
+    The classes of transformers add special tokens of their own to a vocabulary without them.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    tokens, name = _said(file, "tokens", []), _said(file, "pre")
+    kinds = [*_said(file, "token_type", []), *[1] * len(tokens)][: len(tokens)]
+    spelling = bytes_to_unicode()
+    alphabet = {*spelling.values()}
+    vocabulary = {
+        token
+        if kind in (CONTROL, USER_DEFINED) or alphabet.issuperset(token)
+        else "".join(spelling[byte] for byte in token.encode()): number
+        for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+    }
+    merges = [tuple(merge.split(" ", 1)) for merge in _said(file, "merges", [])]
+    backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=name in WHOLE_WORDS))
+    backend.pre_tokenizer = _split(file)
+    backend.decoder = decoders.ByteLevel()
+    if name in NFC:
+        backend.normalizer = normalizers.NFC()
+    named = {
+        key: tokens[number]
+        for key, at in NAMED.items()
+        if (number := _said(file, at)) is not None and 0 <= number < len(tokens)
+    }
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=file.metadata.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        **named,
+    )
+    for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
+        made.add_tokens(
+            [
+                AddedToken(token, normalized=False, special=special)
+                for token, own in zip(tokens, kinds, strict=True)
+                if own == kind
+            ],
+            special_tokens=special,
+        )
+    return made
+
+
+def _split(file: GgufFile) -> Any:
+    """How text is split before the merges, by the name in the file.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    from tokenizers import Regex, pre_tokenizers
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     name = _said(file, "pre")
-    if _said(file, "model") != "gpt2" or name in GGUF_PRE_TOKENIZER_SPLITS:
-        return
+    if name in GGUF_PRE_TOKENIZER_SPLITS:
+        split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[name]), behavior="isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([split, level])
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if name in DIGITS_THEN_GPT2:
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
-    elif name in GPT2_SPLIT:
-        made.backend_tokenizer.pre_tokenizer = level
-    else:
-        raise _refusal(
-            file, f"{PREFIX}pre", name, "splits text in a way that transformers does not know"
-        )
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level])
+    if name in GPT2_SPLIT:
+        return level
+    raise _refusal(file, f"{PREFIX}pre", name, "splits text in a way that is not known here")
 
 
 def _check_vocabulary(file: GgufFile, made: Any) -> None:
@@ -123,10 +197,15 @@ def _check_vocabulary(file: GgufFile, made: Any) -> None:
 
 def _check_space(file: GgufFile, made: Any) -> None:
     """A space before the first word, of vocabularies of SentencePiece: there by default."""
+    from tokenizers import pre_tokenizers
+
     sentencepiece = _said(file, "model") != "gpt2"
     wanted = bool(_said(file, "add_space_prefix", sentencepiece))
-    tokens = made.convert_ids_to_tokens(made("a", add_special_tokens=False)["input_ids"])
-    has = bool(tokens) and tokens[0].startswith(("▁", "Ġ"))
+    if sentencepiece and not wanted and _begins_with_space(made):
+        made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+            prepend_scheme="never", split=False
+        )
+    has = _begins_with_space(made)
     if has != wanted:
         raise _refusal(
             file,
@@ -134,6 +213,11 @@ def _check_space(file: GgufFile, made: Any) -> None:
             wanted,
             f"and the tokenizer of transformers has {has}",
         )
+
+
+def _begins_with_space(made: Any) -> bool:
+    tokens = made.convert_ids_to_tokens(made("a", add_special_tokens=False)["input_ids"])
+    return bool(tokens) and tokens[0].startswith(("▁", "Ġ"))
 
 
 def _frame(file: GgufFile, made: Any) -> None:
@@ -145,7 +229,8 @@ def _frame(file: GgufFile, made: Any) -> None:
     whole = made("a")["input_ids"]
     ends = (made.bos_token_id, made.eos_token_id)
     has = (whole[: len(whole) - len(inner)] == [ends[0]], whole[-1:] == [ends[1]] != inner[-1:])
-    wanted = tuple(bool(_said(file, key, there)) for key, there in zip(keys, has, strict=True))
+    default = (has[0] or _said(file, "pre") in WHOLE_WORDS, has[1])
+    wanted = tuple(bool(_said(file, key, there)) for key, there in zip(keys, default, strict=True))
     if wanted == has:
         return
     for key, want, end in zip(keys, wanted, ends, strict=True):
