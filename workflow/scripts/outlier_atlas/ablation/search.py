@@ -114,9 +114,16 @@ def _group(
     layers, architecture = ablation.groups[index], ablation.model[2]
     last = index + 1 == len(ablation.groups)
     wanted = {*SUPER_WEIGHT_SITES, EXPERT_OUT}
+    # Elsewhere the run itself has not searched.
+    wanted &= {*ablation.layout.sites}
     measured = [
-        tap for each in layers for site, tap in architecture.taps[each].items() if site in wanted
+        tap
+        for each in layers
+        for site, tap in architecture.taps[each].items()
+        if site in wanted and each in ablation.layout.layers
     ]
+    if last and not measured:
+        return {"spikes": []}
     end = [] if last else [architecture.taps[layers[-1]]["resid_post"]]
     group = load_group(
         ablation.model, layers, ablation.layout.dtype, ablation.trust_remote_code,

@@ -78,9 +78,10 @@ class Found:
         sets, weights = [*self._channels()], [*self._weights()]
         outliers = {channel for each in sets for channel in each.channels}
         trials = [Trial("none", "none", UNALTERED)]
+        known = self.super_weights()[0]
         for target, weight in weights:
-            trials += self._of_weight(target, weight, {each for _, each in weights})
-        trials += self._of_all_super_weights([w for t, w in weights if t == "super_weight"])
+            trials += self._of_weight(target, weight, {*known, *(each for _, each in weights)})
+        trials += self._of_all_super_weights(known)
         trials += self._of_super_experts()
         if "massive_activations" in self.settings.targets:
             trials += self._of_massive_activations(outliers)

@@ -64,7 +64,12 @@ def taken_away(rows: Sequence[Row]) -> list[Finding]:
     altered = [at for at, row in enumerate(rows) if at and row["draw"] is None]
     if not altered:
         return []
-    altered = [at for at in altered if not math.isnan(rows[at]["ratio"])]
+    # What a later search found is altered with all that was found before it, and has no draws.
+    altered = [
+        at
+        for at in altered
+        if not math.isnan(rows[at]["ratio"]) and rows[at]["target"] != "later_super_weight"
+    ]
     if not altered:
         text = (
             "What is taken away cannot be judged: the perplexity of the held-out tokens is NaN, of "
@@ -73,7 +78,9 @@ def taken_away(rows: Sequence[Row]) -> list[Finding]:
         return [Finding(text, ablation.DEFINITION, 2)]
     most = max(altered, key=lambda at: (_above_1(rows[at]), rows[at]["ratio"]))
     # A target's random draws stand behind all that was done to it.
-    behind = dropwhile(lambda row: row["draw"] is None, rows[most + 1 :])
+    target = rows[most]["target"]
+    own = takewhile(lambda row: row["target"] == target, rows[most + 1 :])
+    behind = dropwhile(lambda row: row["draw"] is None, own)
     drawn = takewhile(lambda row: row["draw"] is not None, behind)
     random = [row["ratio"] for row in drawn if not math.isnan(row["ratio"])]
     text, definition = ablation.sentence(rows[0], rows[most], random)

@@ -70,9 +70,10 @@ ABLATIONS = Table(
             "What is altered: none; super_weight or weight (of a down projection); super_expert; "
             "expert_weight (of a routed expert's down projection); outlier_features, all of "
             "LLM.int8() together; super_weights, all of them together; later_super_weight, one "
-            "that was found in the held-out sequences only in a search with all others known then "
-            "at zero: it together with those; massive_activations, all of "
-            "them together at their tokens alone (Sun et al. 2024, arXiv 2402.17762); "
+            "that is no super weight of the run and was found in a search of the held-out "
+            "sequences with all others known then at zero: it together with those; "
+            "massive_activations, all of them together at their tokens alone (Sun et al. 2024, "
+            "arXiv 2402.17762); "
             "massive_channel, a channel with massive activations at all tokens; channel.",
         ),
         Column(
@@ -84,7 +85,8 @@ ABLATIONS = Table(
         Column(
             "last_layer",
             pa.int32(),
-            "Last altered layer; all between that have the site are.",
+            "Last altered layer. Of outlier_features and channel all between that have the site "
+            "are altered, of massive_activations and super_weights some.",
             "index",
         ),
         Column("channels", pa.string(), "The channels, ascending, separated by spaces."),
@@ -116,7 +118,8 @@ ABLATIONS = Table(
             "over the run's tokens in that layer; random: as many other channels that are no "
             "target, other weights of the same matrices, or another expert of the layer that is no "
             "super expert, are 0. Of massive_activations: the values of the held-out sequences "
-            "that fulfil the criterion are 0, or the mean of the massive activations of that "
+            "that fulfil the criterion (also of tokens that detection.exclude leaves out) are 0, "
+            "or the mean of the massive activations of that "
             "channel and layer in the run's own sequences (at the first position and at others); "
             "random: as many other channels are 0 at the same tokens.",
         ),
