@@ -83,7 +83,9 @@ def test_the_forward_pass_of_experts_is_known_in_every_dtype(qwen3_moe):
 
 
 def test_a_model_whose_own_code_fails_in_a_dtype_is_refused_in_it():
-    config = t.XLNetConfig(vocab_size=320, d_model=32, n_layer=2, n_head=4, d_inner=64)
+    config = t.XLNetConfig(
+        vocab_size=320, d_model=32, n_layer=2, n_head=4, d_inner=64, attn_type="uni"
+    )
     described = describe(config)
     assert sizes(config, described, "float32", 16).weights(range(2)) > 0
     for dtype in ("bfloat16", "float16"):

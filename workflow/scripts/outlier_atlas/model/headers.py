@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from transformers.core_model_loading import WeightTransform
 
+WHOLE_NUMBERS = {"BOOL", "U8", "I8", "I16", "I32", "I64", "U16", "U32", "U64"}
+"""Dtypes of tensors that are no weights, as safetensors names them."""
+
+ACTIVATION_SCALES = (".activation_scale", ".input_scale", ".output_scale")
+"""Endings of what quantized checkpoints have to quantize activations with."""
+
 OLD_MASK = ".masked_bias"
 """The ending of a constant that old checkpoints have next to their causal mask."""
 
@@ -105,7 +111,11 @@ def _check_used(
         model = architecture.model_class._from_config(copy.deepcopy(config), dtype=META_DTYPE)
     conversion = Conversion(model)
     held = {*model.state_dict(), *(name for name, _ in model.named_buffers())}
-    names = [name for name, _ in _without_content(folder, files, quantized)]
+    # Old checkpoints have masks and positions, which are whole numbers.
+    whole = {name for name, tensor in headers(folder, files) if tensor["dtype"] in WHOLE_NUMBERS}
+    names = {name for name, _ in _without_content(folder, files, quantized)} - whole
+    if quantized:  # a run computes no activations in 8 bits
+        names = {name for name in names if not name.endswith(ACTIVATION_SCALES)}
     unused = {name for name in names if conversion.target(name)[0] not in held}
     info = LoadStateDictInfo(
         missing_keys=set(), unexpected_keys=unused, mismatched_keys=set(), error_msgs=[],
