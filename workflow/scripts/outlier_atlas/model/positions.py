@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +55,10 @@ def find_positions(decoder: PreTrainedModel, text: PretrainedConfig) -> Position
     # Some files have another name for an entry than the attribute of the configuration.
     named = [(text.attribute_map.get(key, key), getattr(text, key, None)) for key in KEYS]
     stated = [(key, value) for key, value in named if type(value) is int and value > 0]
+    axes = getattr(text, "axial_pos_shape", None)
+    if axes and getattr(text, "axial_pos_embds", False):  # Reformer's: a position has two parts
+        number = prod(axes)
+        return Positions(number, "the product of axial_pos_shape", number, fixed=True)
     for key, value in stated:
         usable = [rows for table in _tables(decoder) if (rows := _usable(table, value)) is not None]
         if usable:
