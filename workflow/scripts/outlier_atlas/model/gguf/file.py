@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from outlier_atlas.settings.source import gguf_parts
 from outlier_atlas.visible import gist
 
-LOSSLESS = ("F32", "F16", "BF16")
-"""Types that hold plain floating-point numbers; weights in all others were rounded to codes."""
-
 
 @dataclass(frozen=True)
 class Blocks:

@@ -222,10 +222,9 @@ class Weights(Mapping[str, "LazyWeight"]):
         architecture: str,
         parameters: dict[str, Any],
         weights: Sequence[Weight],
-        config: PretrainedConfig | None = None,
     ) -> None:
         self._reader = Reader(folder)
-        self._architecture, self._parameters, self._config = architecture, parameters, config
+        self._architecture, self._parameters = architecture, parameters
         self._weights = {weight.name: weight for weight in weights}
 
     @classmethod
