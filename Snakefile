@@ -14,17 +14,20 @@ SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from outlier_atlas import locks
+from outlier_atlas.inputs import Inputs, Purpose
 from outlier_atlas.settings import document
+from outlier_atlas.sources import Sources
 from outlier_atlas.store.version import refuse_newer
+from outlier_atlas.turns import Turns
 from outlier_atlas.workflow import (
-    Sources,
     closing_words,
+    purpose,
     short_errors,
     wants_closing_words,
 )
 from snakemake.logging import logger
 
-logger.addFilter(short_errors(SCRIPTS))
+logger.addFilter(short_errors)
 
 # A user's file inherits nothing from the demo: neither its name nor its dataset.
 if not workflow.config_settings.configfiles:
@@ -41,23 +44,20 @@ try:
 except ValueError as error:
     sys.exit(str(error))
 
-# One Snakemake makes a run; jobs that outlived a killed one are waited for, and its locks dropped.
-# `--lint` makes none: it alone has no variables of the environment checked.
-if (
-    workflow.is_main_process
-    and workflow.check_envvars
-    and not workflow.output_settings.dryrun
-):
+PURPOSE = purpose(workflow)
+
+# One Snakemake makes a run; jobs that outlived a killed one are waited for.
+if PURPOSE is Purpose.MAKE:
     try:
-        OWNED = locks.own(
-            Path("results") / SETTINGS.name, lambda said: print(said, file=sys.stderr)
-        )
-        locks.drop_stale_locks(Path("results") / SETTINGS.name)
+        OWNED = locks.own(Path("results") / SETTINGS.name, logger.info)
     except ValueError as error:
         sys.exit(str(error))
 
-# A rule's script and the library modules behind it, as inputs of the rule.
-code = Sources(SCRIPTS).of
+INPUTS = Inputs(PURPOSE, logger.info)
+SOURCES = Sources(SCRIPTS)
+# What other runs use, too: made by one of them at a time.
+TURNS = Turns(Path("resources") / locks.LOCKS, SETTINGS.name, logger.info)
+logger.addFilter(TURNS.ended)
 
 
 include: "workflow/rules/common.smk"
@@ -87,15 +87,7 @@ rule all:
     default_target: True
     input:
         REPORT,
-        # By name: what lacks in between is not seen while the report is there, and `verify` and
-        # detection take away what is damaged.
-        MODEL_RECORD,
-        TOKENS,
-        TOKENS_RECORD,
-        STORE_RECORD,
-        manifests(),
-        of_ablation(),
-        [made(rule) for rule in STAGES],
+        everything(),
 
 
 # Everything that needs the network, and nothing else: for a login node.
@@ -103,6 +95,10 @@ rule fetch:
     input:
         MODEL_RECORD,
         fetched_dataset(),
+
+
+onstart:
+    TURNS.plan((workflow.dag.jobid(j), j.output) for j in workflow.dag.needrun_jobs())
 
 
 onsuccess:

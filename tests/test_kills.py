@@ -152,7 +152,7 @@ def test_every_profile_goes_on_after_a_kill():
     """Profiles of the user replace the default one, but ours all do."""
     profiles = [yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")]
     assert profiles
-    assert all(profile["rerun-incomplete"] for profile in profiles)
+    assert all(profile["rerun-incomplete"] and profile["nolock"] for profile in profiles)
 
 
 def wait(for_what):
@@ -222,31 +222,6 @@ def locked(path):
 def own_a_run(run):
     with locks.own(run, print):
         time.sleep(PATIENCE)
-
-
-def test_locks_of_a_killed_snakemake_go_and_those_of_a_living_one_stay(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = Path(".snakemake/locks")
-    folder.mkdir(parents=True)
-    mine, other = Path("results/mine"), Path("results/other")
-    lines = {
-        "0.output.lock": "results/mine/report.html\n",
-        "1.output.lock": "results/other/report.html\n",
-        "2.output.lock": "resources/models/a.json\n",
-        "3.output.lock": "somebody/elses\n",
-    }
-    for name, text in lines.items():
-        (folder / name).write_text(text)
-    living = SERVER().Process(target=own_a_run, args=(tmp_path / other,))
-    living.start()
-    assert wait(lambda: locked(other / locks.LOCKS / locks.SNAKEMAKE))
-    with locks.own(mine, print):
-        locks.drop_stale_locks(mine)
-        assert sorted(path.name for path in folder.iterdir()) == sorted(lines)[1:]
-        living.kill()
-        living.join()
-        locks.drop_stale_locks(mine)
-        assert sorted(path.name for path in folder.iterdir()) == ["1.output.lock", "3.output.lock"]
 
 
 def test_a_run_has_one_owner(tmp_path):

@@ -12,9 +12,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -27,11 +25,9 @@ from store_files import chunk_files, site_chunks, written
 from test_hub import dataset, environment, hub  # noqa: F401 - a fixture
 from test_workflow import ROOT, snakemake, write
 
-import doorway
 from outlier_atlas import staleness
 from outlier_atlas.extraction import compute
 from outlier_atlas.measured import records
-from outlier_atlas.settings.configuration import load
 from outlier_atlas.store import shape
 from outlier_atlas.store.commits import COMMITS
 
@@ -152,14 +148,14 @@ def changed(base, key, value):
     return result
 
 
-def planned(folder, *configs):
+def planned(folder, *configs, target=""):
     """How many jobs of each rule Snakemake would run, for each configuration."""
     names = [f"planned-{index}.yaml" for index in range(len(configs))]
     for name, configured in zip(names, configs, strict=True):
         write(folder, configured, name)
     script = Path(__file__).with_name("planned_jobs.py")
     done = subprocess.run(
-        [forked.python(), str(script), *names],
+        [forked.python(), str(script), *names, *([f"--target={target}"] if target else [])],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -253,65 +249,156 @@ class Project:
         return jobs, loads, written(before, chunk_files(self.run))
 
 
-def test_other_settings_run_again_whatever_snakemake_remembers(finished, tmp_path):
-    """Its memory is gone, or is of one of two checkouts that make this run by turns."""
-    folder = shutil.copytree(finished, finished.with_name(tmp_path.name))
-    shutil.rmtree(folder / ".snakemake")
+def made_long_ago(folder):
+    """All inputs are older than all outputs, and both are old."""
     for time, names in (1, ("workflow", "../model", "../texts")), (2, ("resources", "results")):
         for path in (path for name in names for path in (folder / name).rglob("*")):
-            os.utime(path, (time, time))
+            older = time - (path.parent.name == "inputs")
+            os.utime(path, (older, older))
+
+
+def test_other_settings_run_again_whatever_snakemake_remembers(finished, tmp_path):
+    folder = shutil.copytree(finished, finished.with_name(tmp_path.name))
+    shutil.rmtree(folder / ".snakemake")
+    made_long_ago(folder)
     configs = (changed(CONFIG, key, CHANGES[key]) for key in REPRESENTATIVES)
     nothing, *jobs = planned(folder, CONFIG, *configs)
     assert nothing == {}
     for key, of_key in zip(REPRESENTATIVES, jobs, strict=True):
         assert set(of_key) == set(staleness.effect(key).rules), key
 
-    shutil.copytree(finished / ".snakemake", folder / ".snakemake", dirs_exist_ok=True)
-    made = folder / "results/mine/manifests/made"
-    (other,) = made.glob("detect_outliers.*")
-    other.rename(made / "detect_outliers.0123456789abcdef")
-    assert set(planned(folder, CONFIG)[0]) == set(staleness.DETECTION)
+
+def test_two_checkouts_that_make_a_run_by_turns_see_each_others_changes(finished, tmp_path):
+    """Snakemake's memory is of the one checkout, and what was made is of the other."""
+    project = Project(finished, tmp_path.name)
+    folder = project.folder
+    project.again(changed(CONFIG, "report.rows", 3))
+    shutil.rmtree(folder / ".snakemake")
+    shutil.copytree(finished / ".snakemake", folder / ".snakemake")
+    assert planned(folder, CONFIG, changed(CONFIG, "report.rows", 3)) == [{"render_report": 1}, {}]
+    assert project.again(CONFIG)[0] == {"render_report": 1}
+    assert planned(folder, CONFIG) == [{}]
 
 
-ABLATED = changed(CONFIG, "ablation.sequences", 2)
-UNCONCERNED = {"report", "execution", "weights", "extraction.verify", "detection.smoothquant"}
+def test_a_named_target_is_as_stale_as_the_whole_run(finished, tmp_path):
+    project = Project(finished, tmp_path.name)
+    table = "results/mine/tables/llm_int8_features.parquet"
+    other = changed(CONFIG, "detection.llm_int8.threshold", 3.0)
+    assert planned(project.folder, CONFIG, other, target=table) == [{}, {"detect_outliers": 1}]
+    before = (project.folder / table).read_bytes()
+    write(project.folder, other)
+    snakemake(project.folder, table, "--configfile", "mine.yaml", root=project.folder)
+    assert (project.folder / table).read_bytes() != before
+    assert planned(project.folder, other, target=table) == [{}]
+    later = dict.fromkeys(("join_weights", "draw_figures", "render_report"), 1)
+    assert planned(project.folder, other) == [later]
 
 
-@pytest.mark.parametrize("key", CHANGES)
-def test_what_the_ablation_stage_was_made_with(key):
-    before, now = (
-        load(config, "mine") for config in (ABLATED, changed(ABLATED, key, CHANGES[key]))
+@pytest.mark.parametrize(
+    ("file", "rules"),
+    [
+        ("results/mine/tables/criteria.csv", staleness.DETECTION),
+        ("results/mine/tables/token_norms.parquet", staleness.DETECTION),
+        ("results/mine/tables/weights.csv", staleness.WEIGHTS),
+        ("results/mine/figures/attn_in-maxima-dark.png", staleness.FIGURES),
+        ("results/mine/findings.json", staleness.REPORT),
+        ("results/mine/report.html", staleness.REPORT),
+        ("resources/weights/*/weights.csv", ("measure_weights", *staleness.WEIGHTS)),
+    ],
+)
+def test_a_deleted_output_comes_back(finished, tmp_path, file, rules):
+    (path,) = finished.glob(file)
+    kept = path.read_bytes()
+    path.rename(tmp_path / "kept")
+    try:
+        assert planned(finished, CONFIG) == [dict.fromkeys(rules, 1)]
+    finally:
+        (tmp_path / "kept").rename(path)
+    assert path.read_bytes() == kept
+    assert planned(finished, CONFIG) == [{}]
+
+
+def state_of(folder):
+    """What a folder holds: names, times, and which file it is."""
+    found = {path: path.lstat() for path in folder.rglob("*") if "log" not in path.parts}
+    return {path: (stat.st_mtime_ns, stat.st_ino) for path, stat in found.items()}
+
+
+def test_a_dry_run_writes_nothing_and_names_what_is_out_of_date(finished, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    write(finished, changed(CONFIG, "detection.llm_int8.threshold", 3.0), "other.yaml")
+    places = ("results", "resources", ".snakemake/metadata", ".snakemake/incomplete")
+    before = [state_of(finished / place) for place in places]
+    done = snakemake(
+        finished, "--dry-run", "--configfile", "other.yaml", root=finished,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    line = "detect_outliers is out of date: detection.llm_int8.threshold was 2.0 and is 3.0"
+    assert line in done.stdout + done.stderr
+    assert [state_of(finished / place) for place in places] == before
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_dataset_that_was_replaced_by_one_of_equal_size_and_time_is_seen(finished, tmp_path):
+    """Snakemake looks at times, and reads no file of more than 1 MB."""
+    project = Project(finished, tmp_path.name)
+    text = project.folder / "long.txt"
+    text.write_text("a b c d e f g h " * 2**17)
+    configured = changed(CONFIG, "dataset.source", "./long.txt")
+    project.again(configured)
+    size, time = text.stat().st_size, text.stat().st_mtime_ns
+    assert size == 2**21
+    with text.open("r+") as file:
+        file.write("z")
+    os.utime(text, ns=(time, time))
+    assert (text.stat().st_size, text.stat().st_mtime_ns) == (size, time)
+    shutil.rmtree(project.folder / ".snakemake")
+    assert planned(project.folder, configured) == [dict.fromkeys(staleness.TOKENS, 1)]
+    assert project.again(configured)[0] == dict.fromkeys(staleness.TOKENS, 1)
+    assert planned(project.folder, configured) == [{}]
+
+
+def test_a_compared_run_that_was_put_back_from_a_copy_is_compared_again(finished, tmp_path):
+    project = Project(finished, tmp_path.name)
+    configured = changed(CONFIG, "report.compare", "before")
+    assert project.again(configured)[0] == {"render_report": 1}
+    table = project.folder / "results/before/tables/criteria.parquet"
+    shutil.copy(finished / "results/mine/tables/weights.parquet", table)
+    os.utime(table, (1, 1))
+    assert planned(project.folder, configured) == [{"render_report": 1}]
+
+
+def test_a_refused_comparison_leaves_the_report_that_is_there(finished, tmp_path):
+    project = Project(finished, tmp_path.name)
+    run = project.run.folder
+    before = [(run / name).read_bytes() for name in ("report.html", "findings.json")]
+    table = project.folder / "results/before/tables/criteria.parquet"
+    table.write_bytes(table.read_bytes()[:-1] + b"?")
+    write(project.folder, changed(CONFIG, "report.compare", "before"))
+    done = snakemake(project.folder, "--configfile", "mine.yaml", root=project.folder, check=False)
+    assert done.returncode != 0
+    assert "report.compare: results/before/tables/criteria.parquet is damaged" in done.stderr
+    assert [(run / name).read_bytes() for name in ("report.html", "findings.json")] == before
+    assert project.again(CONFIG)[0] == {"render_report": 1}
+    assert [(run / name).read_bytes() for name in ("report.html", "findings.json")] == before
+
+
+def test_an_edited_table_is_not_drawn_into_the_report(finished, tmp_path):
+    project = Project(finished, tmp_path.name)
+    run = project.run.folder
+    report = (run / "report.html").read_bytes()
+    table = run / "tables/channel_maxima.parquet"
+    shutil.copy(run / "tables/massive_channels.parquet", table)
+    write(project.folder, changed(CONFIG, "report.rows", 3))
+    done = snakemake(project.folder, "--configfile", "mine.yaml", root=project.folder, check=False)
+    assert done.returncode != 0
+    assert (
+        f"{table.relative_to(project.folder)}: damaged (it is not the file that was written)"
+        in (done.stderr)
     )
-    other = {
-        rule: staleness.digest(rule, before) != staleness.digest(rule, now)
-        for rule in ("tokenize_heldout", "ablate")
-    }
-    unconcerned = any(key.startswith(name) for name in UNCONCERNED)
-    assert other["ablate"] != unconcerned
-    of_tokens = key.startswith(("run", "model", "dataset")) and key != "model.dtype"
-    assert other["tokenize_heldout"] == (of_tokens or key == "ablation.sequences")
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_what_a_rule_was_made_with_is_there_once_it_has_run(fails, tmp_path):
-    made = tmp_path / "made"
-    made.mkdir()
-    for name in ("a_rule.before", "a_rule_of_others.before"):
-        (made / name).touch()
-
-    def main(job):
-        assert [path.name for path in made.iterdir()] == ["a_rule_of_others.before"]
-        if fails:
-            raise ValueError("no")
-
-    job = SimpleNamespace(
-        rule="a_rule", log=[tmp_path / "logs" / "a_rule.log"], output={"made": made / "a_rule.now"}
-    )
-    job.log[0].parent.mkdir()
-    with pytest.raises(SystemExit) if fails else nullcontext():
-        doorway.job(main, job)
-    left = {path.name for path in made.iterdir()}
-    assert left == {"a_rule_of_others.before"} | (set() if fails else {"a_rule.now"})
+    project.again(CONFIG)
+    assert (run / "report.html").read_bytes() == report
 
 
 SITES = ("attn_in", "mlp_in", "resid_post")

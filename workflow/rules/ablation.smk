@@ -5,41 +5,74 @@ localrules:
     fetch_heldout,
 
 
+FETCH_HELDOUT = dict(
+    dataset=HELDOUT_DATASET.model_dump(mode="json"),
+    before=SETTINGS.dataset.sequences,
+    trust_remote_code=SETTINGS.model.trust_remote_code,
+)
+
+
 use rule fetch_dataset as fetch_heldout with:
+    input:
+        inputs=(
+            fetch_dataset_inputs(
+                HELDOUT_SLUG, HELDOUT_DOCUMENTS, HELDOUT_DATASET_RECORD, FETCH_HELDOUT
+            )
+            if SETTINGS.ablation.sequences
+            else []
+        ),
+        model=MODEL_RECORD,
     output:
         documents=HELDOUT_DOCUMENTS,
         record=HELDOUT_DATASET_RECORD,
+        products=shared_products(f"fetch_dataset.{HELDOUT_SLUG}"),
     log:
         f"resources/logs/fetch_dataset.{HELDOUT_SLUG}.log",
     params:
-        dataset=HELDOUT_DATASET.model_dump(mode="json"),
-        before=SETTINGS.dataset.sequences,
-        trust_remote_code=SETTINGS.model.trust_remote_code,
+        **FETCH_HELDOUT,
 
 
 use rule tokenize_dataset as tokenize_heldout with:
     input:
-        code=code("tokenize_dataset.py"),
+        inputs=(
+            inputs(
+                "tokenize_heldout",
+                "tokenize_dataset.py",
+                FETCH_HELDOUT,
+                dataset_digests,
+            )
+            if SETTINGS.ablation.sequences
+            else []
+        ),
         model=MODEL_RECORD,
-        dataset=nameable(heldout_files()),
+        dataset=heldout_files(),
+        products=dataset_products(HELDOUT_SLUG),
     output:
         tokens=HELDOUT_TOKENS,
         record=HELDOUT_RECORD,
-        made=made("tokenize_heldout"),
+        products=products_of("tokenize_heldout"),
     log:
         f"{RESULTS}/logs/tokenize_heldout.log",
     params:
-        dataset=HELDOUT_DATASET.model_dump(mode="json"),
-        before=SETTINGS.dataset.sequences,
-        trust_remote_code=SETTINGS.model.trust_remote_code,
-        files=identities_of(SETTINGS.dataset.source, dataset_files()),
+        **FETCH_HELDOUT,
     message:
         f"Held-out tokens of {literal(SETTINGS.dataset.source)}"
 
 
+ABLATE = dict(
+    ablation=SETTINGS.ablation.model_dump(mode="json"),
+    bootstrap=SETTINGS.detection.bootstrap.model_dump(mode="json"),
+    trust_remote_code=SETTINGS.model.trust_remote_code,
+)
+
+
 rule ablate:
     input:
-        code=code("ablate.py"),
+        inputs=(
+            inputs("ablate", "ablate.py", ABLATE)
+            if SETTINGS.ablation.sequences
+            else []
+        ),
         model=MODEL_RECORD,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
@@ -47,10 +80,14 @@ rule ablate:
         heldout_record=HELDOUT_RECORD,
         store=STORE_RECORD,
         tables=TABLES,
+        products=[
+            products_of(rule)
+            for rule in ["detect_outliers", "tokenize_dataset", "tokenize_heldout"]
+        ],
     output:
         table=ABLATIONS,
         csv=table(ABLATIONS_CSV),
-        made=made("ablate"),
+        products=products_of("ablate"),
     log:
         f"{RESULTS}/logs/ablate.log",
     conda:
@@ -64,9 +101,7 @@ rule ablate:
         gpus_per_job=SETTINGS.execution.gpus_per_job,
         device_memory=SETTINGS.execution.device_memory or "",
     params:
-        ablation=SETTINGS.ablation.model_dump(mode="json"),
-        bootstrap=SETTINGS.detection.bootstrap.model_dump(mode="json"),
-        trust_remote_code=SETTINGS.model.trust_remote_code,
+        **ABLATE,
     message:
         "Perplexity of held-out tokens, with outliers taken away"
     script:

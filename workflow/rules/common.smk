@@ -1,19 +1,20 @@
 """The files of a run, by name, and what the rules ask about them."""
 
-from outlier_atlas import builtin, staleness, tables
+import os
+
+import functools
+from dataclasses import asdict
+
+from outlier_atlas import builtin, products, tables
 from outlier_atlas.data import folder
+from outlier_atlas.digests import Digests
+from outlier_atlas.files import fingerprint, readable
 from outlier_atlas.data import prepare as data_stage
 from outlier_atlas.extraction.planning import asked
 from outlier_atlas.model import source as model_stage
 from outlier_atlas.report import figures, page, sides
 from outlier_atlas.settings.source import gguf_parts, local_path, source_kind
-from outlier_atlas.workflow import (
-    identities,
-    jobs_at_once,
-    literal,
-    nameable,
-    readable,
-)
+from outlier_atlas.workflow import jobs_at_once, literal
 
 RUN = SETTINGS.name
 RESULTS = f"results/{RUN}"
@@ -27,6 +28,16 @@ HUB_DATASET_RECORD = f"resources/datasets/{DATASET_SLUG}.json"
 
 # Of the model and not of a run: the next run of the same model finds them.
 WEIGHTS = f"resources/weights/{MODEL_SLUG}"
+MEASURED_WEIGHTS = [
+    f"{WEIGHTS}/{file}"
+    for file in [
+        "weight_channels.parquet",
+        "weights.parquet",
+        "weights.csv",
+        "weight_errors.parquet",
+        "weight_errors.csv",
+    ]
+]
 # Held out are the sequences after the run's own.
 HELDOUT_DATASET = SETTINGS.dataset.model_copy(
     update={"sequences": SETTINGS.ablation.sequences}
@@ -63,7 +74,6 @@ FIGURES = [
         SETTINGS.extraction.sites, SETTINGS.detection.quantization_error.sites
     )
 ]
-PAGE_PARTS = [readable(part) for part in page.PARTS]
 REPORT = f"{RESULTS}/report.html"
 FINDINGS = f"{RESULTS}/findings.json"
 
@@ -72,26 +82,65 @@ FINDINGS = f"{RESULTS}/findings.json"
 ON_GPUS = SETTINGS.execution.device != "cpu"
 
 
-def model_files():
-    """The files on this machine that a model's record is made from: a replaced one is noticed.
+def inputs(name, script, settings, files=lambda: {}, templates=()):
+    """The record of what a rule of the run is made from beside the files of other rules."""
+    path = Path(f"{RESULTS}/manifests/inputs/{name}.json")
+    return INPUTS.record(path, content(script, settings, files, templates))
 
-    Of local files those that exist: what is wrong with the others is the job's to say.
+
+def shared_inputs(name, outputs, script, settings, files=lambda: {}):
+    """The same of a rule whose outputs several runs use; another run may be making them."""
+    path, wanted = Path(f"resources/inputs/{name}.json"), content(
+        script, settings, files
+    )
+    if PURPOSE is Purpose.MAKE:
+        there = [Path(output) for output in outputs]
+        TURNS.take(name, there[0], lambda: INPUTS.is_current(path, wanted, there))
+    return INPUTS.record(path, wanted)
+
+
+def content(script, settings, files=lambda: {}, templates=()):
+    """What the record of a rule's inputs holds, asked for where it is needed."""
+    code = (lambda: {"code": SOURCES.digest(script, templates)}) if script else dict
+    return lambda: {"settings": settings, "files": files(), **code()}
+
+
+def products_of(name):
+    """The record of what a rule of the run has made; a job checks what it reads by it."""
+    return f"{RESULTS}/manifests/{products.FOLDER}/{name}.json"
+
+
+def shared_products(name):
+    """The same of a rule whose outputs several runs use."""
+    return f"resources/{products.FOLDER}/{name}.json"
+
+
+def model_files():
+    """The files on this machine that a local model consists of, by their names.
+
+    Those that exist: what is wrong with the others is the job's to say.
     """
     source = SETTINGS.model.source
     kind = source_kind(source)
-    if kind == "builtin":
-        return [f"resources/{builtin.path(source)}"]
-    if kind == "hub":
-        return []
+    if kind in ("builtin", "hub"):
+        return {}
     path = local_path(source)
     if kind == "gguf":
-        return [str(part) for part in gguf_parts(path) if part.is_file()]
-    if path.is_dir():
-        try:
-            return [str(file) for file in model_stage.files(path)]
-        except OSError:
-            return []
-    return [str(path)] if path.is_file() else []
+        return {part.name: part for part in gguf_parts(path)}
+    try:
+        return {file.name: file for file in model_stage.files(path)}
+    except OSError:
+        return {}
+
+
+MODEL_DIGESTS = model_stage.digests_of(
+    Path(MODEL_RECORD), Path("resources"), PURPOSE is Purpose.MAKE
+)
+
+
+def model_digests():
+    """The contents of a local model: a replaced file is noticed, a touched one is not."""
+    return MODEL_DIGESTS.of(model_files())
 
 
 def planned_model():
@@ -101,37 +150,65 @@ def planned_model():
     return [] if unfetched and not Path(MODEL_RECORD).exists() else MODEL_RECORD
 
 
+def builtin_file(source):
+    """The file of a built-in model or dataset."""
+    return (
+        [f"resources/{builtin.path(source)}"]
+        if source_kind(source) == "builtin"
+        else []
+    )
+
+
+def builtin_products(source):
+    """The record of that file."""
+    if source_kind(source) != "builtin":
+        return []
+    return [shared_products(package_rule(source.removeprefix("builtin:")))]
+
+
 def dataset_files():
-    """What of the dataset must be on this machine before its text is tokenized.
-
-    Of local files those that exist: what is wrong with the others is the job's to say.
-    """
+    """What other rules bring of the dataset before its text is tokenized."""
     source = SETTINGS.dataset.source
-    kind = source_kind(source)
-    if kind == "builtin":
-        return [f"resources/{builtin.path(source)}"]
-    if kind == "hub":
-        return [HUB_DOCUMENTS, HUB_DATASET_RECORD]
-    return LOCAL_DATASET_FILES
+    hub = source_kind(source) == "hub"
+    return [HUB_DOCUMENTS, HUB_DATASET_RECORD] if hub else builtin_file(source)
 
 
+@functools.cache
 def local_dataset_files():
-    """The files of a local dataset; none where something is wrong with them."""
+    """The files of a local dataset, by their names; none where something is wrong with them: that
+    is the job's to say."""
     if source_kind(SETTINGS.dataset.source) != "local":
-        return []
+        return {}
+    path = local_path(SETTINGS.dataset.source)
     try:
-        return [str(file) for file in folder.find(SETTINGS.dataset).files]
+        files = folder.find(SETTINGS.dataset).files
     except (ValueError, OSError):
-        return []
+        return {}
+    return {
+        os.path.relpath(file, path) if file != path else file.name: file
+        for file in files
+    }
 
 
-# A folder may have many files: it is looked through once.
-LOCAL_DATASET_FILES = local_dataset_files()
+DATASET_DIGESTS = Digests(
+    Path(f"resources/{model_stage.DIGESTS}")
+    / f"dataset-{fingerprint(SETTINGS.dataset.source)[:16]}.json",
+    PURPOSE is Purpose.MAKE,
+)
 
 
-def identities_of(source, files):
-    """The identities of a user's own files; what a rule brings is not there yet when it is asked."""
-    return [] if source_kind(source) in ("builtin", "hub") else identities(files)
+def dataset_digests():
+    """The contents of a local dataset, in their order."""
+    return DATASET_DIGESTS.of(local_dataset_files())
+
+
+def dataset_products(slug):
+    """The records of what `dataset_files` names, or `heldout_files`."""
+    source = SETTINGS.dataset.source
+    hub = source_kind(source) == "hub"
+    return (
+        [shared_products(f"fetch_dataset.{slug}")] if hub else builtin_products(source)
+    )
 
 
 def heldout_files():
@@ -148,17 +225,23 @@ def fetched_dataset():
     return [*dataset_files(), *(heldout_files() if SETTINGS.ablation.sequences else [])]
 
 
-def compared(wildcards):
-    """What the report shows of another run; asked only where the report is wanted."""
+def compared():
+    """The contents of what the report shows of another run."""
     if not SETTINGS.report.compare:
-        return []
-    folder = Path("results") / SETTINGS.report.compare
-    try:
-        sides.refuse_missing(folder)
-    except ValueError as error:
-        # Snakemake would list all files of the other run, and not say what to do.
-        sys.exit(str(error))
-    return [str(folder / file) for file in sides.FILES]
+        return {}
+    other = Path("results") / SETTINGS.report.compare
+    return Digests().of({file: other / file for file in sides.FILES})
+
+
+def refuse_incomparable(wildcards):
+    """No file: refuses a run that is not there; asked only where the report is wanted."""
+    if SETTINGS.report.compare:
+        try:
+            sides.refuse_missing(Path("results") / SETTINGS.report.compare)
+        except ValueError as error:
+            # Snakemake would list all files of the other run, and not say what to do.
+            sys.exit(str(error))
+    return []
 
 
 def ablations():
@@ -166,31 +249,20 @@ def ablations():
     return [ABLATIONS] if SETTINGS.ablation.sequences else []
 
 
-# Rules that every run has, and that settings of the run run again.
-STAGES = [
-    "tokenize_dataset",
-    "create_store",
-    "detect_outliers",
-    "join_weights",
-    "draw_figures",
-    "render_report",
-]
+def everything():
+    """What a run leaves at last: the records of all that its rules have made.
 
-
-def made(rule):
-    """A file that is there once a rule has run with the settings of now.
-
-    Snakemake's own memory of them is in .snakemake, which may have been deleted, or be of a
-    checkout that is not the only one to make this run.
+    A file that such a record lists, and that is missing, is seen without being named here
+    (`Inputs.record`).
     """
-    return f"{RESULTS}/manifests/made/{rule}.{staleness.digest(rule, SETTINGS)}"
-
-
-def of_ablation():
-    """What the ablation stage leaves beside its table, where it is configured."""
-    if not SETTINGS.ablation.sequences:
-        return []
-    return [HELDOUT_TOKENS, HELDOUT_RECORD, made("tokenize_heldout"), made("ablate")]
+    names = ["tokenize_dataset", "create_store", "detect_outliers", "join_weights"]
+    names += ["draw_figures", "render_report"]
+    if SETTINGS.ablation.sequences:
+        names += ["tokenize_heldout", "ablate"]
+    shared = [f"fetch_model.{MODEL_SLUG}"]
+    if SETTINGS.weights.measure:
+        shared += [f"measure_weights.{MODEL_SLUG}"]
+    return [*map(shared_products, shared), *map(products_of, names), *manifests()]
 
 
 def manifest(group, shard):

@@ -5,21 +5,38 @@ localrules:
     fetch_dataset,
 
 
+FETCH_DATASET = dict(
+    dataset=SETTINGS.dataset.model_dump(mode="json"),
+    before=0,
+    trust_remote_code=SETTINGS.model.trust_remote_code,
+)
+
+
+def fetch_dataset_inputs(slug, documents, record, settings):
+    """The record of what is fetched of a hub dataset; other datasets are fetched by no rule."""
+    if source_kind(SETTINGS.dataset.source) != "hub":
+        return []
+    name = f"fetch_dataset.{slug}"
+    outputs = [documents, record, shared_products(name)]
+    return shared_inputs(name, outputs, "fetch_dataset.py", settings)
+
+
 rule fetch_dataset:
     input:
-        code=code("fetch_dataset.py"),
+        inputs=fetch_dataset_inputs(
+            DATASET_SLUG, HUB_DOCUMENTS, HUB_DATASET_RECORD, FETCH_DATASET
+        ),
         model=MODEL_RECORD,
     output:
         documents=HUB_DOCUMENTS,
         record=HUB_DATASET_RECORD,
+        products=shared_products(f"fetch_dataset.{DATASET_SLUG}"),
     log:
         f"resources/logs/fetch_dataset.{DATASET_SLUG}.log",
     conda:
         "../../envs/data.yaml"
     params:
-        dataset=SETTINGS.dataset.model_dump(mode="json"),
-        before=0,
-        trust_remote_code=SETTINGS.model.trust_remote_code,
+        **FETCH_DATASET,
     message:
         f"Dataset {literal(SETTINGS.dataset.source)}, as much of it as the run needs"
     script:
@@ -28,22 +45,22 @@ rule fetch_dataset:
 
 rule tokenize_dataset:
     input:
-        code=code("tokenize_dataset.py"),
+        inputs=inputs(
+            "tokenize_dataset", "tokenize_dataset.py", FETCH_DATASET, dataset_digests
+        ),
         model=MODEL_RECORD,
-        dataset=nameable(dataset_files()),
+        dataset=dataset_files(),
+        products=dataset_products(DATASET_SLUG),
     output:
         tokens=TOKENS,
         record=TOKENS_RECORD,
-        made=made("tokenize_dataset"),
+        products=products_of("tokenize_dataset"),
     log:
         f"{RESULTS}/logs/tokenize_dataset.log",
     conda:
         "../../envs/data.yaml"
     params:
-        dataset=SETTINGS.dataset.model_dump(mode="json"),
-        before=0,
-        trust_remote_code=SETTINGS.model.trust_remote_code,
-        files=identities_of(SETTINGS.dataset.source, dataset_files()),
+        **FETCH_DATASET,
     message:
         f"Tokens of {literal(SETTINGS.dataset.source)}"
     script:

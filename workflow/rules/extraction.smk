@@ -5,7 +5,6 @@
 # hub over the network where it is not fetched.
 rule plan:
     input:
-        code=code("plan.py"),
         model=planned_model(),
     log:
         f"{RESULTS}/logs/plan.log",
@@ -21,33 +20,48 @@ rule plan:
         "../scripts/plan.py"
 
 
+CREATE_STORE = dict(
+    extraction=SETTINGS.extraction.model_dump(mode="json", exclude={"verify"}),
+    chunk_tokens=SETTINGS.chunk_tokens,
+    dtype=SETTINGS.model.dtype,
+    trust_remote_code=SETTINGS.model.trust_remote_code,
+)
+EXTRACT_ACTIVATIONS = dict(trust_remote_code=SETTINGS.model.trust_remote_code)
+
+
 rule create_store:
     input:
-        code=code("create_store.py"),
+        inputs=inputs("create_store", "create_store.py", CREATE_STORE),
         model=MODEL_RECORD,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
     output:
         record=STORE_RECORD,
-        made=made("create_store"),
+        products=products_of("create_store"),
     log:
         f"{RESULTS}/logs/create_store.log",
     conda:
         "../../envs/model.yaml"
     params:
-        extraction=SETTINGS.extraction.model_dump(mode="json", exclude={"verify"}),
-        chunk_tokens=SETTINGS.chunk_tokens,
-        dtype=SETTINGS.model.dtype,
-        trust_remote_code=SETTINGS.model.trust_remote_code,
+        **CREATE_STORE,
     message:
         "Shape of the store, from the model's configuration"
     script:
         "../scripts/create_store.py"
 
 
+# A job that runs again looks at what is committed, and computes what is missing: without a record
+# of its products, it runs again wherever the record of its inputs is another one.
+EXTRACTION_INPUTS = INPUTS.record(
+    Path(f"{RESULTS}/manifests/inputs/extract_activations.json"),
+    content("extract_activations.py", EXTRACT_ACTIVATIONS),
+    with_products=False,
+)
+
+
 rule extract_activations:
     input:
-        code=code("extract_activations.py"),
+        inputs=EXTRACTION_INPUTS,
         model=MODEL_RECORD,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
@@ -72,7 +86,7 @@ rule extract_activations:
         jobs_at_once=extractions_at_once,
         verify=SETTINGS.extraction.verify,
     params:
-        trust_remote_code=SETTINGS.model.trust_remote_code,
+        **EXTRACT_ACTIVATIONS,
     message:
         "Activations of layer group {wildcards.group}, sequence shard {wildcards.shard}"
     script:

@@ -6,13 +6,40 @@ localrules:
     fetch_model,
 
 
+def package_rule(package):
+    """The rule that fetches a built-in, with its wildcards filled in."""
+    return f"fetch_package.{package}.{builtin.PACKAGES[package].file}"
+
+
+@functools.cache
+def package_inputs(package):
+    """The record of a built-in: which file it is. Its checksum is known, whatever the code is."""
+    name, known = package_rule(package), builtin.PACKAGES[package]
+    outputs = [f"resources/builtin/{package}/{known.file}", shared_products(name)]
+    return shared_inputs(name, outputs, None, asdict(known))
+
+
+def packages_used():
+    """The built-ins of the run."""
+    sources = [SETTINGS.model.source, SETTINGS.dataset.source]
+    return [s.removeprefix("builtin:") for s in sources if source_kind(s) == "builtin"]
+
+
+# All turns are taken in one order, by every run: so no two wait for each other.
+for package in packages_used():
+    package_inputs(package)
+
+
 rule fetch_package:
     input:
-        code=code("fetch_package.py"),
+        inputs=lambda wildcards: package_inputs(wildcards.package),
     output:
         "resources/builtin/{package}/{file}",
+        products=shared_products("fetch_package.{package}.{file}"),
     log:
         "resources/logs/fetch_package.{package}.{file}.log",
+    wildcard_constraints:
+        package="[a-z0-9-]+",
     conda:
         "../../envs/model.yaml"
     message:
@@ -21,19 +48,29 @@ rule fetch_package:
         "../scripts/fetch_package.py"
 
 
+FETCH_MODEL = dict(model=SETTINGS.model.model_dump(mode="json", exclude={"dtype"}))
+
+
 rule fetch_model:
     input:
-        code=code("fetch_model.py"),
-        files=nameable(model_files()),
+        inputs=shared_inputs(
+            f"fetch_model.{MODEL_SLUG}",
+            [MODEL_RECORD, shared_products(f"fetch_model.{MODEL_SLUG}")],
+            "fetch_model.py",
+            FETCH_MODEL,
+            model_digests,
+        ),
+        files=builtin_file(SETTINGS.model.source),
+        products=builtin_products(SETTINGS.model.source),
     output:
         MODEL_RECORD,
+        products=shared_products(f"fetch_model.{MODEL_SLUG}"),
     log:
         f"resources/logs/fetch_model.{MODEL_SLUG}.log",
     conda:
         "../../envs/model.yaml"
     params:
-        model=SETTINGS.model.model_dump(mode="json", exclude={"dtype"}),
-        files=identities_of(SETTINGS.model.source, model_files()),
+        **FETCH_MODEL,
     message:
         f"Model {literal(SETTINGS.model.source)}"
     script:

@@ -3,11 +3,12 @@
 
 rule draw_figures:
     input:
-        code=code("draw_figures.py"),
+        inputs=inputs("draw_figures", "draw_figures.py", {}),
         tables=TABLES,
+        products=products_of("detect_outliers"),
     output:
         [figure(path) for path in FIGURES],
-        made=made("draw_figures"),
+        products=products_of("draw_figures"),
     log:
         f"{RESULTS}/logs/draw_figures.log",
     conda:
@@ -18,32 +19,53 @@ rule draw_figures:
         "../scripts/draw_figures.py"
 
 
+RENDER_REPORT = dict(
+    # Without what makes nothing stale.
+    configuration=SETTINGS.model_dump(
+        mode="json", exclude={"execution": True, "extraction": {"verify"}}
+    ),
+)
+
+
 rule render_report:
     input:
-        code=code("render_report.py"),
-        parts=PAGE_PARTS,
+        inputs=inputs(
+            "render_report",
+            "render_report.py",
+            RENDER_REPORT,
+            compared,
+            templates=page.PARTS,
+        ),
         tables=TABLES,
         weight_tables=WEIGHT_TABLES,
         ablations=ablations(),
-        compared=compared,
+        compared=refuse_incomparable,
         figures=FIGURES,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
         model=MODEL_RECORD,
         store=STORE_RECORD,
+        products=[
+            products_of(rule)
+            for rule in [
+                "tokenize_dataset",
+                "detect_outliers",
+                "join_weights",
+                "draw_figures",
+                *(["ablate"] if SETTINGS.ablation.sequences else []),
+            ]
+        ],
     output:
-        page=report(REPORT, caption="../report/report.rst", category="Report"),
-        findings=FINDINGS,
-        made=made("render_report"),
+        # `update`: where a run to compare with is refused, the report that is there stays.
+        page=report(update(REPORT), caption="../report/report.rst", category="Report"),
+        findings=update(FINDINGS),
+        products=products_of("render_report"),
     log:
         f"{RESULTS}/logs/render_report.log",
     conda:
         "../../envs/report.yaml"
     params:
-        # Without what makes nothing stale.
-        configuration=SETTINGS.model_dump(
-            mode="json", exclude={"execution": True, "extraction": {"verify"}}
-        ),
+        **RENDER_REPORT,
     message:
         "Report"
     script:

@@ -3,8 +3,6 @@
 
 # No inputs: what is damaged or stale is to be named here, not made anew.
 rule verify:
-    input:
-        code=code("verify.py"),
     log:
         f"{RESULTS}/logs/verify.log",
     conda:
@@ -19,6 +17,12 @@ rule verify:
             store=STORE_RECORD,
         ),
         manifests=manifests(),
+        products=[file for file in everything() if f"/{products.FOLDER}/" in file]
+        + [
+            file
+            for source in {SETTINGS.model.source, SETTINGS.dataset.source}
+            for file in builtin_products(source)
+        ],
     message:
         "What is committed, against its records"
     script:

@@ -4,12 +4,12 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas.files import DamagedFileError, write_whole
+from outlier_atlas import inputs, products
+from outlier_atlas.files import DamagedFileError
 from outlier_atlas.locks import LOCKS, at_work
 from outlier_atlas.visible import VisibleFormatter
 
@@ -34,8 +34,8 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
     log = logging.getLogger("outlier_atlas")
     try:
         lock = path.parents[1] / LOCKS / path.stem
-        with at_work(lock, log.warning), _made(snakemake.output.get("made")):
-            main(snakemake)
+        with at_work(lock, log.warning):
+            _run(main, snakemake)
     except Exception as error:
         level = logging.INFO if os.environ.get("OUTLIER_ATLAS_TRACEBACK") else logging.DEBUG
         log.log(level, "%s", traceback.format_exc().rstrip())
@@ -45,18 +45,18 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
         sys.exit(1)
 
 
-@contextmanager
-def _made(file: str | None) -> Iterator[None]:
-    """The file that says with which settings a rule has run is there after the block, and from its
-    begin on none of other settings."""
-    if file is None:
-        yield
-        return
-    path = Path(file)
-    for other in path.parent.glob(f"{path.stem}.*"):
-        other.unlink()
-    yield
-    write_whole(path, b"")
+def _run(main: Callable[[Any], None], snakemake: Any) -> None:
+    """Check what the job reads, run it, and record what it has made."""
+    read, made = snakemake.input, snakemake.output
+    record = read.get("inputs")
+    made_from = inputs.digest_of(Path(record)) if record else ""
+    listed = read.get("products", [])
+    records = [listed] if isinstance(listed, str) else listed
+    products.check(map(Path, records), map(Path, read))
+    main(snakemake)
+    if made.get("products"):
+        record = Path(made.get("products"))
+        products.write(record, [p for p in map(Path, made) if p != record], made_from)
 
 
 def _line(error: Exception, log: str) -> str:

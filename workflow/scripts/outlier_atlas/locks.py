@@ -40,6 +40,25 @@ def at_work(path: Path, say: Callable[[str], object]) -> Iterator[None]:
         yield
 
 
+def take(path: Path, say: Callable[[str], object], whose: str) -> IO[str]:
+    """Take a lock, and wait for whoever holds it.
+
+    Args:
+        path: of the lock.
+        say: is told who holds it.
+        whose: the lock is, for those who wait.
+
+    Returns:
+        The lock; it is held until it is closed, or the process ends.
+    """
+    file = _open(path)
+    if not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        say(_holder(file))
+        _taken(file, fcntl.LOCK_EX)
+    _sign(file, whose)
+    return file
+
+
 def own(run: Path, say: Callable[[str], object]) -> IO[str]:
     """Take the lock of the Snakemake that makes a run, and wait for jobs that outlived an earlier
     one: they still write.
@@ -71,24 +90,6 @@ def own(run: Path, say: Callable[[str], object]) -> IO[str]:
         if path.name != SNAKEMAKE:
             _wait_for(path, say)
     return file
-
-
-def drop_stale_locks(run: Path, folder: Path = Path(".snakemake/locks")) -> None:
-    """Remove the lock files that a killed Snakemake left, as `snakemake --unlock` does.
-
-    Whoever owns the run knows that nobody else makes it: what names its files is left over. What
-    names files under `resources` may be of another run, unless none is being made.
-
-    Args:
-        run: that this process owns.
-        folder: of Snakemake's lock files: each names files, one a line.
-    """
-    others = (p for p in run.parent.glob(f"*/{LOCKS}/{SNAKEMAKE}") if p.parents[1] != run)
-    ours = [f"{run}/"] if any(is_held(path) for path in others) else [f"{run}/", "resources/"]
-    for path in folder.glob("*.lock"):
-        named = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if any(name.startswith(tuple(ours)) for name in named):
-            path.unlink(missing_ok=True)
 
 
 def _wait_for(path: Path, say: Callable[[str], object]) -> None:
@@ -141,11 +142,12 @@ def _taken(file: IO[str], how: int) -> bool:
     return True
 
 
-def _sign(file: IO[str]) -> None:
+def _sign(file: IO[str], whose: str = "") -> None:
     """For those who wait; on a full disk they wait for somebody without a name."""
+    process = f"process {os.getpid()} on {socket.gethostname()}"
     with suppress(OSError):
         os.truncate(file.fileno(), 0)
-        os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        os.pwrite(file.fileno(), (f"{process} ({whose})" if whose else process).encode(), 0)
 
 
 def _holder(file: IO[str]) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import BaseModel
 
-from outlier_atlas.files import fingerprint
 from outlier_atlas.settings.configuration import Settings
 
 REPORT = ("render_report",)
@@ -87,11 +85,21 @@ or `detect_outliers` does; what its variants have computed is kept.
 
 Of a hub dataset `fetch_dataset` runs before `tokenize_dataset`, with the same crosses. Nothing runs
 again after the keys were put in another order, after comments, defaults spelled out, `touch`, or a
-fresh checkout of the code. Each stage leaves an empty file in `manifests/made`, named after all
-settings that would run it again, so that this holds whatever Snakemake remembers: where
-`.snakemake` was deleted, or where two checkouts make a run by turns. After a change to the code
+fresh checkout of the code.
+
+Each rule has a record of what it is made from, `manifests/inputs/<rule>.json` of the run or
+`resources/inputs/<rule>.json`: its settings, a digest of its code, and the sha256 of each of the
+user's files that it reads. The record is an input of the rule, and is written, before any job
+starts, only where it differs from what the rule's products were made from. So the crosses hold for
+a named target as for the whole run, with `.snakemake` deleted, where two checkouts make a run by
+turns, and for a file that was replaced by one of the same size and time. `--dry-run` compares
+without writing, and names each rule that is out of date with the reason. After a change to the code
 those rules run again that use the module; extraction computes nothing anew, unless the change says
 that it gives other numbers (`NUMERICS_VERSION`).
+
+Each rule but `extract_activations` leaves a record of its products, too, `manifests/outputs/` or
+`resources/outputs/`, with their sha256. A product that was deleted is made again, and a job that
+reads one that is not what was written stops and names it.
 """
 
 
@@ -112,30 +120,6 @@ def effect(key: str) -> Effect:
     """
     names = (key.rsplit(".", parts)[0] for parts in range(key.count(".") + 1))
     return EFFECTS[next((name for name in names if name in EFFECTS), key)]
-
-
-def digest(rule: str, settings: Settings) -> str:
-    """Sixteen hexadecimal digits that stand for all settings that run a rule again."""
-    values = settings.model_dump(mode="json")
-    return fingerprint({key: _value(values, key) for key in keys() if _concerns(rule, key)})[:16]
-
-
-def _concerns(rule: str, key: str) -> bool:
-    """Whether a change to a key runs a rule again, those of the ablation stage where it is on."""
-    rules = effect(key).rules
-    if rule == "tokenize_heldout":
-        return rule in rules or "tokenize_dataset" in rules
-    if rule == "ablate":
-        return key.startswith("ablation.") or not {"create_store", "detect_outliers"}.isdisjoint(
-            rules
-        )
-    return rule in rules
-
-
-def _value(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values[part]
-    return values
 
 
 def table() -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlier_atlas import builtin
+from outlier_atlas.digests import Digests
 from outlier_atlas.files import canonical, write_record
 from outlier_atlas.files import fingerprint as fingerprint_of
 from outlier_atlas.model.checkpoint import (
@@ -27,13 +28,11 @@ from outlier_atlas.model.checkpoint import (
     has_tokenizer,
     is_tokenizer_file,
     regular_files,
-    sums_of,
     tokenizer_fingerprint,
     weight_files,
 )
 from outlier_atlas.model.hub import CONFIGURATION, FETCH_AGAIN
 from outlier_atlas.model.quantization import check
-from outlier_atlas.model.seen import Seen, remember, stamps
 from outlier_atlas.model.stated import check_folder, check_sizes, check_stated
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.source import local_path, source_kind
@@ -43,6 +42,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from outlier_atlas.model.hub import Known
+
+DIGESTS = "digests"
+"""Folder of the digests of models and datasets, in `resources`."""
 
 ENDINGS = (".safetensors", *CONFIGURATION, ".py")
 """Endings of the files that a checkpoint is made of, its tokenizer's apart."""
@@ -100,7 +102,7 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         source = gguf_file(settings, resources)
         assert source is not None
         gguf.describe(source, folder)
-    seen, described = _describe(settings, folder)
+    described = _describe(settings, folder, digests_of(record, resources))
     where = {
         "kind": kind,
         "source": settings.source,
@@ -109,7 +111,15 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         "folder": relative,
     }
     write_record(record, described | where)
-    remember(record, seen)
+
+
+def digests_of(record: Path, resources: Path, keep: bool = True) -> Digests:
+    """The digests of a recorded model's files, by their names in its folder.
+
+    Args:
+        keep: whether they may be written down.
+    """
+    return Digests(resources / DIGESTS / record.name, keep)
 
 
 @contextmanager
@@ -141,16 +151,16 @@ def unfetched(settings: ModelSettings) -> Iterator[tuple[Path, Path]]:
         yield record, folder
 
 
-def _describe(settings: ModelSettings, folder: Path) -> tuple[Seen, dict[str, Any]]:
-    """Sizes and times of the files before they were read, and what a model is."""
+def _describe(settings: ModelSettings, folder: Path, digests: Digests) -> dict[str, Any]:
+    """What a model is."""
     if not folder.is_dir():
         raise ValueError(f"model.source = {settings.source!r}: no such folder")
     files = weight_files(folder)
     config, quantization = _checked(settings, folder, folder, files)
     text = text_config(config)
     counted = checked_files(folder, files, settings.trust_remote_code)
-    seen, sums = stamps(folder, counted), sums_of(folder, counted)
-    return seen, {
+    sums = digests.of({name: folder / name for name in counted})
+    return {
         "fingerprint": fingerprint_of(sums | _rotation(text)),
         "sums": sums,
         "tokenizer": tokenizer_fingerprint(folder),

@@ -1,17 +1,16 @@
 """Whether the weights on this machine are still those that the run knows by their record.
 
-To read a large checkpoint again for every job would take longer than the job. A file that has the
-size and the time that it had when it was last read is taken for the same; any other is read. Sizes
-and times lie beside the record, not in it: it holds no time.
+To read a large checkpoint again for every job would take longer than the job: `digests.py` reads
+again only what may have changed.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from outlier_atlas.files import DamagedFileError, read_record, sha256
-from outlier_atlas.model.seen import recall, remember, stamps
-from outlier_atlas.model.source import locate
+from outlier_atlas.digests import Digests
+from outlier_atlas.files import DamagedFileError, read_record
+from outlier_atlas.model.source import digests_of, locate
 
 
 class ChangedWeightsError(DamagedFileError):
@@ -37,7 +36,7 @@ class Weights:
         self._record = record
         self._folder = locate(described, resources)
         self._sums: dict[str, str] = described["sums"]
-        self._seen = recall(record)
+        self._digests = digests_of(record, resources)
 
     def check(self) -> None:
         """Look at sizes and times, and read what differs.
@@ -45,23 +44,22 @@ class Weights:
         Raises:
             ChangedWeightsError: a file is another one.
         """
-        now = stamps(self._folder, self._sums)
-        changed = [name for name in self._sums if self._seen.get(name) != now[name]]
-        if changed:
-            self._read(changed)
-            self._seen = now
-            remember(self._record, now)
+        self._compare(self._digests)
 
     def verify(self) -> None:
-        """Read all of them.
+        """Read all of them, whatever their sizes and times are.
 
         Raises:
             ChangedWeightsError: a file is another one.
         """
-        self._read(list(self._sums))
+        try:
+            self._compare(Digests())
+        except ChangedWeightsError:
+            self._digests.clear()  # it may have taken the file for the one that it knows
+            raise
 
-    def _read(self, names: list[str]) -> None:
-        for name in names:
-            path = self._folder / name
-            if not path.is_file() or sha256(path) != self._sums[name]:
-                raise ChangedWeightsError(self._record, path)
+    def _compare(self, digests: Digests) -> None:
+        found = digests.of({name: self._folder / name for name in self._sums})
+        for name, digest in self._sums.items():
+            if found[name] != digest:
+                raise ChangedWeightsError(self._record, self._folder / name)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas import tables
+from outlier_atlas import products, tables
 from outlier_atlas.data.tokens import RECORD
-from outlier_atlas.files import read_record
+from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.store.version import refuse_newer
 from outlier_atlas.visible import visible
 
@@ -65,6 +65,7 @@ class Side:
                 records.
         """
         refuse_newer(folder)
+        _refuse_damaged(folder)
         for table in TABLES:
             tables.refuse_other_definitions(folder / "tables", table)
         rows = {t.name: tables.read(folder / "tables", t).to_pylist() for t in TABLES}
@@ -84,6 +85,18 @@ class Side:
                 f"does not have the criterion {name!r}; run {self.name} again"
             )
         return row
+
+
+def _refuse_damaged(folder: Path) -> None:
+    files = [folder / file for file in FILES]
+    try:
+        products.check(sorted((folder / "manifests" / products.FOLDER).glob("*.json")), files)
+    except DamagedFileError as error:
+        # Not to be made anew by this run: it is another one's.
+        raise ValueError(
+            f"report.compare: {error.path} is damaged ({error.cause}); run {folder.name} again, "
+            f"with `verify` first"
+        ) from error
 
 
 def _store_record(folder: Path) -> Row:

@@ -1,0 +1,79 @@
+"""The code behind a rule's script: its own file and the local modules that it imports."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+
+class Sources:
+    """The local modules behind the rules' scripts.
+
+    Snakemake sees only that a script's own file was touched, not what is in it, and nothing of the
+    modules that it imports. So the record of a rule's inputs has a digest of them all
+    (`inputs.py`): a rule reruns when code that it uses has changed, and only then.
+
+    Args:
+        folder: of the scripts and the library.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, script: str) -> list[str]:
+        """A script and all local modules that it imports, directly or not: paths relative to the
+        folder, sorted."""
+        found: set[Path] = set()
+        waiting = [self._folder / script]
+        while waiting:
+            path = waiting.pop()
+            if path not in found:
+                found.add(path)
+                waiting += _imports(self._folder, path)
+        return sorted(path.relative_to(self._folder).as_posix() for path in found)
+
+    def digest(self, script: str, others: Sequence[Path] = ()) -> str:
+        """Thirty-two hexadecimal digits that stand for the code behind a script.
+
+        Args:
+            others: files that count as its code, such as templates.
+        """
+        digest = hashlib.sha256()
+        for name in self.of(script):
+            digest.update(f"{name}\0{_digest(self._folder / name)}\0".encode())
+        for path in sorted(others):
+            digest.update(f"{path.name}\0{_digest(path)}\0".encode())
+        return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def _imports(folder: Path, path: Path) -> tuple[Path, ...]:
+    tree = ast.parse(path.read_bytes(), str(path))
+    modules = (folder.joinpath(*name.split(".")) for name in _names(tree))
+    return tuple(
+        candidate
+        for module in modules
+        for candidate in (module.with_suffix(".py"), module / "__init__.py")
+        if candidate.is_file()
+    )
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    """Names of all modules imported anywhere in a file, packages on the way included."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
