@@ -122,7 +122,7 @@ class Inputs:
         if self._temporary is None:
             self._temporary = Path(tempfile.mkdtemp(prefix="outlier-atlas-"))
             atexit.register(shutil.rmtree, self._temporary, ignore_errors=True)
-        instead = self._temporary / path
+        instead = self._temporary / path.relative_to(path.anchor)
         write_record(instead, content)
         return instead
 

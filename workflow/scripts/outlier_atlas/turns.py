@@ -45,14 +45,15 @@ class Turns:
         Returns:
             Whether it is up to date.
         """
-        if is_current():
+        # What is made from something that is made again is made again, too.
+        if not self._taken and is_current():
             return True
         lock = locks.take(
             self._folder / f"{name}{ENDING}",
             lambda holder: self._say(f"waiting for {holder}, which makes {first}"),
             f"run {self._run}",
         )
-        if is_current():
+        if not self._taken and is_current():
             lock.close()
             return True
         self._taken[name] = lock, first
