@@ -252,7 +252,7 @@ def take_a_turn(folder, begin, events):
     """Another run: waits for its turn, and says how it went."""
     begin.wait()
     made = folder / "model.json"
-    turns = Turns(folder / "locks", "second", lambda said: events.put(said))
+    turns = Turns(folder / "locks", "second", events.put)
     events.put(turns.take("fetch", made, made.exists))
 
 
