@@ -131,7 +131,8 @@ class Run:
         manifests = [self.job(group, shard).manifest for group, shard in parts]
         records = Records(
             self.folder, self.model_record, self.resources, self.tokens, self.heldout,
-            self.store_record, manifests,
+            self.store_record, manifests, detected=self.tables / "layer_magnitudes.parquet",
+            ablated=self.tables / "ablations.parquet",
         )  # fmt: skip
         verify(records, 2)
 

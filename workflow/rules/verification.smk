@@ -17,8 +17,13 @@ rule verify:
             tokens=TOKENS,
             heldout=HELDOUT_TOKENS,
             store=STORE_RECORD,
+            detected=made("detect_outliers"),
+            ablated=made("ablate"),
         ),
-        manifests=manifests(),
+        lists=dict(
+            manifests=manifests(),
+            datasets=[HUB_DATASET_RECORD, HELDOUT_DATASET_RECORD],
+        ),
     message:
         "What is committed, against its records"
     script:

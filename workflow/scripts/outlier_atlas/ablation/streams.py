@@ -22,6 +22,7 @@ from outlier_atlas.ablation.schedule import Place
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import (
     DamagedFileError,
+    check_record,
     fingerprint,
     read_record,
     replacing,
@@ -111,7 +112,12 @@ class Streams:
         return torch.from_numpy(rows).view(dtype)
 
     def damaged(self) -> Iterator[DamagedFileError]:
-        """Hold all that lies on disk against its checksums."""
+        """Compare all that lies on disk with its checksums."""
+        for path in sorted(self._folder.glob("[!.]*.json")):
+            try:
+                check_record(path)
+            except DamagedFileError as damage:
+                yield damage
         for place in sorted(self.there()):
             try:
                 for sequence in range(len(self._starts) - 1):

@@ -28,7 +28,7 @@ from outlier_atlas.model.checkpoint import (
     is_tokenizer_file,
     regular_files,
     sums_of,
-    tokenizer_fingerprint,
+    tokenizer_sums,
     weight_files,
 )
 from outlier_atlas.model.hub import CONFIGURATION, FETCH_AGAIN
@@ -99,6 +99,8 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         folder = resources / relative
         source = gguf_file(settings, resources)
         assert source is not None
+        if kind == "builtin":
+            builtin.check(settings.source, resources)
         gguf.describe(source, folder)
     seen, described = _describe(settings, folder)
     where = {
@@ -150,10 +152,12 @@ def _describe(settings: ModelSettings, folder: Path) -> tuple[Seen, dict[str, An
     text = text_config(config)
     counted = checked_files(folder, files, settings.trust_remote_code)
     seen, sums = stamps(folder, counted), sums_of(folder, counted)
+    of_tokenizer = tokenizer_sums(folder)
     return seen, {
         "fingerprint": fingerprint_of(sums | _rotation(text)),
         "sums": sums,
-        "tokenizer": tokenizer_fingerprint(folder),
+        "tokenizer": fingerprint_of(of_tokenizer),
+        "tokenizer_sums": of_tokenizer,
         "model_type": config.model_type,
         "architecture": (config.architectures or ["unknown"])[0],
         "layers": text.num_hidden_layers,

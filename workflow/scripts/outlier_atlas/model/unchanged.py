@@ -7,7 +7,9 @@ and times lie beside the record, not in it: it holds no time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from outlier_atlas.files import DamagedFileError, read_record, sha256
 from outlier_atlas.model.seen import recall, remember, stamps
@@ -35,8 +37,10 @@ class Weights:
     def __init__(self, record: Path, resources: Path) -> None:
         described = read_record(record)
         self._record = record
-        self._folder = locate(described, resources)
+        self._folder = _located(record, described, resources)
         self._sums: dict[str, str] = described["sums"]
+        # Records of older versions have one fingerprint of all of them.
+        self._tokenizer: dict[str, str] = described.get("tokenizer_sums", {})
         self._seen = recall(record)
 
     def check(self) -> None:
@@ -53,15 +57,37 @@ class Weights:
             remember(self._record, now)
 
     def verify(self) -> None:
-        """Read all of them.
+        """Read all of them, those of the tokenizer, too.
 
         Raises:
             ChangedWeightsError: a file is another one.
         """
         self._read(list(self._sums))
+        self.check_tokenizer()
+
+    def check_tokenizer(self) -> None:
+        """Read the files of the tokenizer.
+
+        Raises:
+            ChangedWeightsError: a file is another one.
+        """
+        self._compare(self._tokenizer)
 
     def _read(self, names: list[str]) -> None:
-        for name in names:
+        self._compare({name: self._sums[name] for name in names})
+
+    def _compare(self, sums: Mapping[str, str]) -> None:
+        for name, known in sums.items():
             path = self._folder / name
-            if not path.is_file() or sha256(path) != self._sums[name]:
+            if not path.is_file() or sha256(path) != known:
                 raise ChangedWeightsError(self._record, path)
+
+
+def _located(record: Path, described: Mapping[str, Any], resources: Path) -> Path:
+    """The folder of a recorded model; where it is gone, its record is void."""
+    try:
+        return locate(described, resources)
+    except ValueError as error:
+        gone = DamagedFileError(record, "")
+        gone.args = (str(error),)
+        raise gone from error

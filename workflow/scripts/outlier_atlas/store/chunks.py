@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from outlier_atlas.files import DamagedFileError, partial, unwritten, write_parts
+from outlier_atlas.files import DamagedFileError, write_unsynced
 from outlier_atlas.store.layout import Compression
 
 CHECKSUM_BYTES = 4
@@ -137,15 +137,9 @@ class ChunkFiles:
         missing = [(0, full - there) for full, there in zip(self._shape, whole.shape, strict=True)]
         if any(after for _, after in missing):
             whole = np.pad(whole, missing, constant_values=self._metadata.fill_value)
-        path = self._path(coordinates)
         parts = encode(whole, self._compression)
-        try:
-            write_parts(partial(path), *parts)
-            partial(path).replace(path)
-        except OSError as error:
-            partial(path).unlink(missing_ok=True)
-            size = sum(map(len, parts))
-            raise unwritten(error, path, f"{size:,} bytes were to be written") from error
+        # Temporary files of all chunks lie in the array's folder: `sweep` looks into no other.
+        write_unsynced(self._path(coordinates), parts, self._folder)
         return f"{int.from_bytes(parts[1], 'little'):08x}"
 
     def _path(self, coordinates: tuple[int, ...]) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -26,25 +26,31 @@ MANIFESTS = Path("manifests") / "extraction"
 
 
 def damaged(arrays: Arrays, layout: Layout, threads: int) -> Iterator[DamagedChunkError]:
-    """Hold every chunk of a run that counts against its commits."""
+    """Compare every chunk of a run that counts with its commits."""
+    for target in layout.targets():
+        yield from damaged_of(arrays, ((target, chunk) for chunk in range(layout.chunks)), threads)
 
-    def look(target: Target, chunk: int) -> DamagedChunkError | None:
+
+def damaged_of(
+    arrays: Arrays, places: Iterable[tuple[Target, int]], threads: int
+) -> Iterator[DamagedChunkError]:
+    """Compare chunks of targets with their commits."""
+
+    def look(place: tuple[Target, int]) -> DamagedChunkError | None:
         try:
-            arrays.check(target, chunk)
+            arrays.check(*place)
         except DamagedChunkError as damage:
             return damage
         return None
 
     with ThreadPoolExecutor(threads) as readers:
-        for target in layout.targets():
-            found = readers.map(look, [target] * layout.chunks, range(layout.chunks))
-            yield from filter(None, found)
+        yield from filter(None, readers.map(look, places))
 
 
 def lost_summaries(
     run: Path, fingerprints: Fingerprints, commits: Commits
 ) -> Iterator[LostSummaryError]:
-    """Hold every summary of a site that is not stored against its commits."""
+    """Compare every summary of a site that is not stored with its commits."""
     layout = fingerprints.layout
     for summary, chunk in product(layout.summaries(), range(layout.chunks)):
         for target, rows, checksum in commits.serving(summary, chunk, fingerprints.of(chunk)):

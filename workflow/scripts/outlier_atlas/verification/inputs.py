@@ -1,0 +1,52 @@
+"""What a run was made from: the model, the datasets and the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from outlier_atlas import builtin
+from outlier_atlas.data.prepare import check_documents
+from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
+from outlier_atlas.files import DamagedFileError
+from outlier_atlas.model.unchanged import Weights
+from outlier_atlas.verification.records import Records, known
+
+
+def model_fingerprint(records: Records) -> str | None:
+    """The fingerprint of the weights; None where the record of the model is missing or damaged."""
+    described = known(records.model)
+    return None if described is None else str(described["fingerprint"])
+
+
+def token_store(records: Records) -> TokenStore | None:
+    """The tokens of the run; None where they or their record are missing or damaged."""
+    try:
+        return TokenStore.recorded(records.tokens, records.run / RECORD)
+    except (OSError, DamagedFileError):
+        return None
+
+
+def inputs(records: Records) -> Iterator[str]:
+    """The inputs that are not what their records describe."""
+    for look in _looks(records):
+        try:
+            look()
+        except DamagedFileError as damage:
+            damage.path.unlink(missing_ok=True)
+            yield str(damage)
+
+
+def _looks(records: Records) -> Iterator[Callable[[], object]]:
+    """What reads each of the inputs that have a record."""
+    for source in builtin.PACKAGES:
+        if (records.resources / builtin.path(source)).exists():
+            yield partial(builtin.check, f"builtin:{source}", records.resources)
+    if records.model.exists():
+        yield lambda: Weights(records.model, records.resources).verify()
+    for record in filter(Path.exists, records.datasets):
+        yield partial(check_documents, record.with_suffix(".jsonl"), record)
+    for tokens, name in ((records.tokens, RECORD), (records.heldout, HELDOUT)):
+        if (records.run / name).exists():
+            yield partial(TokenStore.recorded, tokens, records.run / name)

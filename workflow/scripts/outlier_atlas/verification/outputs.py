@@ -1,0 +1,39 @@
+"""What rules have made of a run's tokens and arrays: tables, figures, pages, ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from outlier_atlas.ablation.streams import Streams
+from outlier_atlas.data.tokens import HELDOUT, TokenStore
+from outlier_atlas.files import DamagedFileError, read_record, sha256
+from outlier_atlas.store.layout import Layout
+from outlier_atlas.verification.records import Records, run_again
+
+
+def outputs(records: Records) -> Iterator[str]:
+    """The files that are not what the records of outputs have, and damaged records of outputs."""
+    for record in filter(Path.exists, records.outputs):
+        try:
+            described = read_record(record)
+        except DamagedFileError as damage:
+            record.unlink()
+            yield str(damage)
+            continue
+        for path, digest in ((Path(name), digest) for name, digest in described.items()):
+            if not path.is_file() or sha256(path) != digest:
+                cause = "its checksum does not agree" if path.exists() else "its file is missing"
+                path.unlink(missing_ok=True)
+                yield str(DamagedFileError(path, cause))
+
+
+def ablation(records: Records, layout: Layout, model: str | None) -> Iterator[str]:
+    """What the ablation stage keeps and is not what was written."""
+    if model is None or not (records.heldout.exists() and (records.run / HELDOUT).exists()):
+        return
+    heldout = TokenStore.open(records.heldout)
+    for damage in Streams(records.run, layout, model, heldout).damaged():
+        damage.path.unlink()
+        run_again(records.ablated)
+        yield f"{damage.path}: damaged ({damage.cause}); ablation makes it again"
