@@ -196,7 +196,7 @@ def sweep(folder: Path, older_than: float) -> None:
         for name in [*folders, *names]:
             path = Path(place, name)
             if name.endswith(PARTIAL) and _changed(path) <= before:
-                _remove(path)
+                remove(path)
         folders[:] = [name for name in folders if not name.endswith(PARTIAL)]
 
 
@@ -207,7 +207,8 @@ def _changed(path: Path) -> float:
         return math.inf
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that it holds, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

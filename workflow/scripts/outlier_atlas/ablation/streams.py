@@ -7,7 +7,7 @@ read is held against it.
 from __future__ import annotations
 
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ from outlier_atlas.files import (
     check_record,
     fingerprint,
     read_record,
+    remove,
     replacing,
     write_all,
     write_record,
@@ -33,6 +34,9 @@ from outlier_atlas.store.fingerprints import NUMERICS_VERSION
 from outlier_atlas.store.layout import Layout
 
 CHECKSUM = np.dtype("<u4")
+
+PLACE = re.compile(r"([^.-]+)-(\d+)\.rows")
+"""Name of a file: the key of its variant, and the boundary."""
 
 
 class Streams:
@@ -63,12 +67,12 @@ class Streams:
         """Remove what lies under another fingerprint."""
         for other in self._folder.parent.glob("*"):
             if other != self._folder:
-                shutil.rmtree(other)
+                remove(other)
 
     def there(self) -> set[Place]:
         """What lies on disk."""
-        names = [path.stem.split("-") for path in self._folder.glob("[!.]*-*.rows")]
-        return {(key, int(boundary)) for key, boundary in names}
+        names = (PLACE.fullmatch(path.name) for path in self._folder.glob("*.rows"))
+        return {(name[1], int(name[2])) for name in names if name}
 
     @contextmanager
     def writing(self, place: Place) -> Iterator[Callable[[NDArray[np.uint8]], None]]:

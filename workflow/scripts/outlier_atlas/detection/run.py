@@ -198,8 +198,10 @@ def _check_committed(source: Source) -> None:
         if missing:
             first = min(missing)
             look_again(run)
+            unreadable = ", ".join(map(str, source.commits.unreadable))
+            cause = f" or their commits are damaged ({unreadable})" if unreadable else ""
             raise ValueError(
                 f"{run / 'activations.zarr'}: {first.site}, layer {first.layer}, tokens "
-                f"{rows.start} to {rows.stop - 1} were never computed as configured now; run "
-                f"again: only what is missing is computed"
+                f"{rows.start} to {rows.stop - 1} were never computed as configured now{cause}; "
+                f"run again: only what is missing is computed"
             )

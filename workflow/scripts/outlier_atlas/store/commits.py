@@ -116,6 +116,11 @@ class Commits:
         commits.cut = [path for path, ends in bad.items() if not all(ends)]
         return commits
 
+    @property
+    def unreadable(self) -> list[Path]:
+        """Files with lines that do not count, whatever is wrong with them."""
+        return sorted({*self.damaged, *self.cut})
+
     def of(
         self, target: Target, chunk: int, fingerprint: str | None = None
     ) -> list[tuple[Rows, str]]:

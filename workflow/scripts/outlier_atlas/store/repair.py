@@ -19,7 +19,6 @@ from outlier_atlas.store.summaries import (
     path_of,
 )
 from outlier_atlas.store.targets import DamagedChunkError
-from outlier_atlas.store.version import ACTIVATIONS
 
 MANIFESTS = Path("manifests") / "extraction"
 """Folder of the extraction jobs' manifests, seen from the run's folder."""
@@ -69,7 +68,8 @@ def give_up(run: Path, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> 
     for damage in damages:
         arrays.chunks.remove(damage.target, damage.chunk)
     gone = {(damage.target, damage.chunk) for damage in damages}
-    return _given_up(run, ACTIVATIONS, damages, lambda target, rows: (target, rows.chunk) in gone)
+    first = arrays.chunks.path(damages[0].target, damages[0].chunk)
+    return _given_up(run, first, damages, lambda target, rows: (target, rows.chunk) in gone)
 
 
 def give_up_summaries(run: Path, lost: Sequence[LostSummaryError]) -> ValueError:
@@ -79,12 +79,12 @@ def give_up_summaries(run: Path, lost: Sequence[LostSummaryError]) -> ValueError
         The error to raise: it says what was lost and that the same command repairs it.
     """
     gone = {(summary.target, summary.rows) for summary in lost}
-    return _given_up(run, SUMMARIES, lost, lambda target, rows: (target, rows) in gone)
+    return _given_up(run, run / SUMMARIES, lost, lambda target, rows: (target, rows) in gone)
 
 
 def _given_up(
     run: Path,
-    place: str,
+    place: Path,
     damages: Sequence[DamagedChunkError | LostSummaryError],
     gone: Callable[[Target, Rows], bool],
 ) -> ValueError:
@@ -95,7 +95,7 @@ def _given_up(
     look_again(run)
     more = f", and {len(damages) - 1} more" if len(damages) > 1 else ""
     alone = "they alone are" if more else "it alone is"
-    return ValueError(f"{run / place}: {damages[0]}{more}; run again: {alone} made anew")
+    return ValueError(f"{place}: {damages[0]}{more}; run again: {alone} made anew")
 
 
 def look_again(run: Path) -> None:

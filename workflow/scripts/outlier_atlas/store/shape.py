@@ -110,6 +110,7 @@ def create(
             _create_array(group, name, shape, layout.compression)
     for name, values in axes.items():
         _write_coordinate(activations, name, values, "layer" if name == "layer" else "token")
+    boundaries.attrs.put({})  # written again, whatever was in it
     # With its version a store is finished.
     activations.attrs.put(
         {
@@ -203,9 +204,10 @@ def _current(
 
         there = without(commit, gone)
         stop = fingerprints.same_until(rows.start, rows.stop, commit.sequences)
-        if stop == rows.start or not there.checksums:
-            return without(commit, lambda target: True)
         same = Rows(rows.chunk, rows.start, stop)
+        # Where chunks had another size, rows are cut where none are cut now.
+        if stop == rows.start or not there.checksums or not fingerprints.cut_here(same):
+            return without(commit, lambda target: True)
         checksums = there.checksums
         if stop < rows.stop:
             checksums = _shortened(chunks, there, same, wanted)

@@ -39,6 +39,9 @@ NUMBER = -1
 PROOF = "proof"
 """Key of a file's description with the checksum of everything else in the description."""
 
+OF_FLOOR = re.compile(r"\w+@\d[\de.+-]*\.\d+")
+"""Name of a folder with summaries of a site that is not stored: site, floor and version."""
+
 PLACE = re.compile(r"chunk-(\d+)\.(\d+)-(\d+)\.safetensors")
 """Name of a file: its chunk, its first token and the one after its last."""
 
@@ -125,12 +128,19 @@ def files(run: Path) -> Iterator[tuple[Path, Target, Rows]]:
     Those of stored sites come from detection; the targets of the others are summaries.
     """
     for path in sorted((run / SUMMARIES).glob("*/layer-*/chunk-*.safetensors")):
-        layer, name = path.parent.name, path.parent.parent.name
-        place = PLACE.fullmatch(path.name)
-        if place and layer.removeprefix("layer-").isdigit():
-            array = f"{SUMMARY}{name}" if "@" in name else name
-            target = Target(array, int(layer.removeprefix("layer-")))
+        target, place = _target(path.parent), PLACE.fullmatch(path.name)
+        if target and place:
             yield path, target, Rows(*map(int, place.groups()))
+
+
+def _target(folder: Path) -> Target | None:
+    """The target of the summaries in a folder; None where the folder is no such one."""
+    name, layer = folder.parent.name, folder.name.removeprefix("layer-")
+    if not layer.isdecimal():
+        return None
+    if "@" not in name:
+        return Target(name, int(layer))
+    return Target(f"{SUMMARY}{name}", int(layer)) if OF_FLOOR.fullmatch(name) else None
 
 
 def check_itself(path: Path) -> None:
@@ -145,8 +155,8 @@ def check_itself(path: Path) -> None:
 def remove_superseded(run: Path, layout: Layout) -> None:
     """Remove what a layout does not need of sites that are not stored: those of a higher floor."""
     for folder in (run / SUMMARIES).glob("*@*/layer-*"):
-        target = Target(f"{SUMMARY}{folder.parent.name}", int(folder.name.removeprefix("layer-")))
-        if layout.superseded(target):
+        target = _target(folder)
+        if target and layout.superseded(target):
             shutil.rmtree(folder)
             with suppress(OSError):  # layers that are not measured now may be left in it
                 folder.parent.rmdir()

@@ -54,7 +54,11 @@ def _faults(records: Records, threads: int) -> Iterator[str]:
     yield from inputs(records)
     yield from outputs(records)
     if layout is None:
-        return  # what the store should hold is known once its record is made again
+        yield (
+            f"{records.run}: what its store should hold is not known until {records.store} is made "
+            f"again; run `verify` again then"
+        )
+        return
     tokens = token_store(records)
     yield from store(records, layout, tokens, model, threads)
     yield from ablation(records, layout, model)

@@ -15,9 +15,9 @@ from outlier_atlas.verification.records import Records, known
 
 
 def model_fingerprint(records: Records) -> str | None:
-    """The fingerprint of the weights; None where the record of the model is missing or damaged."""
-    described = known(records.model)
-    return None if described is None else str(described["fingerprint"])
+    """The fingerprint of the weights; None where no record has it."""
+    described = known(records.model) or (known(records.store) or {}).get("model", {})
+    return described.get("fingerprint")
 
 
 def token_store(records: Records) -> TokenStore | None:

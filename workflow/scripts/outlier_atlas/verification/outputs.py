@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from outlier_atlas.ablation.streams import Streams
-from outlier_atlas.data.tokens import HELDOUT, TokenStore
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import DamagedFileError, read_record, sha256
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.verification.records import Records, run_again
@@ -30,9 +30,12 @@ def outputs(records: Records) -> Iterator[str]:
 
 def ablation(records: Records, layout: Layout, model: str | None) -> Iterator[str]:
     """What the ablation stage keeps and is not what was written."""
-    if model is None or not (records.heldout.exists() and (records.run / HELDOUT).exists()):
+    try:
+        heldout = TokenStore.open(records.heldout)
+    except DamagedFileError:
+        return  # missing, or damaged and named
+    if model is None:
         return
-    heldout = TokenStore.open(records.heldout)
     for damage in Streams(records.run, layout, model, heldout).damaged():
         damage.path.unlink()
         run_again(records.ablated)

@@ -34,12 +34,11 @@ def store(
         tokens: of the run; None where they were damaged.
         model: fingerprint of the weights; None where the record of the model was damaged.
     """
-    faults = list(_metadata(records))
-    yield from faults
+    yield from _metadata(records)
     whole = Work(layout, tokens, model, 0, 0) if tokens and model else None
     yield from _commits(records, whole)
     yield from _summaries(records, whole)
-    yield from _chunks(records, layout, threads, bool(faults))
+    yield from _chunks(records, layout, threads)
 
 
 def _metadata(records: Records) -> Iterator[str]:
@@ -58,9 +57,8 @@ def _metadata(records: Records) -> Iterator[str]:
 def _commits(records: Records, whole: Work | None) -> Iterator[str]:
     commits = Commits.load(records.run / COMMITS)
     lost = list(_jobs(records, whole, commits)) if whole else []
-    unreadable = [*dict.fromkeys([*commits.damaged, *commits.cut])]
     if lost:
-        yield _lost(records.run, lost, unreadable)
+        yield _lost(records.run, lost, commits.unreadable)
     elif commits.damaged:
         revise(records.run / COMMITS, lambda commit: commit)  # damaged lines go
         look_again(records.run)
@@ -131,23 +129,20 @@ def _summaries(records: Records, whole: Work | None) -> Iterator[str]:
         yield f"{run}: {summary}; extraction makes it again where it is needed"
 
 
-def _chunks(records: Records, layout: Layout, threads: int, named: bool) -> Iterator[str]:
-    """Chunks that are not what was committed.
-
-    Args:
-        named: whether damage to the metadata was named already.
-    """
+def _chunks(records: Records, layout: Layout, threads: int) -> Iterator[str]:
+    """Chunks that are not what was committed."""
     run = records.run
     commits = Commits.load(run / COMMITS)
     try:
         arrays = Arrays(run, layout, commits.of, recorded=False)
     except metadata.DamagedMetadataError as damage:
+        # Metadata that no record can restore: arrays are dropped, and their chunks with them.
         run_again(records.store)
-        if not named:
-            yield str(damage)
+        yield f"{damage}; run `verify` again then"
         return
     chunks = list(damaged(arrays, layout, threads))
     if chunks:
         give_up(run, arrays, chunks)
     for chunk in chunks:
-        yield f"{run}: {chunk}; extraction makes it again where it is needed"
+        path = arrays.chunks.path(chunk.target, chunk.chunk)
+        yield f"{path}: {chunk}; extraction makes it again where it is needed"
