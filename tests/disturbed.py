@@ -26,7 +26,7 @@ import yaml
 from outlier_atlas import builtin
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.files import read_record
+from outlier_atlas.files import read_record, sweep
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.commits import _read as read_commits
 from outlier_atlas.store.layout import Layout
@@ -126,13 +126,16 @@ def launch(folder: Path, name: str, fault: Fault | None = None) -> Ended:
 
 
 def start(folder: Path, name: str, fault: Fault | None = None) -> Any:
-    """Start a stage in a process of its own, as Snakemake does: what it is to make is gone."""
+    """Start a stage in a process of its own, as Snakemake does: what it is to make is gone, and so
+    are temporary files of killed processes."""
     for path in _trace(folder), _said(folder), _batches(folder):
         path.unlink(missing_ok=True)
     job = planned.jobs(folder)[name]
     for path in (*job.output, *job.log):
         (folder / path).unlink(missing_ok=True)
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    for part in ("results", "resources"):
+        sweep(folder / part, older_than=0)
     process = SERVER().Process(target=_work, args=(str(folder), name, fault))
     process.start()
     return process

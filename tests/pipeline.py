@@ -56,16 +56,19 @@ class Run:
         model = self.settings.model
         if not (source_kind(model.source) == "builtin" and self.model_record.exists()):
             fetch(model, self.resources, self.model_record)
+        self.tokenize()
+        self.create_store()
+
+    def tokenize(self) -> None:
         tokenize_dataset(
             self.settings.dataset,
             self.model_record,
             self.resources,
-            model.trust_remote_code,
+            self.settings.model.trust_remote_code,
             None,
             self.tokens,
             self.tokens_record,
         )
-        self.create_store()
 
     def create_store(self) -> None:
         prepare_store(
@@ -131,7 +134,8 @@ class Run:
         manifests = [self.job(group, shard).manifest for group, shard in parts]
         records = Records(
             self.folder, self.model_record, self.resources, self.tokens, self.heldout,
-            self.store_record, manifests,
+            self.store_record, manifests, detected=self.tables / "layer_magnitudes.parquet",
+            ablated=self.tables / "ablations.parquet",
         )  # fmt: skip
         verify(records, 2)
 

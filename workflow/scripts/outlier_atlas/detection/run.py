@@ -24,6 +24,7 @@ from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
 from outlier_atlas.files import read_record
 from outlier_atlas.measured import keep_only
+from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.store.arrays import Arrays
@@ -37,7 +38,7 @@ from outlier_atlas.store.repair import (
     look_again,
     lost_summaries,
 )
-from outlier_atlas.store.shape import clear_up, forget_passed
+from outlier_atlas.store.shape import clear_up
 from outlier_atlas.store.summaries import LostSummaryError
 from outlier_atlas.store.targets import DamagedChunkError
 
@@ -97,6 +98,7 @@ def detect(
     def values_of(places: Sequence[tuple[int, int | None, int, int]]) -> Sequence[float | None]:
         from outlier_atlas.model.entries import down_projection_entries  # takes seconds
 
+        Weights(model_record, resources).check()
         return down_projection_entries(model, resources, trust_remote_code, places)
 
     found = findings(
@@ -173,7 +175,6 @@ def _giving_up_damage(source: Source, threads: int) -> Iterator[None]:
     except DamagedChunkError as damage:
         raise give_up(run, arrays, list(damaged(arrays, layout, threads)) or [damage]) from damage
     except LostSummaryError as lost:
-        forget_passed(run, arrays, layout)
         all_lost = list(lost_summaries(run, source.fingerprints, source.commits)) or [lost]
         raise give_up_summaries(run, all_lost) from lost
 
@@ -196,10 +197,11 @@ def _check_committed(source: Source) -> None:
         missing = source.commits.missing(targets, rows, source.fingerprints.of(chunk))
         if missing:
             first = min(missing)
-            forget_passed(run, source.arrays, layout)
             look_again(run)
+            unreadable = ", ".join(map(str, source.commits.unreadable))
+            cause = f" or their commits are damaged ({unreadable})" if unreadable else ""
             raise ValueError(
                 f"{run / 'activations.zarr'}: {first.site}, layer {first.layer}, tokens "
-                f"{rows.start} to {rows.stop - 1} were never computed as configured now; run "
-                f"again: only what is missing is computed"
+                f"{rows.start} to {rows.stop - 1} were never computed as configured now{cause}; "
+                f"run again: only what is missing is computed"
             )

@@ -23,6 +23,7 @@ from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.layout import Target
+from outlier_atlas.store.repair import look_again
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import LayerGroup
@@ -48,14 +49,14 @@ def _compute(job: Job, work: Work, where: Sequence[str], company: Company) -> No
     """Plan, load once and stream until nothing is missing; leave a record of what it took."""
     torch.set_num_threads(job.threads)
     few_kernels()
+    Weights(job.model_record, job.resources).check()
     made = preflight.planned(job, work, len(where))
     job = replace(job, batch_size=preflight.automatic(made, job, work, where, company))
     made = made.batched(job.batch_size)
     missing = work.missing(Commits.load(job.run / COMMITS), job.batch_size)
     if not missing:
         return
-    Weights(job.model_record, job.resources).check()
-    _check_boundary(job, work, missing)
+    _check_boundary(job, work)
     preflight.say(made, preflight.place_of(where, job.device_memory, company), job)
     with Measurement(job, work, made, where) as measurement:
         loaded = False
@@ -101,15 +102,14 @@ def _stream(
     return size
 
 
-def _check_boundary(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]]) -> None:
-    commits = Commits.load(job.run / COMMITS)
-    unfounded = work.unfounded(commits, missing, job.batch_size)
+def _check_boundary(job: Job, work: Work) -> None:
+    unfounded = work.unfounded(Commits.load(job.run / COMMITS), job.batch_size)
     if unfounded:
         rows = min(unfounded, key=lambda rows: rows.start)
+        look_again(job.run)
         raise ValueError(
             f"layers {work.span}: the residual stream before them lacks tokens {rows.start} to "
-            f"{rows.stop - 1}; delete {job.manifest.parent} and run again: only what is missing is "
-            f"computed"
+            f"{rows.stop - 1}; run again: only what is missing is computed"
         )
 
 

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commits
-from outlier_atlas.store.rows import rows_of_chunk
+from outlier_atlas.store.commits import COMMITS, Commit, Commits, revise, without
+from outlier_atlas.store.rows import shards_of_chunk
 
 
-def delete_read(run: Path, work: Work) -> None:
+def delete_read(run: Path, work: Work, batch_size: int) -> None:
     """Delete the boundary before a layer group, all of whose own rows are committed.
 
-    Of a chunk that it shares with another sequence shard the last one of them to end does so: each
-    has committed its rows before it looks.
+    Its commits go first: no commit stands for a chunk that was deleted on purpose, so what needs
+    the boundary later finds it missing and has it computed again. A chunk that other sequence
+    shards share is deleted by the last one of them to end: each has committed its rows before it
+    looks.
+
+    Args:
+        batch_size: sequences in a forward pass; other sequence shards read whole batches, too.
     """
-    layout, group = work.layout, work.group
-    before = layout.boundary_after(group - 1)
+    before = work.boundary_before
     assert before is not None, "a later layer group has a boundary before it"
-    after = layout.boundary_after(group)
-    targets = [*layout.measured(group), *([after] if after else [])]
-    commits, arrays = Commits.load(run / COMMITS), Arrays(run, layout)
-    for chunk in dict.fromkeys(rows.chunk for rows in work.rows):
-        others = rows_of_chunk(layout, work.tokens.sequence_starts, chunk)
-        if not any(
-            commits.missing(targets, rows, work.fingerprint(chunk))
-            for rows in others
-            if rows not in work.rows
-        ):
-            arrays.chunks.remove(before, chunk)
+    commits = Commits.load(run / COMMITS)
+    chunks = frozenset(rows.chunk for rows in work.rows) - _still_read(work, commits, batch_size)
+
+    def revised(commit: Commit) -> Commit:
+        if commit.rows.chunk not in chunks:
+            return commit
+        return without(commit, lambda target: target == before)
+
+    revise(run / COMMITS, revised)
+    arrays = Arrays(run, work.layout)
+    for chunk in sorted(chunks):
+        arrays.chunks.remove(before, chunk)
+
+
+def _still_read(work: Work, commits: Commits, batch_size: int) -> frozenset[int]:
+    """The chunks that other sequence shards have yet to read at the boundary."""
+    starts = work.tokens.sequence_starts
+    edges = (work.rows[0].chunk, work.rows[-1].chunk)
+    sharing = {shard for chunk in edges for shard in shards_of_chunk(work.layout, starts, chunk)}
+    others = (replace(work, shard=shard) for shard in sharing - {work.shard})
+    return frozenset(rows.chunk for other in others for rows in other.read(commits, batch_size))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.files import read_record, unwritten, write_record
+from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SITES
@@ -113,6 +114,7 @@ def prepare_store(
 
     refuse_newer(run)
     extraction = ExtractionSettings.model_validate(settings)
+    Weights(model_record, resources).check()
     model = read_record(model_record)
     folder, config, architecture = described(model, resources, trust_remote_code)
     store = TokenStore.recorded(tokens, run / RECORD)

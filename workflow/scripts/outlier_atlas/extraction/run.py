@@ -34,7 +34,7 @@ def extract(job: Job) -> None:
         _compute(job, work)
     else:
         log.info("layers %s: all committed already, nothing to compute", work.span)
-    _delete_read(job, work)
+    _delete_read(job, work, size)
     write_record(job.manifest, manifest(work))
 
 
@@ -44,11 +44,11 @@ def _compute(job: Job, work: Work) -> None:
     compute(job, work)
 
 
-def _delete_read(job: Job, work: Work) -> None:
+def _delete_read(job: Job, work: Work, batch_size: int) -> None:
     if work.group and work.layout.passing_boundaries:
         from outlier_atlas.extraction.passing import delete_read
 
-        delete_read(job.run, work)
+        delete_read(job.run, work, batch_size)
 
 
 def manifest(work: Work) -> dict[str, object]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,8 +25,7 @@ from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Commits, Rows
 from outlier_atlas.store.layout import BOUNDARY, Target
-from outlier_atlas.store.repair import give_up
-from outlier_atlas.store.shape import forget_passed
+from outlier_atlas.store.repair import damaged_of, give_up
 from outlier_atlas.store.targets import DamagedChunkError
 
 if TYPE_CHECKING:
@@ -48,8 +48,23 @@ def stream(
     try:
         _stream(job, work, missing, group, where, arrays)
     except DamagedChunkError as damage:
-        forget_passed(job.run, arrays, work.layout)
-        raise give_up(job.run, arrays, [damage]) from damage
+        raise give_up(job.run, arrays, _all_damaged(arrays, work, damage, job.threads)) from damage
+
+
+def _all_damaged(
+    arrays: Arrays, work: Work, first: DamagedChunkError, threads: int
+) -> Sequence[DamagedChunkError]:
+    """All chunks that a job reads and that are damaged: at its boundary, and those that it shares.
+
+    They are found together, so that one further run repairs all of them.
+    """
+    layout, before = work.layout, work.boundary_before
+    read = [(before, rows.chunk) for rows in work.rows] if before else []
+    after = layout.boundary_after(work.group)
+    stored = [target for target in layout.measured(work.group) if not target.is_summary]
+    targets = [*stored, *([after] if after else [])]
+    shared = [rows.chunk for rows in work.rows if rows.stop - rows.start < layout.chunk_tokens]
+    return list(damaged_of(arrays, [*read, *product(targets, shared)], threads)) or [first]
 
 
 def _stream(

@@ -75,18 +75,25 @@ class Work:
         """
         return self._to_run(self.group, commits, batch_size)
 
-    def unfounded(
-        self, commits: Commits, missing: Iterable[Rows], batch_size: int
-    ) -> frozenset[Rows]:
+    @property
+    def boundary_before(self) -> Target | None:
+        """The boundary that this layer group reads; none before the first."""
+        return self.layout.boundary_after(self.group - 1) if self.group else None
+
+    def read(self, commits: Commits, batch_size: int) -> frozenset[Rows]:
+        """The rows whose boundary before this layer group is still to be read."""
+        return self._rows_of(self.batches(self.missing(commits, batch_size), batch_size))
+
+    def unfounded(self, commits: Commits, batch_size: int) -> frozenset[Rows]:
         """The rows that this layer group would read at the boundary before it, and that do not
         count."""
-        if self.group == 0:
+        before = self.boundary_before
+        if before is None:
             return frozenset()
-        before = self.layout.boundary_after(self.group - 1)
-        assert before is not None
-        read = self._rows_of(self.batches(missing, batch_size))
         return frozenset(
-            rows for rows in read if commits.missing([before], rows, self.fingerprint(rows.chunk))
+            rows
+            for rows in self.read(commits, batch_size)
+            if commits.missing([before], rows, self.fingerprint(rows.chunk))
         )
 
     def _to_run(

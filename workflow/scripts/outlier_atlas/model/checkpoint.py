@@ -134,14 +134,19 @@ def is_gguf(files: Sequence[str]) -> bool:
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """sha256 over the files that the tokenizer and the chat template may be made of.
+    """sha256 over `tokenizer_sums`."""
+    return fingerprint_of(tokenizer_sums(folder))
+
+
+def tokenizer_sums(folder: Path) -> dict[str, str]:
+    """sha256 of the files that the tokenizer and the chat template may be made of.
 
     A tokenizer's class decides which files it reads, so all count that are not known to be
     something else.
     """
     names = [name for name in regular_files(folder) if not _is_one_of(name, NO_TOKENIZER)]
     more = regular_files(folder / TEMPLATES) if (folder / TEMPLATES).is_dir() else []
-    return fingerprint_of(sums_of(folder, [*names, *(f"{TEMPLATES}/{name}" for name in more)]))
+    return sums_of(folder, [*names, *(f"{TEMPLATES}/{name}" for name in more)])
 
 
 def has_tokenizer(folder: Path) -> bool:

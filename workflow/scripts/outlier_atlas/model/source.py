@@ -28,7 +28,7 @@ from outlier_atlas.model.checkpoint import (
     has_tokenizer,
     is_tokenizer_file,
     regular_files,
-    tokenizer_fingerprint,
+    tokenizer_sums,
     weight_files,
 )
 from outlier_atlas.model.hub import CONFIGURATION, FETCH_AGAIN
@@ -101,6 +101,8 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         folder = resources / relative
         source = gguf_file(settings, resources)
         assert source is not None
+        if kind == "builtin":
+            builtin.check(settings.source, resources)
         gguf.describe(source, folder)
     described = _describe(settings, folder, digests_of(record, resources))
     where = {
@@ -160,10 +162,12 @@ def _describe(settings: ModelSettings, folder: Path, digests: Digests) -> dict[s
     text = text_config(config)
     counted = checked_files(folder, files, settings.trust_remote_code)
     sums = digests.of({name: folder / name for name in counted})
+    of_tokenizer = tokenizer_sums(folder)
     return {
         "fingerprint": fingerprint_of(sums | _rotation(text)),
         "sums": sums,
-        "tokenizer": tokenizer_fingerprint(folder),
+        "tokenizer": fingerprint_of(of_tokenizer),
+        "tokenizer_sums": of_tokenizer,
         "model_type": config.model_type,
         "architecture": (config.architectures or ["unknown"])[0],
         "layers": text.num_hidden_layers,

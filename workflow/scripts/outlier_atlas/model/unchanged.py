@@ -6,7 +6,9 @@ again only what may have changed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from outlier_atlas.digests import Digests
 from outlier_atlas.files import DamagedFileError, read_record
@@ -34,8 +36,10 @@ class Weights:
     def __init__(self, record: Path, resources: Path) -> None:
         described = read_record(record)
         self._record = record
-        self._folder = locate(described, resources)
+        self._folder = _located(record, described, resources)
         self._sums: dict[str, str] = described["sums"]
+        # Records of older versions have one fingerprint of all of them.
+        self._tokenizer: dict[str, str] = described.get("tokenizer_sums", {})
         self._digests = digests_of(record, resources)
 
     def check(self) -> None:
@@ -44,22 +48,40 @@ class Weights:
         Raises:
             ChangedWeightsError: a file is another one.
         """
-        self._compare(self._digests)
+        self._compare(self._sums, self._digests)
 
     def verify(self) -> None:
-        """Read all of them, whatever their sizes and times are.
+        """Read all of them, those of the tokenizer too, whatever their sizes and times are.
 
         Raises:
             ChangedWeightsError: a file is another one.
         """
         try:
-            self._compare(Digests())
+            self._compare(self._sums | self._tokenizer, Digests())
         except ChangedWeightsError:
             self._digests.clear()  # it may have taken the file for the one that it knows
             raise
 
-    def _compare(self, digests: Digests) -> None:
-        found = digests.of({name: self._folder / name for name in self._sums})
-        for name, digest in self._sums.items():
+    def check_tokenizer(self) -> None:
+        """Read the files of the tokenizer.
+
+        Raises:
+            ChangedWeightsError: a file is another one.
+        """
+        self._compare(self._tokenizer, Digests())
+
+    def _compare(self, sums: Mapping[str, str], digests: Digests) -> None:
+        found = digests.of({name: self._folder / name for name in sums})
+        for name, digest in sums.items():
             if found[name] != digest:
                 raise ChangedWeightsError(self._record, self._folder / name)
+
+
+def _located(record: Path, described: Mapping[str, Any], resources: Path) -> Path:
+    """The folder of a recorded model; where it is gone, its record is void."""
+    try:
+        return locate(described, resources)
+    except ValueError as error:
+        gone = DamagedFileError(record, "")
+        gone.args = (str(error),)
+        raise gone from error

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import Counted, Rows
 from outlier_atlas.store.layout import Layout, Target, arrays_of, boundary_array, parts
+from outlier_atlas.store.metadata import DamagedMetadataError, check
 from outlier_atlas.store.targets import TargetChunks
-from outlier_atlas.store.version import ACTIVATIONS
-
-BOUNDARIES = "boundaries.zarr"
+from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES, STORE
 
 Float32 = NDArray[np.float32]
 
@@ -31,12 +30,17 @@ class Arrays:
 
     Args:
         counted: what must agree with what is read; only to write it is not needed.
+        recorded: whether their metadata must agree with its record.
 
     Raises:
-        ValueError: they are not there.
+        DamagedMetadataError: they are not there, or their metadata is damaged.
     """
 
-    def __init__(self, run: Path, layout: Layout, counted: Counted | None = None) -> None:
+    def __init__(
+        self, run: Path, layout: Layout, counted: Counted | None = None, recorded: bool = True
+    ) -> None:
+        if recorded:
+            check(run)
         self._layout = layout
         self._locks = run / "manifests" / "locks"
         self._counted = counted
@@ -50,11 +54,10 @@ class Arrays:
             if layout.perplexity:
                 arrays[TOKEN_LOSS] = activations[TOKEN_LOSS]
             self.chunks = TargetChunks(arrays, layout.chunk_tokens)
-        except (FileNotFoundError, KeyError) as error:
-            raise ValueError(
-                f"{run / ACTIVATIONS}: not there, or not as manifests/store.json says ({error}); "
-                f"delete manifests/store.json and run again"
-            ) from error
+        # Whatever zarr makes of metadata that is damaged, or of another layout.
+        except Exception as error:
+            cause = f"not as {STORE} says: {type(error).__name__} {error}"
+            raise DamagedMetadataError(run, run / ACTIVATIONS, cause) from error
 
     def read(self, target: Target, start: int, stop: int) -> Float32:
         """Tokens `start` to `stop` of a target, (token, channel).

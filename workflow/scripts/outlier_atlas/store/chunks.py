@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from outlier_atlas.files import DamagedFileError, partial, unwritten, write_parts
+from outlier_atlas.files import DamagedFileError, write_unsynced
 from outlier_atlas.store.layout import Compression
 
 CHECKSUM_BYTES = 4
@@ -94,7 +94,7 @@ class ChunkFiles:
         Raises:
             DamagedFileError: the file is missing, or is not what was written.
         """
-        path = self._path(coordinates)
+        path = self.path(coordinates)
         encoded, stored = _checked(path)
         try:
             return decode(encoded, self._compression, self._shape, self._dtype), stored
@@ -107,11 +107,11 @@ class ChunkFiles:
         Raises:
             DamagedFileError: the file is missing, or is not what was written.
         """
-        return _checked(self._path(coordinates))[1]
+        return _checked(self.path(coordinates))[1]
 
     def exists(self, coordinates: tuple[int, ...]) -> bool:
         """Whether a chunk has a file."""
-        return self._path(coordinates).exists()
+        return self.path(coordinates).exists()
 
     def blank(self) -> NDArray[Any]:
         """A chunk of what a number is that was never written."""
@@ -119,7 +119,7 @@ class ChunkFiles:
 
     def remove(self, coordinates: tuple[int, ...]) -> None:
         """Remove a chunk's file, if it is there."""
-        self._path(coordinates).unlink(missing_ok=True)
+        self.path(coordinates).unlink(missing_ok=True)
 
     def write(self, coordinates: tuple[int, ...], values: NDArray[np.float32]) -> str:
         """Write a chunk; a reader sees the one before, or this one.
@@ -137,18 +137,13 @@ class ChunkFiles:
         missing = [(0, full - there) for full, there in zip(self._shape, whole.shape, strict=True)]
         if any(after for _, after in missing):
             whole = np.pad(whole, missing, constant_values=self._metadata.fill_value)
-        path = self._path(coordinates)
         parts = encode(whole, self._compression)
-        try:
-            write_parts(partial(path), *parts)
-            partial(path).replace(path)
-        except OSError as error:
-            partial(path).unlink(missing_ok=True)
-            size = sum(map(len, parts))
-            raise unwritten(error, path, f"{size:,} bytes were to be written") from error
+        # Temporary files of all chunks lie in the array's folder: `sweep` looks into no other.
+        write_unsynced(self.path(coordinates), parts, self._folder)
         return f"{int.from_bytes(parts[1], 'little'):08x}"
 
-    def _path(self, coordinates: tuple[int, ...]) -> Path:
+    def path(self, coordinates: tuple[int, ...]) -> Path:
+        """The file of a chunk."""
         return self._folder / str(self._metadata.encode_chunk_key(coordinates))
 
 

@@ -91,12 +91,13 @@ class Commits:
     """The commits of a run, as its files hold them at this moment.
 
     Attributes:
-        damaged: of each file with such lines, how many lines are not what was written; they do not
-            count. A kill leaves one, cut short.
+        damaged: files with whole lines that are not what was written; they do not count.
+        cut: files with lines that were cut short, as a kill leaves them; they do not count.
     """
 
     def __init__(self, commits: Iterable[Commit]) -> None:
-        self.damaged: dict[Path, int] = {}
+        self.damaged: list[Path] = []
+        self.cut: list[Path] = []
         self._by_chunk: dict[int, list[Commit]] = defaultdict(list)
         self._summaries: dict[tuple[str, int], set[Target]] = defaultdict(set)
         for commit in commits:
@@ -108,16 +109,17 @@ class Commits:
     @classmethod
     def load(cls, folder: Path) -> Commits:
         """Read all commit files of a folder."""
-        found: list[Commit] = []
-        damaged = {}
-        for path in sorted(folder.glob("*.jsonl")):
-            good, bad = _read(path)
-            found += good
-            if bad:
-                damaged[path] = bad
-        commits = cls(found)
-        commits.damaged = damaged
+        read = {path: _read(path) for path in sorted(folder.glob("*.jsonl"))}
+        commits = cls(commit for good, _ in read.values() for commit in good)
+        bad = {path: [line.endswith("}") for line in lines] for path, (_, lines) in read.items()}
+        commits.damaged = [path for path, ends in bad.items() if any(ends)]
+        commits.cut = [path for path, ends in bad.items() if not all(ends)]
         return commits
+
+    @property
+    def unreadable(self) -> list[Path]:
+        """Files with lines that do not count, whatever is wrong with them."""
+        return sorted({*self.damaged, *self.cut})
 
     def of(
         self, target: Target, chunk: int, fingerprint: str | None = None
@@ -188,7 +190,7 @@ class CommitFile:
 
     def append(self, commit: Commit) -> None:
         """Append a commit, all of it or nothing."""
-        # Opened each time: `revise`, in another job, may have replaced the file.
+        # Opened each time: `revise`, in another job, may have replaced or removed the file.
         with _lock(self._path.parent, fcntl.LOCK_SH):
             append(self._path, _close_off(self._path) + commit.line().encode())
 
@@ -236,6 +238,8 @@ def _lock(folder: Path, kind: int) -> Iterator[None]:
 
 def _close_off(path: Path) -> bytes:
     """A line break, where a kill cut the last line short."""
+    if not path.exists():
+        return b""
     with path.open("rb") as file:
         end = file.seek(0, 2)
         if not end:
@@ -244,12 +248,12 @@ def _close_off(path: Path) -> bytes:
         return b"" if file.read(1) == b"\n" else b"\n"
 
 
-def _read(path: Path) -> tuple[list[Commit], int]:
-    """The commits of a file, and how many lines are not what was written."""
-    commits, damaged = [], 0
+def _read(path: Path) -> tuple[list[Commit], list[str]]:
+    """The commits of a file, and the lines that are not what was written."""
+    commits, damaged = [], []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             commits.append(Commit.parse(line))
         except (ValueError, KeyError, TypeError, AttributeError):
-            damaged += bool(line)
+            damaged += [line] if line else []
     return commits, damaged

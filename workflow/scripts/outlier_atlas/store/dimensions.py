@@ -8,9 +8,8 @@ from pathlib import Path
 
 from outlier_atlas.files import DamagedFileError, write_whole
 from outlier_atlas.settings.sites import DIMENSIONS, SITES, Site
-from outlier_atlas.store.arrays import BOUNDARIES
 from outlier_atlas.store.layout import Layout, parts
-from outlier_atlas.store.version import ACTIVATIONS
+from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES
 
 Widths = Mapping[int, int]
 """Channels of a site in each layer that has the site."""

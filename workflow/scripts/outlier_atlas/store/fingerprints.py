@@ -70,6 +70,19 @@ class Fingerprints:
             self._sequence(index) for index in sequences_of(self.sequence_starts, start, stop)
         )
 
+    def cut_here(self, rows: Rows) -> bool:
+        """Whether rows lie in their chunk, and begin and end where chunks or sequences do.
+
+        Rows of a run whose chunks had another size do not: summaries of them would be counted in
+        another chunk, and would cut sequences where this run does not.
+        """
+        size = self.layout.chunk_tokens
+        first = rows.chunk * size
+        if not first <= rows.start < rows.stop <= first + size:
+            return False
+        edges = (first, first + size)
+        return all(edge in edges or edge in self._starts for edge in (rows.start, rows.stop))
+
     def same_until(self, start: int, stop: int, sequences: tuple[str, ...]) -> int:
         """The token until which a range is what it was when its sequences were such."""
         last = min(stop, int(self.sequence_starts[-1]))
@@ -90,6 +103,10 @@ class Fingerprints:
         digest.update(int(first).to_bytes(8, "little"))
         digest.update(np.ascontiguousarray(self.token_ids[first:end], "<i4").tobytes())
         return digest.hexdigest()[:32]
+
+    @cached_property
+    def _starts(self) -> frozenset[int]:
+        return frozenset(self.sequence_starts.tolist())
 
     @cached_property
     def _common(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -19,32 +19,37 @@ from outlier_atlas.store.summaries import (
     path_of,
 )
 from outlier_atlas.store.targets import DamagedChunkError
-from outlier_atlas.store.version import ACTIVATIONS
 
 MANIFESTS = Path("manifests") / "extraction"
 """Folder of the extraction jobs' manifests, seen from the run's folder."""
 
 
 def damaged(arrays: Arrays, layout: Layout, threads: int) -> Iterator[DamagedChunkError]:
-    """Hold every chunk of a run that counts against its commits."""
+    """Compare every chunk of a run that counts with its commits."""
+    for target in layout.targets():
+        yield from damaged_of(arrays, ((target, chunk) for chunk in range(layout.chunks)), threads)
 
-    def look(target: Target, chunk: int) -> DamagedChunkError | None:
+
+def damaged_of(
+    arrays: Arrays, places: Iterable[tuple[Target, int]], threads: int
+) -> Iterator[DamagedChunkError]:
+    """Compare chunks of targets with their commits."""
+
+    def look(place: tuple[Target, int]) -> DamagedChunkError | None:
         try:
-            arrays.check(target, chunk)
+            arrays.check(*place)
         except DamagedChunkError as damage:
             return damage
         return None
 
     with ThreadPoolExecutor(threads) as readers:
-        for target in layout.targets():
-            found = readers.map(look, [target] * layout.chunks, range(layout.chunks))
-            yield from filter(None, found)
+        yield from filter(None, readers.map(look, places))
 
 
 def lost_summaries(
     run: Path, fingerprints: Fingerprints, commits: Commits
 ) -> Iterator[LostSummaryError]:
-    """Hold every summary of a site that is not stored against its commits."""
+    """Compare every summary of a site that is not stored with its commits."""
     layout = fingerprints.layout
     for summary, chunk in product(layout.summaries(), range(layout.chunks)):
         for target, rows, checksum in commits.serving(summary, chunk, fingerprints.of(chunk)):
@@ -63,7 +68,8 @@ def give_up(run: Path, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> 
     for damage in damages:
         arrays.chunks.remove(damage.target, damage.chunk)
     gone = {(damage.target, damage.chunk) for damage in damages}
-    return _given_up(run, ACTIVATIONS, damages, lambda target, rows: (target, rows.chunk) in gone)
+    first = arrays.chunks.path(damages[0].target, damages[0].chunk)
+    return _given_up(run, first, damages, lambda target, rows: (target, rows.chunk) in gone)
 
 
 def give_up_summaries(run: Path, lost: Sequence[LostSummaryError]) -> ValueError:
@@ -73,12 +79,12 @@ def give_up_summaries(run: Path, lost: Sequence[LostSummaryError]) -> ValueError
         The error to raise: it says what was lost and that the same command repairs it.
     """
     gone = {(summary.target, summary.rows) for summary in lost}
-    return _given_up(run, SUMMARIES, lost, lambda target, rows: (target, rows) in gone)
+    return _given_up(run, run / SUMMARIES, lost, lambda target, rows: (target, rows) in gone)
 
 
 def _given_up(
     run: Path,
-    place: str,
+    place: Path,
     damages: Sequence[DamagedChunkError | LostSummaryError],
     gone: Callable[[Target, Rows], bool],
 ) -> ValueError:
@@ -89,7 +95,7 @@ def _given_up(
     look_again(run)
     more = f", and {len(damages) - 1} more" if len(damages) > 1 else ""
     alone = "they alone are" if more else "it alone is"
-    return ValueError(f"{run / place}: {damages[0]}{more}; run again: {alone} made anew")
+    return ValueError(f"{place}: {damages[0]}{more}; run again: {alone} made anew")
 
 
 def look_again(run: Path) -> None:

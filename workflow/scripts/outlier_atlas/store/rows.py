@@ -25,13 +25,13 @@ def shard_rows(layout: Layout, starts: NDArray[np.int64], shard: int) -> list[Ro
     return _cut(layout, int(starts[first]), int(starts[last]))
 
 
-def rows_of_chunk(layout: Layout, starts: NDArray[np.int64], chunk: int) -> Iterator[Rows]:
-    """The tokens of a chunk, cut where the sequence shards are."""
+def shards_of_chunk(layout: Layout, starts: NDArray[np.int64], chunk: int) -> Iterator[int]:
+    """The sequence shards that have tokens in a chunk."""
     start, stop = layout.chunk_range(chunk)
-    for first, last in even_ranges(len(starts) - 1, layout.sequence_shards):
-        begin, end = max(start, int(starts[first])), min(stop, int(starts[last]))
-        if begin < end:
-            yield Rows(chunk, begin, end)
+    shards = even_ranges(len(starts) - 1, layout.sequence_shards)
+    for shard, (first, last) in enumerate(shards):
+        if max(start, int(starts[first])) < min(stop, int(starts[last])):
+            yield shard
 
 
 def tiles(starts: NDArray[np.int64], rows: Rows) -> Iterator[tuple[int, int, int]]:

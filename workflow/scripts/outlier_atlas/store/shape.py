@@ -21,14 +21,14 @@ import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from outlier_atlas.settings.sites import ATTN_SINK, SITES, TOKEN_LOSS
-from outlier_atlas.store.arrays import BOUNDARIES, Arrays
+from outlier_atlas.settings.sites import SITES
+from outlier_atlas.store import metadata
 from outlier_atlas.store.chunks import codecs
 from outlier_atlas.store.commits import COMMITS, Commit, Rows, revise, without
 from outlier_atlas.store.dimensions import rename
@@ -37,30 +37,22 @@ from outlier_atlas.store.layout import (
     BOUNDARY,
     Compression,
     Layout,
-    Part,
     Target,
     arrays_of,
     boundary_array,
     has_layers,
-    parts,
 )
+from outlier_atlas.store.metadata import COORDINATES, METADATA_FILE, DamagedMetadataError
 from outlier_atlas.store.rearrange import ASIDE, Shape, folder_of, reshape
+from outlier_atlas.store.shapes import shapes
 from outlier_atlas.store.summaries import remove_superseded
 from outlier_atlas.store.targets import DamagedChunkError, TargetChunks
-from outlier_atlas.store.version import ACTIVATIONS, KEY, STORE_VERSION, is_older
+from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES, KEY, STORE_VERSION, is_older
 
 log = logging.getLogger(__name__)
 
 FILL = {"float32": float("nan"), "int32": -1}
 """What a number is that was never written."""
-
-_COORDINATES = {
-    "layer": "layer of the model, 0-based",
-    "token_id": "the tokenizer's id of the token",
-    "sequence": "sequence of the token, 0-based",
-    "position": "position of the token in its sequence, 0-based",
-}
-"""The coordinates, and what each one is."""
 
 
 def create(
@@ -82,22 +74,25 @@ def create(
         coordinates: `token_id`, `sequence` and `position`, each (token,).
         fingerprints: of the chunks.
     """
+    _restore_metadata(run)
     _remove_leftovers(run)
     if is_older(run):
         log.warning(
             "%s: made by an older version of Outlier Atlas; its dimensions get the names of this "
             "version, and its values stay as they are", run,
         )  # fmt: skip
+    # From here to the end the metadata changes: without its record no job trusts it.
+    metadata.remove(run)
     rename(run, layout)
     activations = zarr.open_group(run / ACTIVATIONS, mode="a", use_consolidated=False)
     boundaries = zarr.open_group(run / BOUNDARIES, mode="a", use_consolidated=False)
     axes = {"layer": np.array(layout.layers, np.int32), **coordinates}
-    shapes = _shapes(layout)
+    wanted = shapes(layout)
     arrays = {name: (group, array) for group, name, array in _arrays(activations, boundaries, axes)}
     kept = {
         name: array
         for name, (_, array) in arrays.items()
-        if _kept(array, shapes.get(name), layout.chunk_tokens)
+        if _kept(array, wanted.get(name), layout.chunk_tokens)
     }
     dropped = revise(run / COMMITS, _current(layout, kept, fingerprints))
     if dropped:
@@ -107,7 +102,7 @@ def create(
         )  # fmt: skip
     for name in set(arrays) - set(kept):
         del arrays[name][0][name]
-    for name, shape in shapes.items():
+    for name, shape in wanted.items():
         if name in kept:
             reshape(kept[name], shape)
         else:
@@ -115,7 +110,8 @@ def create(
             _create_array(group, name, shape, layout.compression)
     for name, values in axes.items():
         _write_coordinate(activations, name, values, "layer" if name == "layer" else "token")
-    # Last: with its version a store is finished.
+    boundaries.attrs.put({})  # written again, whatever was in it
+    # With its version a store is finished.
     activations.attrs.put(
         {
             "coordinates": " ".join(coordinates),
@@ -123,6 +119,37 @@ def create(
             KEY: STORE_VERSION,
         }
     )
+    metadata.write(run, layout)
+
+
+def _restore_metadata(run: Path) -> None:
+    """Restore damaged metadata from its record; without one, drop the arrays whose metadata zarr
+    cannot read."""
+    try:
+        for damage in metadata.restore(run):
+            log.warning("%s", damage)
+    except DamagedMetadataError:
+        pass  # a kill while the arrays changed, an older version, or damage to the record itself
+    for store in (ACTIVATIONS, BOUNDARIES):
+        for path in sorted((run / store).glob(f"*/{METADATA_FILE}")):
+            _drop_unreadable(path.parent, zarr.open_array)
+        if (run / store / METADATA_FILE).exists():
+            _drop_unreadable(run / store, zarr.open_group)
+
+
+def _drop_unreadable(folder: Path, open_: Callable[..., Any]) -> None:
+    """Remove an array, or the metadata of a group, that zarr cannot read."""
+    try:
+        open_(folder, mode="r")
+    except Exception as error:  # zarr has no error of its own for metadata
+        log.warning(
+            "%s: damaged (%s %s); what it holds is computed again",
+            folder / METADATA_FILE, type(error).__name__, error,
+        )  # fmt: skip
+        if open_ is zarr.open_group:
+            (folder / METADATA_FILE).unlink()
+        else:
+            shutil.rmtree(folder)
 
 
 def _remove_leftovers(run: Path) -> None:
@@ -138,7 +165,7 @@ def clear_up(run: Path, layout: Layout) -> None:
 
     Until then it stays: a configuration that is taken back costs nothing.
     """
-    named, wanted = set(_shapes(layout)), set(layout.targets())
+    named, wanted = set(shapes(layout)), set(layout.targets())
 
     def gone(target: Target) -> bool:
         return layout.superseded(target) or (_is_stored(target) and target not in wanted)
@@ -147,7 +174,9 @@ def clear_up(run: Path, layout: Layout) -> None:
     remove_superseded(run, layout)
     activations = zarr.open_group(run / ACTIVATIONS, mode="r+", use_consolidated=False)
     boundaries = zarr.open_group(run / BOUNDARIES, mode="r+", use_consolidated=False)
-    for group, name, array in list(_arrays(activations, boundaries, _COORDINATES)):
+    arrays = list(_arrays(activations, boundaries, COORDINATES))
+    metadata.forget(run, [folder_of(array) for _, name, array in arrays if name not in named])
+    for group, name, array in arrays:
         if name not in named:
             del group[name]
         shutil.rmtree(folder_of(array) / ASIDE, ignore_errors=True)
@@ -170,13 +199,15 @@ def _current(
                 return False
             if not all(name in kept for name in arrays_of(target)):
                 return True
-            return _passed(layout, chunks, target, rows.chunk)
+            # Older versions deleted boundaries that had been read, and kept their commits.
+            return target.array == BOUNDARY and not chunks.exists(target, rows.chunk)
 
         there = without(commit, gone)
         stop = fingerprints.same_until(rows.start, rows.stop, commit.sequences)
-        if stop == rows.start or not there.checksums:
-            return without(commit, lambda target: True)
         same = Rows(rows.chunk, rows.start, stop)
+        # Where chunks had another size, rows are cut where none are cut now.
+        if stop == rows.start or not there.checksums or not fingerprints.cut_here(same):
+            return without(commit, lambda target: True)
         checksums = there.checksums
         if stop < rows.stop:
             checksums = _shortened(chunks, there, same, wanted)
@@ -202,26 +233,6 @@ def _shortened(
     return checksums
 
 
-def forget_passed(run: Path, arrays: Arrays, layout: Layout) -> None:
-    """Take boundaries that went when they had been read out of the commits.
-
-    Before what was computed from them is computed again.
-    """
-
-    def revised(commit: Commit) -> Commit:
-        chunk = commit.rows.chunk
-        return without(commit, lambda target: _passed(layout, arrays.chunks, target, chunk))
-
-    revise(run / COMMITS, revised)
-
-
-def _passed(layout: Layout, chunks: TargetChunks, target: Target, chunk: int) -> bool:
-    """Whether a chunk is one of a boundary that went when it had been read."""
-    if target.array != BOUNDARY or not layout.passing_boundaries:
-        return False
-    return target.layer in layout.boundaries() and not chunks.exists(target, chunk)
-
-
 def _is_stored(target: Target) -> bool:
     """Whether a target of a commit lies in the arrays."""
     return not has_layers(target) or target.array in SITES
@@ -235,62 +246,16 @@ def _arrays(
         yield from ((group, name, array) for name, array in group.arrays() if name not in axes)
 
 
-def _shapes(layout: Layout) -> dict[str, Shape]:
-    """What each array of a layout shall be, by name."""
-    of_sites = {p.name: _part_shape(layout, site, p) for site in layout.store for p in parts(site)}
-    between = {
-        boundary_array(layer): _boundary_shape(layout, layer) for layer in layout.boundaries()
-    }
-    losses = {TOKEN_LOSS: _losses_shape(layout)} if layout.perplexity else {}
-    return of_sites | between | losses
-
-
-def _part_shape(layout: Layout, site: str, part: Part) -> Shape:
-    # What its numbers depend on, and no other site's: an array of another is replaced.
-    of_sinks = {"sink_tokens": layout.sink_tokens} if site == ATTN_SINK else {}
-    return {
-        "shape": (len(layout.layers), layout.tokens, layout.sites[site]),
-        "chunks": (1, layout.chunk_tokens, layout.sites[site]),
-        "dtype": part.dtype,
-        "dimension_names": ("layer", "token", layout.dimension(site)),
-        "attributes": {
-            "long_name": part.long_name,
-            "layers": list(layout.layers),
-            "compression": layout.compression,
-            **of_sinks,
-        },
-    }
-
-
-def _boundary_shape(layout: Layout, layer: int) -> Shape:
-    return {
-        "shape": (layout.tokens, layout.hidden_size),
-        "chunks": (layout.chunk_tokens, layout.hidden_size),
-        "dtype": "float32",
-        "dimension_names": ("token", "channel"),
-        "attributes": {
-            "long_name": f"residual stream into layer {layer}",
-            "compression": layout.compression,
-        },
-    }
-
-
-def _losses_shape(layout: Layout) -> Shape:
-    return {
-        "shape": (layout.tokens, 1),
-        "chunks": (layout.chunk_tokens, 1),
-        "dtype": "float32",
-        "dimension_names": ("token", "loss"),
-        "attributes": {
-            "long_name": parts(TOKEN_LOSS)[0].long_name,
-            "units": "nat",
-            "compression": layout.compression,
-        },
-    }
-
-
 def _kept(array: zarr.Array[Any], shape: Shape | None, chunk_tokens: int) -> bool:
     """Whether what is in an array stays: of a named one all but its layers and tokens is right."""
+    layers = array.attrs.get("layers", [])
+    if (
+        array.ndim < 2
+        or array.attrs.get("compression") not in get_args(Compression)
+        or not isinstance(layers, list)
+        or not all(type(layer) is int for layer in layers)
+    ):
+        return False  # damaged metadata that zarr can read
     if shape is None:
         return array.chunks[-2] == chunk_tokens
     have = (array.shape[-1], array.chunks, str(array.dtype))
@@ -299,7 +264,7 @@ def _kept(array: zarr.Array[Any], shape: Shape | None, chunk_tokens: int) -> boo
     alike = (
         array.attrs.get(name) == attributes.get(name) for name in ("compression", "sink_tokens")
     )
-    return have == want and all(alike)
+    return have == want and all(alike) and bool(layers) == ("layers" in attributes)
 
 
 def _create_array(group: zarr.Group, name: str, shape: Shape, compression: Compression) -> None:
@@ -317,18 +282,18 @@ def _create_array(group: zarr.Group, name: str, shape: Shape, compression: Compr
 def _write_coordinate(
     group: zarr.Group, name: str, values: NDArray[np.int32], dimension: str
 ) -> None:
-    attributes: dict[str, Any] = {"long_name": _COORDINATES[name]}
+    attributes: dict[str, Any] = {"long_name": COORDINATES[name]}
     there = group.get(name)
     # A token id of 0 is no fill value: some readers would take it for missing.
     if (
         isinstance(there, zarr.Array)
         and there.fill_value == FILL["int32"]
-        and np.array_equal(np.asarray(there[:]), values)
+        and np.array_equal(_values(there), values)
     ):
         if dict(there.attrs) != attributes:
             there.attrs.put(attributes)
         return
-    array = group.create_array(
+    array = group.create_array(  # over a damaged one, too
         name,
         shape=values.shape,
         chunks=(min(len(values), 2**20),),
@@ -339,3 +304,11 @@ def _write_coordinate(
         overwrite=True,
     )
     array[:] = values
+
+
+def _values(array: zarr.Array[Any]) -> NDArray[Any]:
+    """The values of a coordinate; none where they are damaged."""
+    try:
+        return np.asarray(array[:])
+    except Exception:  # whatever a codec makes of damaged bytes
+        return np.empty(0)

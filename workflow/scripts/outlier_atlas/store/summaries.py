@@ -1,16 +1,18 @@
 """Summaries in files: a safetensors file for the rows of each site and layer.
 
 What lies there proves itself: its metadata holds the fingerprint of all that the numbers depend on,
-and a checksum over them. So a summary counts if it can be read and its fingerprint is the current
-one; no order of writing matters, and nothing has to be forced to the disk.
+a checksum over them, and one over the metadata itself. So a summary counts if it can be read and
+its fingerprint is the current one; no order of writing matters, and nothing has to be forced to the
+disk.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from outlier_atlas.files import canonical, partial, unwritten, write_parts
+from outlier_atlas.files import canonical, write_unsynced
 from outlier_atlas.store.commits import Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import SUMMARY, Layout, Target
@@ -33,6 +35,15 @@ LENGTHS = "lengths"
 """(attribute, tile): how long its array is; `NUMBER` where it is none."""
 
 NUMBER = -1
+
+PROOF = "proof"
+"""Key of a file's description with the checksum of everything else in the description."""
+
+OF_FLOOR = re.compile(r"\w+@\d[\de.+-]*\.\d+")
+"""Name of a folder with summaries of a site that is not stored: site, floor and version."""
+
+PLACE = re.compile(r"chunk-(\d+)\.(\d+)-(\d+)\.safetensors")
+"""Name of a file: its chunk, its first token and the one after its last."""
 
 Arrays = dict[str, NDArray[Any]]
 Attributes = dict[str, str]
@@ -85,15 +96,10 @@ def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
     arrays, attributes = _joined(tiles)
     checksum = _checksum(arrays, attributes)
     # In one entry: safetensors writes several in an order that changes from process to process.
-    proof = {"fingerprint": fingerprint, "checksum": checksum, "attributes": attributes}
-    content = safetensors.numpy.save(arrays, {"summary": canonical(proof)})
-    temporary = partial(path)
-    try:
-        write_parts(temporary, content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise unwritten(error, path, f"{len(content):,} bytes were to be written") from error
+    described = {"fingerprint": fingerprint, "checksum": checksum, "attributes": attributes}
+    entry = canonical(described | {PROOF: _proof(described)})
+    content = safetensors.numpy.save(arrays, {"summary": entry})
+    write_unsynced(path, [content], path.parent)
     return checksum
 
 
@@ -116,11 +122,41 @@ def read(
         raise DamagedSummaryError(f"{path}: {error}") from error
 
 
+def files(run: Path) -> Iterator[tuple[Path, Target, Rows]]:
+    """All summaries that lie in a run's folder, each with its target and its rows.
+
+    Those of stored sites come from detection; the targets of the others are summaries.
+    """
+    for path in sorted((run / SUMMARIES).glob("*/layer-*/chunk-*.safetensors")):
+        target, place = _target(path.parent), PLACE.fullmatch(path.name)
+        if target and place:
+            yield path, target, Rows(*map(int, place.groups()))
+
+
+def _target(folder: Path) -> Target | None:
+    """The target of the summaries in a folder; None where the folder is no such one."""
+    name, layer = folder.parent.name, folder.name.removeprefix("layer-")
+    if not layer.isdecimal():
+        return None
+    if "@" not in name:
+        return Target(name, int(layer))
+    return Target(f"{SUMMARY}{name}", int(layer)) if OF_FLOOR.fullmatch(name) else None
+
+
+def check_itself(path: Path) -> None:
+    """Compare a file with its own checksums, whatever it was made from.
+
+    Raises:
+        DamagedSummaryError: they do not agree.
+    """
+    _whole(path)
+
+
 def remove_superseded(run: Path, layout: Layout) -> None:
     """Remove what a layout does not need of sites that are not stored: those of a higher floor."""
     for folder in (run / SUMMARIES).glob("*@*/layer-*"):
-        target = Target(f"{SUMMARY}{folder.parent.name}", int(folder.name.removeprefix("layer-")))
-        if layout.superseded(target):
+        target = _target(folder)
+        if target and layout.superseded(target):
             shutil.rmtree(folder)
             with suppress(OSError):  # layers that are not measured now may be left in it
                 folder.parent.rmdir()
@@ -159,25 +195,30 @@ def check(path: Path, fingerprint: str, committed: str) -> None:
 
 
 def _current(path: Path, fingerprint: str, committed: str | None) -> tuple[Arrays, Attributes]:
-    """What is in a file that agrees with its own checksum, a fingerprint, and its commit."""
+    """What is in a file that agrees with its own checksums, a fingerprint, and its commit."""
+    arrays, described = _whole(path)
+    if described["fingerprint"] != fingerprint:
+        raise DamagedSummaryError(f"{path}: of another configuration")
+    if committed not in (None, described["checksum"]):
+        raise DamagedSummaryError(f"{path}: it is not the one that was committed")
+    return arrays, described["attributes"]
+
+
+def _whole(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """What is in a file that agrees with its own checksums: arrays, and their description."""
     try:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         arrays: Arrays = safetensors.numpy.load(content)
-        metadata = json.loads(header["__metadata__"]["summary"])
-        attributes: Attributes = metadata["attributes"]
-        checksum = _checksum(arrays, attributes)
-        whole = metadata["checksum"] == checksum
-        current = metadata["fingerprint"] == fingerprint
+        described: dict[str, Any] = json.loads(header["__metadata__"]["summary"])
+        proof = described.pop(PROOF, None)  # older files have none
+        whole = described["checksum"] == _checksum(arrays, described["attributes"])
+        whole &= "fingerprint" in described and proof in (None, _proof(described))
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise DamagedSummaryError(f"{path}: {error}") from error
     if not whole:
         raise DamagedSummaryError(f"{path}: damaged")
-    if not current:
-        raise DamagedSummaryError(f"{path}: of another configuration")
-    if committed not in (None, checksum):
-        raise DamagedSummaryError(f"{path}: it is not the one that was committed")
-    return arrays, attributes
+    return arrays, described
 
 
 def _joined(tiles: Sequence[Any]) -> tuple[Arrays, Attributes]:
@@ -208,6 +249,10 @@ def _split(kind: type[Kind], arrays: Arrays, attributes: Attributes) -> list[Kin
             values = arrays[dtype][start : used[dtype]]
             tile[field.name] = values[0].item() if length == NUMBER else values
     return [kind(**tile) for tile in tiles]
+
+
+def _proof(described: Mapping[str, Any]) -> str:
+    return f"{google_crc32c.value(canonical(described).encode()):08x}"
 
 
 def _checksum(arrays: Arrays, attributes: Attributes) -> str:

@@ -8,6 +8,7 @@ target of several arrays it is theirs, one after the other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,11 @@ class TargetChunks:
     def exists(self, target: Target, chunk: int) -> bool:
         """Whether a chunk has a file."""
         return any(files.exists(at) for files, at in self._of(target, chunk))
+
+    def path(self, target: Target, chunk: int) -> Path:
+        """The file of a chunk; of a target of several arrays that of the first."""
+        files, at = next(self._of(target, chunk))
+        return files.path(at)
 
     def remove(self, target: Target, chunk: int) -> None:
         """Remove a chunk's files."""

@@ -9,22 +9,37 @@ import json
 from pathlib import Path
 from typing import Any
 
+from outlier_atlas.files import DamagedFileError, read_record
+
 ACTIVATIONS = "activations.zarr"
+BOUNDARIES = "boundaries.zarr"
+
+STORE = Path("manifests") / "store.json"
+"""Record of the store, seen from the run's folder: the output of rule `create_store`."""
+
+METADATA = Path("manifests") / "metadata.json"
+"""Record of the arrays' metadata (`store/metadata.py`), seen from the run's folder."""
 
 STORE_VERSION = 2
 """Raised when a change to the code changes the form of a store. Version 1 is that of stores without
 a version; the last dimension of all of their sites is called `channel`."""
 
 KEY = "store_version"
-"""Attribute of the store's root group that holds its version."""
+"""Attribute of the store's root group, and key of the metadata's record, with its version."""
 
 
 def version_of(run: Path) -> int | None:
     """The version of a run's store; None where there is no store yet, or no finished one.
 
+    The record of the metadata comes first: its checksum covers the version.
+
     Raises:
         ValueError: the version is not a number.
     """
+    try:
+        return int(read_record(run / METADATA)[KEY])
+    except (OSError, DamagedFileError, KeyError, TypeError):
+        pass  # an older store, or a damaged one
     path = run / ACTIVATIONS / "zarr.json"
     try:
         attributes: dict[str, Any] = json.loads(path.read_text("utf-8"))["attributes"]

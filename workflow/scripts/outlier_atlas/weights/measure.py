@@ -17,6 +17,7 @@ from outlier_atlas.files import read_record
 from outlier_atlas.model.matrices import Checkpoint, Matrix
 from outlier_atlas.model.recorded import described
 from outlier_atlas.model.stored import StoredWeight, stored_weights
+from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.progress import progress
 from outlier_atlas.statistics.weights import WeightStatistics, weight_statistics
 
@@ -38,6 +39,7 @@ def measure(
         ValueError: the model is not there any more, or a weight is quantized in a way that cannot
             be undone.
     """
+    Weights(model_record, resources).check()
     record = read_record(model_record)
     source, config, architecture = described(record, resources, trust_remote_code)
     files = record["files"]

@@ -1,0 +1,159 @@
+"""A record of what zarr writes: the metadata of a run's arrays, and their coordinates.
+
+Chunks have a checksum of their own; `zarr.json` files and chunks of coordinates have none. So
+`store/shape.py` keeps the text of the former and a checksum of the latter in
+`manifests/metadata.json`. It deletes that record before it changes an array and writes it when all
+arrays have their shape: without a record, no job trusts the arrays, and `create_store` runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from outlier_atlas.files import (
+    DamagedFileError,
+    content,
+    read_record,
+    sha256,
+    write_record,
+    write_whole,
+)
+from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES, METADATA, STORE, STORE_VERSION
+
+METADATA_FILE = "zarr.json"
+
+COORDINATES = {
+    "layer": "layer of the model, 0-based",
+    "token_id": "the tokenizer's id of the token",
+    "sequence": "sequence of the token, 0-based",
+    "position": "position of the token in its sequence, 0-based",
+}
+"""The coordinates, and what each one is."""
+
+
+class DamagedMetadataError(DamagedFileError):
+    """Metadata or a coordinate of a run's arrays that is not what was written.
+
+    Rule `create_store` restores it: `path` is the output of that rule.
+
+    Attributes:
+        file: the damaged file.
+    """
+
+    def __init__(self, run: Path, file: Path, cause: str, more: int = 0) -> None:
+        super().__init__(run / STORE, cause)
+        others = f", and {more} more" if more else ""
+        self.args = (f"{file}: damaged ({cause}){others}; run again: it is restored",)
+        self.file = file
+
+
+def write(run: Path, layout: Layout) -> None:
+    """Record the metadata and the coordinates of a run's arrays as they are."""
+    files = sorted(
+        path
+        for store in (ACTIVATIONS, BOUNDARIES)
+        for pattern in (METADATA_FILE, f"*/{METADATA_FILE}")
+        for path in (run / store).glob(pattern)
+    )
+    chunks = (run / ACTIVATIONS / name / "c" for name in COORDINATES)
+    coordinates = sorted(path for folder in chunks for path in folder.glob("*") if path.is_file())
+    record = {
+        "store_version": STORE_VERSION,
+        "layout": layout.record(),
+        "files": {_name(run, path): path.read_text("utf-8") for path in files},
+        "coordinates": {_name(run, path): sha256(path) for path in coordinates},
+    }
+    write_record(run / METADATA, record)
+
+
+def forget(run: Path, arrays: Collection[Path]) -> None:
+    """Take arrays that are about to be removed out of the record.
+
+    Args:
+        arrays: their folders.
+    """
+    record = read(run)
+    gone = {_name(run, folder / METADATA_FILE) for folder in arrays}
+    files = {name: text for name, text in record["files"].items() if name not in gone}
+    if files != record["files"]:
+        write_record(run / METADATA, record | {"files": files})
+
+
+def remove(run: Path) -> None:
+    """Remove the record, before an array changes."""
+    (run / METADATA).unlink(missing_ok=True)
+
+
+def read(run: Path) -> dict[str, Any]:
+    """Read the record.
+
+    Raises:
+        DamagedMetadataError: it is missing or damaged.
+    """
+    try:
+        return read_record(run / METADATA)
+    except FileNotFoundError as error:
+        raise DamagedMetadataError(run, run / METADATA, "it is missing") from error
+    except DamagedFileError as error:
+        raise DamagedMetadataError(run, run / METADATA, error.cause) from error
+
+
+def check(run: Path) -> None:
+    """Compare the metadata of the arrays with the record.
+
+    Raises:
+        DamagedMetadataError: they differ.
+    """
+    changed = list(differing(run, read(run)))
+    if changed:
+        path, cause = changed[0]
+        raise DamagedMetadataError(run, path, cause, len(changed) - 1)
+
+
+def differing(run: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The metadata files that are not as recorded, and what is wrong with each."""
+    for name, text in record["files"].items():
+        there = content(run / name)
+        if there is None:
+            yield run / name, "its file is missing"
+        elif there != text.encode():
+            yield run / name, f"it is not what {METADATA.name} has"
+
+
+def differing_coordinates(run: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """The chunks of coordinates that are not as recorded, and what is wrong with each."""
+    for name, digest in record["coordinates"].items():
+        if not (run / name).is_file():
+            yield run / name, "its file is missing"
+        elif sha256(run / name) != digest:
+            yield run / name, f"its checksum in {METADATA.name} does not agree"
+
+
+def restore(run: Path) -> list[DamagedMetadataError]:
+    """Write metadata again as it was recorded, and remove chunks of coordinates that differ.
+
+    An array whose folder is gone stays away: its chunks are gone, too.
+
+    Returns:
+        What was damaged.
+
+    Raises:
+        DamagedMetadataError: the record is missing or damaged, and nothing can be restored.
+    """
+    record = read(run)
+    found = []
+    for path, cause in differing(run, record):
+        found.append(DamagedMetadataError(run, path, cause))
+        if path.parent.is_dir():
+            write_whole(path, record["files"][_name(run, path)].encode())
+    for path, cause in differing_coordinates(run, record):
+        found.append(DamagedMetadataError(run, path, cause))
+        path.unlink(missing_ok=True)
+    return found
+
+
+def _name(run: Path, path: Path) -> str:
+    return path.relative_to(run).as_posix()
