@@ -13,7 +13,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from outlier_atlas import locks
+from outlier_atlas import locks, supervision
 from outlier_atlas.settings import document
 from outlier_atlas.store.version import refuse_newer
 from outlier_atlas.workflow import (
@@ -24,6 +24,7 @@ from outlier_atlas.workflow import (
 )
 from snakemake.logging import logger
 
+supervision.watch()
 logger.addFilter(short_errors(SCRIPTS))
 
 # A user's file inherits nothing from the demo: neither its name nor its dataset.
@@ -103,6 +104,10 @@ rule fetch:
     input:
         MODEL_RECORD,
         fetched_dataset(),
+
+
+onstart:
+    supervision.jobs_begin(workflow.local_exec)
 
 
 onsuccess:
