@@ -1,5 +1,6 @@
 """A signal stops a job in one line, at once or after the batch in flight; so do missing threads."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from outlier_atlas import signals, stopping, threads
+from outlier_atlas import signals, stopping, supervision, threads
 from outlier_atlas.extraction.writer import RowWriter
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
@@ -30,7 +31,7 @@ def ready():
 def main(job):
 {main}
 
-doorway.job(main, SimpleNamespace(rule="a_rule", log=["run/logs/a_rule.log"], output={{}}))
+doorway.job(main, SimpleNamespace(rule="a_rule", threads=1, log=["run/logs/a_rule.log"], output={{}}))
 """
 
 
@@ -181,6 +182,28 @@ def test_threads_that_cannot_start_are_said_in_one_line(tmp_path):
     assert ended(start(tmp_path, REFUSE + pool)) == (1, f"a_rule: {threads.REFUSED}\n")
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_a_job_for_which_there_are_too_few_threads_is_refused_and_leaves_none(error, monkeypatch):
+    before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", refusing(after=12, error=error))
+    with pytest.raises(ValueError, match="raise the limit") as refused:
+        threads.require(1)
+    assert str(refused.value) == threads.REFUSED
+    assert threading.active_count() == before
+
+
+def refusing(after, error):
+    """`Thread.start` that raises once so many have started."""
+    begin, count = threading.Thread.start, iter(range(1000))
+
+    def start_or_refuse(thread):
+        if next(count) == after:
+            raise error
+        begin(thread)
+
+    return start_or_refuse
+
+
 def test_what_a_library_raises_as_no_exception_is_one_line(tmp_path):
     """As libraries in Rust do where they panic."""
     main = "class PanicException(BaseException): pass\nraise PanicException('no threads')"
@@ -192,17 +215,58 @@ def test_what_a_library_raises_as_no_exception_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
 def test_a_writer_whose_second_thread_cannot_start_leaves_none_waiting(error, monkeypatch):
-    before, begin, count = threading.active_count(), threading.Thread.start, iter(range(9))
-
-    def refuse(thread):
-        if next(count) == 1:
-            raise error
-        begin(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    before = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", refusing(after=1, error=error))
     with pytest.raises(type(error)), RowWriter(None, None, {}, None, 1):
         raise AssertionError("it is not entered")
     end = time.monotonic() + PATIENCE
     while threading.active_count() > before and time.monotonic() < end:
         time.sleep(0.01)
     assert threading.active_count() == before
+
+
+def test_a_program_is_quiet_about_ctrl_c_from_its_first_import_on(tmp_path):
+    """As `make run` starts Snakemake."""
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\nprint('ready', sys.argv[1:], flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "outlier_atlas.interruptible", "slow", "--cores", "2"],
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready ['--cores', '2']\n"
+    process.send_signal(signal.SIGINT)
+    said = "stopped before a job began; run the same command again\n"
+    assert ended(process) == (128 + signal.SIGINT, said)
+
+
+def record(message):
+    return logging.LogRecord("snakemake", logging.ERROR, "", 0, message, (), None)
+
+
+def test_a_job_that_was_stopped_alone_is_told_once_by_its_snakemake(capfd):
+    supervisor = supervision._Supervisor()
+    command = "CalledProcessError in file \"a.smk\", line 3:\nCommand 'python a.py' "
+    for how in ("returned non-zero exit status 143.", "died with <Signals.SIGTERM: 15>."):
+        assert not supervisor.keep(record(f"{command}{how}"))
+    assert supervisor.keep(record(f"{command}returned non-zero exit status 1."))
+    assert supervisor.keep(record("Error in rule a:"))
+    said = "a job was stopped by a signal; what is committed counts: run the same command again\n"
+    assert capfd.readouterr().err == said
+
+
+def test_processes_that_a_process_has_started_are_found_and_no_others():
+    command = ["sh", "-c", "sleep 60 & echo; wait"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        started.stdout.readline()
+        found = list(supervision._descendants(started.pid))
+        assert len(found) == 1 and other.pid not in found
+        assert list(supervision._descendants(os.getpid())).index(started.pid) >= 0
+    finally:
+        os.killpg(started.pid, signal.SIGKILL)
+        other.kill()
+        started.wait()
+        other.wait()

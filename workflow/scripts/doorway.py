@@ -32,7 +32,6 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
         snakemake: as Snakemake hands it to a script.
     """
     try:
-        stopping.listen()
         failed = _failed(main, snakemake)
         stopping.finish()
     except stopping.Stopped as stopped:
@@ -47,6 +46,8 @@ def _failed(main: Callable[[Any], None], snakemake: Any) -> bool:
     log = logging.getLogger("outlier_atlas")
     try:
         lock = path.parents[1] / LOCKS / path.stem
+        stopping.listen()
+        threads.require(snakemake.threads)
         with at_work(lock, log.warning), _made(snakemake.output.get("made")):
             main(snakemake)
     except (SystemExit, stopping.Stopped):

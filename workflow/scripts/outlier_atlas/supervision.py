@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from outlier_atlas import signals, stopping
+from outlier_atlas import signals, stopping, threads
 
 PATIENCE_SECONDS = 5.0
 """After a second signal, before jobs that are still there are killed."""
@@ -106,7 +106,7 @@ def watch() -> None:
     its own.
 
     Raises:
-        RuntimeError: no thread can be started to hear them.
+        SystemExit: no thread can be started to hear them.
     """
     program = Path(sys.argv[0])
     mine = "snakemake" in (program.name, program.parent.name)
@@ -114,7 +114,10 @@ def watch() -> None:
     if mine and main and not _supervisor.watching:
         _supervisor.watching = True
         os.environ[stopping.SUPERVISED] = "1"
-        signals.listen(_supervisor.attend, _ignore)
+        try:
+            signals.listen(_supervisor.attend, _ignore)
+        except RuntimeError as error:
+            sys.exit(threads.REFUSED if threads.refused(error) else str(error))
         logging.getLogger("snakemake.logging").addFilter(_supervisor.keep)
 
 
