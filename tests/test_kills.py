@@ -246,7 +246,7 @@ def test_a_stage_that_is_told_to_stop_says_so_in_one_line_and_loses_nothing(
 
 @pytest.mark.slow
 def test_signals_to_snakemake_end_it_and_its_jobs_within_seconds(history, tmp_path):
-    """SIGTERM to its process alone; Ctrl-C twice, while a job is imported, and before one begins."""
+    """SIGTERM to its process alone; Ctrl-C twice, while a job imports and before one begins."""
     name = "extract_activations.group-1.shard-0"
     folder = copy(history.before(name), tmp_path / "project")
     held = folder / "results" / NAME / locks.LOCKS

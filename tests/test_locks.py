@@ -64,8 +64,9 @@ def test_snakemake_says_it_and_runs_nothing(tmp_path):
     config = {"model": {"source": "./model"}, "dataset": {"source": "./a.txt"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "sitecustomize.py").write_text(
-        "import errno, fcntl\ndef flock(*_): raise OSError(errno.ENOSYS, 'Function not implemented')"
-        "\nfcntl.flock = flock\n"
+        "import errno, fcntl\n"
+        "def flock(*_):\n    raise OSError(errno.ENOSYS, 'Function not implemented')\n"
+        "fcntl.flock = flock\n"
     )
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     done = subprocess.run(

@@ -305,7 +305,10 @@ def test_what_a_rule_was_made_with_is_there_once_it_has_run(fails, tmp_path):
             raise ValueError("no")
 
     job = SimpleNamespace(
-        rule="a_rule", log=[tmp_path / "logs" / "a_rule.log"], output={"made": made / "a_rule.now"}
+        rule="a_rule",
+        threads=1,
+        log=[tmp_path / "logs" / "a_rule.log"],
+        output={"made": made / "a_rule.now"},
     )
     job.log[0].parent.mkdir()
     with pytest.raises(SystemExit) if fails else nullcontext():

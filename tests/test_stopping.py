@@ -31,7 +31,8 @@ def ready():
 def main(job):
 {main}
 
-doorway.job(main, SimpleNamespace(rule="a_rule", threads=1, log=["run/logs/a_rule.log"], output={{}}))
+a_rule = SimpleNamespace(rule="a_rule", threads=1, log=["run/logs/a_rule.log"], output={{}})
+doorway.job(main, a_rule)
 """
 
 
