@@ -14,9 +14,11 @@ CORES ?= all
 GPUS ?= 2
 # Processes of the tests, which compute in one thread each.
 WORKERS ?= logical
-SNAKEMAKE = .venv/bin/snakemake --cores $(CORES) --resources gpu=$(GPUS)
+# Ctrl-C ends them in one line, while Snakemake is still being imported, too.
+RUN_MODULE = .venv/bin/python -m outlier_atlas.interruptible
+SNAKEMAKE = $(RUN_MODULE) snakemake --cores $(CORES) --resources gpu=$(GPUS)
 # Before Snakemake, which ends in a stack trace where the file cannot be read.
-CHECK = @.venv/bin/python -m outlier_atlas.settings.document "$(or $(CONFIG),config/config.yaml)"
+CHECK = @$(RUN_MODULE) outlier_atlas.settings.document "$(or $(CONFIG),config/config.yaml)"
 LIBRARY = workflow/scripts/outlier_atlas
 PYTHON_FILES = workflow tests benchmarks
 
@@ -28,7 +30,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 run: .venv/installed
 	$(CHECK)
 	OUTLIER_ATLAS_MAKE=1 $(SNAKEMAKE) $(if $(CONFIG),--configfile "$(CONFIG)")
-	@.venv/bin/python -m outlier_atlas.workflow "$(or $(CONFIG),config/config.yaml)"
+	@$(RUN_MODULE) outlier_atlas.workflow "$(or $(CONFIG),config/config.yaml)"
 
 plan: .venv/installed
 	$(CHECK)

@@ -13,7 +13,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from outlier_atlas import locks
+from outlier_atlas import locks, supervision
 from outlier_atlas.inputs import Inputs, Purpose
 from outlier_atlas.settings import document
 from outlier_atlas.sources import Sources
@@ -27,6 +27,7 @@ from outlier_atlas.workflow import (
 )
 from snakemake.logging import logger
 
+supervision.watch()
 logger.addFilter(short_errors)
 
 # A user's file inherits nothing from the demo: neither its name nor its dataset.
@@ -98,6 +99,7 @@ rule fetch:
 
 
 onstart:
+    supervision.jobs_begin(workflow.local_exec)
     TURNS.plan((workflow.dag.jobid(j), j.output) for j in workflow.dag.needrun_jobs())
 
 

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -127,7 +128,7 @@ def test_a_job_waits_says_so_and_goes_on_when_the_holder_is_killed(tmp_path, mon
     assert time.monotonic() - started >= 0.6
     holder.join()
     said = [record.getMessage() for record in caplog.records]
-    assert f"held by GPU 0: the holder (process {holder.pid})" in said[0]
+    assert f"held by GPU 0: the holder (process {holder.pid} on {socket.gethostname()})" in said[0]
     assert len(said) == 1, "a reminder, not a stream"
 
 

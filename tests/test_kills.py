@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import disturbed
+import forked
 import pytest
 import yaml
 from disturbed import NAME, SERVER, History, Kill, at_operation, copy, launch, start, survive
@@ -165,9 +166,9 @@ def wait(for_what):
     return False
 
 
-def snakemake(folder, *arguments):
+def snakemake(folder, *arguments, python=sys.executable):
     """Start Snakemake on a project, in a process group of its own."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command = [python, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
     return subprocess.Popen(
         [*command, "--configfile", "mine.yaml", *arguments], cwd=folder, text=True,
@@ -209,6 +210,70 @@ def test_snakemake_itself_is_killed_and_the_same_command_goes_on(history, tmp_pa
     assert "waiting for process" in said(at_the_end)
 
     last = snakemake(folder)
+    text = said(last)
+    assert last.returncode == 0, text
+    assert history.differences(folder, "render_report") == []
+
+
+class Signal:
+    """A signal to the stage itself before operation `at`."""
+
+    def __init__(self, at: int, number: int) -> None:
+        self.left, self.number = at, number
+
+    def __call__(self, kind: str, path: str) -> None:
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+        self.left -= 1
+
+
+@pytest.mark.parametrize(
+    "name", ["extract_activations.group-0.shard-0", "detect_outliers", "ablate", "render_report"]
+)
+def test_a_stage_that_is_told_to_stop_says_so_in_one_line_and_loses_nothing(
+    history, name, tmp_path
+):
+    folder = copy(history.before(name), tmp_path / "project")
+    at = random.Random(f"{SEED} {name}").randrange(len(history.operations[name]) // 2)
+    stopped = launch(folder, name, Signal(at, signal.SIGTERM))
+    assert stopped.status == 128 + signal.SIGTERM, stopped.said
+    lines = [line for line in stopped.said.splitlines() if "run the same command again" in line]
+    assert lines == ["stopped by SIGTERM; what is committed counts: run the same command again"]
+    assert "Traceback" not in stopped.said
+    assert launch(folder, name).status == 0
+    assert history.differences(folder, name) == []
+
+
+@pytest.mark.slow
+def test_signals_to_snakemake_end_it_and_its_jobs_within_seconds(history, tmp_path):
+    """SIGTERM to its process alone; Ctrl-C twice, while a job imports and before one begins."""
+    name = "extract_activations.group-1.shard-0"
+    folder = copy(history.before(name), tmp_path / "project")
+    held = folder / "results" / NAME / locks.LOCKS
+
+    def end(at, how, line):
+        process = snakemake(folder)
+        assert wait(lambda: locked(held / at))
+        begun = time.monotonic()
+        how(process)
+        text = said(process)
+        assert time.monotonic() - begun < 20
+        assert process.returncode not in (0, None)
+        assert [line for line in text.splitlines() if "the same command" in line] == [line], text
+        assert "Traceback" not in text and "KeyboardInterrupt" not in text
+        assert not any(locked(path) for path in held.iterdir()), "no process is left behind"
+
+    def twice(process):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+
+    again = "what is committed counts: run the same command again"
+    stopping = "stopping after the batch in flight, at once at a second signal"
+    end(name, lambda process: process.terminate(), f"SIGTERM: {stopping}; {again}")
+    end(name, twice, f"SIGINT: {stopping}; {again}")
+    end(locks.SNAKEMAKE, twice, f"stopped by SIGINT before a job began; {again}")
+    last = snakemake(folder, python=forked.python())
     text = said(last)
     assert last.returncode == 0, text
     assert history.differences(folder, "render_report") == []

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 import zarr
 from pipeline import Run, config
 
+from outlier_atlas import stopping
 from outlier_atlas.extraction import writer
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.handout import Handout, keep_apart
@@ -108,6 +110,23 @@ def test_no_more_than_one_batch_waits_to_be_written(run, monkeypatch):
     counting_forwards(monkeypatch, look)
     run.extract()
     assert max(behind) == 1
+
+
+def test_a_signal_commits_the_batch_in_flight_and_no_other_is_begun(run, want, monkeypatch):
+    asked = stopping._Request()
+    monkeypatch.setattr(stopping, "_request", asked)
+    for module, hook in ((sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, hook, getattr(module, hook))  # it sets them; put them back
+    begun = counting_forwards(
+        monkeypatch, lambda count: asked.come(signal.SIGTERM) if count == 3 else None
+    )
+    with pytest.raises(stopping.Stopped):
+        run.extract()
+    assert committed(run) == len(begun) == 3
+    monkeypatch.setattr(stopping, "_request", stopping._Request())
+    run.extract()
+    assert len(begun) == SEQUENCES
+    assert_stored(run, want)
 
 
 def test_a_batch_is_read_while_the_one_before_computes(run, monkeypatch):

@@ -73,7 +73,7 @@ def ended(error, tmp_path, capsys):
         raise error
 
     with pytest.raises(SystemExit) as exit_status:
-        doorway.job(main, SimpleNamespace(rule="a_rule", log=[log], output={}))
+        doorway.job(main, SimpleNamespace(rule="a_rule", threads=1, log=[log], output={}))
     assert exit_status.value.code == 1
     return capsys.readouterr().err, log.read_text(encoding="utf-8")
 

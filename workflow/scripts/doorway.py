@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas import inputs, products
+from outlier_atlas import inputs, products, stopping, threads
 from outlier_atlas.files import DamagedFileError
 from outlier_atlas.locks import LOCKS, at_work
 from outlier_atlas.visible import VisibleFormatter
@@ -20,7 +20,8 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
     The log has everything, traces too; the terminal has what concerns the user. `ValueError` and
     `OSError` are the user's to mend: one line and exit status 1. Anything else is ours, and the
     line says so. `OUTLIER_ATLAS_TRACEBACK=1` shows the trace on the terminal as well. Neither has
-    a character that a terminal would obey, nor a secret of the environment.
+    a character that a terminal would obey, nor a secret of the environment. A signal stops the
+    job as `stopping` describes, with the exit status 128 + signal.
 
     The job holds its lock from here on. `main` imports what it needs itself, so that the seconds
     that torch takes pass under the lock: whoever starts meanwhile sees that the job is at work.
@@ -29,20 +30,36 @@ def job(main: Callable[[Any], None], snakemake: Any) -> None:
         main: takes the `snakemake` object.
         snakemake: as Snakemake hands it to a script.
     """
+    try:
+        failed = _failed(main, snakemake)
+        stopping.finish()
+    except stopping.Stopped as stopped:
+        stopping.end(stopped.number)
+    if failed:
+        sys.exit(1)
+
+
+def _failed(main: Callable[[Any], None], snakemake: Any) -> bool:
     path = Path(str(snakemake.log[0]))
     _set_up_logging(path)
     log = logging.getLogger("outlier_atlas")
     try:
         lock = path.parents[1] / LOCKS / path.stem
+        stopping.listen()
+        threads.require(snakemake.threads)
         with at_work(lock, log.warning):
             _run(main, snakemake)
-    except Exception as error:
+    except (SystemExit, stopping.Stopped):
+        raise
+    except BaseException as error:  # libraries in Rust raise what is no `Exception`
         level = logging.INFO if os.environ.get("OUTLIER_ATLAS_TRACEBACK") else logging.DEBUG
         log.log(level, "%s", traceback.format_exc().rstrip())
+        stopping.raise_again()
         log.error("%s: %s", snakemake.rule, _line(error, str(snakemake.log[0])))
         if isinstance(error, DamagedFileError):
             error.path.unlink(missing_ok=True)  # Snakemake makes anew what is not there
-        sys.exit(1)
+        return True
+    return False
 
 
 def _run(main: Callable[[Any], None], snakemake: Any) -> None:
@@ -59,13 +76,15 @@ def _run(main: Callable[[Any], None], snakemake: Any) -> None:
         products.write(record, [p for p in map(Path, made) if p != record], made_from)
 
 
-def _line(error: Exception, log: str) -> str:
+def _line(error: BaseException, log: str) -> str:
     said = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         said = f"{error.filename}: {error.strerror}"
     message = " ".join(said.split()) or type(error).__name__
     if isinstance(error, ValueError | OSError):
         return message
+    if threads.refused(error):
+        return threads.REFUSED
     return f"{type(error).__name__}: {message} (this should not happen; the trace is in {log})"
 
 

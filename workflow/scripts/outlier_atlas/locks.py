@@ -2,7 +2,7 @@
 
 Snakemake's own locks are files that a killed Snakemake leaves behind, and say nothing about jobs
 that outlive it. So each job holds a lock while it is at work, and so does the Snakemake that makes
-the run. Where a file system has no locks, nothing is locked.
+the run. A file system without locks is refused: two processes would write the same files.
 """
 
 from __future__ import annotations
@@ -14,14 +14,47 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 LOCKS = "locks"
 """Folder of the locks, in the run's folder or in `resources`: a file for each job."""
 SNAKEMAKE = "snakemake"
 """The lock of the Snakemake that makes a run."""
 
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+ELSEWHERE = (
+    "run in a folder of a file system with flock, or mount this one with it (Lustre: `-o flock`; "
+    "NFS: without `nolock`)"
+)
+
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+def flock(file: IO[Any], how: int, folder: Path, instead: str = "") -> bool:
+    """Lock a file, as all locks of this project are taken.
+
+    Args:
+        how: as `fcntl.flock` takes it.
+        folder: that the file is in, for the error.
+        instead: what to do where it has no locks; by default, to take another folder.
+
+    Returns:
+        Whether the lock was taken; without `LOCK_NB` it is, once its holder has let go.
+
+    Raises:
+        ValueError: the folder's file system has no locks.
+    """
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        raise ValueError(
+            f"{folder}: files on this file system cannot be locked (flock: {error.strerror}), so "
+            f"two processes might write the same file; {instead or ELSEWHERE}"
+        ) from error
+    return True
 
 
 @contextmanager
@@ -33,9 +66,9 @@ def at_work(path: Path, say: Callable[[str], object]) -> Iterator[None]:
         say: is told for whom the job waits.
     """
     with _open(path) as file:
-        if not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent):
             say(f"waiting for {_holder(file)}, which an earlier snakemake left at this very job")
-            _taken(file, fcntl.LOCK_EX)
+            flock(file, fcntl.LOCK_EX, path.parent)
         _sign(file)
         yield
 
@@ -52,9 +85,9 @@ def take(path: Path, say: Callable[[str], object], whose: str) -> IO[str]:
         The lock; it is held until it is closed, or the process ends.
     """
     file = _open(path)
-    if not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+    if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent):
         say(_holder(file))
-        _taken(file, fcntl.LOCK_EX)
+        flock(file, fcntl.LOCK_EX, path.parent)
     _sign(file, whose)
     return file
 
@@ -71,7 +104,8 @@ def own(run: Path, say: Callable[[str], object]) -> IO[str]:
         The lock; it is held until it is closed, or the process ends.
 
     Raises:
-        ValueError: another Snakemake makes this run, or nobody can: its folder takes no file.
+        ValueError: another Snakemake makes this run, or none can: its folder takes no file, or has
+            no locks.
     """
     try:
         file = _open(run / LOCKS / SNAKEMAKE)
@@ -80,7 +114,7 @@ def own(run: Path, say: Callable[[str], object]) -> IO[str]:
             f"{error.filename}: {error.strerror}; a run writes there: make that possible, or "
             f"`--dry-run` shows what there would be to do"
         ) from error
-    if not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+    if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, run / LOCKS):
         raise ValueError(
             f"{run}: {_holder(file)} is making this run already, so this one does not start; wait "
             f"until that one has ended, or end it"
@@ -94,18 +128,18 @@ def own(run: Path, say: Callable[[str], object]) -> IO[str]:
 
 def _wait_for(path: Path, say: Callable[[str], object]) -> None:
     with _open(path) as file:
-        if not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent):
             say(
                 f"waiting for {_holder(file)}: {path.name}, left at work by a snakemake that was "
                 f"killed; what it commits counts, and to end it loses nothing"
             )
-            _taken(file, fcntl.LOCK_EX)
+            flock(file, fcntl.LOCK_EX, path.parent)
 
 
 def is_held(path: Path) -> bool:
     """Whether a process holds a lock."""
     with _open(path) as file:
-        return not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent)
 
 
 def holders(run: Path, jobs: str) -> set[int]:
@@ -129,17 +163,6 @@ def holders(run: Path, jobs: str) -> set[int]:
 def _open(path: Path) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
-
-
-def _taken(file: IO[str], how: int) -> bool:
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _WITHOUT_LOCKS:
-            raise
-    return True
 
 
 def _sign(file: IO[str], whose: str = "") -> None:

@@ -21,6 +21,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from outlier_atlas.locks import flock
+
 log = logging.getLogger(__name__)
 
 MIG = "MIG-"
@@ -143,7 +145,7 @@ def lease(gpus: Sequence[str], folder: Path, job: str, count: int = 1) -> Iterat
     with _wait(gpus, folder, count) as held:
         for file in held.values():
             file.truncate(0)
-            file.write(f"{job} (process {os.getpid()})")
+            file.write(f"{job} (process {os.getpid()} on {socket.gethostname()})")
             file.flush()
         yield list(held)
 
@@ -178,10 +180,9 @@ def _try(
         if len(held) == count:
             break
         file = open_files.enter_context(_lock_file(folder, gpu))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, folder, "set TMPDIR to a folder with locks"):
             held[gpu] = file
-        except BlockingIOError:
+        else:
             holders.append(f"GPU {gpu}: {file.read(200).strip() or 'another job'}")
     return held, holders
 

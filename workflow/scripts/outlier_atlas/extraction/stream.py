@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from outlier_atlas import stopping
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.extraction.transfer import OnDevice, Transfer, Upload
@@ -39,14 +40,17 @@ def stream(
 ) -> None:
     """Run the batches behind the missing rows, and write and commit the rows on the way.
 
-    The next batch is read and the last one written while one computes.
+    The next batch is read and the last one written while one computes. At a signal the batch that
+    computes is finished, written and committed.
 
     Raises:
+        Stopped: a signal has asked the job to stop.
         ValueError: a chunk is damaged that is read or that others share.
     """
     arrays = Arrays(job.run, work.layout, work.counted(Commits.load(job.run / COMMITS)))
     try:
-        _stream(job, work, missing, group, where, arrays)
+        with stopping.deferred():
+            _stream(job, work, missing, group, where, arrays)
     except DamagedChunkError as damage:
         raise give_up(job.run, arrays, _all_damaged(arrays, work, damage, job.threads)) from damage
 
@@ -103,6 +107,7 @@ def _stream(
     ):
         read = partial(_input, work, arrays, group.boundary_dtype)
         for batch, values in _inputs(read, Upload(where), batches):
+            stopping.raise_if_asked()
             writer.next_batch()
             keep = _keeper(writer, destinations, transfer, starts, batch)
             if group.head is not None:

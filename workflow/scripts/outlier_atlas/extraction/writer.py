@@ -134,7 +134,10 @@ class RowWriter:
         torch.set_num_threads(1)  # the forward pass has the others
         if self._beside:
             keep_apart(index, THREADS)
-        self._started.wait()
+        try:
+            self._started.wait()
+        except threading.BrokenBarrierError:
+            return  # another thread could not be started
         float32 = Float32()
         while (piece := self._queue.get()) is not None:
             complete = False
@@ -190,8 +193,12 @@ class RowWriter:
 
     def __enter__(self) -> RowWriter:
         threads = torch.get_num_threads()
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except (RuntimeError, MemoryError):
+            self._started.abort()  # those that have started wait for all
+            raise
         self._started.wait()
         # Of each thread its own; but threads that start later have what was set last.
         torch.set_num_threads(threads)

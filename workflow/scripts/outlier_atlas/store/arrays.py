@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from outlier_atlas.locks import flock
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import Counted, Rows
 from outlier_atlas.store.layout import Layout, Target, arrays_of, boundary_array, parts
@@ -137,5 +138,5 @@ class Arrays:
         """Sequence shards that share a chunk read, change and write it one after the other."""
         self._locks.mkdir(parents=True, exist_ok=True)
         with (self._locks / f"chunk-{chunk}").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock(file, fcntl.LOCK_EX, self._locks)
             yield

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas.files import CHECKSUM, append, canonical, checksum, replacing
+from outlier_atlas.locks import flock
 from outlier_atlas.store.layout import Target
 
 COMMITS = Path("manifests") / "commits"
@@ -232,7 +233,7 @@ def without(commit: Commit, void: Callable[[Target], bool]) -> Commit:
 def _lock(folder: Path, kind: int) -> Iterator[None]:
     """Whoever appends has the lock with others, whoever revises has it alone."""
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, kind)
+        flock(file, kind, folder)
         yield
 
 
