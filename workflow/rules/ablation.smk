@@ -63,6 +63,7 @@ rule ablate:
         # Not `gpu`, which `--resources gpu=1` lowers.
         gpus_per_job=SETTINGS.execution.gpus_per_job,
         device_memory=SETTINGS.execution.device_memory or "",
+        on_new_versions=SETTINGS.execution.on_new_versions,
     params:
         ablation=SETTINGS.ablation.model_dump(mode="json"),
         bootstrap=SETTINGS.detection.bootstrap.model_dump(mode="json"),

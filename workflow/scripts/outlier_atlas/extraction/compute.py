@@ -16,6 +16,7 @@ from outlier_atlas.extraction.memory import short_of_memory
 from outlier_atlas.extraction.planning import preflight
 from outlier_atlas.extraction.planning.place import Company
 from outlier_atlas.extraction.stream import destinations_of, stream
+from outlier_atlas.extraction.versions import check
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.model.frugal import few_kernels
@@ -23,6 +24,7 @@ from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.layout import Target
+from outlier_atlas.store.repair import look_again
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import LayerGroup
@@ -41,6 +43,7 @@ def compute(job: Job, work: Work) -> None:
     company = preflight.company(job.jobs, job.device, gpus, job.run)
     with devices(job.device, gpus, job.name) as where:
         _say_where(job, where[0])
+        check(job, work, where[0])
         _compute(job, work, where, company)
 
 
@@ -106,10 +109,10 @@ def _check_boundary(job: Job, work: Work, missing: Mapping[Rows, frozenset[Targe
     unfounded = work.unfounded(commits, missing, job.batch_size)
     if unfounded:
         rows = min(unfounded, key=lambda rows: rows.start)
+        look_again(job.run)
         raise ValueError(
             f"layers {work.span}: the residual stream before them lacks tokens {rows.start} to "
-            f"{rows.stop - 1}; delete {job.manifest.parent} and run again: only what is missing is "
-            f"computed"
+            f"{rows.stop - 1}; run again: only what is missing is computed"
         )
 
 

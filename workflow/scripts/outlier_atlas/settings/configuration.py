@@ -36,6 +36,9 @@ MOST_MEMORY = 2**30
 """MiB in 1024 TiB."""
 
 
+OnNewVersions = Literal["refuse", "recompute", "keep"]
+
+
 class ExecutionSettings(Section):
     """How and where the work is done: nothing here changes a result or makes a stage stale."""
 
@@ -61,6 +64,14 @@ class ExecutionSettings(Section):
         None,
         description="CPU threads of an extraction job; by default the cores, divided by the "
         "sequence shards.",
+    )
+    on_new_versions: OnNewVersions = Field(
+        "refuse",
+        description="What happens where something of a run is missing, and what is there was "
+        "computed under another version of torch or transformers, or on another kind of device, "
+        "which gives other last bits. `refuse` ends with a line that names both; `recompute` "
+        "computes all of it again; `keep` goes on, so that the run has numbers of both. Where "
+        "nothing is missing nothing happens.",
     )
 
     @field_validator("device_memory")
