@@ -98,5 +98,4 @@ def _without_others(work: Work, commit: Commit, now: Origin) -> Commit:
 
 
 def _counts(work: Work, commit: Commit) -> bool:
-    chunk = commit.rows.chunk
-    return chunk < work.layout.chunks and commit.fingerprint == work.fingerprint(chunk)
+    return commit.fingerprint == work.fingerprint(commit.rows.chunk)
