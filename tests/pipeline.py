@@ -98,6 +98,7 @@ class Run:
             batch_size=1 if auto else int(self.settings.execution.batch_size),
             auto_batch=auto,
             verify=self.settings.extraction.verify,
+            on_new_versions=self.settings.execution.on_new_versions,
         )
 
     def extract(self) -> None:
@@ -166,6 +167,7 @@ class Run:
                 self.folder, self.store_record, self.tokens, self.heldout, self.model_record,
                 self.resources, self.tables, device="cpu",
                 device_memory=self.settings.execution.device_memory,
+                on_new_versions=self.settings.execution.on_new_versions,
             )
         )  # fmt: skip
 

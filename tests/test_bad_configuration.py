@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from refused import assert_readable
 
 from outlier_atlas.settings.document import settings
@@ -63,7 +64,18 @@ FILES = {
     "an unhashable key": ("? [1]\n: 2\n", "line 1: found unhashable key"),
     "a Python object": ("model: !!python/object/apply:os.system [ls]\n", "line 1: could not det"),
     "an unknown tag": ("model: !mine {source: ./m}\n", "line 1: could not determine a constructor"),
-    "no date": ("model: {source: 2024-13-45}\n", "a value cannot be read"),
+    "no date": (
+        "model: {source: 2024-13-45}\n",
+        "line 1: model.source = 2024-13-45: cannot be read as a date; put it in quotes if it is te",
+    ),
+    "no number that there is": (
+        dataset("sequences: " + "9" * 5000),
+        "cannot be read as a whole number; put it in quotes if it is text",
+    ),
+    "an empty number": (dataset('sequences: !!int ""'), "dataset.sequences = : cannot be read as"),
+    "a number of words": (dataset("sequences: !!int ten"), "dataset.sequences = ten: cannot be r"),
+    "a truth of words": (dataset("split: !!bool maybe"), "dataset.split = maybe: cannot be read"),
+    "a time of words": (dataset("date: !!timestamp x"), "dataset.date = x: cannot be read as a"),
     "an alias bomb": (BOMB, "more than 10,000 values, with its aliases (`*name`) written out"),
     "a merge bomb": (MERGE_BOMB, "more than 10,000 values, with its aliases"),
     "an alias of itself": ("a: &a [*a]\n", "more than 10,000 values, with its aliases"),
@@ -71,14 +83,60 @@ FILES = {
     "expressions": ("__use_yte__: true\n" + LEAST, "__use_yte__ lets a configuration run Python"),
     "no keys of ours": (with_line("layers: 3"), "layers: unknown key; known here: run, model, dat"),
     # Values that YAML takes for something else.
-    "bos: no is false": (dataset("bos: no"), "dataset.bos = False: must be 'auto', 'always' or"),
+    "bos: no is false": (dataset("bos: no"), "dataset.bos = no (which YAML reads as false): must "),
     "a number for a name": (with_line("run: {name: 2024}"), "run.name = 2024: must be text (in qu"),
-    "a date for a name": (with_line("run: {name: 2024-01-02}"), "run.name = datetime.date"),
+    "a date for a name": (
+        with_line("run: {name: 2024-01-02}"),
+        "run.name = 2024-01-02 (which YAML reads as a date): must be text (in quotes",
+    ),
+    "a truth for a name": (dataset("split: on"), "dataset.split = on (which YAML reads as true): "),
+    "a truth for a number": (dataset("sequences: Yes"), "dataset.sequences = Yes (which YAML re"),
+    "a truth in a list": (
+        with_line("extraction: {sites: [attn_in, off]}"),
+        "extraction.sites[1] = off (which YAML reads as false): must be 'resid_pre'",
+    ),
+    "a truth or words": (
+        with_line("extraction: {layers: no}"),
+        "extraction.layers = no (which YAML reads as false): must be 'all' or a list",
+    ),
+    "a time for a date": (
+        dataset("date: 2024-01-02 10:00:00"),
+        "dataset.date = 2024-01-02 10:00:00",
+    ),
     "an exponent without point": (
         with_line("detection: {llm_int8: {threshold: 6e0}}"),
-        "detection.llm_int8.threshold = '6e0': must be a number",
+        "detection.llm_int8.threshold = '6e0': must be a number; YAML wants a point and a sign in "
+        "it, such as 1.0e-3",
     ),
-    "base sixty": (dataset("sequences: 1:30, packing: x"), "dataset.packing = 'x': must be"),
+    "leading zeros": (dataset("sequences: 08"), "'08': must be a whole number; write it without"),
+    "base sixty": (
+        dataset("sequences: 1:30:00:00"),
+        "line 2: dataset.sequences = 1:30:00:00: YAML reads a number in base 60, 324000; write it "
+        "in decimal digits, or in quotes if it is text",
+    ),
+    "base sixty in a list": (
+        with_line("extraction: {layers: [0, 1:30]}"),
+        "line 3: extraction.layers[1] = 1:30: YAML reads a number in base 60, 90;",
+    ),
+    "base sixty with a fraction": (
+        with_line("detection: {llm_int8: {threshold: 1:30.5}}"),
+        "line 3: detection.llm_int8.threshold = 1:30.5: YAML reads a number in base 60, 90.5;",
+    ),
+    "base sixty for text": (
+        with_line("report: {title: 12:30}"),
+        "line 3: report.title = 12:30: YAML reads a number in base 60, 750; write it in decimal di",
+    ),
+    "base sixty, by an alias and by merging": (
+        "a: &a {sequences: -1:30}\nmodel: {source: ./m}\ndataset: {source: ./t, <<: *a}\n",
+        "line 1: a.sequences = -1:30: YAML reads a number in base 60, -90;",
+    ),
+    "base eight": (
+        dataset("sequence_length: 0100"),
+        "line 2: dataset.sequence_length = 0100: YAML reads a number in base 8, 64; write it in de",
+    ),
+    "base eight for text": (
+        with_line("run: {name: 007}"), "line 3: run.name = 007: YAML reads a number in base 8, 7;",
+    ),
     "infinity": (
         with_line("detection: {massive_activations: {ratio: .inf}}"),
         "detection.massive_activations.ratio = inf: must be a finite number",
@@ -115,6 +173,16 @@ FILES = {
     ),
     "no threads": (with_line("execution: {threads: 0}"), "execution.threads = 0: must be at least"),
     "half a GPU": (with_line("execution: {gpus_per_job: 0.5}"), "execution.gpus_per_job = 0.5: mu"),
+    "no memory": (
+        with_line("execution: {device_memory: 0GiB}"),
+        "execution.device_memory = '0GiB': must be from 1MiB to 1024TiB",
+    ),
+    "more memory than there is": (
+        with_line(f"execution: {{device_memory: {'9' * 9}TiB}}"), "must be from 1MiB to 1024TiB",
+    ),
+    "memory in other digits": (
+        with_line('execution: {device_memory: "\u0663GiB"}'), "must be a number and MiB, GiB or T",
+    ),
     "memory without unit": (
         with_line('execution: {device_memory: "24"}'),
         "execution.device_memory = '24': must be a number and MiB, GiB or TiB",
@@ -127,6 +195,64 @@ FILES = {
     "a layer of words": (
         with_line("extraction: {layers: [first]}"),
         "extraction.layers[0] = 'first': must be a whole number",
+    ),
+    "a level that no draw is within": (
+        with_line("detection: {bootstrap: {level: 1.0e-300}}"),
+        "detection.bootstrap: level 1e-300: none of 1,000 resamples lies within such an interval; "
+        "take a level of at least 0.001",
+    ),
+    "a level that no draw is beyond": (
+        with_line("detection: {bootstrap: {level: 0.9999}}"),
+        "detection.bootstrap: level 0.9999: none of 1,000 resamples lies beyond the ends of such a"
+        "n interval; take resamples of at least 20,000 or a level of at most 0.998",
+    ),
+    "too few resamples": (
+        with_line("detection: {bootstrap: {resamples: 39}}"),
+        "detection.bootstrap: level 0.95: none of 39 resamples lies beyond the ends of such an int"
+        "erval; take resamples of at least 40 or a level of at most 0.948718",
+    ),
+    "a level next to one": (
+        with_line("detection: {bootstrap: {level: 0.9999999}}"), "; take a level of at most 0.998",
+    ),
+    "a threshold that float32 takes for zero": (
+        with_line("detection: {llm_int8: {threshold: 1.0e-300}}"),
+        "detection.llm_int8.threshold = 1e-300: must be from 1.18e-38 to 3.4e+38, as values are fl",
+    ),
+    "a threshold that float32 takes for infinite": (
+        with_line("extraction: {advanced: {massive_floor: 1.0e+300}}"),
+        "extraction.advanced.massive_floor = 1e+300: must be from 1.18e-38 to 3.4e+38",
+    ),
+    "a weight of two numbers": (
+        with_line("ablation: {weights: [[0, 1]]}"),
+        "ablation.weights[0] = [0, 1]: must be a list [layer, row, column]",
+    ),
+    "a weight of nothing": (
+        with_line("ablation: {weights: [[]]}"),
+        "ablation.weights[0] = []: must be a list [layer, row, column]",
+    ),
+    "a weight of five numbers": (
+        with_line("ablation: {expert_weights: [[0, 1, 2, 3, 4]]}"),
+        "ablation.expert_weights[0] = [0, 1, 2, 3, 4]: must be a list [layer, expert, row, column]",
+    ),
+    "a weight that is a number": (
+        with_line("ablation: {weights: [3]}"), "ablation.weights[0] = 3: must be a list [layer, r",
+    ),
+    "a channel without a number": (
+        with_line("ablation: {channels: [[resid_post, all]]}"),
+        "ablation.channels[0] = ['resid_post', 'all']: must be a list [site, layer, channel]",
+    ),
+    "a channel of a word": (
+        with_line("ablation: {channels: [[resid_post, some, 3]]}"),
+        "ablation.channels[0][1] = 'some': must be a whole number or 'all'",
+    ),
+    "a weight twice": (
+        with_line("ablation: {weights: [[0, 1, 2], [0, 1, 2]]}"),
+        "[0, 1, 2] is named more than once",
+    ),
+    "a file twice": (dataset("files: [a, a]"), "'a' is named more than once"),
+    "a sequence without end": (
+        dataset("sequence_length: 16777217"),
+        "dataset.sequence_length = 16777217: must be at most 16777216",
     ),
     # Combinations.
     "groups above layers": (
@@ -222,6 +348,39 @@ def test_aliases_and_anchors_as_people_use_them_are_fine(tmp_path):
         "model: {source: ./m}\ndataset: {source: ./t, sequences: &n 8, sequence_length: *n}\n"
     )
     assert settings([path]).dataset.sequence_length == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("dataset: {sequences: 1_000}", "dataset.sequences", 1000),
+        ("dataset: {sequences: 0x10}", "dataset.sequences", 16),
+        ("dataset: {sequences: +8}", "dataset.sequences", 8),
+        ("extraction: {perplexity: yes}", "extraction.perplexity", True),
+        ("extraction: {perplexity: Off}", "extraction.perplexity", False),
+        ("dataset: {date: 2025-01-31}", "dataset.date", "2025-01-31"),
+        ("dataset: {date: '2025-01-31'}", "dataset.date", "2025-01-31"),
+        ("run: {name: '007'}", "run.name", "007"),
+        ("report: {title: '12:30'}", "report.title", "12:30"),
+        ("report: {title: '010'}", "report.title", "010"),
+        ("detection: {smoothquant: {alpha: 0.50}}", "detection.smoothquant.alpha", 0.5),
+        ("detection: {smoothquant: {alpha: 0}}", "detection.smoothquant.alpha", 0),
+        ("detection: {bootstrap: {resamples: 20, level: 0.9}}", "detection.bootstrap.level", 0.9),
+    ],
+)
+def test_what_has_one_meaning_is_read(text, key, value, tmp_path):
+    path = tmp_path / "mine.yaml"
+    sections = yaml.safe_load(LEAST)
+    for section, keys in yaml.load(text, yaml.BaseLoader).items():
+        sections[section] = sections.get(section, {}) | keys
+    lines = [text, *(f"{name}: {keys}" for name, keys in sections.items() if name not in text)]
+    if text.startswith("dataset"):
+        lines[0] = text.replace("{", "{source: ./t, ", 1)
+    path.write_text("\n".join(lines))
+    held = settings([path])
+    for part in key.split("."):
+        held = getattr(held, part)
+    assert held == value
 
 
 def test_make_checks_the_file_before_snakemake_reads_it(tmp_path):

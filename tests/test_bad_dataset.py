@@ -102,10 +102,22 @@ FILES = {
         "t.parquet",
         parquet(text=NOT_UTF8),
         {},
-        "t.parquet: column 'text' holds text that is not UTF-8",
+        "t.parquet, column 'text', row 1: text that is not UTF-8",
     ),
     "ids: negative": ("t.jsonl", ids([4, -1]), IDS, "token id -1 is not in the model's vocabulary"),
     "ids: beyond": ("t.jsonl", ids([4, 320]), IDS, "token id 320 is not in the model's vocabulary"),
+    "ids: beyond in row 3": (
+        "t.jsonl", ids([4, 5], [], [6, 7, -5, 320]), IDS | MORE,
+        "t.jsonl, column 'ids', row 3: token id -5 is not in the model's vocabulary of 320 (tok",
+    ),
+    "ids: a fraction in row 2": (
+        "t.jsonl", ids([4, 5], [6, 5.5]), IDS | MORE,
+        "t.jsonl, column 'ids', row 2: token ids must be whole numbers, and number 2 of them is 5",
+    ),
+    "parquet: bad text far in": (
+        "t.parquet", parquet(text=pa.concat_arrays([pa.array(["word"] * 300), NOT_UTF8])), MORE,
+        "t.parquet, column 'text', row 301: text that is not UTF-8",
+    ),
     "ids: huge": ("t.jsonl", ids([10**30]), IDS, "is not in the model's vocabulary of 320"),
     "ids: fractions": ("t.jsonl", ids([4.0, 5.5]), IDS, "token ids must be whole numbers"),
     "ids: truths": ("t.jsonl", ids([True]), IDS, "token ids must be whole numbers"),
@@ -242,6 +254,18 @@ def test_a_damaged_file_is_named_and_no_token_store_is_left(name, llama, tmp_pat
     said = tokenized(llama, path, tmp_path, settings)
     assert sentence in said
     assert "t" in said
+
+
+@pytest.mark.parametrize("more", [[], ["b.jsonl"]])
+@pytest.mark.parametrize("shuffle", [{}, {"shuffle_seed": 1}])
+def test_a_row_of_a_folder_is_named_with_its_file(more, shuffle, llama, tmp_path):
+    folder = tmp_path / "texts"
+    (folder / "deep").mkdir(parents=True)
+    for name in more:
+        (folder / name).write_text(ids([4, 5]))
+    (folder / "deep" / "z.jsonl").write_text(ids([4, 5], [6, 320]))
+    said = tokenized(llama, folder, tmp_path, IDS | MORE | shuffle)
+    assert said.startswith(f"{folder}/deep/z.jsonl, column 'ids', row 2: token id 320 is not in")
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -219,6 +219,9 @@ def test_the_super_expert_is_the_planted_one(mixture, tmp_path):
     steeper = again(run, tmp_path, massive_activations={"ratio": 20.0},
                     super_experts={"quantile": 0.9, "growth": 2 * row["growth"]})  # fmt: skip
     assert findings(steeper)["super_experts"] == 0, "no massive activations form there"
+    for at_most in {"quantile": 1.0}, {"quantile": 0.9, "ratio": 1.0}:
+        at = again(run, tmp_path, massive_activations={"ratio": 20.0}, super_experts=at_most)
+        assert findings(at)["super_experts"] == 0, "the largest of all is not above itself"
 
 
 def test_a_criterion_that_was_not_measured_says_so(planted, mixture):

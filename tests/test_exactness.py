@@ -193,3 +193,26 @@ def test_a_layer_of_which_nothing_is_finite_is_none_to_grow_from():
     scan = scanned([[1.0, 2.0], [1.0, 2.0], [1.0, 900.0]], {0: [9.0], 1: [], 2: [9.5]})
     (found,) = super_experts(scan, DetectionSettings())
     assert (found.layer, found.expert, found.growth) == (2, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "found"),
+    [
+        # The quantile of 1, 2, 3, 4 and 5 at 0.75 is 4.
+        ({"quantile": 0.75, "ratio": 0.125, "growth": 1.25}, [(1, 5.0)]),
+        ({"quantile": 0.5, "ratio": 0.125, "growth": 1.25}, [(1, 4.0), (1, 5.0)]),
+        # 0.8 of 5 is 4, also in floating point.
+        ({"quantile": 0.25, "ratio": 0.8, "growth": 1.25}, [(1, 5.0)]),
+        ({"quantile": 0.25, "ratio": 0.75, "growth": 1.25}, [(1, 4.0), (1, 5.0)]),
+        # The residual stream grows from 4 to 5: by 1.25, and by no more.
+        ({"quantile": 0.75, "ratio": 0.125, "growth": np.nextafter(1.25, 2)}, []),
+    ],
+)
+def test_an_expert_at_a_threshold_is_not_above_it(criterion, found):
+    """Above the quantile, above the ratio, and growth that is at least the configured one."""
+    settings = DetectionSettings.model_validate({"super_experts": criterion})
+    scan = scanned([[1.0, 2.0, 3.0], [4.0, -5.0]], {0: [4.0], 1: [5.0]})
+    experts = super_experts(scan, settings)
+    # The first measured layer has none before it: of its experts none is large enough.
+    assert [(e.layer, abs(e.value)) for e in experts if e.layer] == found
+    assert all(abs(e.value) == 3 for e in experts if not e.layer)

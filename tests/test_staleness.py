@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import forked
@@ -29,7 +30,7 @@ from outlier_atlas import staleness
 from outlier_atlas.extraction import compute
 from outlier_atlas.measured import records
 from outlier_atlas.store import shape
-from outlier_atlas.store.commits import COMMITS
+from outlier_atlas.store.commits import COMMITS, Commits, revise
 
 CONFIG = {
     "run": {"name": "mine"},
@@ -122,6 +123,7 @@ CHANGES = {
     "execution.gpus_per_job": 2,
     "execution.batch_size": 2,
     "execution.threads": 1,
+    "execution.on_new_versions": "keep",
 }
 """Another value of every key; or sections, where a value needs others beside it."""
 
@@ -426,6 +428,29 @@ def test_more_sequences_another_cut_and_edited_code_in_real_runs(finished, tmp_p
     edited.write_text(edited.read_text() + "# edited\n")
     again = dict.fromkeys(staleness.DETECTION, 1) | {"extract_activations": 4}
     assert project.again(cut) == (again, 0, set())
+
+
+def test_a_run_grows_under_other_versions_as_it_is_configured_to(finished, tmp_path):
+    project = Project(finished, tmp_path.name)
+    old = {"versions": {"torch": "1.0", "transformers": "2.0"}}
+    commits = project.run.folder / COMMITS
+    revise(commits, lambda commit: replace(commit, details={**commit.details, **old}))
+    more = changed(CONFIG, "dataset.sequences", 5)
+    write(project.folder, more)
+    done = snakemake(project.folder, "--configfile", "mine.yaml", root=project.folder, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert (
+        "extract_activations: results/mine: was computed under torch 1.0 and transformers" in said
+    )
+    assert "set execution.on_new_versions: recompute (all of it is computed again) or keep" in said
+    assert "Traceback" not in said
+    jobs, loads, chunks = project.again(changed(more, "execution.on_new_versions", "recompute"))
+    assert (jobs["extract_activations"], loads) == (1, 1)
+    assert chunks == site_chunks(SITES, range(4), range(5))
+    stated = [commit.details["versions"] for commit in Commits.load(commits)]
+    assert stated
+    assert old["versions"] not in stated
 
 
 def test_verify_names_all_damage_and_the_same_command_makes_it_anew(finished, tmp_path):

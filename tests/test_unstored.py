@@ -1,10 +1,17 @@
 """Sites that are measured and not stored: the same tables, without their values."""
 
+import threading
+
 import numpy as np
 import pytest
-from pipeline import Run, config
+import tiny
+import transformers
+from pipeline import Run, config, hooked
+from test_heads import FALCON
 
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction import summaries
+from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.settings.sites import CHANNEL_SITES
 from outlier_atlas.store.arrays import Arrays
 
@@ -155,7 +162,7 @@ def test_another_threshold_reads_no_values_down_to_the_floor(llama, tmp_path, re
     reads.clear()
     again(run, tmp_path / "a", llm_int8={"threshold": 4.0}).detect()
     again(run, tmp_path / "b", massive_activations={"absolute": 64.0, "ratio": 2.0}).detect()
-    again(run, tmp_path / "c", token_norms={"top": 3}, bootstrap={"resamples": 9}).detect()
+    again(run, tmp_path / "c", token_norms={"top": 3}, bootstrap={"resamples": 40}).detect()
     assert not reads
     lower = again(run, tmp_path / "d", llm_int8={"threshold": 0.5})
     lower.detect()
@@ -183,3 +190,40 @@ def test_tokens_cannot_be_left_out_of_what_is_not_stored(llama, tmp_path):
     exclude = {"exclude": {"token_ids": [9]}}
     with pytest.raises(ValueError, match=r"detection\.exclude: .* attn_in, .*extraction\.store"):
         a_run(llama, tmp_path, "run", ["attn_in"], store=[], detection=exclude)
+
+
+def test_what_a_model_overwrites_in_place_is_copied_before(tmp_path, monkeypatch):
+    """Falcon adds attention's output to the tensor that its MLP returned, in place.
+
+    The writer's threads look at a tensor only once the forward pass of its batch has ended, so
+    whatever they see of a tensor that was not copied has been overwritten.
+    """
+    ended = threading.Event()
+    run_batch, take, write = LayerGroup.run, summaries.SummaryWriter.take, Arrays.write
+
+    def run_and_tell(self, batch, keep):
+        ended.clear()
+        try:
+            run_batch(self, batch, keep)
+        finally:
+            ended.set()
+
+    def late(function):
+        def called(*args):
+            assert ended.wait(60)
+            return function(*args)
+
+        return called
+
+    monkeypatch.setattr(LayerGroup, "run", run_and_tell)
+    monkeypatch.setattr(summaries.SummaryWriter, "take", late(take))
+    monkeypatch.setattr(Arrays, "write", late(write))
+    model = tiny.checkpoint(tmp_path / "model", transformers.FalconConfig(**FALCON))
+    runs = {}
+    for name, store in ("stored", "all"), ("unstored", []):
+        runs[name] = a_run(model, tmp_path, name, ["mlp_out"], [LONG], store=store)
+        runs[name].all()
+    tokens = TokenStore.open(runs["stored"].tokens)
+    seen = hooked(model, "bfloat16", tokens, ["mlp_out"], [range(1)])
+    assert np.array_equal(runs["stored"].array("mlp_out"), seen["mlp_out"])
+    assert tables(runs["unstored"]) == tables(runs["stored"])

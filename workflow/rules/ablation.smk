@@ -100,6 +100,7 @@ rule ablate:
         # Not `gpu`, which `--resources gpu=1` lowers.
         gpus_per_job=SETTINGS.execution.gpus_per_job,
         device_memory=SETTINGS.execution.device_memory or "",
+        on_new_versions=SETTINGS.execution.on_new_versions,
     params:
         **ABLATE,
     message:

@@ -85,6 +85,7 @@ rule extract_activations:
         device_memory=SETTINGS.execution.device_memory or "",
         jobs_at_once=extractions_at_once,
         verify=SETTINGS.extraction.verify,
+        on_new_versions=SETTINGS.execution.on_new_versions,
     params:
         **EXTRACT_ACTIVATIONS,
     message:

@@ -27,6 +27,7 @@ def main(job):
             gpus=job.resources.gpus_per_job,
             device_memory=job.resources.device_memory or None,
             threads=job.threads,
+            on_new_versions=job.resources.on_new_versions,
         )
     )
 

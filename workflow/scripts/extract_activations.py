@@ -32,6 +32,7 @@ def main(job):
             jobs=job.resources.jobs_at_once,
             threads=job.threads,
             verify=job.resources.verify,
+            on_new_versions=job.resources.on_new_versions,
         )
     )
 

@@ -41,11 +41,13 @@ from outlier_atlas.model.roles import Tap, tap_of_decoder
 from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.ablation import AblationSettings
+from outlier_atlas.settings.configuration import OnNewVersions
 from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.origin import Origin, in_words, others, refusal
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -74,6 +76,8 @@ class Ablation:
         gpus: devices to spread a layer group over, where they are GPUs.
         device_memory: of the device, as the configuration has it; None takes what is free.
         threads: CPU threads.
+        on_new_versions: what happens where something is missing, and what is there was computed
+            under other versions or on another kind of device.
     """
 
     settings: Mapping[str, Any]
@@ -90,6 +94,7 @@ class Ablation:
     gpus: int = 1
     device_memory: str | None = None
     threads: int = 1
+    on_new_versions: OnNewVersions = "refuse"
 
     @cached_property
     def layout(self) -> Layout:
@@ -132,8 +137,20 @@ def ablate(ablation: Ablation) -> None:
 
     Raises:
         ValueError: a target is not in the model, a mean is not known, the model's head is not
-            understood, or it does not fit into memory.
+            understood, it does not fit into memory, or what is there was computed under other
+            versions.
     """
+    try:
+        _ablate(ablation)
+    except _StartOverError:
+        _ablate(ablation)
+
+
+class _StartOverError(Exception):
+    """What was there has been removed, while something was already taken for done."""
+
+
+def _ablate(ablation: Ablation) -> None:
     settings = AblationSettings.model_validate(ablation.settings)
     ablation.weights.check()
     architecture = ablation.model[2]
@@ -144,7 +161,7 @@ def ablate(ablation: Ablation) -> None:
     model = str(read_record(ablation.model_record)["fingerprint"])
     streams = Streams(ablation.run, ablation.layout, model, ablation.held)
     streams.delete_others()
-    rounds, leased = settings.search_rounds, partial(_leased, ablation)
+    rounds, leased = settings.search_rounds, partial(_leased, ablation, streams)
     later = search(ablation, *targets.super_weights(), rounds, streams, leased)
     trials += later_trials(later)
     variants = {trial.variant.key: trial.variant for trial in trials}
@@ -163,21 +180,24 @@ def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Strea
     if not any(steps):
         log.info("all %d variants were run already, nothing to compute", len(variants))
         return
-    with _leased(ablation) as where:
+    with _leased(ablation, streams) as where:
         for index, keys in enumerate(steps):
             if keys:
                 _run_group(ablation, index, [variants[key] for key in keys], streams, where)
 
 
 @contextmanager
-def _leased(ablation: Ablation) -> Iterator[Sequence[str]]:
+def _leased(ablation: Ablation, streams: Streams) -> Iterator[Sequence[str]]:
     """The devices of the stage, once it is known that it fits.
 
     Raises:
-        ValueError: it does not, or memory runs out all the same.
+        ValueError: it does not, or memory runs out all the same; or what is there was computed
+            under other versions.
+        _StartOverError: what was there is gone for that reason.
     """
     gpus = min(ablation.gpus, *map(len, ablation.groups))
     with devices(ablation.device, gpus, f"{ablation.run.name}, ablation") as where:
+        _settle(ablation, streams, Origin.now(where[0]))
         torch.set_num_threads(ablation.threads)
         few_kernels()
         _refuse_too_large(ablation, where)
@@ -192,6 +212,32 @@ def _leased(ablation: Ablation) -> Iterator[Sequence[str]]:
                 f"extraction.layer_groups (now {len(ablation.groups)}). What was computed "
                 "is kept where the layer groups stay"
             ) from error
+
+
+def _settle(ablation: Ablation, streams: Streams, now: Origin) -> None:
+    """Apply `execution.on_new_versions` before anything is computed beside what is there.
+
+    Raises:
+        ValueError: it is of other versions, and may not be mixed.
+        _StartOverError: it was, and is gone.
+    """
+    found = others(streams.origins(), now)
+    how = ablation.on_new_versions
+    if found and how == "refuse":
+        raise ValueError(refusal(ablation.run / "ablation", found, now))
+    if found and how == "recompute":
+        log.warning(
+            "ablation: what was computed under %s no longer counts, and is computed again under %s "
+            "(execution.on_new_versions: recompute)", in_words(found), now,
+        )  # fmt: skip
+        streams.delete_all()
+        raise _StartOverError
+    if found:
+        log.warning(
+            "ablation: has numbers of %s, and goes on under %s (execution.on_new_versions: keep)",
+            in_words(found), now,
+        )  # fmt: skip
+    streams.add_origin(now)
 
 
 def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:

@@ -32,8 +32,11 @@ from outlier_atlas.files import (
 )
 from outlier_atlas.store.fingerprints import NUMERICS_VERSION
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.origin import DEVICE, VERSIONS, Origin
 
 CHECKSUM = np.dtype("<u4")
+ORIGINS = "origins.json"
+"""What the files were computed under, in their folder."""
 
 PLACE = re.compile(r"([^.-]+)-(\d+)\.rows")
 """Name of a file: the key of its variant, and the boundary."""
@@ -68,6 +71,22 @@ class Streams:
         for other in self._folder.parent.glob("*"):
             if other != self._folder:
                 remove(other)
+
+    def origins(self) -> list[Origin]:
+        """Return what the files were computed under; nothing of older versions of the project."""
+        path = self._folder / ORIGINS
+        return [Origin.of(each) for each in read_record(path)["origins"]] if path.exists() else []
+
+    def add_origin(self, origin: Origin) -> None:
+        """Record what further files are computed under."""
+        known = sorted({*self.origins(), origin})
+        described = [{VERSIONS: each.versions, DEVICE: each.device} for each in known]
+        write_record(self._folder / ORIGINS, {"origins": described})
+
+    def delete_all(self) -> None:
+        """Remove all files, those of the searches too; the record of their origins last."""
+        for path in sorted(self._folder.glob("*"), key=lambda path: path.name == ORIGINS):
+            path.unlink()
 
     def there(self) -> set[Place]:
         """What lies on disk."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.reading import Rows as Counted
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.source import local_path, source_kind
+from outlier_atlas.visible import shortened
 
 T = TypeVar("T")
 SHUFFLE_BUFFER = 10_000
@@ -57,7 +58,7 @@ def documents(
                 readers.read(path, kind, column)
             for path in found.files
         }  # fmt: skip
-    rows = valid(files, kind, f"{settings.source}, column {column!r}", reading)
+    rows = valid(files, kind, settings.source, column, reading)
     seed = settings.shuffle_seed
     return rows if fetched is not None or seed is None else shuffled(rows, seed)
 
@@ -79,11 +80,15 @@ def shuffled(values: Iterable[T], seed: int) -> Iterator[T]:
     yield from (buffer[place] for place in draw.permutation(len(buffer)))
 
 
-def valid(files: Mapping[str, Iterable[Any]], kind: Kind, where: str, reading: Reading) -> Rows:
+def valid(
+    files: Mapping[str, Iterable[Any]], kind: Kind, source: str, column: str, reading: Reading
+) -> Rows:
     """The values that are not empty, each of the right type, with their places.
 
     Args:
-        files: the values of each file, by its name.
+        files: the values of each file, by its name: that of the source, or one within its folder.
+        source: as the configuration has it.
+        column: that holds the values.
 
     Raises:
         ValueError: one is of another type, or all are empty.
@@ -92,7 +97,9 @@ def valid(files: Mapping[str, Iterable[Any]], kind: Kind, where: str, reading: R
     filled = 0
     for name, values in files.items():
         counted = reading.files[name]
-        place = where if len(files) == 1 else f"{where}, {name}"
+        whole = name in (source, PurePath(source).name)
+        file = source if whole else f"{source.rstrip('/')}/{name}"
+        place = f"{file}, column {column!r}"
         for counted.read, value in enumerate(values, 1):
             if value is None or (isinstance(value, str | list) and not value):
                 counted.empty += 1
@@ -103,7 +110,9 @@ def valid(files: Mapping[str, Iterable[Any]], kind: Kind, where: str, reading: R
             filled += 1
             yield f"{place}, row {counted.read}", value
     if not filled:
-        raise ValueError(f"{where}: empty; {reading.read:,} rows and nothing in them")
+        raise ValueError(
+            f"{source}, column {column!r}: empty; {reading.read:,} rows and nothing in them"
+        )
 
 
 def _fault(value: Any, kind: Kind) -> str | None:
@@ -113,8 +122,11 @@ def _fault(value: Any, kind: Kind) -> str | None:
         return f"a list is needed for {kind}, not {_kind(value)}"
     if kind == "messages":
         return _fault_of_messages(value)
-    right = all(isinstance(token, int) and not isinstance(token, bool) for token in value)
-    return None if right else "token ids must be whole numbers"
+    for number, token in enumerate(value, 1):
+        if not isinstance(token, int) or isinstance(token, bool):
+            shown = shortened(repr(token), 40)
+            return f"token ids must be whole numbers, and number {number} of them is {shown}"
+    return None
 
 
 def _fault_of_messages(messages: list[Any]) -> str | None:

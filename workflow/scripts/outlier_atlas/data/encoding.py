@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from outlier_atlas.data.chats import Template
 from outlier_atlas.data.packing import Document, Ids
 from outlier_atlas.settings.dataset import DatasetSettings
+from outlier_atlas.visible import shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,11 +64,13 @@ class Encoder:
         """
         made = self._document(document)
         every = (*made.start, *made.ids, *made.end)
-        beyond = next((i for i in every if not 0 <= i < self.vocabulary), None)
-        if beyond is not None:
-            raise ValueError(
-                f"token id {beyond} is not in the model's vocabulary of {self.vocabulary}"
-            )
+        for index, token in enumerate(every, 1 - len(made.start)):
+            if not 0 <= token < self.vocabulary:
+                shown = shortened(str(token), 40)
+                raise ValueError(
+                    f"token id {shown} is not in the model's vocabulary of {self.vocabulary} "
+                    f"(token {index} of the row)"
+                )
         return made
 
     def _document(self, document: Any) -> Document:

@@ -89,7 +89,7 @@ def fetch_dataset(
         streamed = {settings.source: hub.stream(settings, commit)}
 
         def kept() -> Rows:
-            for place, value in valid(streamed, kind, f"column {column!r}", reading):
+            for place, value in valid(streamed, kind, settings.source, column, reading):
                 file.write(json.dumps({column: value}) + "\n")
                 yield place, value
 

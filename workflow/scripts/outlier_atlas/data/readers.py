@@ -8,10 +8,13 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from outlier_atlas.model.checkpoint import LFS_POINTER
 from outlier_atlas.visible import gist, shortened
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Values = Iterator[Any]
 Kind = Literal["text", "messages", "input_ids"]
@@ -138,12 +141,25 @@ def _parquet(path: Path, column: str) -> Values:
             raise ValueError(_no_column(str(path), column, names))
         if names.count(column) > 1:
             raise ValueError(f"{path}: there are {names.count(column)} columns {column!r}")
+        before = 0
         for batch in file.iter_batches(batch_size=256, columns=[column]):
-            yield from batch.column(column).to_pylist()
+            yield from _unpacked(batch.column(column), f"{path}, column {column!r}", before)
+            before += len(batch)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read as Parquet ({gist(error)})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: column {column!r} holds text that is not UTF-8") from error
+
+
+def _unpacked(values: pa.Array[Any], place: str, before: int) -> Values:
+    """The values of a batch; `before` it there were so many rows."""
+    try:
+        yield from values.to_pylist()
+    except UnicodeDecodeError:
+        for row, value in enumerate(values, before + 1):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{place}, row {row}: text that is not UTF-8") from error
+        raise
 
 
 def _no_column(where: str, column: str, there: Iterable[str]) -> str:

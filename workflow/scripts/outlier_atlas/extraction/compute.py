@@ -16,6 +16,7 @@ from outlier_atlas.extraction.memory import short_of_memory
 from outlier_atlas.extraction.planning import preflight
 from outlier_atlas.extraction.planning.place import Company
 from outlier_atlas.extraction.stream import destinations_of, stream
+from outlier_atlas.extraction.versions import check
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.model.frugal import few_kernels
@@ -42,6 +43,7 @@ def compute(job: Job, work: Work) -> None:
     company = preflight.company(job.jobs, job.device, gpus, job.run)
     with devices(job.device, gpus, job.name) as where:
         _say_where(job, where[0])
+        check(job, work, where[0])
         _compute(job, work, where, company)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from outlier_atlas.settings.configuration import OnNewVersions
 from outlier_atlas.settings.extraction import Verify
 
 
@@ -30,6 +31,7 @@ class Job:
         jobs: extraction jobs of the run that can be at work on this machine at a time.
         threads: CPU threads.
         verify: whether the first batch is compared with a direct forward pass.
+        on_new_versions: what happens where the run would grow under other versions than before.
     """
 
     run: Path
@@ -49,6 +51,7 @@ class Job:
     jobs: int = 1
     threads: int = 1
     verify: Verify = "auto"
+    on_new_versions: OnNewVersions = "refuse"
 
     @property
     def name(self) -> str:

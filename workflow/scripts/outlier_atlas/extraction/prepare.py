@@ -74,6 +74,9 @@ def print_plan(
     )
 
 
+CHUNK_BYTES = 2**31 - 2**10
+"""What Blosc takes at a time is a little less than 2 GiB."""
+
 RECORDED_VERSIONS = ("torch", "transformers", "nnsight", "zarr", "numcodecs")
 RECORDED_OF_MODEL = ("source", "fingerprint", "layers")
 """What tells another run's report of which model it is."""
@@ -166,6 +169,7 @@ def _layout(
             f"extraction.layer_groups = {extraction.layer_groups}: {architecture.one_group}; take 1"
         )
     groups = even_ranges(running, extraction.layer_groups)
+    _check_chunks(chunk_tokens, {**channels, "boundary": architecture.hidden_size})
     return Layout(
         sites=dict(channels),
         store=tuple(extraction.stored),
@@ -184,6 +188,18 @@ def _layout(
         perplexity=extraction.perplexity,
         own_dimensions=_own_dimensions(architecture),
     )
+
+
+def _check_chunks(chunk_tokens: int, channels: Mapping[str, int]) -> None:
+    """Refuse chunks that are larger than their codec takes."""
+    widest = max(channels, key=lambda site: channels[site])
+    most = CHUNK_BYTES // (4 * channels[widest])
+    if chunk_tokens > most:
+        raise ValueError(
+            f"extraction.advanced.chunk_tokens = {chunk_tokens}: a chunk has less than 2 GiB, so "
+            f"at most {most:,} tokens of {widest} ({channels[widest]:,} channels); take at most "
+            f"{most}"
+        )
 
 
 def _own_dimensions(architecture: Architecture) -> dict[str, str]:

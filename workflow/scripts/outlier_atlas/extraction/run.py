@@ -9,6 +9,7 @@ import logging
 
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.versions import settle, size_of
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import fingerprint, read_record, write_record
 from outlier_atlas.store.commits import COMMITS, Commits
@@ -21,16 +22,16 @@ def extract(job: Job) -> None:
     """Compute and commit the rows that are missing; without any, no model is loaded.
 
     Raises:
-        ValueError: the model, the tokens or the store are not what their records say.
+        ValueError: the model, the tokens or the store are not what their records say; or the run
+            would grow under other versions, and `execution.on_new_versions` refuses that.
         OSError: a file cannot be read or written.
     """
     layout = Layout.from_record(read_record(job.store_record))
     model = read_record(job.model_record)
     tokens = TokenStore.recorded(job.tokens, job.run / RECORD)
     work = Work(layout, tokens, str(model["fingerprint"]), job.group, job.shard)
-    # With `auto` the size is not known yet: the largest batches reach furthest.
-    size = len(work.sequences) if job.auto_batch else job.batch_size
-    if work.missing(Commits.load(job.run / COMMITS), size):
+    commits = settle(job, work, Commits.load(job.run / COMMITS))
+    if work.missing(commits, size_of(job, work)):
         _compute(job, work)
     else:
         log.info("layers %s: all committed already, nothing to compute", work.span)

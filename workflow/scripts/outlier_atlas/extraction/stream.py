@@ -26,6 +26,7 @@ from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Commits, Rows
 from outlier_atlas.store.layout import BOUNDARY, Target
+from outlier_atlas.store.origin import DEVICE, VERSIONS, Origin
 from outlier_atlas.store.repair import damaged_of, give_up
 from outlier_atlas.store.targets import DamagedChunkError
 
@@ -83,8 +84,13 @@ def _stream(
     destinations = destinations_of(missing)
     transfer = Transfer()
     commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
-    # Facts for whoever wonders about last bits: they make no row stale.
-    details = {"batch_size": job.batch_size, "device": where, "threads": job.threads}
+    # What last bits depend on makes no row stale by itself: see `versions`.
+    details = {
+        "batch_size": job.batch_size,
+        DEVICE: where,
+        "threads": job.threads,
+        VERSIONS: Origin.now().versions,
+    }
     weights = Weights(job.model_record, job.resources)
 
     def commit(rows: Rows) -> None:

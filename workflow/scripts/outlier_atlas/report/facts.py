@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from outlier_atlas.measured import Measured
 from outlier_atlas.report.text import count, ranges
 from outlier_atlas.settings.detection import BootstrapSettings
+from outlier_atlas.store.origin import Origin, in_words
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
@@ -15,8 +16,14 @@ SHOWN = 8
 """Names of files in a line of the report; the record has more."""
 
 
-def facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
-    """Names and values of what a run was made from."""
+def facts(
+    model: Row, tokens: Row, store: Row, origins: Collection[Origin] = ()
+) -> list[tuple[str, str]]:
+    """Names and values of what a run was made from.
+
+    Args:
+        origins: what its numbers were computed under.
+    """
     groups = ranges_of_groups(store["layer_groups"])
     facts = [
         ("model", str(model["source"])),
@@ -40,6 +47,9 @@ def facts(model: Row, tokens: Row, store: Row) -> list[tuple[str, str]]:
         ("sequence shards", str(store["sequence_shards"])),
         ("versions", ", ".join(f"{name} {v}" for name, v in sorted(store["versions"].items()))),
     ]
+    mixed = sorted(one for one in origins if any(map(one.differs, origins)))
+    if mixed:
+        facts.append(("numbers of several versions", f"computed under {in_words(mixed)}"))
     return [(name, visible(value)) for name, value in facts]
 
 

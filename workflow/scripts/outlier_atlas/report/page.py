@@ -56,7 +56,9 @@ from outlier_atlas.settings.sites import (
     SITE_NAMES,
     SUPER_WEIGHT_SITES,
 )
+from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.origin import Origin
 from outlier_atlas.visible import visible, visible_lines
 
 HERE = Path(__file__).parent
@@ -146,6 +148,7 @@ def _head(
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
     measured = count(len(store["layers"]), "layer")
+    origins = {Origin.of(commit.details) for commit in Commits.load(inputs.folder / COMMITS)}
     tokens_said = f"{count(tokens['tokens'], 'token')} in {count(tokens['sequences'], 'sequence')}"
     return {
         "title": visible(report.title) if report.title else f"The outliers of {name}",
@@ -162,7 +165,10 @@ def _head(
         "style_hash": _hash(style),
         "folder": visible(str(inputs.folder)),
         "version": __version__,
-        "facts": [*facts.facts(model, tokens, store), ("perplexity", perplexity.line(losses))],
+        "facts": [
+            *facts.facts(model, tokens, store, origins),
+            ("perplexity", perplexity.line(losses)),
+        ],
         "first_array": store["store"][0] if store["store"] else None,
         "first_axis": Layout.from_record(store).dimension(store["store"][0])
         if store["store"]

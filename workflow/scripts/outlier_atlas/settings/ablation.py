@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from outlier_atlas.settings.section import PositiveInt, Section, refuse_repeats
+from outlier_atlas.settings.section import Index, PositiveInt, Section, refuse_repeats
 from outlier_atlas.settings.sites import AlterableSite
 
 Found = Literal[
     "super_weights", "super_experts", "outlier_features", "massive_channels", "massive_activations"
 ]
 Intervention = Literal["zero", "mean"]
-Index = Annotated[int, Field(ge=0, strict=True)]
+
+
+def _list_of(*names: str) -> BeforeValidator:
+    """Refuse what is no list with an item for each name, in one line."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != len(names):
+            raise ValueError(f"must be a list [{', '.join(names)}]")
+        return value
+
+    return BeforeValidator(check)
+
+
 # YAML has lists where these are tuples.
-Weight = Annotated[tuple[Index, Index, Index], Field(strict=False)]
-ExpertWeight = Annotated[tuple[Index, Index, Index, Index], Field(strict=False)]
-Channel = Annotated[tuple[AlterableSite, Index | Literal["all"], Index], Field(strict=False)]
+Weight = Annotated[
+    tuple[Index, Index, Index], Field(strict=False), _list_of("layer", "row", "column")
+]
+ExpertWeight = Annotated[
+    tuple[Index, Index, Index, Index],
+    Field(strict=False),
+    _list_of("layer", "expert", "row", "column"),
+]
+Channel = Annotated[
+    tuple[AlterableSite, Index | Literal["all"], Index],
+    Field(strict=False),
+    _list_of("site", "layer", "channel"),
+]
 
 
 class AblationSettings(Section):
@@ -92,3 +114,9 @@ class AblationSettings(Section):
     def _once(cls, named: list[str]) -> list[str]:
         refuse_repeats(named)
         return sorted(named, reverse=True)
+
+    @field_validator("weights", "expert_weights", "channels")
+    @classmethod
+    def _each_once(cls, places: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        refuse_repeats(places)
+        return places

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -12,7 +13,7 @@ from outlier_atlas.settings.ablation import AblationSettings
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
-from outlier_atlas.settings.faults import faults
+from outlier_atlas.settings.faults import Written, faults
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.section import RUN_NAME, PositiveInt, Section
@@ -29,7 +30,13 @@ class RunSettings(Section):
     )
 
 
-MEMORY = re.compile(r"\d+(\.\d+)?(MiB|GiB|TiB)")
+MEMORY = re.compile(r"(?P<number>[0-9]{1,10}(\.[0-9]{1,10})?)(?P<unit>MiB|GiB|TiB)")
+MIB = {"MiB": 1, "GiB": 2**10, "TiB": 2**20}
+MOST_MEMORY = 2**30
+"""MiB in 1024 TiB."""
+
+
+OnNewVersions = Literal["refuse", "recompute", "keep"]
 
 
 class ExecutionSettings(Section):
@@ -58,12 +65,25 @@ class ExecutionSettings(Section):
         description="CPU threads of an extraction job; by default the cores, divided by the "
         "sequence shards.",
     )
+    on_new_versions: OnNewVersions = Field(
+        "refuse",
+        description="What happens where something of a run is missing, and what is there was "
+        "computed under another version of torch or transformers, or on another kind of device, "
+        "which gives other last bits. `refuse` ends with a line that names both; `recompute` "
+        "computes all of it again; `keep` goes on, so that the run has numbers of both. Where "
+        "nothing is missing nothing happens.",
+    )
 
     @field_validator("device_memory")
     @classmethod
     def _memory(cls, size: str | None) -> str | None:
-        if size is not None and not MEMORY.fullmatch(size):
+        if size is None:
+            return None
+        match = MEMORY.fullmatch(size)
+        if match is None:
             raise ValueError("must be a number and MiB, GiB or TiB, such as 24GiB")
+        if not 1 <= float(match["number"]) * MIB[match["unit"]] <= MOST_MEMORY:
+            raise ValueError("must be from 1MiB to 1024TiB")
         return size
 
 
@@ -153,12 +173,15 @@ class Settings(Section):
         return self.run.name
 
 
-def load(config: Mapping[str, Any], default_name: str) -> Settings:
+def load(
+    config: Mapping[str, Any], default_name: str, written: Written = MappingProxyType({})
+) -> Settings:
     """Check a configuration.
 
     Args:
         config: what the YAML held.
         default_name: the run's name where the configuration gives none.
+        written: how a file writes what YAML reads as something else, for the errors.
 
     Raises:
         ValueError: something is wrong; one line a fault, naming the key, its value and what is
@@ -167,7 +190,7 @@ def load(config: Mapping[str, Any], default_name: str) -> Settings:
     try:
         settings = Settings.model_validate(dict(config))
     except ValidationError as error:
-        raise ValueError("\n".join(faults(error, Settings))) from None
+        raise ValueError("\n".join(faults(error, Settings, written))) from None
     if settings.run.name is None:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", default_name).strip("-._") or "run"
         settings = settings.model_copy(update={"run": RunSettings(name=name[:100])})

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from outlier_atlas.settings.section import PositiveInt, Section
+from outlier_atlas.settings.section import PositiveInt, Section, refuse_repeats
 from outlier_atlas.settings.source import DATA, known_source, source_kind
 
 BUILTIN_DATASETS = ("builtin:sotu",)
@@ -75,7 +75,7 @@ class DatasetSettings(Section):
         description="The date (year-month-day) that a chat template gets which asks for today's.",
     )
     sequences: PositiveInt = Field(4, description="Number of sequences to run.")
-    sequence_length: Annotated[int, Field(ge=2)] = Field(
+    sequence_length: Annotated[int, Field(ge=2, le=2**24)] = Field(
         2048,
         description="Tokens in a sequence (with `packing: document`, at most).",
     )
@@ -110,6 +110,7 @@ class DatasetSettings(Section):
     @field_validator("files")
     @classmethod
     def _inside(cls, files: list[str]) -> list[str]:
+        refuse_repeats(files)
         for pattern in files:
             parts = pattern.split("/")
             if pattern.startswith(("/", "~")) or ".." in parts:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from outlier_atlas.settings.section import (
+    Index,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -192,9 +195,7 @@ class ExcludeSettings(Section):
     first_positions: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="So many tokens from the beginning of each sequence."
     )
-    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
-        [], description="Tokens with these ids."
-    )
+    token_ids: list[Index] = Field([], description="Tokens with these ids.")
 
     @field_validator("token_ids")
     @classmethod
@@ -213,16 +214,41 @@ class ExcludeSettings(Section):
         return f"Left out (detection.exclude): {'; '.join(parts)}." if parts else ""
 
 
+MOST_RESAMPLES = 100_000
+"""More would take gigabytes, a number for each draw and sequence."""
+
+
 class BootstrapSettings(Section):
     """Intervals over sequences: how far a number depends on which sequences were read."""
 
-    resamples: PositiveInt = Field(
-        1000, description="How often as many sequences are drawn, with replacement."
+    resamples: Annotated[int, Field(ge=1, le=MOST_RESAMPLES)] = Field(
+        1000,
+        description="How often as many sequences are drawn, with replacement: so many that at "
+        "least one draw lies beyond each end of an interval.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Of the draws.")
     level: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="Share of the draws that lies within an interval (percentiles)."
     )
+
+    @model_validator(mode="after")
+    def _enough_resamples(self) -> BootstrapSettings:
+        """Refuse a level whose percentiles so many draws do not have."""
+        level, resamples = Decimal(repr(self.level)), self.resamples  # as it was written
+        beyond = math.ceil(2 / (1 - level))
+        if beyond > resamples:
+            ways = [f"resamples of at least {beyond:,}"] * (beyond <= MOST_RESAMPLES)
+            ways += [f"a level of at most {1 - 2 / resamples:g}"] * (resamples > 2)
+            raise ValueError(
+                f"level {self.level!r}: none of {resamples:,} resamples lies beyond the ends of "
+                f"such an interval; take {' or '.join(ways)}"
+            )
+        if level * resamples < 1:
+            raise ValueError(
+                f"level {self.level!r}: none of {resamples:,} resamples lies within such an "
+                f"interval; take a level of at least {1 / resamples:g}"
+            )
+        return self
 
     @property
     def said(self) -> str:

@@ -18,14 +18,16 @@ import yaml
 
 from outlier_atlas.files import readable
 from outlier_atlas.settings.configuration import Settings, load
+from outlier_atlas.settings.faults import Written
+from outlier_atlas.settings.readings import other_readings
 from outlier_atlas.visible import redacted, visible, visible_lines
 
 MOST_VALUES = 10_000
 """Values in a configuration, with every alias written out."""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What a configuration file holds.
+def read(path: Path) -> tuple[dict[str, Any], Written]:
+    """Read what a configuration file holds, and how it writes what YAML reads as something else.
 
     Raises:
         ValueError: it is not there, is no YAML mapping, or says something twice; one line that
@@ -45,16 +47,15 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError("a configuration has keys, such as `model:`; see config/README.md")
     _size(node, {})
     _refuse_repeats(node)
+    written = other_readings(node)
     try:
         config = yaml.SafeLoader("").construct_document(node)
     except yaml.MarkedYAMLError as error:
         assert error.problem_mark is not None
         raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from error
-    except ValueError as error:  # a date such as 2024-13-45
-        raise ValueError(f"a value cannot be read ({error}); put it in quotes") from error
     if "__use_yte__" in config:
         raise ValueError("__use_yte__ lets a configuration run Python; write the values themselves")
-    return dict(config)
+    return dict(config), written
 
 
 def _text(path: Path) -> str:
@@ -116,9 +117,9 @@ def settings(files: Sequence[Path], config: Mapping[str, Any] | None = None) -> 
     """
     for file in files:
         try:
-            held = read(file)
+            held, written = read(file)
             if file == files[-1]:
-                return load(held if config is None else config, file.stem)
+                return load(held if config is None else config, file.stem, written)
         except ValueError as error:
             if os.environ.get("OUTLIER_ATLAS_TRACEBACK"):
                 print(visible_lines(redacted(traceback.format_exc())), file=sys.stderr)

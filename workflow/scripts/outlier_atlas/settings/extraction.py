@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from outlier_atlas.settings.section import PositiveFloat, PositiveInt, Section, refuse_repeats
+from outlier_atlas.settings.section import (
+    Index,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    refuse_repeats,
+)
 from outlier_atlas.settings.sites import ATTN_SINK, SITES, Site
 
 Verify = Literal["auto", "first_batch", "never"]
@@ -52,15 +58,15 @@ class ExtractionSettings(Section):
         "and thresholds may go down to `advanced.outlier_floor`. `[]` stores nothing (but "
         "`attn_sink`, which has no summary), and deletes boundaries when they have been read.",
     )
-    layers: Literal["all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = (
-        Field("all", description="Layers to measure, 0-based, such as `[0, 1, 15]`, or `all`.")
+    layers: Literal["all"] | Annotated[list[Index], Field(min_length=1)] = Field(
+        "all", description="Layers to measure, 0-based, such as `[0, 1, 15]`, or `all`."
     )
-    layer_groups: PositiveInt = Field(
+    layer_groups: Annotated[int, Field(ge=1, le=4096)] = Field(
         1,
         description="Number of parts the layers are cut into. A job loads one part at a time: more "
         "groups, less memory.",
     )
-    sequence_shards: PositiveInt = Field(
+    sequence_shards: Annotated[int, Field(ge=1, le=4096)] = Field(
         1,
         description="Number of parts the sequences are cut into; they run side by side.",
     )

@@ -7,6 +7,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,9 @@ from pydantic_core import ErrorDetails
 from outlier_atlas.visible import shortened
 
 Loc = tuple[int | str, ...]
+
+Written = Mapping[Loc, tuple[str, Any]]
+"""By place in a configuration, how a value is written in the file, and what YAML reads there."""
 
 ALLOWED = {
     "bool_type": "must be true or false",
@@ -30,6 +34,7 @@ ALLOWED = {
     "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', a letter or digit first",
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must not be empty",
+    "string_unicode": "must be text that UTF-8 can write",
     "string_type": "must be text (in quotes, if YAML takes it for something else)",
     "too_short": "must not be empty",
 }
@@ -38,32 +43,38 @@ ALLOWED = {
 WRONG_KIND = {"literal_error", *(kind for kind in ALLOWED if kind.endswith("_type"))}
 """Errors that say that a value is something else altogether."""
 
-NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
+NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?")
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 PLAIN = {"int_type": NUMBER, "float_type": NUMBER, "bool_type": re.compile("true|false", re.I)}
 """Text that would be right without its quotes."""
 
 
-def faults(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
-    """A line for each fault of a configuration that `root` describes."""
+def faults(
+    error: ValidationError, root: type[BaseModel], written: Written = MappingProxyType({})
+) -> Iterator[str]:
+    """Give a line for each fault of a configuration that `root` describes."""
     details = error.errors(include_url=False)
     # The alternatives of a union (`all`, or a list) each complain: together they are one fault.
     for _, alternatives in groupby(details, key=lambda fault: _without_union(fault["loc"])[0]):
-        yield from _of_one_value(list(alternatives), root)
+        yield from _of_one_value(list(alternatives), root, written)
 
 
-def _of_one_value(alternatives: Sequence[ErrorDetails], root: type[BaseModel]) -> Iterator[str]:
+def _of_one_value(
+    alternatives: Sequence[ErrorDetails], root: type[BaseModel], written: Written
+) -> Iterator[str]:
     kinds = [fault for fault in alternatives if fault["type"] in WRONG_KIND]
     depth = min(len(fault["loc"]) for fault in alternatives)
     telling = [fault for fault in alternatives if fault not in kinds or len(fault["loc"]) > depth]
     if len(alternatives) > 1 and not telling:
         allowed = [_allowed(fault, root).removeprefix("must be ") for fault in alternatives]
-        yield _line(alternatives[0], f"must be {' or '.join(allowed)}")
+        yield _line(alternatives[0], f"must be {' or '.join(allowed)}", written)
         return
     for fault in telling or alternatives:
-        yield _line(fault, _allowed(fault, root))
+        yield _line(fault, _allowed(fault, root), written)
 
 
-def _line(fault: ErrorDetails, allowed: str) -> str:
+def _line(fault: ErrorDetails, allowed: str, written: Written) -> str:
     key = _key(fault["loc"])
     if not key:
         return allowed
@@ -71,13 +82,33 @@ def _line(fault: ErrorDetails, allowed: str) -> str:
         return f"{key}: {allowed}"
     if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):
         return f"{key}: {allowed}"
-    return f"{key} = {_shown(fault['input'])}: {allowed}{_quoted(fault)}"
+    return f"{key} = {_as_written(fault, written)}: {allowed}{_hint(fault)}"
 
 
-def _quoted(fault: ErrorDetails) -> str:
-    """What to do about a number or truth value that came as text."""
+def _as_written(fault: ErrorDetails, written: Written) -> str:
+    """Show a value, and how the file writes it where YAML reads something else."""
+    value = fault["input"]
+    place = tuple(p for p in fault["loc"] if isinstance(p, int) or not _is_union_member(p))
+    text, read = written.get(place, ("", None))
+    if text and type(read) is type(value) and read == value:
+        return f"{shortened(text, 80)} (which YAML reads as {_in_words(value)})"
+    return _shown(value)
+
+
+def _in_words(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else "a date"
+
+
+def _hint(fault: ErrorDetails) -> str:
+    """Say what to do about a number or truth value that came as text."""
     value, plain = fault["input"], PLAIN.get(fault["type"])
-    if plain is None or not isinstance(value, str) or not plain.fullmatch(value):
+    if plain is None or not isinstance(value, str):
+        return ""
+    if plain is NUMBER and LEADING_ZERO.fullmatch(value):
+        return "; write it without leading zeros"
+    if fault["type"] == "float_type" and EXPONENT.fullmatch(value):
+        return "; YAML wants a point and a sign in it, such as 1.0e-3"
+    if not plain.fullmatch(value):
         return ""
     return (
         ", not text: write it without quotes, and in a file (make run CONFIG=mine.yaml), for "

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+FLOAT32 = (2.0**-126, 2.0**128 - 2.0**104)
+"""The smallest normal and the largest number of float32."""
+
+
+def _of_float32(number: float) -> float:
+    """A number that float32, in which values are measured, tells from zero and infinity."""
+    least, most = FLOAT32
+    if not least <= number <= most:
+        raise ValueError(f"must be from {least:.3g} to {most:.3g}, as values are float32 numbers")
+    return number
+
+
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Index = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_of_float32)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -18,7 +32,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def refuse_repeats(items: list[Any]) -> None:
+def refuse_repeats(items: Sequence[Any]) -> None:
+    """Refuse a list in which an item stands twice."""
+    seen = set()
     for item in items:
-        if items.count(item) > 1:
-            raise ValueError(f"{item!r} is named more than once")
+        if item in seen:
+            shown = list(item) if isinstance(item, tuple) else item
+            raise ValueError(f"{shown!r} is named more than once")
+        seen.add(item)

@@ -107,6 +107,11 @@ class Commits:
                 if target.is_summary:
                     self._summaries[target.site, target.layer].add(target)
 
+    def __iter__(self) -> Iterator[Commit]:
+        """All commits, chunk by chunk."""
+        for of_chunk in self._by_chunk.values():
+            yield from of_chunk
+
     @classmethod
     def load(cls, folder: Path) -> Commits:
         """Read all commit files of a folder."""
