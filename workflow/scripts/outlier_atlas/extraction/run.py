@@ -35,7 +35,7 @@ def extract(job: Job) -> None:
         _compute(job, work)
     else:
         log.info("layers %s: all committed already, nothing to compute", work.span)
-    _delete_read(job, work, size)
+    _delete_read(job, work, size_of(job, work))
     write_record(job.manifest, manifest(work))
 
 
