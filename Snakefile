@@ -100,7 +100,9 @@ rule fetch:
 
 onstart:
     supervision.jobs_begin(workflow.local_exec)
-    TURNS.plan((workflow.dag.jobid(j), j.output) for j in workflow.dag.needrun_jobs())
+    TURNS.plan(
+        (workflow.dag.jobid(j), j.output) for j in workflow.dag.needrun_jobs()
+    )
 
 
 onsuccess:

@@ -163,6 +163,25 @@ def builtin_products(source):
     return [shared_products(package_rule(source.removeprefix("builtin:")))]
 
 
+def package_rule(package):
+    """The rule that fetches a built-in, with its wildcards filled in."""
+    return f"fetch_package.{package}.{builtin.PACKAGES[package].file}"
+
+
+@functools.cache
+def package_inputs(package):
+    """The record of a built-in: which file it is. Its checksum is known, whatever the code is."""
+    name, known = package_rule(package), builtin.PACKAGES[package]
+    outputs = [f"resources/builtin/{package}/{known.file}", shared_products(name)]
+    return shared_inputs(name, outputs, None, asdict(known))
+
+
+def packages_used():
+    """The built-ins of the run."""
+    sources = [SETTINGS.model.source, SETTINGS.dataset.source]
+    return [s.removeprefix("builtin:") for s in sources if source_kind(s) == "builtin"]
+
+
 def dataset_files():
     """What other rules bring of the dataset before its text is tokenized."""
     source = SETTINGS.dataset.source
@@ -193,6 +212,15 @@ def dataset_products(slug):
     return (
         [shared_products(f"fetch_dataset.{slug}")] if hub else builtin_products(source)
     )
+
+
+def fetch_dataset_inputs(slug, documents, record, settings):
+    """The record of what is fetched of a hub dataset; other datasets are fetched by no rule."""
+    if source_kind(SETTINGS.dataset.source) != "hub":
+        return []
+    name = f"fetch_dataset.{slug}"
+    outputs = [documents, record, shared_products(name)]
+    return shared_inputs(name, outputs, "fetch_dataset.py", settings)
 
 
 def heldout_files():

@@ -12,15 +12,6 @@ FETCH_DATASET = dict(
 )
 
 
-def fetch_dataset_inputs(slug, documents, record, settings):
-    """The record of what is fetched of a hub dataset; other datasets are fetched by no rule."""
-    if source_kind(SETTINGS.dataset.source) != "hub":
-        return []
-    name = f"fetch_dataset.{slug}"
-    outputs = [documents, record, shared_products(name)]
-    return shared_inputs(name, outputs, "fetch_dataset.py", settings)
-
-
 rule fetch_dataset:
     input:
         inputs=fetch_dataset_inputs(

@@ -6,25 +6,6 @@ localrules:
     fetch_model,
 
 
-def package_rule(package):
-    """The rule that fetches a built-in, with its wildcards filled in."""
-    return f"fetch_package.{package}.{builtin.PACKAGES[package].file}"
-
-
-@functools.cache
-def package_inputs(package):
-    """The record of a built-in: which file it is. Its checksum is known, whatever the code is."""
-    name, known = package_rule(package), builtin.PACKAGES[package]
-    outputs = [f"resources/builtin/{package}/{known.file}", shared_products(name)]
-    return shared_inputs(name, outputs, None, asdict(known))
-
-
-def packages_used():
-    """The built-ins of the run."""
-    sources = [SETTINGS.model.source, SETTINGS.dataset.source]
-    return [s.removeprefix("builtin:") for s in sources if source_kind(s) == "builtin"]
-
-
 # All turns are taken in one order, by every run: so no two wait for each other.
 for package in packages_used():
     package_inputs(package)
