@@ -279,7 +279,7 @@ def left(folder: Path) -> dict[str, str]:
     found = {}
     for part in ("results", "resources"):
         for path in sorted((folder / part).rglob("*")):
-            if path.is_file() and not {"logs", "measured", "locks"} & set(path.parts):
+            if path.is_file() and not {"logs", "measured", "locks", "digests"} & set(path.parts):
                 found[str(path.relative_to(folder))] = _digest(path)
     return found
 
@@ -290,6 +290,9 @@ def _digest(path: Path) -> str:
         content = repr(_committed(path)).encode()
     if path.name == "report.html":
         content = re.sub(rb"<h3>Memory: predicted.*?</p>", b"", content, flags=re.DOTALL)
+    if path.name == "render_report.json":
+        record = read_record(path)
+        content = repr([name for name in record["files"] if "report" not in name]).encode()
     return hashlib.sha256(content).hexdigest()
 
 
