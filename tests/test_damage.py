@@ -117,6 +117,39 @@ def test_a_damaged_chunk_is_named_refused_and_alone_made_anew(
     run.detect()
 
 
+def test_damage_to_what_does_not_count_is_in_nobodys_way(shared, tmp_path):
+    """Damaged chunks that sequence shards share, whose commits are gone: they are written over."""
+    run = shared.copy(tmp_path)
+    before = chunk_files(run)
+    for layer in range(4):
+        for site in SITES:
+            flip(run.activations / site / "c" / str(layer) / "1" / "0")
+    for path in (run.folder / COMMITS).glob("*.jsonl"):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["chunk"] != 1))
+    run.extract()
+    assert_repaired(run, before)
+    run.detect()
+
+
+@pytest.mark.parametrize("kind", ["whole", "shared"])
+def test_all_damaged_chunks_of_a_boundary_are_named_at_once(kind, request, tmp_path):
+    """Of a layer group that reads them; and those that it shares and writes."""
+    extracted = request.getfixturevalue(kind)
+    run = extracted.copy(tmp_path)
+    before = chunk_files(run)
+    for chunk in (0, 1, 2):
+        flip(run.folder / f"boundaries.zarr/into_layer_2/c/{chunk}/0")
+    for path in (run.folder / COMMITS).glob("group-1*.jsonl"):
+        path.unlink()
+    for manifest in (run.folder / "manifests" / "extraction").glob("*.json"):
+        manifest.unlink()
+    with pytest.raises(ValueError, match=r"into_layer_2/c/\d/0: boundary, .*damaged.*and . more"):
+        run.extract()
+    run.extract()
+    assert_repaired(run, before)
+
+
 def test_a_chunk_of_an_earlier_configuration_is_not_current(whole, llama, tmp_path):
     run = whole.copy(tmp_path / "run")
     place = run.activations / "mlp_in" / "c" / "2" / "0" / "0"

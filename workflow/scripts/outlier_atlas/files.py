@@ -29,10 +29,9 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; with the path, and the bytes that came to be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)
+    _create(temporary, path, "more than 0 bytes are needed").close()
     try:
-        _create(temporary).close()
         yield temporary
         _to_disk(temporary)
         temporary.replace(path)
@@ -85,16 +84,17 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; with the path, and the bytes that were to be written.
     """
+    size = f"{len(content):,} bytes were to be written"
     temporary = partial(path)
+    file = _create(temporary, path, size)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _create(temporary) as file:
+        with file:
             write_all(file, content)
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise unwritten(error, path, f"{len(content):,} bytes were to be written") from error
+        raise unwritten(error, path, size) from error
 
 
 def append(path: Path, content: bytes) -> None:
@@ -130,16 +130,17 @@ def write_unsynced(path: Path, parts: Sequence[bytes], folder: Path) -> None:
     Raises:
         OSError: it cannot be written; with the path, and the bytes that were to be written.
     """
+    size = f"{sum(map(len, parts)):,} bytes were to be written"
     temporary = partial(folder / path.name)
+    file = _create(temporary, path, size)
     try:
-        with _in_folder(temporary, lambda: _create(temporary)) as file:
+        with file:
             for part in parts:
                 write_all(file, part)
         _in_folder(path, lambda: temporary.replace(path))
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        size = sum(map(len, parts))
-        raise unwritten(error, path, f"{size:,} bytes were to be written") from error
+        raise unwritten(error, path, size) from error
 
 
 def _in_folder(path: Path, act: Callable[[], Made]) -> Made:
@@ -151,14 +152,22 @@ def _in_folder(path: Path, act: Callable[[], Made]) -> Made:
         return act()
 
 
-def _create(path: Path) -> FileIO:
+def _create(temporary: Path, path: Path, size: str) -> FileIO:
     """A file that was not there before, unbuffered; no link is followed.
 
+    Args:
+        path: the file that it is for.
+        size: how much that takes, in words.
+
     Raises:
-        FileExistsError: there is something under this name.
+        OSError: it cannot be made, or there is something under its name.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0)
+    try:
+        number = _in_folder(temporary, lambda: os.open(temporary, flags, 0o666))
+    except OSError as error:
+        raise unwritten(error, path, size) from error
+    return os.fdopen(number, "wb", buffering=0)
 
 
 def _to_disk(path: Path) -> None:

@@ -53,18 +53,21 @@ def stream(
         with stopping.deferred():
             _stream(job, work, missing, group, where, arrays)
     except DamagedChunkError as damage:
+        # Other jobs have committed more meanwhile, or have deleted what they had read.
+        arrays = Arrays(job.run, work.layout, work.counted(Commits.load(job.run / COMMITS)))
         raise give_up(job.run, arrays, _all_damaged(arrays, work, damage, job.threads)) from damage
 
 
 def _all_damaged(
     arrays: Arrays, work: Work, first: DamagedChunkError, threads: int
 ) -> Sequence[DamagedChunkError]:
-    """All chunks that a job reads and that are damaged: at its boundary, and those that it shares.
+    """All damaged chunks of the boundary that a job reads, also those of other sequence shards, and
+    of the arrays that it writes those that it shares.
 
     They are found together, so that one further run repairs all of them.
     """
     layout, before = work.layout, work.boundary_before
-    read = [(before, rows.chunk) for rows in work.rows] if before else []
+    read = [(before, chunk) for chunk in range(layout.chunks)] if before else []
     after = layout.boundary_after(work.group)
     stored = [target for target in layout.measured(work.group) if not target.is_summary]
     targets = [*stored, *([after] if after else [])]

@@ -20,7 +20,7 @@ from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import Counted, Rows
 from outlier_atlas.store.layout import Layout, Target, arrays_of, boundary_array, parts
 from outlier_atlas.store.metadata import DamagedMetadataError, check
-from outlier_atlas.store.targets import TargetChunks
+from outlier_atlas.store.targets import DamagedChunkError, TargetChunks
 from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES, STORE
 
 Float32 = NDArray[np.float32]
@@ -129,9 +129,13 @@ class Arrays:
 
     def _shared(self, target: Target, chunk: int) -> list[NDArray[Any]]:
         """A chunk as it is, with what others have written into it."""
-        if self.chunks.exists(target, chunk):
+        try:
             return self.chunks.read(target, chunk)[0]
-        return self.chunks.blank(target)
+        except DamagedChunkError:
+            counts = self._counted is None or self._counted(target, chunk)
+            if self.chunks.exists(target, chunk) and counts:
+                raise
+        return self.chunks.blank(target)  # none of it counts
 
     @contextmanager
     def _chunk_lock(self, chunk: int) -> Iterator[None]:
