@@ -131,7 +131,10 @@ def jobs_begin(local: bool) -> None:
         return
     if not local:
         _supervisor.aside = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is _ignore:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is _ignore:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
         return
     _supervisor.graceful = _of_snakemake()
     signal.signal(signal.SIGTERM, _ignore)
@@ -145,8 +148,11 @@ def _of_snakemake() -> signals.Handler | None:
 
 
 def _tell(said: str) -> None:
-    with suppress(OSError):  # the terminal may be gone
-        os.write(2, f"{said}\n".encode())
+    def write() -> None:
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f"{said}\n".encode())
+
+    stopping.try_for(stopping.LAST_SECONDS, write)
 
 
 def _ignore(_: int, __: FrameType | None) -> None:
