@@ -281,6 +281,14 @@ time.sleep(60)
 """
 
 
+def test_too_few_threads_for_snakemake_are_said_in_one_line_too():
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSE + SNAKEMAKE], text=True, capture_output=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(SCRIPTS)}, timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, f"{threads.REFUSED}\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_on_a_cluster_signals_are_left_to_snakemake(number, tmp_path):
     """At Ctrl-C it cancels its jobs."""

@@ -106,7 +106,7 @@ def watch() -> None:
     its own.
 
     Raises:
-        SystemExit: no thread can be started to hear them.
+        SystemExit: too few threads can be started, for Snakemake or for a job.
     """
     program = Path(sys.argv[0])
     mine = "snakemake" in (program.name, program.parent.name)
@@ -115,8 +115,10 @@ def watch() -> None:
         _supervisor.watching = True
         os.environ[stopping.SUPERVISED] = "1"
         try:
+            # Snakemake ends in a stack trace where it finds too few for itself.
+            threads.require(1)
             signals.listen(_supervisor.attend, _ignore)
-        except RuntimeError as error:
+        except (ValueError, RuntimeError) as error:
             sys.exit(threads.REFUSED if threads.refused(error) else str(error))
         logging.getLogger("snakemake.logging").addFilter(_supervisor.keep)
 
