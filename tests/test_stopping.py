@@ -19,7 +19,7 @@ PATIENCE = 60
 STOPPED = "stopped by {}; what is committed counts: run the same command again\n"
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 import doorway
@@ -82,6 +82,16 @@ try:
 finally:
     raise RuntimeError("cut off")
 """,
+    "finds its terminal full": """
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, b"x" * 1000)
+except BlockingIOError:
+    os.set_blocking(2, True)
+ready()
+print("y" * 1000, file=sys.stderr, flush=True)
+""",
     "computes in a library": """
 import ctypes
 ready()
@@ -97,7 +107,9 @@ def test_a_signal_ends_a_job_in_one_line_whatever_it_does(work, tmp_path):
     await_ready(process)
     begun = time.monotonic()
     process.send_signal(number)
-    assert ended(process) == (128 + number, STOPPED.format(number.name))
+    assert process.wait(PATIENCE) == 128 + number
+    if "full" not in work:
+        assert ended(process)[1] == STOPPED.format(number.name)
     assert time.monotonic() - begun < 2 * stopping.PATIENCE_SECONDS
     assert STOPPED.format(number.name).strip() in (tmp_path / "run/logs/a_rule.log").read_text()
 
@@ -255,6 +267,40 @@ def test_a_job_that_was_stopped_alone_is_told_once_by_its_snakemake(capfd):
     assert supervisor.keep(record("Error in rule a:"))
     said = "a job was stopped by a signal; what is committed counts: run the same command again\n"
     assert capfd.readouterr().err == said
+
+
+SNAKEMAKE = """
+import os, signal, sys, time
+sys.argv = ["snakemake"]
+from outlier_atlas import supervision
+supervision.watch()
+signal.signal(signal.SIGTERM, print)  # as Snakemake does
+supervision.jobs_begin(local=False)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_too_few_threads_for_snakemake_are_said_in_one_line_too():
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSE + SNAKEMAKE], text=True, capture_output=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(SCRIPTS)}, timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, f"{threads.REFUSED}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_on_a_cluster_signals_are_left_to_snakemake(number, tmp_path):
+    """At Ctrl-C it cancels its jobs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SNAKEMAKE], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
+    )  # fmt: skip
+    await_ready(process)
+    process.send_signal(number)
+    status, said = ended(process)
+    assert status == -number
+    assert ("KeyboardInterrupt" in said) == (number == signal.SIGINT)
 
 
 def test_processes_that_a_process_has_started_are_found_and_no_others():

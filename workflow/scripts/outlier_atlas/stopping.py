@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 3.0
 """After which a job that was not deferred ends, if it has not come to its end by itself."""
+LAST_SECONDS = 1.0
+"""For the line that a job ends with."""
 SUPERVISED = "OUTLIER_ATLAS_SUPERVISED"
 """Environment variable of jobs whose Snakemake tells the user that they were stopped."""
 
@@ -122,16 +124,31 @@ def end(number: int) -> NoReturn:
     """End the process without Python's own end, which waits for threads and may show traces."""
     told = "stopped by %s; what is committed counts: run the same command again"
     level = logging.DEBUG if os.environ.get(SUPERVISED) else logging.WARNING
-    log.log(level, told, signals.name(number))
-    leave(signals.status(number))
+    leave(signals.status(number), lambda: log.log(level, told, signals.name(number)))
 
 
-def leave(status: int) -> NoReturn:
-    """End the process as it is, once what it has written to its streams is out."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
+def leave(status: int, say: Callable[[], object] = lambda: None) -> NoReturn:
+    """End the process as it is, once it has said its last and its streams are out."""
+
+    def last() -> None:
+        say()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+
+    try_for(LAST_SECONDS, last)
     os._exit(status)
+
+
+def try_for(seconds: float, do: Callable[[], object]) -> None:
+    """Do something in another thread, and go on after so many seconds in any case.
+
+    What a terminal or a pipe does not take, because it is stopped or full, would wait for ever.
+    """
+    thread = threading.Thread(target=do, daemon=True)
+    with suppress(RuntimeError):  # there may be no more threads
+        thread.start()
+        thread.join(seconds)
 
 
 def _handle(number: int, _: FrameType | None) -> None:

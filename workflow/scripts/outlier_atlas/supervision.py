@@ -106,7 +106,7 @@ def watch() -> None:
     its own.
 
     Raises:
-        SystemExit: no thread can be started to hear them.
+        SystemExit: too few threads can be started, for Snakemake or for a job.
     """
     program = Path(sys.argv[0])
     mine = "snakemake" in (program.name, program.parent.name)
@@ -115,8 +115,10 @@ def watch() -> None:
         _supervisor.watching = True
         os.environ[stopping.SUPERVISED] = "1"
         try:
+            # Snakemake ends in a stack trace where it finds too few for itself.
+            threads.require(1)
             signals.listen(_supervisor.attend, _ignore)
-        except RuntimeError as error:
+        except (ValueError, RuntimeError) as error:
             sys.exit(threads.REFUSED if threads.refused(error) else str(error))
         logging.getLogger("snakemake.logging").addFilter(_supervisor.keep)
 
@@ -131,7 +133,10 @@ def jobs_begin(local: bool) -> None:
         return
     if not local:
         _supervisor.aside = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is _ignore:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is _ignore:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
         return
     _supervisor.graceful = _of_snakemake()
     signal.signal(signal.SIGTERM, _ignore)
@@ -145,8 +150,11 @@ def _of_snakemake() -> signals.Handler | None:
 
 
 def _tell(said: str) -> None:
-    with suppress(OSError):  # the terminal may be gone
-        os.write(2, f"{said}\n".encode())
+    def write() -> None:
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f"{said}\n".encode())
+
+    stopping.try_for(stopping.LAST_SECONDS, write)
 
 
 def _ignore(_: int, __: FrameType | None) -> None:
