@@ -99,11 +99,11 @@ def test_a_line_that_a_kill_cut_short_is_closed_off_and_counted_as_damaged(tmp_p
     file = CommitFile(tmp_path / "commits" / "job.jsonl")
     file.append(commit(0, 8))
     path = tmp_path / "commits" / "job.jsonl"
-    path.write_text(path.read_text() + commit(8, 16).line()[:40])
+    path.write_text(path.read_text() + "\n" + commit(8, 16).line()[:40])
     file.append(commit(16, 24))
     file.append(commit(8, 16, OTHER))
     loaded = Commits.load(path.parent)
-    assert loaded.damaged == {path: 1}
+    assert loaded.damaged == {path: 1}, "an empty line is none"
     assert sorted(each.rows for each in loaded) == [rows(0, 8), rows(8, 16), rows(16, 24)]
     assert loaded.gaps(SITE, rows(0, 24), "now") == [rows(8, 16)]
     assert revise(path.parent, lambda each: each) == 0
