@@ -14,6 +14,7 @@ SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from outlier_atlas import locks, supervision
+from outlier_atlas.files import sweep
 from outlier_atlas.inputs import Inputs, Purpose
 from outlier_atlas.settings import document
 from outlier_atlas.sources import Sources
@@ -51,6 +52,9 @@ PURPOSE = purpose(workflow)
 if PURPOSE is Purpose.MAKE:
     try:
         OWNED = locks.own(Path("results") / SETTINGS.name, logger.info)
+        # What killed processes left: nobody else writes in the run's folder now.
+        sweep(Path("results") / SETTINGS.name, older_than=0)
+        sweep(Path("resources"), older_than=24 * 3600)
     except ValueError as error:
         sys.exit(str(error))
 

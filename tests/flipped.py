@@ -17,7 +17,7 @@ from outlier_atlas.model.source import fetch
 from outlier_atlas.store.commits import Commit
 
 ROWS = [[4 + (7 * i + 3 * k) % 55 for k in range(4 + 3 * (i % 3))] for i in range(8)]
-EXEMPT = ("locks", ".lock", "logs")
+EXEMPT = ("locks", ".lock", "logs", "digests")
 
 
 class Finished:
@@ -124,7 +124,7 @@ def comparable(files: dict[str, bytes]) -> dict[str, bytes]:
     kept = {
         path: data
         for path, data in files.items()
-        if not path.endswith((".seen", ".jsonl")) and "/measured/" not in path
+        if not path.endswith(".jsonl") and not {"measured"} & set(path.split("/"))
     }
     commits = [
         (commit.rows, target, value)

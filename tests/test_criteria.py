@@ -232,3 +232,53 @@ def test_a_criterion_that_was_not_measured_says_so(planted, mixture):
     missing = criteria(DetectionSettings(), ["mlp_hidden", "mlp_out"], 64)["super_weights"]
     assert (missing.measured, missing.missing) == (False, ("down_proj_out",))
     assert run.table("super_weights") == run.table("token_outliers") == []
+
+
+STATED = {
+    "llm_int8": ["attn_in and mlp_in", "|x| >= 6 in at least 25 % of", "no less than 6 % of the"],
+    "massive_activations": ["of resid_post is massive if |x| > 100 and |x| >= 1000 times the med"],
+    "super_weights": ["Where both are > 50,", "at least 50 % of that output"],
+    "super_experts": [
+        "is above the 99.5 % quantile",
+        ", above 0.1 times the largest",
+        "largest |x| of resid_post is at least 1.25 times that of the measured layer before",
+    ],
+    "systematic_outliers": ["token of resid_post", "largest |x| > 1000 times the mean of |x|"],
+    "token_outliers": ["token of mlp_hidden", "largest |x| > 64 times the median"],
+    "attention_sinks": ["receives more than 0.3 of attention", "T is 64 or", "above the threshold"],
+}
+CHANGED = {
+    "llm_int8": {"threshold": 6.00000001, "layer_share": 0.2512345678, "position_share": 0.07},
+    "massive_activations": {"absolute": 1000000.5, "ratio": 1234567.0, "site": "mlp_out"},
+    "super_weights": {"threshold": 50.00000001, "min_share": 0.3},
+    "super_experts": {"quantile": 0.99912345678, "ratio": 0.123456789, "growth": 3.0},
+    "systematic_outliers": {"ratio": 1e-30, "site": "mlp_in"},
+    "token_outliers": {"ratio": 2e30, "site": "mlp_in"},
+    "attention_sinks": {"threshold": 0.30000001},
+}
+STATED_OF_CHANGED = {
+    "llm_int8": ["|x| >= 6.00000001 in at least 25.12345678 % of", "no less than 7 % of the"],
+    "massive_activations": ["of mlp_out is massive if |x| > 1000000.5 and |x| >= 1234567 times"],
+    "super_weights": ["Where both are > 50.00000001,", "at least 30 % of that output"],
+    "super_experts": [
+        "the 99.912345678 % quantile", "above 0.123456789 times", "of mlp_out is at least 3 times",
+    ],
+    "systematic_outliers": ["token of mlp_in", "largest |x| > 1e-30 times the mean of |x|"],
+    "token_outliers": ["token of mlp_in", "largest |x| > 2e+30 times the median"],
+    "attention_sinks": ["receives more than 0.30000001 of attention", "T is 32 or"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "sink_tokens", "stated"),
+    [({}, 64, STATED), (CHANGED, 32, STATED_OF_CHANGED)],
+    ids=["default", "changed"],
+)
+def test_a_definition_states_each_threshold_exactly_and_how_it_compares(
+    settings, sink_tokens, stated
+):
+    found = criteria(DetectionSettings.model_validate(settings), [], sink_tokens)
+    assert set(found) == set(stated)
+    for name, parts in stated.items():
+        for part in parts:
+            assert part in found[name].definition, name

@@ -6,10 +6,17 @@ import time
 from pathlib import Path
 
 import pytest
-from outlier_atlas.model.seen import recall, remember
 
 from outlier_atlas import files
-from outlier_atlas.files import replacing, replacing_folder, scratch, sweep, write_whole
+from outlier_atlas.digests import SETTLED_NS, Digests
+from outlier_atlas.files import (
+    read_record,
+    replacing,
+    replacing_folder,
+    scratch,
+    sweep,
+    write_whole,
+)
 from outlier_atlas.store.commits import Commit, CommitFile, Commits, Rows, revise, without
 from outlier_atlas.store.layout import Target
 
@@ -66,10 +73,13 @@ def test_several_writers_of_a_folder_leave_one_of_theirs(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_parallel_jobs_remember_what_they_have_seen(tmp_path):
-    record = tmp_path / "model.json"
-    assert side_by_side(lambda number: remember(record, {"weights": [number, 1]})) == []
-    assert recall(record)["weights"][1] == 1
+def test_parallel_jobs_keep_digests(tmp_path):
+    file, cache = tmp_path / "file", tmp_path / "digests.json"
+    file.write_text("text")
+    os.utime(file, (1, 1))
+    time.sleep(SETTLED_NS / 10**9 + 0.1)
+    assert side_by_side(lambda _: Digests(cache).of({"file": file})) == []
+    assert read_record(cache)["files"]["file"][4] == Digests().of({"file": file})["file"]
 
 
 def test_a_temporary_file_follows_no_link_and_takes_the_place_of_none(tmp_path, monkeypatch):

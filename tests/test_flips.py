@@ -44,7 +44,6 @@ KINDS = [
     "resources/models/m/gguf.json",
     "resources/models/m/tokenizer.json",
     "resources/models/m.json",
-    "resources/models/m.seen",
 ]
 """Those whose bytes come back; tests of their own have the rest."""
 

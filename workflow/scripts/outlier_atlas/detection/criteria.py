@@ -13,6 +13,7 @@ from outlier_atlas.settings.detection import (
     SuperExpertsSettings,
     SuperWeightsSettings,
 )
+from outlier_atlas.settings.section import exactly, percent
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SUPER_WEIGHT_SITES
 
 LLM_INT8 = "llm_int8"
@@ -78,16 +79,17 @@ def criteria(
         criterion(
             SYSTEMATIC_OUTLIERS,
             (systematic.site,),
-            f"A token of {systematic.site} is flagged if its largest |x| > {systematic.ratio:g} "
-            f"times the mean of |x| over all tokens and channels of its sequence in that layer, "
-            f"finite values alone (An et al. 2025, arXiv 2502.06415).",
+            f"A token of {systematic.site} is flagged if its largest |x| > "
+            f"{exactly(systematic.ratio)} times the mean of |x| over all tokens and channels of "
+            f"its sequence in that layer, finite values alone (An et al. 2025, arXiv 2502.06415).",
         ),
         criterion(
             TOKEN_OUTLIERS,
             (outliers.site,),
-            f"A token of {outliers.site} is an outlier if its largest |x| > {outliers.ratio:g} "
-            f"times the median, over the tokens of its sequence in that layer, of their largest "
-            f"finite |x| (PrefixQuant, Chen et al. 2024, arXiv 2410.05265).",
+            f"A token of {outliers.site} is an outlier if its largest |x| > "
+            f"{exactly(outliers.ratio)} times the median, over the tokens of its sequence in that "
+            f"layer, of their largest finite |x| (PrefixQuant, Chen et al. 2024, arXiv "
+            f"2410.05265).",
         ),
         # No token is left out of these: they are about attention among the first ones.
         Criterion(
@@ -113,12 +115,13 @@ def super_weights_definition(settings: SuperWeightsSettings) -> str:
     return (
         f"At the token at which the |output| of a down projection itself (before any norm, factor "
         f"or sum behind it; with its bias) is largest over all tokens and channels, the largest "
-        f"|input| is taken. Where both are > {settings.threshold:g}, the weight W in the row of "
-        f"the output's channel and the column of the input's is a super weight if it makes at "
-        f"least {settings.min_share * 100:g} % of that output: W times input over output, with W "
-        f"in the dtype that the run computes in (Yu et al. 2024, arXiv 2411.07191; the share is "
-        f"not in the paper, whose super weights make most of the output). Sites: mlp_hidden and "
-        f"down_proj_out, and expert_out for each routed expert; shared experts are not searched."
+        f"|input| is taken. Where both are > {exactly(settings.threshold)}, the weight W in the "
+        f"row of the output's channel and the column of the input's is a super weight if it makes "
+        f"at least {percent(settings.min_share)} % of that output: W times input over output, "
+        f"with W in the dtype that the run computes in (Yu et al. 2024, arXiv 2411.07191; the "
+        f"share is not in the paper, whose super weights make most of the output). Sites: "
+        f"mlp_hidden and down_proj_out, and expert_out for each routed expert; shared experts are "
+        f"not searched."
     )
 
 
@@ -126,12 +129,12 @@ def super_experts_definition(settings: SuperExpertsSettings, site: str) -> str:
     """The criterion of Su et al. with this run's parameters."""
     return (
         f"An expert is a super expert if its largest |down_proj output| over all tokens routed to "
-        f"it is above the {settings.quantile * 100:g} % quantile (linear interpolation) of those "
-        f"of all routed experts that saw a token, above {settings.ratio:g} times the largest of "
-        f"them, and its layer is one in which massive activations form: it has a massive "
-        f"activation, and the largest |x| of {site} is at least {settings.growth:g} times that of "
-        f"the measured layer before it, where one is (Su et al. 2025, arXiv 2507.23279, eq. 8; the "
-        f"last condition is our reading of it)."
+        f"it is above the {percent(settings.quantile)} % quantile (linear interpolation) of those "
+        f"of all routed experts that saw a token, above {exactly(settings.ratio)} times the "
+        f"largest of them, and its layer is one in which massive activations form: it has a "
+        f"massive activation, and the largest |x| of {site} is at least "
+        f"{exactly(settings.growth)} times that of the measured layer before it, where one is (Su "
+        f"et al. 2025, arXiv 2507.23279, eq. 8; the last condition is our reading of it)."
     )
 
 
@@ -147,11 +150,11 @@ def llm_int8_definition(settings: LlmInt8Settings) -> str:
         "max": "in the tensor that has most",
     }[settings.position_share_by]
     return (
-        f"A channel of {' and '.join(settings.sites)} is an outlier feature if "
-        f"|x| >= {settings.threshold:g} in at least {settings.layer_share * 100:g} % of {over} and "
-        f"on no less than {settings.position_share * 100:g} % of the positions (sequence, "
-        f"position), {by}, of layers and positions that have a finite value (Dettmers et al. 2022, "
-        f"arXiv 2208.07339)."
+        f"A channel of {' and '.join(settings.sites)} is an outlier feature if |x| >= "
+        f"{exactly(settings.threshold)} in at least {percent(settings.layer_share)} % of {over} "
+        f"and on no less than {percent(settings.position_share)} % of the positions (sequence, "
+        f"position), {by}, of layers and positions that have a finite value (Dettmers et al. "
+        f"2022, arXiv 2208.07339)."
     )
 
 
@@ -162,8 +165,8 @@ def massive_definition(settings: MassiveActivationsSettings) -> str:
         "token": "over the channels of its token",
     }[settings.median]
     return (
-        f"A value of {settings.site} is massive if |x| > {settings.absolute:g} and "
-        f"|x| >= {settings.ratio:g} times the median of |x| {median}, finite values alone "
+        f"A value of {settings.site} is massive if |x| > {exactly(settings.absolute)} and "
+        f"|x| >= {exactly(settings.ratio)} times the median of |x| {median}, finite values alone "
         f"(Sun et al. 2024, arXiv 2402.17762)."
     )
 
@@ -172,9 +175,9 @@ def sinks_definition(settings: AttentionSinksSettings, tokens: int) -> str:
     """The criterion of Gu et al. with this run's parameters."""
     return (
         f"A token at position k is a sink in a head if it receives more than "
-        f"{settings.threshold:g} of attention: the mean of A[i, k] over the queries k <= i < T, "
-        f"where T is {tokens or 'extraction.advanced.sink_tokens'} or the length of a shorter "
-        f"sequence; the sink metric is 100 times the share of sequences, layers and heads in which "
-        f"it is one (Gu et al. 2024, arXiv 2410.10781). A head sinks on the first token if its "
-        f"mean over the sequences is above the threshold. No token is left out of this."
+        f"{exactly(settings.threshold)} of attention: the mean of A[i, k] over the queries k <= i "
+        f"< T, where T is {tokens or 'extraction.advanced.sink_tokens'} or the length of a "
+        f"shorter sequence; the sink metric is 100 times the share of sequences, layers and heads "
+        f"in which it is one (Gu et al. 2024, arXiv 2410.10781). A head sinks on the first token "
+        f"if its mean over the sequences is above the threshold. No token is left out of this."
     )

@@ -16,7 +16,7 @@ from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
 from outlier_atlas.settings.faults import Written, faults
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.settings.report import ReportSettings
-from outlier_atlas.settings.section import RUN_NAME, PositiveInt, Section
+from outlier_atlas.settings.section import RUN_NAME, PositiveInt, Section, exactly
 from outlier_atlas.settings.sites import floor_key
 from outlier_atlas.settings.weights import WeightsSettings
 
@@ -140,9 +140,10 @@ class Settings(Section):
             floor = getattr(extraction.advanced, key)
             if least is not None and least < floor:
                 raise ValueError(
-                    f"detection asks for |x| down to {least:g} at {site}, which is not stored, and "
-                    f"its summaries keep values from {floor:g}: raise the threshold, or name "
-                    f"{site} in extraction.store, or lower extraction.advanced.{key}"
+                    f"detection asks for |x| down to {exactly(least)} at {site}, which is not "
+                    f"stored, and its summaries keep values from {exactly(floor)}: raise the "
+                    f"threshold, or name {site} in extraction.store, or lower "
+                    f"extraction.advanced.{key}"
                 )
             if site in detection.quantization_error.sites:
                 raise ValueError(

@@ -14,6 +14,7 @@ from outlier_atlas.settings.section import (
     PositiveInt,
     Section,
     Share,
+    percent,
     refuse_repeats,
 )
 from outlier_atlas.settings.sites import CHANNEL_SITES, ChannelSite
@@ -254,7 +255,7 @@ class BootstrapSettings(Section):
     def said(self) -> str:
         """What an interval is, in two sentences."""
         return (
-            f"{self.level * 100:g} % bootstrap intervals over sequences: percentiles of "
+            f"{percent(self.level)} % bootstrap intervals over sequences: percentiles of "
             f"{self.resamples:,} draws of as many sequences, with replacement "
             f"(detection.bootstrap); those of values are of |x|. They say how far a number depends "
             f"on which sequences were read, and that of a maximum ends at what was read."

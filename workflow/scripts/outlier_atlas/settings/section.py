@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -30,6 +31,17 @@ class Section(BaseModel):
     """A part of the configuration: no unknown keys, no silent conversion, never changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def exactly(number: float) -> str:
+    """A setting in a sentence, with all of its digits: `6`, `0.06`, `1234567`, `1e-30`."""
+    shown = Decimal(repr(float(number))).normalize()
+    return f"{shown:f}" if 1e-6 <= abs(shown) < 1e15 else repr(float(number))
+
+
+def percent(share: float) -> str:
+    """A share in a sentence, without its sign: `99.5` of 0.995."""
+    return exactly(float(Decimal(repr(float(share))) * 100))
 
 
 def refuse_repeats(items: Sequence[Any]) -> None:
