@@ -1,11 +1,13 @@
 """One bit of a finished run is flipped, then the ordinary command runs: what becomes of it."""
 
 import copy
+import math
 import os
 import random
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +229,7 @@ class Trial:
         self.config = changed(flip.change)
         self.said: list[str] = []
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Outcome:  # noqa: PLR0911
         damaged = flip_bit(self.project.folder / self.flip.file, self.flip.byte, self.flip.bit)
         if self.flip.way == WAYS[1] and not self._verify().status and self.flip.kind != CACHE:
             return self._ends("passed over")
@@ -299,11 +301,17 @@ class Trial:
         return sorted(paths)
 
 
-def flips(finished: Finished, seed: int, indices: list[int], workers: int) -> Iterator[Outcome]:
-    """The outcomes of flips, in order."""
+def outcomes(
+    finished: Finished, seed: int, indices: Sequence[int], workers: int, end: float = math.inf
+) -> Iterator[Outcome]:
+    """The outcomes of flips, in order; after the time `end` no more are begun."""
+
+    def outcome(flip: Flip) -> Outcome | None:
+        return finished.outcome(flip) if time.monotonic() < end else None
+
     chosen = [finished.flip(seed, index) for index in indices]
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(finished.outcome, chosen)
+        yield from filter(None, pool.map(outcome, chosen))
 
 
 def changed(change: str) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """One run folder is taken through random configurations; each state is compared with a fresh run.
 
-A history is a chain of steps that begins with an empty folder. A step changes a key or two and runs
-the ordinary command. Before, Snakemake may be killed, an output or `.snakemake` deleted, or a target
-asked for by its name. Every state has to equal what a fresh run of the same configuration leaves in
-another folder, but for what `LEFTOVERS`, `AT_NEED` and `Compared` name.
+A history is a chain of steps that begins with a finished run. A step changes a key or two and runs
+the ordinary command. Before it, Snakemake may be killed, an output or `.snakemake` deleted, or a
+target asked for by its name. Every state has to equal what a fresh run of the same configuration
+leaves in another folder, but for what `LEFTOVERS`, `AT_NEED` and `_counted` name.
 """
 
 import copy
 import json
+import math
 import random
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,10 +60,12 @@ SPACE: dict[str, list[Any]] = {
     "detection.exclude.first_positions": [0, 0, 1],
     "detection.smoothquant.alpha": [0.5, 0.7],
     "weights.measure": [True, True, False],
-    "ablation.sequences": [0, 0, 0, 1],
+    "ablation.sequences": [0] * 5 + [1],
     "report.rows": [25, 7],
 }
-"""Values of each key; those of before have their index among them twice or more."""
+"""Values of each key. One that is named more often is drawn more often."""
+
+EVENTS = ("kill", "forget", "delete", "named")
 
 FIXED: Config = {
     "run": {"name": "mine"},
@@ -124,10 +128,11 @@ class State:
     Attributes:
         faults: nothing if the state is that of a fresh run, reached by one command.
         before: the configuration of the step before it.
+        alone: of a fault, whether a fresh run of that configuration has it, too, without events.
     """
 
     step: Step
-    before: Choice | None
+    before: Choice
     faults: list[str] = field(default_factory=list)
     alone: bool | None = None
 
@@ -151,17 +156,15 @@ def configuration(choice: Choice) -> Config:
 
 
 def history(seed: int, number: int, steps: int) -> list[Step]:
-    """The steps of a history: the first one has a random configuration."""
+    """The run that a history begins with, and its steps."""
     chance = random.Random(f"{seed} {number}")
     choice = _drawn(chance, None, len(SPACE))
-    drawn, changed = [], tuple(SPACE)
-    for index in range(steps):
-        if index:
-            before, choice = choice, _drawn(chance, choice, chance.choice((1, 1, 1, 2, 2, 4)))
-            changed = tuple(key for key in SPACE if choice[key] != before[key])
-        events = tuple(_events(chance)) if index else ()
+    drawn = [Step(-1, choice, tuple(SPACE), (), looks=False)]
+    for index in range(number * steps, (number + 1) * steps):
+        before, choice = choice, _drawn(chance, choice, chance.choice((1, 1, 1, 2, 2, 4)))
+        changed = tuple(key for key in SPACE if choice[key] != before[key])
         looks = chance.random() < 0.25
-        drawn.append(Step(number * steps + index, choice, changed, events, looks))
+        drawn.append(Step(index, choice, changed, tuple(_events(chance)), looks))
     return drawn
 
 
@@ -210,7 +213,7 @@ class Fresh:
         self._lock = Lock()
 
     def run(self, choice: Choice) -> Path:
-        """The folder of a fresh run of a configuration."""
+        """The folder of a fresh run of a configuration, with its `.snakemake`."""
         key = json.dumps(choice, sort_keys=True)
         with self._lock:
             if mine := key not in self._runs:
@@ -230,8 +233,10 @@ class Fresh:
                 shutil.rmtree(project.folder / name, ignore_errors=True)
             done = project.command(config)
             assert done.status == 0, done.said
-            (project.folder / "results").rename(place)
-            return place / "mine"
+            place.mkdir()
+            for name in ("results", ".snakemake"):
+                (project.folder / name).rename(place / name)
+            return place
         finally:
             self._projects.put(project)
 
@@ -243,21 +248,27 @@ class Chain:
         self.project, self.fresh = project, fresh
         self.run = project.folder / RUN
 
-    def states(self, steps: list[Step]) -> Iterator[State]:
+    def states(self, steps: list[Step], end: float = math.inf) -> Iterator[State]:
         """Take the run through the steps. After a fault it goes on from a fresh run."""
-        before: Choice | None = None
-        for step in steps:
+        if time.monotonic() > end:
+            return
+        first, *others = steps
+        before = first.choice
+        self._reset(before)
+        for step in others:
+            if time.monotonic() > end:
+                return
             state = State(step, before)
             self._take(state)
             if state.faults:
-                state.alone = before is not None and self._alone(before, step)
+                state.alone = self._alone(before, step)
                 self._reset(step.choice)
             before = step.choice
             yield state
 
     def _take(self, state: State) -> None:
         step, faults, config = state.step, state.faults, state.step.config
-        fresh = self.fresh.run(step.choice)
+        fresh = self.fresh.run(step.choice) / RUN
         for kind, value in step.events:
             if kind == "kill":
                 self.project.struck(config, *value)
@@ -312,15 +323,16 @@ class Chain:
     def _alone(self, before: Choice, step: Step) -> bool:
         """Whether the fault comes from a fresh run of the configuration before, without events."""
         self._reset(before)
-        fresh = self.fresh.run(step.choice)
+        fresh = self.fresh.run(step.choice) / RUN
         done = self.project.command(step.config)
         return bool(_failed(done) or differences(fresh, self.run))
 
     def _reset(self, choice: Choice) -> None:
         """Put a fresh run into the folder, as Snakemake knows it."""
-        shutil.rmtree(self.run)
-        shutil.copytree(self.fresh.run(choice), self.run)
-        self.project.command(configuration(choice))
+        fresh = self.fresh.run(choice)
+        for name in ("results", ".snakemake"):
+            shutil.rmtree(self.project.folder / name, ignore_errors=True)
+            shutil.copytree(fresh / name, self.project.folder / name)
 
 
 def _failed(done: Done) -> list[str]:
@@ -388,18 +400,37 @@ def _content(path: Path) -> bytes:
     return content
 
 
+def _base(folder: Path, cores: int) -> Project:
+    """A project that knows its models and their weights, as all runs of a model do."""
+    project = commanded.project(folder, cores)
+    for model in SPACE["model.source"][-2:]:
+        choice = {key: values[0] for key, values in SPACE.items()} | {"model.source": model}
+        done = project.command(configuration(choice), f"{RUN}/tables/weights.parquet")
+        assert done.status == 0, done.said
+    for name in ("results", ".snakemake"):
+        shutil.rmtree(project.folder / name)
+    return project
+
+
 def states(
-    folder: Path, seed: int, numbers: list[int], steps: int, workers: int, last: int | None = None
+    folder: Path,
+    seed: int,
+    numbers: Sequence[int],
+    steps: int,
+    workers: int,
+    end: float = math.inf,
+    last: int | None = None,
 ) -> Iterator[State]:
     """The states of histories, as they come.
 
     Args:
         numbers: of the histories.
+        end: the time after which no step is begun.
         last: the step after which to stop.
     """
     forked.python()  # before there are threads
     found: Queue[State | None] = Queue()
-    base = commanded.project(folder / "base")
+    base = _base(folder / "base", workers)
     projects: Queue[Project] = Queue()
     for index in range(workers):
         shutil.copytree(base.folder, folder / f"fresh-{index}")
@@ -412,7 +443,7 @@ def states(
             shutil.copytree(base.folder, folder / f"history-{number}")
             chain = Chain(Project(folder / f"history-{number}"), fresh)
             asked = history(seed, number, steps)
-            for state in chain.states([s for s in asked if last is None or s.index <= last]):
+            for state in chain.states([s for s in asked if last is None or s.index <= last], end):
                 found.put(state)
             shutil.rmtree(chain.project.folder)
         finally:
