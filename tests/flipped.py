@@ -152,7 +152,9 @@ class Finished:
         left: what an undamaged run leaves, by what the configuration is changed by.
     """
 
-    def __init__(self, folder: Path, workers: int = 1, changes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, workers: int = 1, changes: Sequence[str] = tuple(CHANGES)
+    ) -> None:
         forked.python()  # before there are threads
         base = commanded.project(folder / "worker-0" / "run", cores=workers)
         _succeed(base, CONFIG)
@@ -168,8 +170,7 @@ class Finished:
         self.left = {"": base.left()}
         assert all(project.left() == self.left[""] for project in projects)
         with ThreadPoolExecutor(workers) as pool:
-            wanted = changes or tuple(CHANGES)
-            self.left |= zip(wanted, pool.map(self._changed, wanted), strict=True)
+            self.left |= zip(changes, pool.map(self._changed, changes), strict=True)
 
     def _changed(self, change: str) -> dict[str, str]:
         project = self._free.get()
@@ -354,7 +355,7 @@ def names_damage(said: str, file: str) -> bool:
 
 def _patterns(file: str) -> Iterator[str]:
     yield re.escape(file)
-    if found := re.fullmatch(rf"{RUN}/activations\.zarr/(\w+)/c/\d+/(\d+).*", file):
+    if found := re.fullmatch(rf"{RUN}/activations\.zarr/(\w+)/c/(?:\d+/)?(\d+)/\d+", file):
         yield rf"\b{found[1]}\b.*\bchunk {found[2]}\b"
     if found := re.fullmatch(rf"{RUN}/boundaries\.zarr/\w+/c/(\d+).*", file):
         yield rf"\bboundary\b.*\bchunk {found[1]}\b"
