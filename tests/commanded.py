@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +164,7 @@ def _merged(ranges: list[tuple[int, int]]) -> list[list[int]]:
 
 
 def _is_snakemake(process: psutil.Process) -> bool:
-    """Whether a process is Snakemake itself: it has no parent in the same folder.
+    """Whether a process is Snakemake itself, which holds the lock of the run.
 
     A fork of the server carries the server's command line, so that tells nothing.
     """
@@ -205,7 +204,3 @@ def _alike(path: Path, copy: Path) -> bool:
     if not copy.is_file() or path.stat().st_mtime_ns != copy.stat().st_mtime_ns:
         return False
     return path.read_bytes() == copy.read_bytes()
-
-
-def seconds_since(begun: float) -> str:
-    return f"{time.monotonic() - begun:.0f} s"

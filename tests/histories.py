@@ -71,7 +71,7 @@ FIXED: Config = {
     "run": {"name": "mine"},
     "extraction": {"verify": "never"},
     "detection": {"massive_activations": {"ratio": 3.0}, "bootstrap": {"resamples": 100}},
-    "ablation": {"interventions": ["mean"], "random_draws": 1, "most": 1},
+    "ablation": {"interventions": ["zero"], "random_draws": 1, "most": 1},
     # One sequence a batch: the last bits of a number may depend on the batch.
     "execution": {"device": "cpu", "threads": 1, "batch_size": 1},
 }
@@ -200,6 +200,10 @@ def _events(chance: random.Random) -> Iterator[tuple[str, Any]]:
         yield "named", chance.random()
 
 
+class FreshRunError(Exception):
+    """A fresh run of a configuration fails: there is nothing to compare with."""
+
+
 class Fresh:
     """Fresh runs by configuration, each made once.
 
@@ -232,7 +236,8 @@ class Fresh:
             for name in ("results", ".snakemake"):
                 shutil.rmtree(project.folder / name, ignore_errors=True)
             done = project.command(config)
-            assert done.status == 0, done.said
+            if done.status:
+                raise FreshRunError(f"a fresh run has {_shown(_failed(done))}")
             place.mkdir()
             for name in ("results", ".snakemake"):
                 (project.folder / name).rename(place / name)
@@ -254,12 +259,20 @@ class Chain:
             return
         first, *others = steps
         before = first.choice
-        self._reset(before)
+        try:
+            self._reset(before)
+        except FreshRunError as error:
+            yield State(first, before, [str(error)])
+            return
         for step in others:
             if time.monotonic() > end:
                 return
             state = State(step, before)
-            self._take(state)
+            try:
+                self._take(state)
+            except FreshRunError as error:
+                yield State(step, before, [str(error)])
+                continue
             if state.faults:
                 state.alone = self._alone(before, step)
                 self._reset(step.choice)
