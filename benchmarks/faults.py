@@ -1,13 +1,24 @@
-"""SIGKILL at random moments of every stage: what survives, and how much work is done again.
+"""Faults of three kinds, and what becomes of a tiny run: kills, flipped bits, and histories.
 
     .venv/bin/python benchmarks/faults.py [--kills 200] [--seed 0] [--minutes 10]
+    .venv/bin/python benchmarks/faults.py --flips [200] [--seed 0] [--minutes 20] [--only INDEX]
+    .venv/bin/python benchmarks/faults.py --histories [100] [--seed 0] [--minutes 20] [--only STEP]
 
-Each kill strikes a copy of a small run: every other one before a random operation on a file (what
-is being written has come half way), the others at a random moment. Then the stage is started again.
-It survived if it comes to its end, every file that it leaves equals that of an undisturbed run byte
-for byte, and no batch ran again whose rows had all been committed. Of commit files, which hold
-lines in another order, what they stand for is compared; of the report everything but the table of
-what jobs took.
+**Kills.** Each kill strikes a copy of a small run: every other one before a random operation on a
+file (what is being written has come half way), the others at a random moment. Then the stage is
+started again. It survived if it comes to its end, every file that it leaves equals that of an
+undisturbed run byte for byte, and no batch ran again whose rows had all been committed. Of commit
+files, which hold lines in another order, what they stand for is compared; of the report everything
+but the table of what jobs took.
+
+**Flips.** Each flip changes one bit of a finished run, of each kind of file in turn; then the
+ordinary command runs, alone, behind `verify`, or with another configuration (`tests/flips.py`).
+
+**Histories.** One run folder is taken through random configurations, with kills, deleted outputs
+and named targets in between. Each state is compared with a fresh run in another folder, byte for
+byte (`tests/histories.py`).
+
+Flips and histories end with status 1 where a goal is missed.
 """
 
 import argparse
@@ -17,32 +28,111 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import disturbed
+import flips
+import histories
 import tiny
 from disturbed import History, Survival
 
 SEQUENCES = 48
+STEPS = 10
+"""Steps of a history."""
+WORKERS = 2
+"""Projects at work side by side, each on a core."""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--kills", type=int, default=40, help="number of kills")
+    parser.add_argument("--flips", type=int, nargs="?", const=200, help="flip so many bits instead")
+    parser.add_argument(
+        "--histories", type=int, nargs="?", const=100, help="take so many steps instead"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=60, help="after which to stop in any case")
-    asked = parser.parse_args()
+    parser.add_argument("--only", type=int, help="repeat the flip or step of this number")
+    asked = parser.parse_args(arguments)
     end = time.monotonic() + 60 * asked.minutes
-    print(f"{asked.kills} kills, seed {asked.seed}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        stages = struck(Path(temporary))
-        chance, folder = random.Random(asked.seed), Path(temporary) / "struck"
-        tried = kills(stages, asked.kills, end, chance, folder)
+        folder = Path(temporary)
+        if asked.flips is not None:
+            return flip(folder, asked.flips, asked.seed, end, asked.only)
+        if asked.histories is not None:
+            return wander(folder, asked.histories, asked.seed, end, asked.only)
+        print(f"{asked.kills} kills, seed {asked.seed}", flush=True)
+        stages = struck(folder)
+        chance = random.Random(asked.seed)
+        tried = kills(stages, asked.kills, end, chance, folder / "struck")
     report(stages, tried)
+    return 0
+
+
+def flip(folder: Path, count: int, seed: int, end: float, only: int | None) -> int:
+    """Flip bits, print what becomes of them by kind of file; 1 where a goal is missed."""
+    print(f"{count} flips, seed {seed}", flush=True)
+    finished = flips.Finished(folder, WORKERS)
+    indices = range(count) if only is None else [only]
+    found: list[flips.Outcome] = []
+    for outcome in flips.outcomes(finished, seed, indices, WORKERS, end):
+        found.append(outcome)
+        if outcome.bad or only is not None:
+            print(outcome, flush=True)
+            print(
+                f"  again: benchmarks/faults.py --flips --seed {seed} --only {outcome.flip.index}"
+            )
+    names = [name for name in (*flips.GOOD, *flips.BAD) if any(o.name == name for o in found)]
+    for name in names:
+        print(f"{name}: {flips.MEANINGS[name]}")
+    by_kind: dict[str, Counter[str]] = defaultdict(Counter)
+    for outcome in found:
+        by_kind[outcome.flip.kind][outcome.name] += 1
+    print(f"{'':20}" + "".join(f"{name:>14}" for name in names))
+    for kind in sorted(by_kind, key=[*flips.KINDS].index):
+        print(f"{kind:20}" + "".join(f"{by_kind[kind][name]:14}" for name in names))
+    total = Counter(outcome.name for outcome in found)
+    counts = ", ".join(f"{name} {total[name]}" for name in (*flips.GOOD, *flips.BAD))
+    print(f"{len(found)} flips, seed {seed}: {counts}")
+    return int(any(outcome.bad for outcome in found))
+
+
+def wander(folder: Path, count: int, seed: int, end: float, only: int | None) -> int:
+    """Take runs through configurations, print every state that is not as fresh; 1 if any."""
+    print(f"{count} steps, seed {seed}", flush=True)
+    numbers = range(-(-count // STEPS)) if only is None else [only // STEPS]
+    tried: Counter[str] = Counter()
+    bad: Counter[str] = Counter()
+    steps = faults = 0
+    for state in histories.states(folder, seed, numbers, STEPS, WORKERS, end, only):
+        steps += 1
+        happened = {*state.step.changed, *(kind for kind, _ in state.step.events)}
+        tried.update(happened)
+        if state.faults:
+            faults += 1
+            bad.update(happened)
+            print(f"{state}\n  before: {histories.configuration(state.before)}")
+            print(f"  then: {state.step.config}\n  {ALONE[bool(state.alone)]}")
+            print(
+                f"  again: benchmarks/faults.py --histories --seed {seed} --only {state.step.index}"
+            )
+        elif only is not None:
+            print(state, flush=True)
+        sys.stdout.flush()
+    for key in sorted(tried, key=[*histories.SPACE, *histories.EVENTS].index):
+        print(f"{key:42} in {tried[key]:3} steps, {bad[key]:3} of them not as fresh")
+    print(f"{steps} steps, seed {seed}: {steps - faults} as fresh, {faults} not")
+    return int(faults > 0)
+
+
+ALONE = {
+    True: "a fresh run of the configuration before, taken there without events, has it too",
+    False: "a fresh run of the configuration before, taken there without events, has it not",
+}
 
 
 def struck(folder: Path) -> dict[str, History]:
@@ -111,4 +201,4 @@ def report(stages: dict[str, History], tried: list[tuple[str, Survival]]) -> Non
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,13 +1,19 @@
-"""Benchmarks that need what this machine may lack: their own logic, on a tiny shape."""
+"""The benchmarks' own logic, on a tiny shape or with few of what they try many of."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
+import commanded
+import flips
+import histories
 import pytest
 import torch
 from pipeline import Run
 from safetensors.torch import load_file
+
+from outlier_atlas.settings.configuration import load
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -82,3 +88,107 @@ def test_without_a_cuda_device_it_measures_nothing(gpu, capsys, monkeypatch):
     monkeypatch.setattr(gpu, "visible_gpus", lambda: [])
     gpu.main([])
     assert "no CUDA device here" in capsys.readouterr().out
+
+
+def test_a_flipped_bit_leaves_the_time_of_its_file(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"\x00\x00\x00")
+    os.utime(file, ns=(5, 7))
+    assert flips.flip_bit(file, 1, 3) == b"\x00\x08\x00" == file.read_bytes()
+    assert file.stat().st_mtime_ns == 7
+
+
+RUN = flips.RUN
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "named"),
+    [
+        (f"{RUN}/tokens.parquet", f"verify: {RUN}/tokens.parquet: damaged (its sha256)", True),
+        (f"{RUN}/tokens.parquet", f"    input: {RUN}/tokens.parquet damaged", False),
+        (f"{RUN}/tokens.parquet", f"{RUN}/tokens.parquet: written", False),
+        (f"{RUN}/activations.zarr/q/c/1/3/0", "q, layer 1, chunk 3: damaged (crc32c)", True),
+        (f"{RUN}/activations.zarr/q/c/1/3/0", "q, layer 1, chunk 13: damaged (crc32c)", False),
+        (
+            f"{RUN}/activations.zarr/token_loss/c/2/0",
+            "token_loss, layer -1, chunk 2: damaged",
+            True,
+        ),
+        (f"{RUN}/boundaries.zarr/into_layer_2/c/0/0", "boundary, layer 2, chunk 0: damaged", True),
+        (
+            f"{RUN}/summaries/k@0.5.6/layer-2/chunk-1.24-26.safetensors",
+            "k, layer 2, chunk 1: its summary is lost (damaged)",
+            True,
+        ),
+    ],
+)
+def test_a_line_that_names_damage_is_told_from_other_lines(file, line, named):
+    assert flips.names_damage(f"before\n{line}\nafter", file) == named
+
+
+def test_histories_are_the_same_for_the_same_seed_and_change_something_at_each_step():
+    steps = histories.history(3, 1, 10)
+    assert steps == histories.history(3, 1, 10) != histories.history(4, 1, 10)
+    assert [step.index for step in steps] == [-1, *range(10, 20)]
+    assert all(step.changed for step in steps)
+    for step in steps:
+        load(step.config, "mine")
+
+
+def test_a_state_differs_where_a_file_does_and_not_where_a_reason_is_given(tmp_path):
+    fresh, run = tmp_path / "fresh", tmp_path / "run"
+    files = {
+        "tables/weights.csv": (b"1", b"2"),
+        "figures/q-kurtosis.svg": (None, b"of a site that is not measured now"),
+        "tables/extra.csv": (None, b"left over"),
+        "findings.json": (b"{}", None),
+        "boundaries.zarr/into_layer_1/c/0/0": (b"not needed", None),
+        "logs/ablate.log": (b"at noon", b"at night"),
+        "tokens.parquet": (b"the same", b"the same"),
+    }
+    for name, contents in files.items():
+        for folder, content in zip((fresh, run), contents, strict=True):
+            if content is not None:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+    wrong = histories.differences(fresh, run)
+    assert wrong == ["left over tables/extra.csv", "tables/weights.csv", "no findings.json"]
+
+
+def test_a_folder_is_made_equal_to_another_one_times_included(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder, names in ((source, ("same", "changed", "a/new")), (target, ("same", "b/old"))):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("text")
+            os.utime(folder / name, ns=(1, 1))
+    (target / "changed").write_text("other")
+    commanded.sync(source, target)
+    left = {str(path.relative_to(target)) for path in target.rglob("*")}
+    assert left == {"same", "changed", "a", "a/new"}
+    assert (target / "changed").read_text() == "text"
+    assert (target / "changed").stat().st_mtime_ns == 1
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_is_named_and_the_run_comes_to_be_what_it_was(tmp_path, monkeypatch):
+    small = {"sites": ["resid_post"], "layer_groups": 1, "sequence_shards": 1}
+    monkeypatch.setitem(flips.CONFIG, "extraction", flips.CONFIG["extraction"] | small)
+    monkeypatch.setitem(flips.CONFIG, "ablation", {"sequences": 0})
+    finished = flips.Finished(tmp_path, changes=())
+    assert "others" not in finished.files(), "every file is of a known kind"
+    flip = flips.Flip(0, "tokens", f"{RUN}/tokens.parquet", 500, 2, flips.WAYS[1], "")
+    outcome = finished.outcome(flip)
+    assert outcome.name == "named", outcome
+
+
+@pytest.mark.slow
+def test_a_history_ends_as_a_fresh_run_does(tmp_path, monkeypatch):
+    """One step, in which one key has another value."""
+    for key in {*histories.SPACE} - {"report.rows", "model.source"}:
+        monkeypatch.setitem(histories.SPACE, key, histories.SPACE[key][:1])
+    monkeypatch.setitem(histories.SPACE, "model.source", ["./model", "./model"])
+    monkeypatch.setattr(histories, "_events", lambda chance: iter(()))
+    (state,) = histories.states(tmp_path, 0, [0], 1, 1)
+    assert state.step.changed == ("report.rows",)
+    assert state.faults == []
