@@ -93,7 +93,8 @@ files of the model, but a run knows them by their checksums and reads them for e
 
 MODEL = "model"
 CACHE = "digests"
-"""Of the user's files, with their sizes and times. `verify` reads the files instead; a damaged one is void."""
+"""Of the user's files, with their sizes and times. `verify` reads the files instead, and a damaged
+one is void."""
 
 AT_NEED = re.compile(rf"{RUN}/(boundaries\.zarr/\w+/c/.*|ablation/.*|summaries/\w+/.*)")
 """What is computed again only where a job needs it: once damage is gone it may be missing."""

@@ -12,7 +12,7 @@ import pytest
 from flipped import Finished, comparable, contents, flip, kinds, ordinary
 from pipeline import Run
 
-from outlier_atlas import builtin
+from outlier_atlas import builtin, products
 from outlier_atlas.data.prepare import check_documents
 from outlier_atlas.files import DamagedFileError, sha256, write_record
 from outlier_atlas.store.version import refuse_newer, version_of
@@ -79,6 +79,7 @@ def test_every_kind_of_file_is_looked_at(finished):
     others = {
         "results/run/boundaries.zarr/into_layer_#/c/#/#",
         "results/run/manifests/commits/group-#.shard-#.jsonl",
+        "results/run/ablation/#/origins.json",
     }
     alike = ("layer", "position", "sequence", "token_id", "token_loss", "tokenizer_config")
     kept = {
@@ -221,12 +222,11 @@ def test_files_that_no_record_names_stop_nothing(finished, tmp_path):
     ordinary(run)
 
 
-def test_outputs_are_compared_with_their_records(finished, tmp_path, monkeypatch):
+def test_products_are_compared_with_their_records(finished, tmp_path):
     run = finished.copy(tmp_path)
-    monkeypatch.chdir(tmp_path)
     table = run.tables / "criteria.csv"
     record = run.folder / "manifests" / "outputs" / "detect_outliers.json"
-    write_record(record, {str(table.relative_to(tmp_path)): sha256(table)})
+    products.write(record, [table], "")
     records = Records(
         run.folder, run.model_record, run.resources, run.tokens, run.heldout, run.store_record, [],
         outputs=[record, record.with_name("absent.json")],
@@ -240,6 +240,17 @@ def test_outputs_are_compared_with_their_records(finished, tmp_path, monkeypatch
     with pytest.raises(ValueError, match="1 damaged file"):
         verify(records, 1)
     assert not record.exists()
+
+
+def test_what_an_ablation_was_computed_under_is_looked_at(finished, tmp_path):
+    """Its file says what later runs may grow under; it comes back with what they compute."""
+    run = finished.copy(tmp_path)
+    (origins,) = (run.folder / "ablation").rglob("origins.json")
+    flip(origins, 777)
+    lines = named(run)
+    assert len(lines) == 1 and str(origins) in lines[0]
+    ordinary(run)
+    run.verify()
 
 
 def test_a_folder_of_arrays_that_is_gone_is_made_again(finished, tmp_path):

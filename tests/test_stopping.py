@@ -31,7 +31,7 @@ def ready():
 def main(job):
 {main}
 
-a_rule = SimpleNamespace(rule="a_rule", threads=1, log=["run/logs/a_rule.log"], output={{}})
+a_rule = SimpleNamespace(rule="a_rule", threads=1, log=["run/logs/a_rule.log"], input={{}}, output={{}})
 doorway.job(main, a_rule)
 """
 
