@@ -31,7 +31,8 @@ def ready():
 def main(job):
 {main}
 
-a_rule = SimpleNamespace(rule="a_rule", threads=1, log=["run/logs/a_rule.log"], input={{}}, output={{}})
+job = dict(rule="a_rule", threads=1, log=["run/logs/a_rule.log"], input={{}}, output={{}})
+a_rule = SimpleNamespace(**job)
 doorway.job(main, a_rule)
 """
 
