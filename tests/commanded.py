@@ -103,11 +103,11 @@ class Project:
     def left(self) -> dict[str, str]:
         """Whatever counts of the project, as a digest by path.
 
-        Not `resources/models/*.seen`, a cache of sizes and times. Commit files count together, for
+        Commit files count together, for
         the rows that they stand for: how rows are grouped into lines depends on what was missing.
         """
         left = disturbed.left(self.folder)
-        found = {p: sha for p, sha in left.items() if not p.endswith((".seen", ".jsonl"))}
+        found = {p: sha for p, sha in left.items() if not p.endswith(".jsonl")}
         for folder in self.folder.glob(f"results/*/{COMMITS}"):
             found[str(folder.relative_to(self.folder))] = _covered(folder)
         return found

@@ -23,7 +23,7 @@ import planned
 import tiny
 import yaml
 
-from outlier_atlas import builtin
+from outlier_atlas import builtin, inputs, products
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record, sweep
@@ -290,7 +290,9 @@ def _digest(path: Path) -> str:
         content = repr(_committed(path)).encode()
     if path.name == "report.html":
         content = re.sub(rb"<h3>Memory: predicted.*?</p>", b"", content, flags=re.DOTALL)
-    if path.name == "render_report.json":
+    if path.parent.name == inputs.FOLDER:
+        content = inputs.digest_of(path).encode()  # without what marks a change
+    if path.parent.name == products.FOLDER and path.name == "render_report.json":
         record = read_record(path)
         content = repr([name for name in record["files"] if "report" not in name]).encode()
     return hashlib.sha256(content).hexdigest()
