@@ -15,6 +15,10 @@ import torch
 from hub_server import COMMIT, HubServer
 from safetensors.torch import load_file
 
+from outlier_atlas.files import DamagedFileError
+from outlier_atlas.model.source import fetch
+from outlier_atlas.settings.model import ModelSettings
+
 DRIVER = """
 import json, sys
 from pathlib import Path
@@ -279,6 +283,35 @@ def test_without_a_network_one_sentence_says_so(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_file_of_the_cache_is_downloaded_again_and_is_no_other_model(
+    hub, tmp_path, monkeypatch, name
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    settings = ModelSettings(source="lab/good")
+    record = tmp_path / "models" / "good.json"
+    with HubServer(hub) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        fetch(settings, tmp_path, record)
+        known = record.read_bytes()
+        (blob,) = {path.resolve() for path in (tmp_path / "cache").rglob(f"snapshots/*/{name}")}
+        content = blob.read_bytes()
+        # In the text of a value, where JSON stays JSON.
+        at = content.index(b"llama") if name == "config.json" else len(content) - 1
+        blob.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(DamagedFileError, match=f"{name} is not what the hub has") as error:
+            fetch(settings, tmp_path, record)
+        assert error.value.path == blob
+        blob.unlink()
+        fetch(settings, tmp_path, record)
+    assert record.read_bytes() == known
+
+
 def test_after_fetch_a_whole_run_needs_no_network(hub, tmp_path):
     root = Path(__file__).parents[1]
     config = dataset(revision="v1") | {"detection": {"llm_int8": {"threshold": 2.0}}}

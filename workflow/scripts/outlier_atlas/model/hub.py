@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from outlier_atlas.digests import Digests
+from outlier_atlas.files import DamagedFileError
 from outlier_atlas.model.checkpoint import (
     INDEX,
     TEMPLATES,
@@ -41,6 +45,35 @@ class Known:
     folder: Path
     headers: Path
     files: Sequence[str]
+
+
+BLOB = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+"""The name of a file in the cache: Git's hash of it, or sha256 of one that Git LFS keeps."""
+
+
+def check_cached(folder: Path, names: Iterable[str], digests: Digests) -> None:
+    """Compare files of the cache with their hashes: a damaged one would become another model.
+
+    Args:
+        folder: of a commit in the cache.
+        names: of files in it.
+        digests: of these files.
+
+    Raises:
+        DamagedFileError: a file is not what was downloaded; without it, it is downloaded again.
+    """
+    blobs = {name: (folder / name).resolve() for name in names}
+    found = digests.of({name: folder / name for name in blobs})
+    for name, blob in blobs.items():
+        if not BLOB.fullmatch(blob.name):
+            continue  # a cache without links
+        if blob.name != (found[name] if len(blob.name) == 64 else _git_hash(blob)):
+            raise DamagedFileError(blob, f"{name} is not what the hub has")
+
+
+def _git_hash(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
 def download(
@@ -82,6 +115,7 @@ def look_up(repository: str, revision: str | None, trust_remote_code: bool) -> I
         templates = (file.rfilename for file in info.siblings or ())
         wanted += [name for name in templates if name.startswith(f"{TEMPLATES}/")]
         folder = _snapshot(repository, info.sha, wanted)
+        check_cached(folder, [name for name in wanted if (folder / name).is_file()], Digests())
         if not weights:
             weights = index_files(folder / INDEX)
         missing = sorted(set(weights) - set(names))

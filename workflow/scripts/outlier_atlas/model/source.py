@@ -104,7 +104,10 @@ def fetch(settings: ModelSettings, resources: Path, record: Path) -> None:
         if kind == "builtin":
             builtin.check(settings.source, resources)
         gguf.describe(source, folder)
-    described = _describe(settings, folder, digests_of(record, resources))
+    digests = digests_of(record, resources)
+    if kind == "hub":
+        hub.check_cached(folder, weight_files(folder), digests)
+    described = _describe(settings, folder, digests)
     where = {
         "kind": kind,
         "source": settings.source,
