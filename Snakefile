@@ -22,6 +22,7 @@ from outlier_atlas.store.version import refuse_newer
 from outlier_atlas.turns import Turns
 from outlier_atlas.workflow import (
     closing_words,
+    one_line,
     purpose,
     short_errors,
     wants_closing_words,
@@ -41,22 +42,18 @@ CONFIGFILES = workflow.config_settings.configfiles or ["config/config.yaml"]
 SETTINGS = document.settings([Path(file) for file in CONFIGFILES], config)
 
 # Before any job replaces what a newer version of the project has made.
-try:
+with one_line():
     refuse_newer(Path("results") / SETTINGS.name)
-except ValueError as error:
-    sys.exit(str(error))
 
 PURPOSE = purpose(workflow)
 
 # One Snakemake makes a run; jobs that outlived a killed one are waited for.
 if PURPOSE is Purpose.MAKE:
-    try:
+    with one_line():
         OWNED = locks.own(Path("results") / SETTINGS.name, logger.info)
-        # What killed processes left: nobody else writes in the run's folder now.
+        # What killed processes left: no other process writes in the run's folder now.
         sweep(Path("results") / SETTINGS.name, older_than=0)
         sweep(Path("resources"), older_than=24 * 3600)
-    except ValueError as error:
-        sys.exit(str(error))
 
 INPUTS = Inputs(PURPOSE, logger.info)
 SOURCES = Sources(SCRIPTS)

@@ -82,7 +82,8 @@ ON_GPUS = SETTINGS.execution.device != "cpu"
 def inputs(name, script, settings, files=lambda: {}, templates=()):
     """The record of what a rule of the run is made from beside the files of other rules."""
     path = Path(f"{RESULTS}/manifests/inputs/{name}.json")
-    return INPUTS.record(path, content(script, settings, files, templates))
+    with one_line():
+        return INPUTS.record(path, content(script, settings, files, templates))
 
 
 def shared_inputs(name, outputs, script, settings, files=lambda: {}):
@@ -90,10 +91,11 @@ def shared_inputs(name, outputs, script, settings, files=lambda: {}):
     path, wanted = Path(f"resources/inputs/{name}.json"), content(
         script, settings, files
     )
-    if PURPOSE is Purpose.MAKE:
-        there = [Path(output) for output in outputs]
-        TURNS.take(name, there[0], lambda: INPUTS.is_current(path, wanted, there))
-    return INPUTS.record(path, wanted)
+    with one_line():
+        if PURPOSE is Purpose.MAKE:
+            there = [Path(output) for output in outputs]
+            TURNS.take(name, there[0], lambda: INPUTS.is_current(path, wanted, there))
+        return INPUTS.record(path, wanted)
 
 
 def content(script, settings, files=lambda: {}, templates=()):
@@ -201,7 +203,7 @@ DATASET_DIGESTS = data_stage.digests_of(
 
 
 def dataset_digests():
-    """The contents of a local dataset, in their order."""
+    """The contents of a local dataset."""
     return DATASET_DIGESTS.of(local_dataset_files())
 
 
@@ -248,11 +250,9 @@ def compared():
 def refuse_incomparable(wildcards):
     """No file: refuses a run that is not there; asked only where the report is wanted."""
     if SETTINGS.report.compare:
-        try:
+        # Snakemake would list all files of the other run, and not say what to do.
+        with one_line():
             sides.refuse_missing(Path("results") / SETTINGS.report.compare)
-        except ValueError as error:
-            # Snakemake would list all files of the other run, and not say what to do.
-            sys.exit(str(error))
     return []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas import inputs, products, stopping, threads
-from outlier_atlas.files import DamagedFileError
+from outlier_atlas.files import DamagedFileError, described
 from outlier_atlas.locks import LOCKS, at_work
 from outlier_atlas.visible import VisibleFormatter
 
@@ -77,10 +77,7 @@ def _run(main: Callable[[Any], None], snakemake: Any) -> None:
 
 
 def _line(error: BaseException, log: str) -> str:
-    said = str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        said = f"{error.filename}: {error.strerror}"
-    message = " ".join(said.split()) or type(error).__name__
+    message = described(error)
     if isinstance(error, ValueError | OSError):
         return message
     if threads.refused(error):

@@ -232,6 +232,14 @@ def unwritten(error: OSError, path: Path, size: str) -> OSError:
     return OSError(error.errno, said, str(path))
 
 
+def described(error: BaseException) -> str:
+    """What an error says in one line, of the system's the file and not the number."""
+    said = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        said = f"{error.filename}: {error.strerror}"
+    return " ".join(said.split()) or type(error).__name__
+
+
 def readable(path: Path) -> str:
     """A path as Snakemake shows it: relative to the working directory where it lies in there."""
     try:

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from outlier_atlas.files import described
 from outlier_atlas.inputs import Purpose
 from outlier_atlas.settings.document import settings
 from outlier_atlas.visible import visible
@@ -48,6 +50,15 @@ def _options() -> object:
     while frame is not None and frame.f_code.co_name != "args_to_api":
         frame = frame.f_back  # type: ignore[assignment]
     return None if frame is None else frame.f_locals.get("args")
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """End Snakemake in one line where the block refuses something, or the system does."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(visible(described(error)))
 
 
 def short_errors(record: logging.LogRecord) -> bool:
