@@ -12,7 +12,18 @@ import disturbed
 import forked
 import pytest
 import yaml
-from disturbed import NAME, SERVER, History, Kill, at_operation, copy, launch, start, survive
+from disturbed import (
+    CONFIG,
+    NAME,
+    SERVER,
+    History,
+    Kill,
+    at_operation,
+    copy,
+    launch,
+    start,
+    survive,
+)
 
 from outlier_atlas import locks
 from outlier_atlas.store.commits import COMMITS
@@ -166,12 +177,12 @@ def wait(for_what):
     return False
 
 
-def snakemake(folder, *arguments, python=sys.executable):
+def snakemake(folder, *arguments, python=sys.executable, configuration="mine.yaml"):
     """Start Snakemake on a project, in a process group of its own."""
     command = [python, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
     return subprocess.Popen(
-        [*command, "--configfile", "mine.yaml", *arguments], cwd=folder, text=True,
+        [*command, "--configfile", configuration, *arguments], cwd=folder, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         env=os.environ | {"OUTLIER_ATLAS_MAKE": "", "TQDM_DISABLE": "1"},
     )  # fmt: skip
@@ -210,6 +221,13 @@ def test_snakemake_itself_is_killed_and_the_same_command_goes_on(history, tmp_pa
     assert "waiting for process" in said(at_the_end)
 
     last = snakemake(folder)
+    assert wait(lambda: locked(held / "detect_outliers"))
+    # Snakemake fails a job whose input is newer than what it made: a dry run may touch none.
+    threshold = CONFIG["detection"]["llm_int8"] | {"threshold": 1.5}
+    other = CONFIG | {"detection": CONFIG["detection"] | {"llm_int8": threshold}}
+    (folder / "other.yaml").write_text(yaml.safe_dump(other))
+    looked = said(snakemake(folder, "--dry-run", configuration="other.yaml"))
+    assert "detect_outliers is out of date: detection.llm_int8.threshold was 1.0 and is" in looked
     text = said(last)
     assert last.returncode == 0, text
     assert history.differences(folder, "render_report") == []
