@@ -95,7 +95,7 @@ def test_a_line_is_read_back_and_no_other_line_is(tmp_path):
         Commit.parse("[]")
 
 
-def test_a_line_that_a_kill_cut_short_is_closed_off_and_counted_as_damaged(tmp_path):
+def test_a_line_that_a_kill_cut_short_is_closed_off_and_does_not_count(tmp_path):
     file = CommitFile(tmp_path / "commits" / "job.jsonl")
     file.append(commit(0, 8))
     path = tmp_path / "commits" / "job.jsonl"
@@ -103,11 +103,11 @@ def test_a_line_that_a_kill_cut_short_is_closed_off_and_counted_as_damaged(tmp_p
     file.append(commit(16, 24))
     file.append(commit(8, 16, OTHER))
     loaded = Commits.load(path.parent)
-    assert loaded.damaged == {path: 1}, "an empty line is none"
+    assert (loaded.damaged, loaded.cut) == ([], [path]), "an empty line is neither"
     assert sorted(each.rows for each in loaded) == [rows(0, 8), rows(8, 16), rows(16, 24)]
     assert loaded.gaps(SITE, rows(0, 24), "now") == [rows(8, 16)]
     assert revise(path.parent, lambda each: each) == 0
-    assert Commits.load(path.parent).damaged == {}, "damaged lines go"
+    assert Commits.load(path.parent).unreadable == [], "damaged lines go"
     assert path.read_text().count("\n") == 3
 
 

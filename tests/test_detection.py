@@ -244,7 +244,7 @@ def test_a_store_that_went_away_is_said(llama, tmp_path):
     run.extract()
     group = zarr.open_group(run.activations, mode="a")
     del group["mlp_in"]
-    with pytest.raises(ValueError, match=r"delete manifests/store\.json and run again"):
+    with pytest.raises(ValueError, match=r"mlp_in/zarr\.json: damaged .its file is missing"):
         run.detect()
     run.create_store()
     with pytest.raises(ValueError, match="mlp_in, layer 0, tokens 0 to 1 were never computed"):

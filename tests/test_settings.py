@@ -260,10 +260,10 @@ print(*sorted({{n.split(".")[0] for n in sys.modules}} & set(known)))
 
 
 def loaded_modules(rules):
-    from outlier_atlas.workflow import Sources
+    from outlier_atlas.sources import Sources
 
-    sources = Sources(ROOT / "workflow/scripts")
-    return {Path(path) for rule in rules for path in sources.of(f"{rule}.py")}
+    scripts = ROOT / "workflow/scripts"
+    return {scripts / path for rule in rules for path in Sources(scripts).of(f"{rule}.py")}
 
 
 def test_the_settings_import_neither_torch_nor_zarr():

@@ -483,7 +483,7 @@ def test_verify_names_all_damage_and_the_same_command_makes_it_anew(finished, tm
     status, said = verify()
     assert status == 0
     assert (
-        "results/mine: the model, the tokens, every chunk and every summary are what was committed"
+        "results/mine: the model, the tokens, every chunk, every summary and every record are what"
         in said
     )
 

@@ -76,14 +76,14 @@ def test_what_is_missing_is_what_no_commit_names(lengths, shards, size, data):
         if rows.start < last.tokens.sequence_starts[batch.stop]
         and last.tokens.sequence_starts[batch.start] < rows.stop
     }
-    assert last.unfounded(commits, of_last, size) == read - done[boundary]
+    assert last.unfounded(commits, size) == read - done[boundary]
     wanted = {
         rows: {own} - {own for each in done[own] if each == rows}
         | ({boundary} if rows in read - done[boundary] else set())
         for rows in first.rows
     }
     assert first.missing(commits, size) == {r: frozenset(t) for r, t in wanted.items() if t}
-    assert first.unfounded(commits, first.rows, size) == frozenset()
+    assert first.unfounded(commits, size) == frozenset()
 
 
 def test_of_a_part_of_a_chunk_that_is_committed_the_rest_is_missing():

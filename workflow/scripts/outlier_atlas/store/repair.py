@@ -79,7 +79,10 @@ def give_up_summaries(run: Path, lost: Sequence[LostSummaryError]) -> ValueError
         The error to raise: it says what was lost and that the same command repairs it.
     """
     gone = {(summary.target, summary.rows) for summary in lost}
-    return _given_up(run, run / SUMMARIES, lost, lambda target, rows: (target, rows) in gone)
+    error = _given_up(run, run / SUMMARIES, lost, lambda target, rows: (target, rows) in gone)
+    for target, rows in gone:
+        path_of(run, target, rows).unlink(missing_ok=True)  # behind their commits
+    return error
 
 
 def _given_up(

@@ -36,6 +36,9 @@ LENGTHS = "lengths"
 
 NUMBER = -1
 
+DESCRIBED = {"fingerprint", "checksum", "attributes"}
+"""Keys of a file's description."""
+
 PROOF = "proof"
 """Key of a file's description with the checksum of everything else in the description."""
 
@@ -213,7 +216,7 @@ def _whole(path: Path) -> tuple[Arrays, dict[str, Any]]:
         described: dict[str, Any] = json.loads(header["__metadata__"]["summary"])
         proof = described.pop(PROOF, None)  # older files have none
         whole = described["checksum"] == _checksum(arrays, described["attributes"])
-        whole &= "fingerprint" in described and proof in (None, _proof(described))
+        whole &= described.keys() == DESCRIBED and proof in (None, _proof(described))
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise DamagedSummaryError(f"{path}: {error}") from error
     if not whole:
