@@ -67,6 +67,8 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "summaries, stored": (rf"{RUN}/summaries/.*", ("detection", "ablation")),
     "commits": (rf"{RUN}/manifests/commits/.*", ("detection", "extraction")),
     "manifests": (rf"{RUN}/manifests/extraction/.*", ("detection", "extraction")),
+    "records of inputs": (r"(results/mine/manifests|resources)/inputs/.*", tuple(CHANGES)),
+    "records of products": (r"(results/mine/manifests|resources)/outputs/.*", tuple(CHANGES)),
     "records": (rf"{RUN}/manifests/.*", ("detection", "extraction", "report")),
     "tokens": (rf"{RUN}/\w+\.parquet", ("detection", "extraction", "ablation", "report")),
     "tables, Parquet": (rf"{RUN}/tables/.*parquet", ("weights", "ablation", "report")),

@@ -25,6 +25,8 @@ import commanded
 import forked
 from commanded import Done, Project
 
+from outlier_atlas import inputs, products
+from outlier_atlas.files import canonical, read_record
 from outlier_atlas.settings.configuration import load
 
 RUN = "results/mine"
@@ -78,7 +80,6 @@ FIXED: Config = {
 
 LEFTOVERS = {
     r"manifests/extraction/.*": "of another cut into layer groups and sequence shards",
-    r"manifests/made/.*": "of a stage that is not configured now",
     r"manifests/(inputs|outputs)/(ablate|tokenize_heldout|extract\w+)\b.*": "of such a stage, too",
     r"(heldout\.parquet|manifests/heldout\.json|ablation/.*|tables/ablations\..*)": (
         "of the ablation stage, which is not configured now"
@@ -401,7 +402,7 @@ def _matches(patterns: dict[str, str], name: str) -> bool:
 
 def _counted(run: Path) -> dict[str, bytes]:
     """Whatever counts of a run. Commits are left to `verify`, and to what they make a run do."""
-    skipped = {"logs", "locks", "measured", "commits", "made", ".lock"}
+    skipped = {"logs", "locks", "measured", "commits", ".lock"}
     return {
         str(path.relative_to(run)): _content(path)
         for path in run.rglob("*")
@@ -416,6 +417,12 @@ def _content(path: Path) -> bytes:
     arrays, without the fingerprint: that depends on the rows that jobs committed together.
     """
     content = path.read_bytes()
+    if path.parent.name == inputs.FOLDER:
+        return inputs.digest_of(path).encode()  # without what marks a change
+    if path.parent.name == products.FOLDER:
+        record = read_record(path)
+        record["files"].pop("../../report.html", None)
+        return canonical(record).encode()
     if path.suffix == ".safetensors" and "@" not in path.parts[-3]:
         end = 8 + int.from_bytes(content[:8], "little")
         header = {k: v for k, v in json.loads(content[8:end]).items() if k != "__metadata__"}
