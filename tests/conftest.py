@@ -1,5 +1,6 @@
 """Models that the tests share, what counts how often one is loaded, and what is found out once."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.qwen3_moe(tmp_path_factory.mktemp("qwen3_moe"))
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """The doorway sets up the process's logging; that of the tests comes back."""
+    ours, root = logging.getLogger("outlier_atlas"), logging.getLogger()
+    before = ours.handlers, ours.level, ours.propagate, root.handlers
+    yield
+    ours.handlers, ours.propagate, root.handlers = before[0], before[2], before[3]
+    ours.setLevel(before[1])
+    logging.captureWarnings(False)
 
 
 @pytest.fixture

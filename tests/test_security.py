@@ -37,6 +37,8 @@ LIBRARY = sorted((ROOT / "workflow" / "scripts").rglob("*.py"))
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 """Characters that a terminal or a page obeys without showing them; a line break may stay."""
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 # --- Text ----------------------------------------------------------------------------------------
 
 HOSTILE = {
@@ -77,17 +79,6 @@ def ended(error, tmp_path, capsys):
         doorway.job(main, job)
     assert exit_status.value.code == 1
     return capsys.readouterr().err, log.read_text(encoding="utf-8")
-
-
-@pytest.fixture(autouse=True)
-def _own_logging():
-    """The doorway sets up the process's logging; that of the tests comes back."""
-    ours, root = logging.getLogger("outlier_atlas"), logging.getLogger()
-    before = ours.handlers, ours.level, ours.propagate, root.handlers
-    yield
-    ours.handlers, ours.propagate, root.handlers = before[0], before[2], before[3]
-    ours.setLevel(before[1])
-    logging.captureWarnings(False)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

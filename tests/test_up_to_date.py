@@ -17,6 +17,8 @@ from outlier_atlas.files import DamagedFileError, read_record, write_record
 from outlier_atlas.inputs import CHANGE, LONG_AGO, Inputs, Purpose
 from outlier_atlas.turns import Turns
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 
 class Rule:
     """A rule with one output, as Snakemake would run it: where an input is newer."""
