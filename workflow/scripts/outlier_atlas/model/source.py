@@ -8,6 +8,7 @@ the Snakefile asks for names only.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -289,9 +290,21 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
                 f"code, set model.trust_remote_code: true"
             ) from error
         said = gist(error, folder)
+        where = _no_json(folder) or folder
         raise ValueError(
-            f"{folder}: its tokenizer cannot be read ({said}); fetch it again"
+            f"{where}: its tokenizer cannot be read ({said}); fetch it again"
         ) from error
+
+
+def _no_json(folder: Path) -> Path | None:
+    """The first file of a tokenizer that should be JSON and is none."""
+    for name in filter(is_tokenizer_file, regular_files(folder)):
+        if name.endswith(".json"):
+            try:
+                json.loads((folder / name).read_bytes())
+            except (OSError, ValueError):
+                return folder / name
+    return None
 
 
 def offline() -> None:
