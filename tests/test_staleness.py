@@ -296,6 +296,19 @@ def test_a_named_target_is_as_stale_as_the_whole_run(finished, tmp_path):
     assert planned(project.folder, other) == [later]
 
 
+def test_a_model_that_was_there_before_is_another_one_all_the_same(finished, tmp_path):
+    """Its record is older than what the run has made, and Snakemake looks at times."""
+    project = Project(finished, tmp_path.name)
+    configs = [changed(CONFIG, "model.source", "../other"), CONFIG]
+    project.again(configs[0])
+    again = dict.fromkeys(staleness.TOKENS, 1)
+    assert planned(project.folder, *configs) == [{}, again]
+    shutil.rmtree(project.folder / ".snakemake")
+    assert planned(project.folder, *configs) == [{}, again]
+    assert project.again(CONFIG)[0] == again
+    assert planned(project.folder, *configs) == [again, {}]
+
+
 @pytest.mark.parametrize(
     ("file", "rules"),
     [

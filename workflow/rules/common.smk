@@ -79,11 +79,16 @@ FINDINGS = f"{RESULTS}/findings.json"
 ON_GPUS = SETTINGS.execution.device != "cpu"
 
 
-def inputs(name, script, settings, files=lambda: {}, templates=()):
+# Of every rule of the run: the record of another model may be older than what was made before.
+MODEL_SETTINGS = SETTINGS.model.model_dump(mode="json", exclude={"dtype"})
+
+
+def inputs(name, script, settings, files=lambda: {}, templates=(), with_products=True):
     """The record of what a rule of the run is made from beside the files of other rules."""
     path = Path(f"{RESULTS}/manifests/inputs/{name}.json")
+    wanted = content(script, settings | {"model": MODEL_SETTINGS}, files, templates)
     with one_line():
-        return INPUTS.record(path, content(script, settings, files, templates))
+        return INPUTS.record(path, wanted, with_products)
 
 
 def shared_inputs(name, outputs, script, settings, files=lambda: {}):

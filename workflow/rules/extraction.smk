@@ -52,12 +52,12 @@ rule create_store:
 
 # A job that runs again looks at what is committed, and computes what is missing: without a record
 # of its products, it runs again wherever the record of its inputs is another one.
-with one_line():
-    EXTRACTION_INPUTS = INPUTS.record(
-        Path(f"{RESULTS}/manifests/inputs/extract_activations.json"),
-        content("extract_activations.py", EXTRACT_ACTIVATIONS),
-        with_products=False,
-    )
+EXTRACTION_INPUTS = inputs(
+    "extract_activations",
+    "extract_activations.py",
+    EXTRACT_ACTIVATIONS,
+    with_products=False,
+)
 
 
 rule extract_activations:

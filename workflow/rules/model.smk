@@ -29,7 +29,7 @@ rule fetch_package:
         "../scripts/fetch_package.py"
 
 
-FETCH_MODEL = dict(model=SETTINGS.model.model_dump(mode="json", exclude={"dtype"}))
+FETCH_MODEL = dict(model=MODEL_SETTINGS)
 
 
 rule fetch_model:
