@@ -79,7 +79,8 @@ FINDINGS = f"{RESULTS}/findings.json"
 ON_GPUS = SETTINGS.execution.device != "cpu"
 
 
-# Of every rule of the run: the record of another model may be older than what was made before.
+# Each rule of the run depends on these. The record of another model may be older than what was
+# made before.
 MODEL_SETTINGS = SETTINGS.model.model_dump(mode="json", exclude={"dtype"})
 
 
