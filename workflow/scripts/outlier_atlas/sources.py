@@ -5,8 +5,13 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+IMPORT = re.compile(r"^[ \t]*(?:from|import)\b(?:[^\n(\\]|\\\n)*(?:\([^)]*\).*)?", re.M)
+"""What may be an import: a statement that begins a line."""
 
 
 class Sources:
@@ -56,24 +61,48 @@ def _digest(path: Path) -> str:
 
 @functools.cache
 def _imports(folder: Path, path: Path) -> tuple[Path, ...]:
-    tree = ast.parse(path.read_bytes(), str(path))
-    modules = (folder.joinpath(*name.split(".")) for name in _names(tree))
-    return tuple(
-        candidate
-        for module in modules
-        for candidate in (module.with_suffix(".py"), module / "__init__.py")
-        if candidate.is_file()
-    )
+    names = {
+        name
+        for statement in _statements(path.read_text(encoding="utf-8"), folder)
+        for name in _names(statement)
+    }
+    return tuple(module for name in sorted(names) if (module := _module(folder, name)))
 
 
-def _names(tree: ast.Module) -> Iterator[str]:
-    """Names of all modules imported anywhere in a file, packages on the way included."""
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+def _statements(source: str, folder: Path) -> Iterator[ast.AST]:
+    """The import statements of a file that name a local module, or more of the file's nodes.
+
+    To parse all files takes a second at each start of Snakemake, so only these statements are. A
+    line of a docstring that reads like one counts as one, and where a statement cannot be parsed by
+    itself, all of the file is.
+    """
+    for found in IMPORT.finditer(source):
+        statement = found[0]
+        if any(_module(folder, word) for word in re.findall(r"\w+", statement)):
+            try:
+                yield from ast.parse(textwrap.dedent(statement)).body
+            except SyntaxError:
+                yield from ast.walk(ast.parse(source))
+                return
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    """Names of the modules that a statement imports, packages on the way included."""
+    names: list[str] = []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    for name in names:
+        parts = name.split(".")
+        yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+
+
+@functools.cache
+def _module(folder: Path, name: str) -> Path | None:
+    """The file of a local module or package."""
+    module = folder.joinpath(*name.split("."))
+    for path in (module.with_suffix(".py"), module / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
