@@ -35,15 +35,15 @@ from real import MODEL, TEXT, built_in
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import core_model_loading
 
+from outlier_atlas.checkpoint.folder import headers, weight_files
+from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.compute import load
 from outlier_atlas.extraction.stream import stream
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.checkpoint import headers, weight_files
-from outlier_atlas.model.partial import load_layers
-from outlier_atlas.model.source import load_config
+from outlier_atlas.loading.partial import load_layers
+from outlier_atlas.roles.architecture import describe
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
 

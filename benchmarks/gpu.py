@@ -34,18 +34,18 @@ from pipeline import Run, config
 from safetensors.torch import save_file
 from transformers import Qwen3MoeConfig
 
+from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.devices.leases import devices, visible_gpus
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.compute import load
-from outlier_atlas.extraction.devices import devices, visible_gpus
-from outlier_atlas.extraction.planning.plan import Plan, plan
-from outlier_atlas.extraction.planning.units import shown
 from outlier_atlas.extraction.stream import stream
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.partial import load_layers
-from outlier_atlas.model.source import load_config
+from outlier_atlas.loading.partial import load_layers
+from outlier_atlas.plan.requirements import Plan, plan
+from outlier_atlas.plan.units import shown
+from outlier_atlas.roles.architecture import describe
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
 

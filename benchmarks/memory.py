@@ -35,8 +35,8 @@ from pipeline import Run, config
 from real import MODEL, TEXT, built_in
 from synthetic import mixture
 
-from outlier_atlas.extraction.planning.units import shown
-from outlier_atlas.measured import Measured, records
+from outlier_atlas.job_metrics import Measured, records
+from outlier_atlas.plan.units import shown
 
 PARTS = ("groups", "tokens", "loading", "held", "bounded")
 

@@ -4,9 +4,9 @@ import tiny
 import torch
 from pipeline import Run, config
 
-from outlier_atlas.ablation.run import Ablation
+from outlier_atlas.ablation.job import Ablation
+from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.extraction.capture import LayerGroup
-from outlier_atlas.model.source import load_config
 
 ROWS = [
     [5, 17, 200, 9, 33, 41, 7, 250, 11, 19],

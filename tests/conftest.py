@@ -12,8 +12,8 @@ from pipeline import Run, config
 from transformers import PretrainedConfig
 
 from outlier_atlas import stopping
-from outlier_atlas.extraction.planning import plan
-from outlier_atlas.model import recorded
+from outlier_atlas.plan import requirements
+from outlier_atlas.roles import cached_architecture
 
 LONGEST = ("staleness", "workflow", "kills", "faults", "plan", "security", "hub", "report")
 """Files whose tests take seconds each and more, the longest first."""
@@ -41,7 +41,7 @@ def qwen3_moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_logging() -> Iterator[None]:
-    """The doorway sets up the process's logging; that of the tests comes back."""
+    """The rule script sets up the process's logging; that of the tests comes back."""
     ours, root = logging.getLogger("outlier_atlas"), logging.getLogger()
     before = ours.handlers, ours.level, ours.propagate, root.handlers
     yield
@@ -80,14 +80,14 @@ def _found_out_once() -> Iterator[None]:
     one. Tests that ask what is found out call the functions themselves.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorded, "describe", _once(recorded.describe))
-        patch.setattr(plan, "sizes", _once(plan.sizes))
+        patch.setattr(cached_architecture, "describe", _once(cached_architecture.describe))
+        patch.setattr(requirements, "sizes", _once(requirements.sizes))
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_are_of_the_tests() -> Iterator[None]:
-    """Where a job's doorway is called in this process."""
+    """Where a rule script is called in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stopping, "listen", lambda: None)
         patch.setattr(stopping, "finish", lambda: None)

@@ -36,11 +36,11 @@ PRELOADED = [
     "disturbed", "torch", "transformers", "nnsight", "zarr", "pyarrow.parquet", "jinja2",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg",
     "outlier_atlas.extraction.capture", "outlier_atlas.extraction.run",
-    "outlier_atlas.extraction.prepare", "outlier_atlas.model.partial",
-    "outlier_atlas.model.placement", "outlier_atlas.detection.run", "outlier_atlas.report.page",
+    "outlier_atlas.extraction.prepare", "outlier_atlas.loading.partial",
+    "outlier_atlas.loading.placement", "outlier_atlas.detection.run", "outlier_atlas.report.page",
     "outlier_atlas.data.prepare", "outlier_atlas.weights.measure", "outlier_atlas.weights.join",
-    "outlier_atlas.model.recorded", "outlier_atlas.ablation.run", "outlier_atlas.verification",
-    "transformers.models.llama",
+    "outlier_atlas.roles.cached_architecture", "outlier_atlas.ablation.run",
+    "outlier_atlas.verification", "transformers.models.llama",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
 ]  # fmt: skip
 
@@ -191,14 +191,14 @@ def _work(folder: str, name: str, fault: Fault | None) -> None:
     os.dup2(said, 2)
     sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
     sys.path.append(str(SCRIPTS))
-    import doorway
+    import rule_main
 
     job = planned.jobs(Path())[name]
     script = __import__(job.script)
     _stand_in_for_the_network()
     _watch_batches()
     _watch_operations(fault)
-    doorway.job(script.main, job)
+    rule_main.run(script.main, job)
 
 
 def _stand_in_for_the_network() -> None:

@@ -7,8 +7,8 @@ from pipeline import Run, config
 from test_architectures import HEADS, LATENT, LOCAL, MOE, ROUTED, SIZES
 from transformers.integrations import moe
 
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.source import load_config
+from outlier_atlas.checkpoint.source import load_config
+from outlier_atlas.roles.architecture import describe
 
 ARCHITECTURES = [
     t.Qwen3MoeConfig(**SIZES, **MOE, head_dim=8),

@@ -11,9 +11,9 @@ from pathlib import Path
 import gguf_files
 from pipeline import Run, config
 
+from outlier_atlas.checkpoint.source import fetch
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import DamagedFileError
-from outlier_atlas.model.source import fetch
 from outlier_atlas.store.commits import Commit
 
 ROWS = [[4 + (7 * i + 3 * k) % 55 for k in range(4 + 3 * (i % 3))] for i in range(8)]

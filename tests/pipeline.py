@@ -14,19 +14,20 @@ import tiny
 import torch
 import zarr
 
-from outlier_atlas.ablation.run import Ablation, ablate
+from outlier_atlas.ablation.job import Ablation
+from outlier_atlas.ablation.run import ablate
+from outlier_atlas.checkpoint.source import fetch, load_config, slug
 from outlier_atlas.data.prepare import tokenize_dataset
 from outlier_atlas.data.tokens import HELDOUT, TokenStore
 from outlier_atlas.detection.run import detect
 from outlier_atlas.extraction.job import Job
-from outlier_atlas.extraction.planning.plan import Plan, plan
 from outlier_atlas.extraction.prepare import prepare_store
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import read_record
-from outlier_atlas.model import recorded
-from outlier_atlas.model.partial import DTYPES
-from outlier_atlas.model.roles import Tap
-from outlier_atlas.model.source import fetch, load_config, slug
+from outlier_atlas.loading.partial import DTYPES
+from outlier_atlas.plan.requirements import Plan, plan
+from outlier_atlas.roles import cached_architecture
+from outlier_atlas.roles.block_sites import Tap
 from outlier_atlas.settings.configuration import Settings, load
 from outlier_atlas.settings.source import source_kind
 from outlier_atlas.store.layout import Layout
@@ -234,7 +235,7 @@ def hooked(
     """What plain hooks on the whole model see: per site (layer, token, channel), float32."""
     config = load_config(model)
     whole = tiny.whole(model, DTYPES[dtype])
-    architecture = recorded.describe(config, False)
+    architecture = cached_architecture.describe(config, False)
     taken: dict[tuple[str, int], list[torch.Tensor]] = {}
 
     shape = [0, 0]

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from outlier_atlas import builtin
+from outlier_atlas.checkpoint import source
 from outlier_atlas.files import read_record, sha256
-from outlier_atlas.model import source
 from outlier_atlas.settings.model import ModelSettings
 
 MODEL = "builtin:smollm2-135m-instruct"

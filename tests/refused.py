@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import doorway
+import rule_main
 
 LONGEST = 330
 """Characters of a line; a few names of columns or files have to fit in."""
@@ -21,7 +21,7 @@ def refused(action: Callable[[], object], folder: Path) -> str:
     before = {path for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(Exception) as raised:
         action()
-    said = doorway._line(raised.value, "the log")
+    said = rule_main._line(raised.value, "the log")
     assert_readable(said)
     left = {path for path in folder.rglob("*") if path.is_file()} - before
     assert not left, f"left behind: {left}"

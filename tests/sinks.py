@@ -5,7 +5,7 @@ import tiny
 import torch
 from pipeline import Run, config
 
-from outlier_atlas.model.source import load_config
+from outlier_atlas.checkpoint.source import load_config
 
 ROWS = [[5, 17, 200, 9, 33, 41, 7, 250, 11, 19], [40, 6, 6, 90, 280, 14, 8], [1, 2, 3], [9]]
 

@@ -34,10 +34,10 @@ from pipeline import Run, config, hooked
 from shrunk import shrunk
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.model import recorded
-from outlier_atlas.model.architecture import Architecture, describe
-from outlier_atlas.model.source import load_config
+from outlier_atlas.roles import cached_architecture
+from outlier_atlas.roles.architecture import Architecture, describe
 from outlier_atlas.settings.sites import ATTN_SINK, CHANNEL_SITES, SITES, TOKEN_LOSS
 
 SECONDS = 240
@@ -75,7 +75,7 @@ def check(model_type: str, folder: Path) -> tuple[str, str]:
 
 
 def _compare(folder: Path, architecture: Architecture) -> tuple[str, str]:
-    recorded.describe = lambda *_: architecture  # once is enough
+    cached_architecture.describe = lambda *_: architecture  # once is enough
     limit = architecture.positions
     generator = np.random.default_rng(0)
     longest = limit.tokens if limit and limit.fixed else 30

@@ -71,7 +71,7 @@ def test_damaged_residual_streams_and_losses_are_named_and_alone_made_anew(
     ROW_DAMAGES[damage](boundary)
     with pytest.raises(DamagedFileError, match=rf"{boundary}: damaged .*run again: it is made ane"):
         run.ablate()
-    boundary.unlink()  # as the doorway does
+    boundary.unlink()  # as the rule script does
     passes.clear()
     run.ablate()
     assert passes == {0: 2, 2: 4}, "the losses of the model as it is are kept"

@@ -6,8 +6,8 @@ from ablated import NOTHING, counted, made
 
 from outlier_atlas.ablation.schedule import schedule
 from outlier_atlas.ablation.streams import Streams
-from outlier_atlas.extraction import loading
-from outlier_atlas.model.head import Head
+from outlier_atlas.extraction import layer_group
+from outlier_atlas.roles.lm_head import Head
 from outlier_atlas.settings.configuration import load
 
 
@@ -141,7 +141,7 @@ def test_what_cannot_fit_is_refused_before_it_is_loaded(llama, tmp_path, monkeyp
     run = made(llama, tmp_path, 2, **NOTHING)
     section = run.settings.model_dump(mode="json") | {"execution": {"device_memory": "300MiB"}}
     run.settings = load(section, "run")
-    monkeypatch.setattr(loading, "load_group", lambda *_: pytest.fail("a weight was read"))
+    monkeypatch.setattr(layer_group, "load_group", lambda *_: pytest.fail("a weight was read"))
     said = r"layer_groups = 2: a job takes up to 34\d.* MiB, and execution\.device_memory has 300"
     with pytest.raises(ValueError, match=said):
         run.ablate()

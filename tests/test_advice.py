@@ -15,13 +15,13 @@ from bounded import Limit, run_job
 from pipeline import Run, config
 
 from outlier_atlas import locks
-from outlier_atlas.extraction import compute
-from outlier_atlas.extraction.planning import limits, preflight
-from outlier_atlas.extraction.planning.advice import full_disk, refusal, remedy
-from outlier_atlas.extraction.planning.place import Company, Place
-from outlier_atlas.extraction.planning.units import bytes_of
+from outlier_atlas.extraction import compute, preflight
 from outlier_atlas.extraction.run import extract
-from outlier_atlas.measured import records
+from outlier_atlas.job_metrics import records
+from outlier_atlas.plan import limits, memory_budget
+from outlier_atlas.plan.advice import full_disk, refusal, remedy
+from outlier_atlas.plan.memory_budget import Company, Place
+from outlier_atlas.plan.units import bytes_of
 from outlier_atlas.workflow import jobs_at_once
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
@@ -97,9 +97,7 @@ def test_what_a_job_advises_keeps_all_of_the_users_section(llama, tmp_path, monk
     run = Run(tmp_path, config(llama, ROWS, tmp_path / "data", extraction=extraction))
     run.prepare()
     short = replace(run.planned(), gathers=True).divided(3).peak(host=True)
-    monkeypatch.setattr(
-        "outlier_atlas.extraction.planning.place.available", lambda *_: (short, "this machine")
-    )
+    monkeypatch.setattr(memory_budget, "available", lambda *_: (short, "this machine"))
     with pytest.raises(ValueError, match="the block above would fit"):
         run.extract()
     assert advised(caplog)["extraction"] == extraction | {"layer_groups": 3}
@@ -177,17 +175,17 @@ def test_what_jobs_at_work_hold_is_shared_as_well(machine, monkeypatch):
     ("gpus", "jobs"), [([], 3), (["0"], 1), (["0", "1", "2", "3"], 2), ([*"01234567"], 3)]
 )
 def test_jobs_for_which_there_are_no_gpus_wait_before_they_load(gpus, jobs, monkeypatch, tmp_path):
-    monkeypatch.setattr("outlier_atlas.extraction.devices.visible_gpus", lambda: gpus)
+    monkeypatch.setattr("outlier_atlas.devices.leases.visible_gpus", lambda: gpus)
     assert preflight.company(3, "auto", 2, tmp_path).jobs == jobs
     assert preflight.company(3, "cpu", 2, tmp_path).jobs == 3
 
 
 def test_the_fullest_of_the_gpus_here_is_planned_for(monkeypatch):
     free = {"cuda:0": 8000, "cuda:1": 3000, "cpu": 9000}
-    monkeypatch.setattr("outlier_atlas.extraction.devices.visible_gpus", lambda: ["4", "7"])
+    monkeypatch.setattr("outlier_atlas.devices.leases.visible_gpus", lambda: ["4", "7"])
     monkeypatch.setattr(preflight, "device_name", lambda _: "a device")
     monkeypatch.setattr(
-        "outlier_atlas.extraction.planning.place.available", lambda where, *_: (free[where], where)
+        "outlier_atlas.plan.memory_budget.available", lambda where, *_: (free[where], where)
     )
     place = preflight.foreseen("auto", None, Company())
     assert (place.name, place.memory, place.host_memory) == ("a device", 3000, 9000)
@@ -276,7 +274,7 @@ def test_of_a_full_disk_the_sites_are_said_that_fit(run, monkeypatch, caplog):
 def test_a_job_that_cannot_fit_stops_before_it_reads_a_weight(run, monkeypatch, caplog):
     monkeypatch.setattr(compute, "load", lambda *_: pytest.fail("read weights"))
     monkeypatch.setattr(
-        "outlier_atlas.extraction.planning.place.available",
+        "outlier_atlas.plan.memory_budget.available",
         lambda *_: (bytes_of("1MiB"), "this machine"),
     )
     with pytest.raises(ValueError, match=r"layer_groups = 2: a job takes up to .* machine has 1.0"):

@@ -8,11 +8,11 @@ import tiny
 import transformers as t
 from pipeline import Run, config, hooked
 
+from outlier_atlas.checkpoint.folder import weight_files
+from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.checkpoint import weight_files
-from outlier_atlas.model.shards import unknown_parts
-from outlier_atlas.model.source import load_config
+from outlier_atlas.loading.shards import unknown_parts
+from outlier_atlas.roles.architecture import describe
 from outlier_atlas.settings.sites import CHANNEL_SITES, EXPERT_OUT, SITES
 
 SIZES = tiny.SIZES | {"pad_token_id": 0}

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from pipeline import Run, config
 
-from outlier_atlas.extraction.planning import asked
-from outlier_atlas.extraction.planning.asked import gpus, memory_mb
+from outlier_atlas.plan import scheduler_resources
+from outlier_atlas.plan.scheduler_resources import gpus, memory_mb
 from outlier_atlas.settings.configuration import load
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
@@ -40,12 +40,12 @@ def test_beside_a_gpu_a_job_asks_for_the_host_alone(llama, tmp_path):
     run = run_of(llama, tmp_path)
     run.prepare()
     group = planned_of(run).groups[1]
-    want = 1.25 * (group.host + asked.CUDA_BYTES)
+    want = 1.25 * (group.host + scheduler_resources.CUDA_BYTES)
     assert want <= memory_mb(run.store_record, 1, run.settings, 1) * 1e6 < want + 1e6
 
 
 def test_the_largest_batch_that_auto_can_take_is_asked_for(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(asked, "ENOUGH_TOKENS", {True: 32, False: 16})
+    monkeypatch.setattr(scheduler_resources, "ENOUGH_TOKENS", {True: 32, False: 16})
     run, fixed = (
         run_of(llama, tmp_path / name, device="cpu", batch_size=size)
         for name, size in (("a", "auto"), ("b", 2))
@@ -94,5 +94,5 @@ def test_what_auto_takes_is_known_from_the_sections_alone():
     sections = {"model": {"source": "a/b"}, "dataset": {"source": "c/d", "sequences": 3,
                 "sequence_length": 4096}, "execution": {"batch_size": "auto"}}  # fmt: skip
     settings = load(sections, "run")
-    assert asked._sequences(settings, host=False) == 3
-    assert asked._sequences(settings, host=True) == 1
+    assert scheduler_resources._sequences(settings, host=False) == 3
+    assert scheduler_resources._sequences(settings, host=True) == 1

@@ -12,8 +12,8 @@ from pipeline import Run
 from refused import refused
 from safetensors.torch import load_file, save_file
 
+from outlier_atlas.checkpoint.source import fetch
 from outlier_atlas.extraction.prepare import print_plan
-from outlier_atlas.model.source import fetch
 
 UP = "model.layers.1.mlp.up_proj.weight"
 INDEX = "model.safetensors.index.json"

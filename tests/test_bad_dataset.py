@@ -17,8 +17,8 @@ import tiny
 from pipeline import Run
 from refused import refused
 
+from outlier_atlas.checkpoint.source import fetch
 from outlier_atlas.data.prepare import tokenize_dataset
-from outlier_atlas.model.source import fetch
 
 TEXT = json.dumps({"text": tiny.SENTENCES[0] * 9}) + "\n"
 IDS = {"input_ids_column": "ids"}

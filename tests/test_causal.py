@@ -8,8 +8,8 @@ import transformers as t
 from pipeline import Run, config
 from refused import assert_readable
 
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.source import load_config
+from outlier_atlas.checkpoint.source import load_config
+from outlier_atlas.roles.architecture import describe
 
 SMALL = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
          "num_attention_heads": 4, "pad_token_id": 0}  # fmt: skip

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from outlier_atlas.checkpoint.source import fetch, load_tokenizer
 from outlier_atlas.data import encoding
 from outlier_atlas.data.corpus import documents, shuffled
 from outlier_atlas.data.packing import Document, Packing, Used, pack
@@ -23,7 +24,6 @@ from outlier_atlas.data.prepare import tokenize_dataset
 from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import TokenStore, write_tokens
 from outlier_atlas.files import read_record
-from outlier_atlas.model.source import fetch, load_tokenizer
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.model import ModelSettings
 

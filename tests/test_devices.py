@@ -14,8 +14,8 @@ import time
 import pytest
 import torch
 
-from outlier_atlas.extraction import devices
-from outlier_atlas.extraction.devices import lease, lease_folder
+from outlier_atlas.devices import leases
+from outlier_atlas.devices.leases import lease, lease_folder
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -31,12 +31,12 @@ def outside_of_a_cluster(monkeypatch):
 HOLDER = """
 import fcntl, os, random, sys, time
 from pathlib import Path
-from outlier_atlas.extraction import devices
+from outlier_atlas.devices import leases
 
-devices.POLL_SECONDS = 0.002
+leases.POLL_SECONDS = 0.002
 folder, gpus, count = Path(sys.argv[1]), sys.argv[2].split(), int(sys.argv[3])
 while True:
-    with devices.lease(gpus, folder / "leases", "a test", count) as held:
+    with leases.lease(gpus, folder / "leases", "a test", count) as held:
         assert len(set(held)) == count
         marks = [(folder / f"mark-{gpu}").open("w") for gpu in held]
         for mark in marks:
@@ -115,8 +115,8 @@ def hold_forever(folder, ready):
 
 
 def test_a_job_waits_says_so_and_goes_on_when_the_holder_is_killed(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(devices, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(devices, "FIRST_SECONDS", 0.3)
+    monkeypatch.setattr(leases, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "FIRST_SECONDS", 0.3)
     ready = SPAWN.Event()
     holder = SPAWN.Process(target=hold_forever, args=(tmp_path, ready))
     holder.start()
@@ -149,23 +149,23 @@ def test_the_holder_is_named_within_seconds_and_then_once_a_minute(tmp_path, mon
 
 def test_a_gpu_has_one_lock_by_whichever_name_it_is_known(monkeypatch, tmp_path):
     listed = {"0": "GPU-aa11", "1": "GPU-bb22"}
-    monkeypatch.setattr(devices, "_uuids", lambda: listed)
-    monkeypatch.setattr(devices, "lease_folder", lambda: tmp_path)
-    assert devices.identities(["1", "GPU-aa", "GPU-bb22", "MIG-cc"]) == [
+    monkeypatch.setattr(leases, "_uuids", lambda: listed)
+    monkeypatch.setattr(leases, "lease_folder", lambda: tmp_path)
+    assert leases.identities(["1", "GPU-aa", "GPU-bb22", "MIG-cc"]) == [
         "GPU-bb22", "GPU-aa11", "GPU-bb22", "MIG-cc"
     ]  # fmt: skip
-    monkeypatch.setattr(devices, "visible_gpus", lambda: ["GPU-aa", "GPU-bb"])
+    monkeypatch.setattr(leases, "visible_gpus", lambda: ["GPU-aa", "GPU-bb"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb")
-    with lease(devices.identities(["0"]), tmp_path, "another"), devices.devices("auto", 1, "one"):
+    with lease(leases.identities(["0"]), tmp_path, "another"), leases.devices("auto", 1, "one"):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-bb"
 
 
 def test_uuids_are_those_that_nvidia_smi_lists(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert devices.identities(["0", "1"]) == ["0", "1"], "without it"
+    assert leases.identities(["0", "1"]) == ["0", "1"], "without it"
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0, GPU-aa; echo 1, GPU-bb\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    assert devices.identities(["0", "1"]) == ["GPU-aa", "GPU-bb"]
+    assert leases.identities(["0", "1"]) == ["GPU-aa", "GPU-bb"]
 
 
 def test_each_allocation_of_a_scheduler_has_leases_of_its_own(monkeypatch):
@@ -191,26 +191,26 @@ def test_jobs_of_one_allocation_share_its_gpus_out(tmp_path, monkeypatch):
 def test_devices_of_the_environment_are_kept_to(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert devices.visible_gpus() == ["0", "1"]
+    assert leases.visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa, GPU-bb")
-    assert devices.visible_gpus() == ["GPU-aa", "GPU-bb"]
+    assert leases.visible_gpus() == ["GPU-aa", "GPU-bb"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for none in ("-1", ""):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
-        assert devices.visible_gpus() == []
+        assert leases.visible_gpus() == []
 
 
 def test_parts_of_a_gpu_are_leased_one_by_one_without_asking_cuda(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("initializes CUDA"))
-    monkeypatch.setattr(devices, "_uuids", lambda: {"0": "GPU-aa"})
-    monkeypatch.setattr(devices, "lease_folder", lambda: tmp_path)
+    monkeypatch.setattr(leases, "_uuids", lambda: {"0": "GPU-aa"})
+    monkeypatch.setattr(leases, "lease_folder", lambda: tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a1,MIG-a2")
-    with lease(["MIG-a1"], tmp_path, "another"), devices.devices("auto", 1, "one"):
+    with lease(["MIG-a1"], tmp_path, "another"), leases.devices("auto", 1, "one"):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-a2"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a1,MIG-a2")
     said = pytest.raises(ValueError, match="shows a job 1 CUDA device; take at most 1")
-    with said, devices.devices("auto", 2, "one"):
+    with said, leases.devices("auto", 2, "one"):
         pass
 
 
@@ -221,35 +221,35 @@ def test_gpus_have_the_numbers_that_nvidia_smi_gives_them(order, monkeypatch):
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     if order is not None:
         monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
-    devices.visible_gpus()
+    leases.visible_gpus()
     assert os.environ["CUDA_DEVICE_ORDER"] == (order or "PCI_BUS_ID")
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_leased_gpus_are_the_only_ones_that_torch_will_see(count, monkeypatch, tmp_path):
-    monkeypatch.setattr(devices, "visible_gpus", lambda: ["4", "GPU-aa", "5"])
-    monkeypatch.setattr(devices, "_uuids", dict)
-    monkeypatch.setattr(devices, "lease_folder", lambda: tmp_path)
+    monkeypatch.setattr(leases, "visible_gpus", lambda: ["4", "GPU-aa", "5"])
+    monkeypatch.setattr(leases, "_uuids", dict)
+    monkeypatch.setattr(leases, "lease_folder", lambda: tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-aa,5")
-    with lease(["4"], tmp_path, "another"), devices.devices("auto", count, "one") as where:
+    with lease(["4"], tmp_path, "another"), leases.devices("auto", count, "one") as where:
         assert where == ["cuda:0", "cuda:1"][:count]
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ["GPU-aa", "GPU-aa,5"][count - 1]
 
 
 def test_more_gpus_than_there_are_is_said(monkeypatch):
-    monkeypatch.setattr(devices, "visible_gpus", lambda: ["4"])
-    monkeypatch.setattr(devices, "lease", lambda *_: pytest.fail("would wait for ever"))
+    monkeypatch.setattr(leases, "visible_gpus", lambda: ["4"])
+    monkeypatch.setattr(leases, "lease", lambda *_: pytest.fail("would wait for ever"))
     sentence = "gpus_per_job = 2: this machine shows a job 1 CUDA device; take at most 1"
-    with pytest.raises(ValueError, match=sentence), devices.devices("auto", 2, "one"):
+    with pytest.raises(ValueError, match=sentence), leases.devices("auto", 2, "one"):
         pass
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "mps"])
 def test_a_device_that_is_not_there_is_said(monkeypatch, wanted):
-    monkeypatch.setattr(devices, "visible_gpus", lambda: [])
+    monkeypatch.setattr(leases, "visible_gpus", lambda: [])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     said = pytest.raises(ValueError, match=f"execution.device = '{wanted}'")
-    with said, devices.devices(wanted, 1, "one"):
+    with said, leases.devices(wanted, 1, "one"):
         pass
 
 
@@ -257,7 +257,7 @@ def test_a_device_that_is_not_there_is_said(monkeypatch, wanted):
     (False, "auto", "cpu"), (True, "auto", "mps"), (True, "mps", "mps"), (True, "cpu", "cpu"),
 ])  # fmt: skip
 def test_without_cuda_there_is_one_device(monkeypatch, mps, wanted, where):
-    monkeypatch.setattr(devices, "visible_gpus", lambda: [])
+    monkeypatch.setattr(leases, "visible_gpus", lambda: [])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    with devices.devices(wanted, 2, "one") as found:
+    with leases.devices(wanted, 2, "one") as found:
         assert found == [where]

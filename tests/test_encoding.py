@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, processors
 from transformers import AutoTokenizer, BertTokenizerFast
 
+from outlier_atlas.checkpoint.folder import is_tokenizer_file, tokenizer_fingerprint
+from outlier_atlas.checkpoint.source import fetch, load_tokenizer
 from outlier_atlas.data.encoding import encoder, special_ids
 from outlier_atlas.data.prepare import tokenize_dataset
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
-from outlier_atlas.model.checkpoint import is_tokenizer_file, tokenizer_fingerprint
-from outlier_atlas.model.source import fetch, load_tokenizer
 from outlier_atlas.report.facts import facts, start
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.model import ModelSettings

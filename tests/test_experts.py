@@ -24,8 +24,8 @@ from test_architectures import LISTED, SIZES
 from torch.overrides import _get_current_function_mode_stack
 from transformers.integrations import moe
 
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.experts import RecordedExperts
+from outlier_atlas.roles.architecture import describe
+from outlier_atlas.roles.experts import RecordedExperts
 
 
 @pytest.fixture(params=["grouped_mm", "fallback", "eager"])

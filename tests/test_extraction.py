@@ -15,7 +15,7 @@ from pipeline import Run, config, hooked
 from safetensors.torch import load_file
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.extraction import compute, loading
+from outlier_atlas.extraction import compute, layer_group
 from outlier_atlas.extraction import run as extraction_run
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
@@ -345,8 +345,8 @@ def test_out_of_memory_goes_on_in_smaller_batches_without_loading_again(
     [
         (LayerGroup, 1, r"a single sequence; take more extraction\.layer_groups \(now 1\)", 2),
         (LayerGroup, 4, r"take a shorter dataset\.sequence_length \(now 8\)", 4),
-        (loading, 1, r"weights were loaded; take more extraction\.layer_groups \(now 1\)", 2),
-        (loading, 4, "they need a device with more memory", None),
+        (layer_group, 1, r"weights were loaded; take more extraction\.layer_groups \(now 1\)", 2),
+        (layer_group, 4, "they need a device with more memory", None),
     ],
 )
 def test_out_of_memory_says_what_to_do(

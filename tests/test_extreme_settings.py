@@ -12,8 +12,8 @@ from pipeline import Run, config
 from refused import TECHNICAL
 
 from outlier_atlas import staleness
+from outlier_atlas.checkpoint.source import fetch
 from outlier_atlas.extraction.prepare import print_plan
-from outlier_atlas.model.source import fetch
 from outlier_atlas.settings.configuration import load
 
 KEYS = list(staleness.keys())

@@ -13,12 +13,12 @@ import pytest
 import real
 import torch
 
+from outlier_atlas.checkpoint import gguf, source
+from outlier_atlas.checkpoint.gguf import configuration, file, tensors, tokenizer
 from outlier_atlas.files import read_record
-from outlier_atlas.model import gguf, source
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.gguf import configuration, file, tensors, tokenizer
-from outlier_atlas.model.headers import check_headers
-from outlier_atlas.model.partial import load_model
+from outlier_atlas.loading.headers import check_headers
+from outlier_atlas.loading.partial import load_model
+from outlier_atlas.roles.architecture import describe
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.weights.measure import measure
 

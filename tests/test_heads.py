@@ -10,9 +10,9 @@ from test_architectures import GPT2, LINEAR, LISTED, MOE, ONE_HEAD_KIND, SIZES
 from torch import nn
 from torch.nn import functional
 
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.heads import Part
-from outlier_atlas.model.watch import watch
+from outlier_atlas.roles.architecture import describe
+from outlier_atlas.roles.attention_heads import Part
+from outlier_atlas.roles.residual_trace import watch
 
 FALCON = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
           "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip

@@ -15,22 +15,23 @@ import torch
 from hub_server import COMMIT, HubServer
 from safetensors.torch import load_file
 
+from outlier_atlas.checkpoint.source import fetch
 from outlier_atlas.files import DamagedFileError
-from outlier_atlas.model.source import fetch
 from outlier_atlas.settings.model import ModelSettings
 
 DRIVER = """
 import json, sys
 from pathlib import Path
 from outlier_atlas.data.prepare import fetch_dataset
-from outlier_atlas.model.source import fetch
+from outlier_atlas.checkpoint.source import fetch
+from outlier_atlas.roles.architecture import describe
 from outlier_atlas.settings.configuration import load
 
 folder, results = Path(sys.argv[1]), {}
 for name, config in json.loads((folder / "cases.json").read_text()).items():
     settings = load(config, "run")
     try:
-        fetch(settings.model, folder, folder / f"{name}.model.json")
+        fetch(settings.model, folder, folder / f"{name}.model.json", describe)
         if settings.dataset.source.startswith("texts/"):
             fetch_dataset(settings.dataset, folder / f"{name}.model.json", folder, False,
                           folder / f"{name}.jsonl", folder / f"{name}.json")

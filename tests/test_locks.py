@@ -12,7 +12,7 @@ import tiny
 import yaml
 
 from outlier_atlas import locks
-from outlier_atlas.extraction import devices
+from outlier_atlas.devices import leases
 from outlier_atlas.store import commits
 from outlier_atlas.store.arrays import Arrays
 
@@ -39,7 +39,7 @@ USERS = {
     "who asks": lambda folder: locks.is_held(folder / "locks" / "job"),
     "commits": lambda folder: commits._lock(folder, fcntl.LOCK_EX).__enter__(),
     "a shared chunk": lambda folder: arrays(folder)._chunk_lock(3).__enter__(),
-    "a GPU": lambda folder: devices.lease(["0"], folder, "a job").__enter__(),
+    "a GPU": lambda folder: leases.lease(["0"], folder, "a job").__enter__(),
 }
 
 

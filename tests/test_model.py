@@ -9,9 +9,9 @@ import tiny
 from safetensors.torch import load_file, save_file
 
 from outlier_atlas import builtin
+from outlier_atlas.checkpoint import source
+from outlier_atlas.checkpoint.folder import fingerprint, weight_files
 from outlier_atlas.files import read_record, sha256
-from outlier_atlas.model import source
-from outlier_atlas.model.checkpoint import fingerprint, weight_files
 from outlier_atlas.settings.model import ModelSettings
 
 # --- Packages of the index -----------------------------------------------------------------------

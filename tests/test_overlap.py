@@ -14,8 +14,8 @@ from pipeline import Run, config
 
 from outlier_atlas import stopping
 from outlier_atlas.extraction import writer
+from outlier_atlas.extraction.batched_queue import Handout, keep_apart
 from outlier_atlas.extraction.capture import LayerGroup
-from outlier_atlas.extraction.handout import Handout, keep_apart
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from test_architectures import EXACT, LISTED, MULTIMODAL, REFUSED, ROWS, name
 from test_report import rendered
 
+from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.extraction import compute
-from outlier_atlas.model import head as head_module
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.head import Head, block_tokens
-from outlier_atlas.model.source import load_config
+from outlier_atlas.roles import lm_head as head_module
+from outlier_atlas.roles.architecture import describe
+from outlier_atlas.roles.lm_head import Head, block_tokens
 
 # A cap, a factor, a bias, several tensors: what heads have beside a matrix.
 ODD_HEADS = [

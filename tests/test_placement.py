@@ -11,15 +11,15 @@ import transformers as t
 from pipeline import Run
 from test_architectures import GPT2, ROWS, assert_equal_in_layer_groups
 
+from outlier_atlas.checkpoint.source import load_config
+from outlier_atlas.devices.transfer import Transfer
 from outlier_atlas.extraction import compute
 from outlier_atlas.extraction.capture import LayerGroup
-from outlier_atlas.extraction.transfer import Transfer
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.footprint import sizes
-from outlier_atlas.model.nested import tensors_in
-from outlier_atlas.model.partial import load_layers, weight_bytes
-from outlier_atlas.model.placement import place, spread
-from outlier_atlas.model.source import load_config
+from outlier_atlas.loading.footprint import sizes
+from outlier_atlas.loading.partial import load_layers, weight_bytes
+from outlier_atlas.loading.placement import place, spread
+from outlier_atlas.roles.architecture import describe
+from outlier_atlas.roles.pytree import tensors_in
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.models.llama import modeling_llama
 
-from outlier_atlas.model.architecture import describe
+from outlier_atlas.roles.architecture import describe
 
 ROWS = torch.tensor([[5, 17, 200, 9, 33, 41], [40, 6, 6, 90, 280, 14]])
 UNLISTED = ("gptj", "cohere", "stablelm", "persimmon", "bamba", "flint")

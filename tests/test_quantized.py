@@ -12,14 +12,14 @@ import transformers as t
 from pipeline import Run, config, hooked
 from safetensors.torch import load_file
 
+from outlier_atlas.checkpoint.folder import weight_files
+from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.checkpoint import weight_files
-from outlier_atlas.model.footprint import sizes
-from outlier_atlas.model.partial import load_layers, weight_bytes
-from outlier_atlas.model.shards import file_bytes
-from outlier_atlas.model.source import load_config
+from outlier_atlas.loading.footprint import sizes
+from outlier_atlas.loading.partial import load_layers, weight_bytes
+from outlier_atlas.loading.shards import file_bytes
+from outlier_atlas.roles.architecture import describe
 from outlier_atlas.settings.extraction import even_ranges
 
 ROWS = [[5, 17, 200, 9, 33, 41, 7, 250], [40, 6, 6, 90, 280, 14, 8, 77]]

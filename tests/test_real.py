@@ -14,10 +14,10 @@ from pipeline import Run, config, hooked
 from real import MODEL, TEXT, built_in
 from test_report import rendered
 
+from outlier_atlas.checkpoint.source import load_tokenizer
 from outlier_atlas.data.corpus import documents
 from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.model.source import load_tokenizer
 from outlier_atlas.settings.dataset import DatasetSettings
 
 ROOT = Path(__file__).parents[1]

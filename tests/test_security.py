@@ -22,15 +22,15 @@ import yaml
 from hub_server import HubServer
 from pipeline import Run, config
 
-import doorway
+import rule_main
 from outlier_atlas import tables, workflow
 from outlier_atlas.builtin import Package
 from outlier_atlas.builtin import fetch as fetch_package
+from outlier_atlas.checkpoint.source import fetch, load_config, load_tokenizer
 from outlier_atlas.data.tokens import write_tokens
-from outlier_atlas.model.source import fetch, load_config, load_tokenizer
 from outlier_atlas.report import figures
+from outlier_atlas.sanitize import VisibleFormatter, redacted, visible
 from outlier_atlas.settings.configuration import load
-from outlier_atlas.visible import VisibleFormatter, redacted, visible
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "workflow" / "scripts").rglob("*.py"))
@@ -76,7 +76,7 @@ def ended(error, tmp_path, capsys):
 
     job = SimpleNamespace(rule="a_rule", threads=1, log=[log], input={}, output={})
     with pytest.raises(SystemExit) as exit_status:
-        doorway.job(main, job)
+        rule_main.run(main, job)
     assert exit_status.value.code == 1
     return capsys.readouterr().err, log.read_text(encoding="utf-8")
 

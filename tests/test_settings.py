@@ -255,7 +255,7 @@ print(*sorted({{n.split(".")[0] for n in sys.modules}} & set(known)))
         for module in loaded_modules(rules)
         for match in re.findall(r"^(?:from|import) (\w+)", module.read_text(), re.MULTILINE)
     }
-    for name in direct & loaded - {"outlier_atlas", "doorway"}:
+    for name in direct & loaded - {"outlier_atlas", "rule_main"}:
         assert names.get(name, name.replace("_", "-")) in text, f"{name} in envs/{environment}.yaml"
 
 

@@ -11,8 +11,8 @@ from test_heads import FALCON
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.attention import AttentionCall, RecordedAttention
+from outlier_atlas.roles.architecture import describe
+from outlier_atlas.roles.attention import AttentionCall, RecordedAttention
 
 ARCHITECTURES = [
     t.LlamaConfig(**SIZES),

@@ -28,7 +28,7 @@ from test_workflow import ROOT, snakemake, write
 
 from outlier_atlas import staleness
 from outlier_atlas.extraction import compute
-from outlier_atlas.measured import records
+from outlier_atlas.job_metrics import records
 from outlier_atlas.store import shape
 from outlier_atlas.store.commits import COMMITS, Commits, revise
 

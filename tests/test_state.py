@@ -7,9 +7,9 @@ import torch
 import transformers as t
 from pipeline import Run, config, hooked
 
+from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.source import load_config
+from outlier_atlas.roles.architecture import describe
 from outlier_atlas.settings.sites import CHANNEL_SITES, TOKEN_LOSS
 
 POSITIONS = {"max_position_embeddings": 16}

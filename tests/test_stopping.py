@@ -22,7 +22,7 @@ SCRIPT = """
 import os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-import doorway
+import rule_main
 from outlier_atlas import stopping
 
 def ready():
@@ -33,7 +33,7 @@ def main(job):
 
 job = dict(rule="a_rule", threads=1, log=["run/logs/a_rule.log"], input={{}}, output={{}})
 a_rule = SimpleNamespace(**job)
-doorway.job(main, a_rule)
+rule_main.run(main, a_rule)
 """
 
 

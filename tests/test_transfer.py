@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from outlier_atlas.extraction.transfer import Upload
+from outlier_atlas.devices.transfer import Upload
 
 
 class StandIn:

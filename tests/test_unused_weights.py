@@ -7,10 +7,10 @@ from safetensors.torch import load_file, save_file
 from test_architectures import GPT2, SIZES
 from transformers import AutoConfig, GPT2Config, LlamaConfig
 
-from outlier_atlas.model import source
-from outlier_atlas.model.architecture import describe
-from outlier_atlas.model.checkpoint import weight_files
-from outlier_atlas.model.headers import check_headers
+from outlier_atlas.checkpoint import source
+from outlier_atlas.checkpoint.folder import weight_files
+from outlier_atlas.loading.headers import check_headers
+from outlier_atlas.roles.architecture import describe
 
 
 def checked(folder):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import doorway
+import rule_main
 from outlier_atlas import digests, inputs, locks, products
 from outlier_atlas.digests import NOT_READABLE, SETTLED_NS, Digests
 from outlier_atlas.files import DamagedFileError, read_record, write_record
@@ -157,7 +157,7 @@ def run_job(folder, main, **more):
     given = {"input": Named(**more.get("input", {})), "output": Named(**more.get("output", {}))}
     log = folder / "logs" / "a_rule.log"
     log.parent.mkdir(exist_ok=True)
-    doorway.job(main, SimpleNamespace(rule="a_rule", threads=1, log=[str(log)], **given))
+    rule_main.run(main, SimpleNamespace(rule="a_rule", threads=1, log=[str(log)], **given))
 
 
 def test_a_job_records_what_it_made_and_the_next_one_checks_it(rule, tmp_path, capsys):

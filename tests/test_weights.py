@@ -19,10 +19,10 @@ from test_architectures import GPT2, LOCAL, OPT, SIZES
 from test_report import Page, rendered
 
 from outlier_atlas import tables
+from outlier_atlas.checkpoint.source import fetch
 from outlier_atlas.files import read_record
-from outlier_atlas.model.entries import down_projection_entries
-from outlier_atlas.model.footprint import _Counter
-from outlier_atlas.model.source import fetch
+from outlier_atlas.loading.footprint import _Counter
+from outlier_atlas.loading.weight_entries import down_projection_entries
 from outlier_atlas.settings.model import ModelSettings
 from outlier_atlas.statistics.weights import BLOCK, _Maxima, weight_statistics
 from outlier_atlas.weights.measure import measure
@@ -352,10 +352,10 @@ def anonymous():
 
 def test_a_tensor_is_not_copied_when_rows_of_it_are_taken(tmp_path):
     model = tiny.llama(tmp_path / "model", vocab_size=2**20)  # 64 MiB, twice
-    from outlier_atlas.model.architecture import describe
-    from outlier_atlas.model.matrices import Checkpoint
-    from outlier_atlas.model.source import load_config
-    from outlier_atlas.model.stored import stored_weights
+    from outlier_atlas.checkpoint.source import load_config
+    from outlier_atlas.loading.matrices import Checkpoint
+    from outlier_atlas.roles.architecture import describe
+    from outlier_atlas.roles.decoder_weights import stored_weights
 
     read = load_config(model)
     files = ["model.safetensors"]

@@ -131,11 +131,11 @@ def test_a_touched_script_is_not_stale_and_each_rule_knows_its_own_code(folder):
         set(sources.of(script)) for script in ("render_report.py", "extract_activations.py")
     )
     assert {
-        "doorway.py",
+        "rule_main.py",
         "outlier_atlas/report/text.py",
         "outlier_atlas/settings/report.py",
     } <= report
-    assert {"doorway.py", "outlier_atlas/model/partial.py"} <= extraction
+    assert {"rule_main.py", "outlier_atlas/loading/partial.py"} <= extraction
     assert not {path for path in report if "/extraction/" in path or "/model/" in path}
     assert not {path for path in extraction if "/report/" in path or "/detection/" in path}
 

@@ -7,9 +7,10 @@ from outlier_atlas import builtin, products, tables
 from outlier_atlas.data import folder
 from outlier_atlas.digests import Digests
 from outlier_atlas.data import prepare as data_stage
-from outlier_atlas.extraction.planning import asked
-from outlier_atlas.model import source as model_stage
-from outlier_atlas.report import figures, page, sides
+from outlier_atlas.plan import scheduler_resources
+from outlier_atlas.checkpoint import source as model_stage
+from outlier_atlas.report import figures, page
+from outlier_atlas.report import compared_runs
 from outlier_atlas.settings.source import gguf_parts, local_path, source_kind
 from outlier_atlas.workflow import jobs_at_once, literal
 
@@ -92,11 +93,10 @@ def inputs(name, script, settings, files=lambda: {}, templates=(), with_products
         return INPUTS.record(path, wanted, with_products)
 
 
-def shared_inputs(name, outputs, script, settings, files=lambda: {}):
+def shared_inputs(name, outputs, script, settings, files=lambda: {}, without=None):
     """The same of a rule whose outputs several runs use; another run may be making them."""
-    path, wanted = Path(f"resources/inputs/{name}.json"), content(
-        script, settings, files
-    )
+    path = Path(f"resources/inputs/{name}.json")
+    wanted = content(script, settings, files, without=without)
     with one_line():
         if PURPOSE is Purpose.MAKE:
             there = [Path(output) for output in outputs]
@@ -104,10 +104,14 @@ def shared_inputs(name, outputs, script, settings, files=lambda: {}):
         return INPUTS.record(path, wanted)
 
 
-def content(script, settings, files=lambda: {}, templates=()):
+def content(script, settings, files=lambda: {}, templates=(), without=None):
     """What the record of a rule's inputs holds, asked for where it is needed."""
-    code = (lambda: {"code": SOURCES.digest(script, templates)}) if script else dict
-    return lambda: {"settings": settings, "files": files(), **code()}
+
+    def wanted():
+        code = {"code": SOURCES.digest(script, templates, without)} if script else {}
+        return {"settings": settings, "files": files(), **code}
+
+    return wanted
 
 
 def products_of(name):
@@ -250,7 +254,7 @@ def compared():
     if not SETTINGS.report.compare:
         return {}
     other = Path("results") / SETTINGS.report.compare
-    return Digests().of({file: other / file for file in sides.FILES})
+    return Digests().of({file: other / file for file in compared_runs.FILES})
 
 
 def refuse_incomparable(wildcards):
@@ -258,7 +262,7 @@ def refuse_incomparable(wildcards):
     if SETTINGS.report.compare:
         # Snakemake would list all files of the other run, and not say what to do.
         with one_line():
-            sides.refuse_missing(Path("results") / SETTINGS.report.compare)
+            compared_runs.refuse_missing(Path("results") / SETTINGS.report.compare)
     return []
 
 
@@ -316,19 +320,24 @@ def extractions_at_once(wildcards):
 
 def extraction_gpus(wildcards, input):
     """GPUs of an extraction job."""
-    return asked.gpus(Path(input.store), int(wildcards.group), SETTINGS)
+    return scheduler_resources.gpus(Path(input.store), int(wildcards.group), SETTINGS)
 
 
 def extraction_memory(wildcards, input, attempt):
     """Megabytes of the host that an extraction job asks a scheduler for."""
-    return asked.memory_mb(Path(input.store), int(wildcards.group), SETTINGS, attempt)
+    return scheduler_resources.memory_mb(
+        Path(input.store), int(wildcards.group), SETTINGS, attempt
+    )
 
 
 def ablation_memory(wildcards, input, attempt):
     """The same of the ablation job, which has the layer groups one after the other."""
     store = Path(input.store)
     groups = range(LAYER_GROUPS)
-    return max(asked.memory_mb(store, group, SETTINGS, attempt) for group in groups)
+    return max(
+        scheduler_resources.memory_mb(store, group, SETTINGS, attempt)
+        for group in groups
+    )
 
 
 def table(path):

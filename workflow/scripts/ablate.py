@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from doorway import job
+from rule_main import run
 
 
 def main(job):
-    from outlier_atlas.ablation.run import Ablation, ablate
-    from outlier_atlas.model.source import offline
+    from outlier_atlas.ablation.job import Ablation
+    from outlier_atlas.ablation.run import ablate
+    from outlier_atlas.checkpoint.source import offline
 
     offline()
     store = Path(job.input.store)
@@ -33,4 +34,4 @@ def main(job):
 
 
 if __name__ == "__main__":
-    job(main, snakemake)  # noqa: F821
+    run(main, snakemake)  # noqa: F821

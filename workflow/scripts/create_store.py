@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from doorway import job
+from rule_main import run
 
 
 def main(job):
+    from outlier_atlas.checkpoint.source import offline
     from outlier_atlas.extraction.prepare import prepare_store
-    from outlier_atlas.model.source import offline
 
     offline()
     prepare_store(
@@ -24,4 +24,4 @@ def main(job):
 
 
 if __name__ == "__main__":
-    job(main, snakemake)  # noqa: F821
+    run(main, snakemake)  # noqa: F821

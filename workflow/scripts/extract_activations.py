@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from doorway import job
+from rule_main import run
 
 
 def main(job):
+    from outlier_atlas.checkpoint.source import offline
     from outlier_atlas.extraction.job import Job
     from outlier_atlas.extraction.run import extract
-    from outlier_atlas.model.source import offline
 
     offline()
     manifest = Path(job.output.manifest)
@@ -38,4 +38,4 @@ def main(job):
 
 
 if __name__ == "__main__":
-    job(main, snakemake)  # noqa: F821
+    run(main, snakemake)  # noqa: F821

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from doorway import job
+from rule_main import run
 
 
 def main(job):
-    from outlier_atlas.model.source import fetch
+    from outlier_atlas.checkpoint.source import fetch
+    from outlier_atlas.roles.architecture import describe
     from outlier_atlas.settings.model import ModelSettings
 
-    fetch(ModelSettings.model_validate(job.params.model), Path("resources"), Path(job.output[0]))
+    settings = ModelSettings.model_validate(job.params.model)
+    fetch(settings, Path("resources"), Path(job.output[0]), describe)
 
 
 if __name__ == "__main__":
-    job(main, snakemake)  # noqa: F821
+    run(main, snakemake)  # noqa: F821

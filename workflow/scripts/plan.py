@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-from doorway import job
+from rule_main import run
 
 
 def main(job):
+    from outlier_atlas.checkpoint.source import offline, unfetched
     from outlier_atlas.extraction.prepare import print_plan
-    from outlier_atlas.model.source import offline, unfetched
+    from outlier_atlas.roles.architecture import describe
     from outlier_atlas.settings.configuration import load
 
     settings = load(job.params.settings, "run")
     results, jobs = Path(job.log[0]).parents[1], job.resources.jobs_at_once
     if not job.input.model:
-        with unfetched(settings.model) as (record, folder):
+        with unfetched(settings.model, describe) as (record, folder):
             print_plan(settings, record, folder, results, jobs)
         return
     offline()
@@ -21,4 +22,4 @@ def main(job):
 
 
 if __name__ == "__main__":
-    job(main, snakemake)  # noqa: F821
+    run(main, snakemake)  # noqa: F821

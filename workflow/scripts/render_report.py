@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from doorway import job
+from rule_main import run
 
 
 def main(job):
@@ -25,4 +25,4 @@ def main(job):
 
 
 if __name__ == "__main__":
-    job(main, snakemake)  # noqa: F821
+    run(main, snakemake)  # noqa: F821

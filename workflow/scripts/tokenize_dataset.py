@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from doorway import job
+from rule_main import run
 
 
 def main(job):
+    from outlier_atlas.checkpoint.source import offline
     from outlier_atlas.data.prepare import tokenize_dataset
-    from outlier_atlas.model.source import offline
     from outlier_atlas.settings.dataset import DatasetSettings
     from outlier_atlas.settings.source import source_kind
 
@@ -27,4 +27,4 @@ def main(job):
 
 
 if __name__ == "__main__":
-    job(main, snakemake)  # noqa: F821
+    run(main, snakemake)  # noqa: F821

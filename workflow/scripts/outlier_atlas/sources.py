@@ -28,26 +28,37 @@ class Sources:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def of(self, script: str) -> list[str]:
-        """A script and all local modules that it imports, directly or not: paths relative to the
-        folder, sorted."""
+    def of(self, script: str, without: str | None = None) -> list[str]:
+        """A script and all local modules that it imports, directly or not.
+
+        Args:
+            script: its file name.
+            without: a folder of modules that only check what the script is given: whatever they
+                become, the script's outputs stay the same.
+
+        Returns:
+            Paths relative to the folder, sorted.
+        """
+        left_out = self._folder / without if without else None
         found: set[Path] = set()
         waiting = [self._folder / script]
         while waiting:
             path = waiting.pop()
-            if path not in found:
+            if path not in found and not (left_out and path.is_relative_to(left_out)):
                 found.add(path)
                 waiting += _imports(self._folder, path)
         return sorted(path.relative_to(self._folder).as_posix() for path in found)
 
-    def digest(self, script: str, others: Sequence[Path] = ()) -> str:
+    def digest(self, script: str, others: Sequence[Path] = (), without: str | None = None) -> str:
         """Thirty-two hexadecimal digits that stand for the code behind a script.
 
         Args:
+            script: its file name.
             others: files that count as its code, such as templates.
+            without: modules that do not count, as in `of`.
         """
         digest = hashlib.sha256()
-        for name in self.of(script):
+        for name in self.of(script, without):
             digest.update(f"{name}\0{_digest(self._folder / name)}\0".encode())
         for path in sorted(others):
             digest.update(f"{path.name}\0{_digest(path)}\0".encode())

@@ -13,8 +13,8 @@ from typing import Any
 
 from outlier_atlas.files import described
 from outlier_atlas.inputs import Purpose
+from outlier_atlas.sanitize import visible
 from outlier_atlas.settings.document import settings
-from outlier_atlas.visible import visible
 
 LOOKING = (
     "lint", "list_rules", "list_target_rules", "print_compilation", "containerize", "report",

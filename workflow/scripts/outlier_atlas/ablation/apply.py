@@ -20,9 +20,9 @@ from outlier_atlas.ablation.variants import (
     ZeroExpertWeight,
     ZeroWeight,
 )
-from outlier_atlas.model.architecture import Architecture
-from outlier_atlas.model.experts import biases, down_projection
-from outlier_atlas.model.roles import Tap, is_transposed, width
+from outlier_atlas.roles.architecture import Architecture
+from outlier_atlas.roles.block_sites import Tap, is_transposed, width
+from outlier_atlas.roles.experts import biases, down_projection
 from outlier_atlas.settings.sites import EXPERT_OUT, AlterableSite
 
 

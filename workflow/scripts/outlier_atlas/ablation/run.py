@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,116 +19,31 @@ from numpy.typing import NDArray
 
 from outlier_atlas import tables
 from outlier_atlas.ablation.apply import alterations, weights_zeroed
-from outlier_atlas.ablation.means import Means
+from outlier_atlas.ablation.job import Ablation
 from outlier_atlas.ablation.schedule import schedule
 from outlier_atlas.ablation.search import search
 from outlier_atlas.ablation.streams import Streams, bytes_of
 from outlier_atlas.ablation.table import columns
 from outlier_atlas.ablation.targets import Found, later_trials
 from outlier_atlas.ablation.variants import UNALTERED, Variant
-from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
-from outlier_atlas.extraction.devices import devices
-from outlier_atlas.extraction.memory import short_of_memory
-from outlier_atlas.extraction.planning import preflight
-from outlier_atlas.extraction.planning.place import Company
-from outlier_atlas.extraction.planning.plan import plan
+from outlier_atlas.devices.leases import devices
+from outlier_atlas.devices.out_of_memory import short_of_memory
+from outlier_atlas.extraction import preflight
 from outlier_atlas.files import read_record
-from outlier_atlas.model.frugal import few_kernels
-from outlier_atlas.model.partial import DTYPES
-from outlier_atlas.model.recorded import described
-from outlier_atlas.model.roles import Tap, tap_of_decoder
-from outlier_atlas.model.unchanged import Weights
+from outlier_atlas.loading.malloc_tuning import few_kernels
+from outlier_atlas.loading.partial import DTYPES
+from outlier_atlas.plan.memory_budget import Company
+from outlier_atlas.plan.requirements import plan
 from outlier_atlas.progress import progress
+from outlier_atlas.roles.block_sites import Tap, tap_of_decoder
 from outlier_atlas.settings.ablation import AblationSettings
-from outlier_atlas.settings.configuration import OnNewVersions
-from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.statistics.bootstrap import Bootstrap
-from outlier_atlas.store.commits import COMMITS, Commits
-from outlier_atlas.store.fingerprints import Fingerprints
-from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.origin import Origin, in_words, others, refusal
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from outlier_atlas.extraction.capture import LayerGroup
-    from outlier_atlas.model.architecture import Architecture
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """What the stage is given.
-
-    Attributes:
-        settings: the `ablation` section of the configuration.
-        bootstrap: the block `detection.bootstrap`.
-        run: folder of the run.
-        store_record: the layout of its store.
-        tokens: the run's own token store.
-        heldout: token store of the held-out sequences.
-        model_record: the record of the model; `resources` is the folder that it is relative to.
-        tables: folder of the run's tables, and of the one that is written.
-        trust_remote_code: whether code from the checkpoint may run.
-        device: `auto`, `cuda`, `mps` or `cpu`.
-        gpus: devices to spread a layer group over, where they are GPUs.
-        device_memory: of the device, as the configuration has it; None takes what is free.
-        threads: CPU threads.
-        on_new_versions: what happens where something is missing, and what is there was computed
-            under other versions or on another kind of device.
-    """
-
-    settings: Mapping[str, Any]
-    bootstrap: Mapping[str, Any]
-    run: Path
-    store_record: Path
-    tokens: Path
-    heldout: Path
-    model_record: Path
-    resources: Path
-    tables: Path
-    trust_remote_code: bool = False
-    device: str = "auto"
-    gpus: int = 1
-    device_memory: str | None = None
-    threads: int = 1
-    on_new_versions: OnNewVersions = "refuse"
-
-    @cached_property
-    def layout(self) -> Layout:
-        return Layout.from_record(read_record(self.store_record))
-
-    @cached_property
-    def held(self) -> TokenStore:
-        """The held-out tokens."""
-        return TokenStore.recorded(self.heldout, self.run / HELDOUT)
-
-    @cached_property
-    def means(self) -> Means:
-        """Over the run's own tokens."""
-        own = TokenStore.recorded(self.tokens, self.run / RECORD)
-        model = str(read_record(self.model_record)["fingerprint"])
-        whole = Fingerprints(self.layout, own.token_ids, own.sequence_starts, model)
-        return Means(self.run, self.layout, whole, Commits.load(self.run / COMMITS))
-
-    @cached_property
-    def model(self) -> tuple[Path, PretrainedConfig, Architecture]:
-        return described(read_record(self.model_record), self.resources, self.trust_remote_code)
-
-    @cached_property
-    def groups(self) -> list[range]:
-        """All layers, in as many layer groups as the run has."""
-        count = len(self.layout.layer_groups)
-        return [range(*part) for part in even_ranges(self.model[2].layers, count)]
-
-    @cached_property
-    def weights(self) -> Weights:
-        return Weights(self.model_record, self.resources)
-
-    def group_of(self, layer: int) -> int:
-        """The layer group that a layer is in."""
-        return next(index for index, layers in enumerate(self.groups) if layer in layers)
 
 
 def ablate(ablation: Ablation) -> None:
@@ -269,7 +183,7 @@ def _run_group(
     where: Sequence[str],
 ) -> None:
     """Load a layer group, run the variants through it, and delete what they read."""
-    from outlier_atlas.extraction.loading import load_group
+    from outlier_atlas.extraction.layer_group import load_group
 
     layers, architecture = ablation.groups[index], ablation.model[2]
     last = index + 1 == len(ablation.groups)

@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 from outlier_atlas.ablation.apply import weight_at, weights_zeroed
 from outlier_atlas.ablation.streams import Streams, bytes_of
 from outlier_atlas.ablation.variants import Later, Variant, Weight, ZeroExpertWeight, ZeroWeight
-from outlier_atlas.model.partial import DTYPES
-from outlier_atlas.model.roles import Tap
+from outlier_atlas.loading.partial import DTYPES
 from outlier_atlas.progress import progress
+from outlier_atlas.roles.block_sites import Tap
 from outlier_atlas.settings.sites import EXPERT_OUT, SUPER_WEIGHT_SITES
 from outlier_atlas.statistics.experts import ExpertMagnitudes, summarize_experts
 from outlier_atlas.statistics.summary import Place
 from outlier_atlas.statistics.super_weights import LargestOutput, Spike, TokenPeaks
 
 if TYPE_CHECKING:
-    from outlier_atlas.ablation.run import Ablation
+    from outlier_atlas.ablation.job import Ablation
     from outlier_atlas.extraction.capture import LayerGroup
 
 Devices = Callable[[], AbstractContextManager[Sequence[str]]]
@@ -108,7 +108,7 @@ def _group(
     ablation: Ablation, index: int, variant: Variant, streams: Streams, where: Sequence[str]
 ) -> dict[str, list[Row]]:
     """Run a variant through a layer group, and take the largest outputs of its layers."""
-    from outlier_atlas.extraction.loading import load_group
+    from outlier_atlas.extraction.layer_group import load_group
 
     key = f"search{variant.key}"
     layers, architecture = ablation.groups[index], ablation.model[2]

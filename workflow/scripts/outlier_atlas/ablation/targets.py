@@ -23,7 +23,7 @@ from outlier_atlas.ablation.variants import (
     ZeroExpertWeight,
     ZeroWeight,
 )
-from outlier_atlas.model.architecture import Architecture
+from outlier_atlas.roles.architecture import Architecture
 from outlier_atlas.settings.ablation import AblationSettings
 
 Place = TypeVar("Place")

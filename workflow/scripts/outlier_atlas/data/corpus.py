@@ -14,9 +14,9 @@ from outlier_atlas.data import folder, readers
 from outlier_atlas.data.chats import unplain
 from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.reading import Rows as Counted
+from outlier_atlas.sanitize import shortened
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.source import local_path, source_kind
-from outlier_atlas.visible import shortened
 
 T = TypeVar("T")
 SHUFFLE_BUFFER = 10_000

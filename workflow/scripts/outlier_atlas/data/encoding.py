@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from outlier_atlas.data.chats import Template
 from outlier_atlas.data.packing import Document, Ids
+from outlier_atlas.sanitize import shortened
 from outlier_atlas.settings.dataset import DatasetSettings
-from outlier_atlas.visible import shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
+from outlier_atlas.sanitize import gist, shortened
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.source import DATA as ENDINGS
 from outlier_atlas.settings.source import local_path, source_kind
-from outlier_atlas.visible import gist, shortened
 
 KINDS = {
     **dict.fromkeys((".csv", ".tsv"), "csv"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from outlier_atlas.checkpoint.hub import gated, readable_errors
 from outlier_atlas.data.corpus import SHUFFLE_BUFFER
-from outlier_atlas.model.hub import gated, readable_errors
 from outlier_atlas.settings.dataset import DatasetSettings
 
 

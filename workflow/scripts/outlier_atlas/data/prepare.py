@@ -10,6 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outlier_atlas.checkpoint.source import (
+    DIGESTS,
+    load_config,
+    load_tokenizer,
+    locate,
+    text_config,
+)
+from outlier_atlas.checkpoint.weight_integrity import Weights
 from outlier_atlas.data import encoding
 from outlier_atlas.data.corpus import Rows, documents, valid
 from outlier_atlas.data.packing import Document, Packing, Used, pack
@@ -25,14 +33,6 @@ from outlier_atlas.files import (
     sha256,
     write_record,
 )
-from outlier_atlas.model.source import (
-    DIGESTS,
-    load_config,
-    load_tokenizer,
-    locate,
-    text_config,
-)
-from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.settings.dataset import DatasetSettings
 
 if TYPE_CHECKING:

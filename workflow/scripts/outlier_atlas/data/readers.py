@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from outlier_atlas.model.checkpoint import LFS_POINTER
-from outlier_atlas.visible import gist, shortened
+from outlier_atlas.checkpoint.folder import LFS_POINTER
+from outlier_atlas.sanitize import gist, shortened
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from outlier_atlas import tables
+from outlier_atlas.checkpoint.weight_integrity import Weights
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.detection import sinks
 from outlier_atlas.detection.columns import Columns
@@ -23,8 +24,7 @@ from outlier_atlas.detection.perplexity import perplexity
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
 from outlier_atlas.files import read_record
-from outlier_atlas.measured import keep_only
-from outlier_atlas.model.unchanged import Weights
+from outlier_atlas.job_metrics import keep_only
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.store.arrays import Arrays
@@ -96,7 +96,7 @@ def detect(
         losses = perplexity(arrays, layout, store, bootstrap)
 
     def values_of(places: Sequence[tuple[int, int | None, int, int]]) -> Sequence[float | None]:
-        from outlier_atlas.model.entries import down_projection_entries  # takes seconds
+        from outlier_atlas.loading.weight_entries import down_projection_entries  # takes seconds
 
         Weights(model_record, resources).check()
         return down_projection_entries(model, resources, trust_remote_code, places)

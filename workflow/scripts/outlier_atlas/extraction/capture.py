@@ -16,14 +16,14 @@ from nnsight import NNsight
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from outlier_atlas.model import handed
-from outlier_atlas.model.architecture import Architecture
-from outlier_atlas.model.attention import RecordedAttention
-from outlier_atlas.model.experts import RecordedExperts
-from outlier_atlas.model.head import Head
-from outlier_atlas.model.roles import Tap
-from outlier_atlas.model.state import InitialState
-from outlier_atlas.model.stripped import dummy
+from outlier_atlas.roles import hidden_states
+from outlier_atlas.roles.architecture import Architecture
+from outlier_atlas.roles.attention import RecordedAttention
+from outlier_atlas.roles.block_sites import Tap
+from outlier_atlas.roles.experts import RecordedExperts
+from outlier_atlas.roles.lm_head import Head
+from outlier_atlas.roles.partial_decoder import dummy
+from outlier_atlas.roles.state import InitialState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -177,14 +177,14 @@ def _recorder(model: nn.Module, tap: Tap, sink_tokens: int) -> RecordedExperts |
 
 def _given(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
     """The hidden states among what a module was called with."""
-    value = handed.given(*inputs)
+    value = hidden_states.given(*inputs)
     assert value is not None
     return value
 
 
 def _made(output: Any) -> torch.Tensor:
     """The hidden states among what a module returned."""
-    value = handed.made(output)
+    value = hidden_states.made(output)
     assert value is not None
     return value
 
@@ -193,7 +193,7 @@ def _replace_given(
     boundary: torch.Tensor, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Hand a block the boundary in place of the hidden states that it was called with."""
-    return handed.replaced(boundary, args, kwargs)
+    return hidden_states.replaced(boundary, args, kwargs)
 
 
 def _hook_alteration(module: nn.Module, tap: Tap, alter: Alter) -> RemovableHandle:

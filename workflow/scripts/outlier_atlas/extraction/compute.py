@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from outlier_atlas.extraction.devices import devices
+from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.devices.leases import devices
+from outlier_atlas.devices.out_of_memory import short_of_memory
+from outlier_atlas.extraction import preflight
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.measurement import Measurement
-from outlier_atlas.extraction.memory import short_of_memory
-from outlier_atlas.extraction.planning import preflight
-from outlier_atlas.extraction.planning.place import Company
 from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.versions import check
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
-from outlier_atlas.model.frugal import few_kernels
-from outlier_atlas.model.unchanged import Weights
+from outlier_atlas.loading.malloc_tuning import few_kernels
+from outlier_atlas.plan.memory_budget import Company
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.layout import Target
@@ -119,9 +119,9 @@ def load(
     job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
 ) -> LayerGroup:
     """The layer group with its weights on the devices, and the taps that are wanted."""
-    from outlier_atlas.extraction.loading import load_group
-    from outlier_atlas.model.recorded import described
-    from outlier_atlas.model.roles import tap_of_decoder
+    from outlier_atlas.extraction.layer_group import load_group
+    from outlier_atlas.roles.block_sites import tap_of_decoder
+    from outlier_atlas.roles.cached_architecture import described
 
     layers, record = work.layout.group_layers(job.group), read_record(job.model_record)
     model = described(record, job.resources, job.trust_remote_code)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from outlier_atlas.extraction.job import Job
-from outlier_atlas.extraction.planning.limits import device_name, resident
-from outlier_atlas.extraction.planning.plan import Plan
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.measured import Measured
-from outlier_atlas.model.partial import weight_bytes
+from outlier_atlas.job_metrics import Measured
+from outlier_atlas.loading.partial import weight_bytes
+from outlier_atlas.plan.limits import device_name, resident
+from outlier_atlas.plan.requirements import Plan
 
 INTERVAL_SECONDS = 0.02
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from outlier_atlas.checkpoint.weight_integrity import Weights
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.files import read_record, unwritten, write_record
-from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SITES
@@ -25,7 +25,7 @@ from outlier_atlas.store.version import ACTIVATIONS, refuse_newer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from outlier_atlas.model.architecture import Architecture
+    from outlier_atlas.roles.architecture import Architecture
 
 
 def print_plan(
@@ -42,11 +42,11 @@ def print_plan(
         ValueError: it cannot fit, the model has no such site or layer, or its files lack weights,
             or have other ones.
     """
-    from outlier_atlas.extraction.planning import preflight
-    from outlier_atlas.extraction.planning.plan import plan
-    from outlier_atlas.extraction.planning.table import table
-    from outlier_atlas.measured import rates
-    from outlier_atlas.model.recorded import described
+    from outlier_atlas.extraction import preflight
+    from outlier_atlas.job_metrics import rates
+    from outlier_atlas.plan.requirements import plan
+    from outlier_atlas.plan.table import table
+    from outlier_atlas.roles.cached_architecture import described
 
     model, dataset, execution = read_record(model_record), settings.dataset, settings.execution
     trust = settings.model.trust_remote_code
@@ -111,9 +111,9 @@ def prepare_store(
             its own code does not run in the dtype; or its files lack weights, or have other ones.
         OSError: the disk is full; with the path, and the bytes that are needed.
     """
-    from outlier_atlas.extraction.planning import asked
-    from outlier_atlas.extraction.planning.plan import plan
-    from outlier_atlas.model.recorded import described
+    from outlier_atlas.plan import scheduler_resources
+    from outlier_atlas.plan.requirements import plan
+    from outlier_atlas.roles.cached_architecture import described
 
     refuse_newer(run)
     extraction = ExtractionSettings.model_validate(settings)
@@ -142,7 +142,7 @@ def prepare_store(
     versions = {package: version(package) for package in RECORDED_VERSIONS}
     of_model = {name: model[name] for name in RECORDED_OF_MODEL}
     more = {"versions": versions, "extraction": own, "model": of_model}
-    write_record(record, layout.record() | more | asked.recorded(made.groups))
+    write_record(record, layout.record() | more | scheduler_resources.recorded(made.groups))
 
 
 def _layout(
@@ -223,7 +223,7 @@ def _check_weights(
     layout: Layout,
 ) -> None:
     """Before any job loads them: what the headers of their files show."""
-    from outlier_atlas.model.headers import check_headers
+    from outlier_atlas.loading.headers import check_headers
 
     running = range(layout.layer_groups[-1][1] + 1)
     check_headers(folder, model["files"], config, architecture, running, layout.perplexity)

@@ -47,7 +47,7 @@ def _compute(job: Job, work: Work) -> None:
 
 def _delete_read(job: Job, work: Work, batch_size: int) -> None:
     if work.group and work.layout.passing_boundaries:
-        from outlier_atlas.extraction.passing import delete_read
+        from outlier_atlas.extraction.boundary_cleanup import delete_read
 
         delete_read(job.run, work, batch_size)
 

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from outlier_atlas import stopping
+from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.devices.transfer import OnDevice, Transfer, Upload
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.summaries import SummaryWriter
-from outlier_atlas.extraction.transfer import OnDevice, Transfer, Upload
 from outlier_atlas.extraction.verify import compared, verifies
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.extraction.writer import RowWriter, queue_bytes
-from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.arrays import Arrays
@@ -32,8 +32,8 @@ from outlier_atlas.store.targets import DamagedChunkError
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import Keep, LayerGroup
-    from outlier_atlas.model.head import Head
-    from outlier_atlas.model.roles import Tap
+    from outlier_atlas.roles.block_sites import Tap
+    from outlier_atlas.roles.lm_head import Head
 
 
 def stream(

@@ -16,7 +16,7 @@ from outlier_atlas.settings.extraction import Verify
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import Keep, LayerGroup
-    from outlier_atlas.model.roles import Tap
+    from outlier_atlas.roles.block_sites import Tap
 
 log = logging.getLogger(__name__)
 

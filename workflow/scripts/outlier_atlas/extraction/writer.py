@@ -11,10 +11,10 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from outlier_atlas.extraction.bounds import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
-from outlier_atlas.extraction.handout import Handout, keep_apart
+from outlier_atlas.devices.transfer import Float32, OnHost
+from outlier_atlas.extraction.batched_queue import Handout, keep_apart
 from outlier_atlas.extraction.summaries import SummaryWriter
-from outlier_atlas.extraction.transfer import Float32, OnHost
+from outlier_atlas.plan.queue_limits import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target

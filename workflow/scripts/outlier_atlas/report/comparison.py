@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas.report.criteria import TITLES
-from outlier_atlas.report.facts import start
-from outlier_atlas.report.sides import (
+from outlier_atlas.report.compared_runs import (
     Both,
     Side,
     of_model,
     refuse_missing,
     refuse_other_shape,
 )
+from outlier_atlas.report.criteria import TITLES
+from outlier_atlas.report.facts import start
 from outlier_atlas.report.text import (
     count,
     layers,
@@ -23,8 +23,8 @@ from outlier_atlas.report.text import (
     percentage,
     spanned,
 )
+from outlier_atlas.sanitize import visible
 from outlier_atlas.settings.sites import SITE_NAMES
-from outlier_atlas.visible import visible
 
 Row = dict[str, Any]
 

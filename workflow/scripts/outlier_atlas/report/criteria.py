@@ -10,7 +10,7 @@ from typing import Any
 
 from outlier_atlas import tables
 from outlier_atlas.report.text import count, interval, listed, number, ranges, shown
-from outlier_atlas.visible import visible
+from outlier_atlas.sanitize import visible
 
 Row = dict[str, Any]
 Cells = list[tuple[str, str]]

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from outlier_atlas import __version__, tables
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
-from outlier_atlas.measured import records
+from outlier_atlas.job_metrics import records
 from outlier_atlas.report import (
     ablation,
     comparison,
@@ -48,6 +48,7 @@ from outlier_atlas.report.text import (
     percentage,
     shown,
 )
+from outlier_atlas.sanitize import visible, visible_lines
 from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.sites import (
@@ -59,7 +60,6 @@ from outlier_atlas.settings.sites import (
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.origin import Origin
-from outlier_atlas.visible import visible, visible_lines
 
 HERE = Path(__file__).parent
 PARTS = tuple(

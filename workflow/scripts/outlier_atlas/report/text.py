@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from outlier_atlas.visible import visible
+from outlier_atlas.sanitize import visible
 
 
 def quoted(text: str | None) -> str:

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from outlier_atlas.files import readable
+from outlier_atlas.sanitize import redacted, visible, visible_lines
 from outlier_atlas.settings.configuration import Settings, load
 from outlier_atlas.settings.faults import Written
 from outlier_atlas.settings.readings import other_readings
-from outlier_atlas.visible import redacted, visible, visible_lines
 
 MOST_VALUES = 10_000
 """Values in a configuration, with every alias written out."""

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from outlier_atlas.visible import shortened
+from outlier_atlas.sanitize import shortened
 
 Loc = tuple[int | str, ...]
 

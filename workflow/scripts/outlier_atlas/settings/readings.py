@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from outlier_atlas.sanitize import shortened
 from outlier_atlas.settings.faults import Loc, Written
-from outlier_atlas.visible import shortened
 
 TAG = "tag:yaml.org,2002:"
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}

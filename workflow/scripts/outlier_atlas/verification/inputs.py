@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from outlier_atlas import builtin
+from outlier_atlas.checkpoint.weight_integrity import Weights
 from outlier_atlas.data.folder import local_files
 from outlier_atlas.data.prepare import check_documents, digests_of
 from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
 from outlier_atlas.digests import NOT_READABLE, Digests
 from outlier_atlas.files import DamagedFileError
 from outlier_atlas.inputs import FOLDER as INPUTS
-from outlier_atlas.model.unchanged import Weights
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.verification.records import Records, known
 

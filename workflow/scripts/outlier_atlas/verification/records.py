@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from outlier_atlas.checkpoint.source import DIGESTS
 from outlier_atlas.data.tokens import HELDOUT, RECORD
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
-from outlier_atlas.measured import MEASURED
-from outlier_atlas.model.source import DIGESTS
+from outlier_atlas.job_metrics import MEASURED
 
 
 @dataclass(frozen=True)

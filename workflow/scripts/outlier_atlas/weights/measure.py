@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from outlier_atlas import tables
+from outlier_atlas.checkpoint.weight_integrity import Weights
 from outlier_atlas.files import read_record
-from outlier_atlas.model.matrices import Checkpoint, Matrix
-from outlier_atlas.model.recorded import described
-from outlier_atlas.model.stored import StoredWeight, stored_weights
-from outlier_atlas.model.unchanged import Weights
+from outlier_atlas.loading.matrices import Checkpoint, Matrix
 from outlier_atlas.progress import progress
+from outlier_atlas.roles.cached_architecture import described
+from outlier_atlas.roles.decoder_weights import StoredWeight, stored_weights
 from outlier_atlas.statistics.weights import WeightStatistics, weight_statistics
 
 Row = dict[str, Any]

@@ -1,0 +1,100 @@
+"""The layers of the library: a package imports only packages below it, and nothing in a circle."""
+
+import ast
+import re
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "workflow" / "scripts"
+LIBRARY = SCRIPTS / "outlier_atlas"
+FOR_ALL = ("files", "locks", "sanitize", "progress", "builtin", "job_metrics", "inputs", "products",
+           "digests", "sources", "stopping", "signals", "threads")  # fmt: skip
+"""Modules that every package may import."""
+
+
+def layers():
+    """The packages of CONTRIBUTING.md, the lowest first."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    block = text.split("Inside the library")[1].split("All of them may import")[0]
+    return re.findall(r"^ {4}(\w+)/", block, re.MULTILINE)[::-1]
+
+
+@pytest.fixture(scope="module")
+def imports():
+    """The modules that each module of the library imports anywhere, for type checks too."""
+    modules = {
+        ".".join(path.relative_to(SCRIPTS).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in LIBRARY.rglob("*.py")
+    }
+    found = defaultdict(set)
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}: a relative import"
+                full = [f"{node.module}.{alias.name}" for alias in node.names]
+                names = [each if each in modules else node.module for each in full]
+            found[name] |= {each for each in names if each in modules}
+    return found
+
+
+def package(module):
+    """The package of a module, or the module itself where it is in none."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_the_layers_of_contributing_are_the_packages():
+    packages = {path.parent.name for path in LIBRARY.glob("*/__init__.py")}
+    assert packages == set(layers())
+
+
+def test_imports_go_down(imports):
+    below = {name: place for place, name in enumerate(layers())}
+    upward = [
+        f"{module} imports {other}"
+        for module, others in imports.items()
+        for other in others
+        if (mine := package(module)) in below or mine in FOR_ALL
+        if (theirs := package(other)) != mine and theirs and theirs not in FOR_ALL
+        if below.get(theirs, len(below)) >= below.get(mine, -1)
+    ]
+    assert not upward
+
+
+def _last(module):
+    return module.split(".")[-1]
+
+
+CIRCLES = {
+    # A figure's theme is a type for the modules that draw into it.
+    frozenset({"figures", "lines", "heatmaps"}),
+    # The compiled loops take the formats; those who round a tile start them.
+    frozenset({"quantization", "compiled_quantization"}),
+}
+"""Known circles, to be removed."""
+
+
+def test_no_modules_import_each_other_in_a_circle(imports):
+    known = {module: names for names in CIRCLES for module in imports if _last(module) in names}
+    graph = {
+        module: {other for other in others if _last(other) not in known.get(module, ())}
+        for module, others in imports.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+def test_no_module_of_ours_is_imported_by_a_name_in_a_string():
+    for path in SCRIPTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called.split(".")[-1] not in ("import_module", "__import__"), path

@@ -1,0 +1,203 @@
+"""GGUF files as they lie on disk: parts, metadata, and where each tensor's blocks are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from outlier_atlas.sanitize import gist
+from outlier_atlas.settings.source import gguf_parts
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A tensor in a GGUF file.
+
+    Attributes:
+        name: in the file.
+        file: name of the file.
+        type: how its values are stored, such as `Q4_K`.
+        shape: as torch has it, the slowest axis first.
+        offset, size: first byte in the file, and number of bytes.
+    """
+
+    name: str
+    file: str
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Blocks:
+        """The inverse of `record`."""
+        return cls(**record | {"shape": tuple(record["shape"])})
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self) | {"shape": list(self.shape)}
+
+    @property
+    def rows(self) -> int:
+        """Number of rows: of all axes but the last."""
+        return int(np.prod(self.shape[:-1], dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """The metadata and the tensors of a GGUF file, those of all its parts.
+
+    Attributes:
+        parts: its files, in order.
+        metadata: values by key.
+        blocks: its tensors by name.
+    """
+
+    parts: tuple[Path, ...]
+    metadata: dict[str, Any]
+    blocks: dict[str, Blocks]
+
+    @property
+    def architecture(self) -> str:
+        """What llama.cpp calls the kind of model."""
+        return str(self.metadata["general.architecture"])
+
+
+def read(path: Path) -> GgufFile:
+    """Read metadata and tensor table of a GGUF file; no tensor is read.
+
+    Args:
+        path: the file, or one part of a split one.
+
+    Raises:
+        ValueError: it is missing, damaged, no GGUF file, or its parts are not of one file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such GGUF file")
+    parts = gguf_parts(path)
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise ValueError(
+            f"{path}: {missing[0]} is missing; a split GGUF file needs all of its {len(parts)} "
+            f"parts in one folder"
+        )
+    metadata: dict[str, Any] = {}
+    blocks: dict[str, Blocks] = {}
+    for number, part in enumerate(parts):
+        fields, own = _read_part(part)
+        metadata = metadata or fields
+        _check_part(part, number, len(parts), fields)
+        twice = sorted({*blocks} & {*own})
+        if twice:
+            raise ValueError(f"{part}: {twice[0]} is in another part, too; fetch all parts again")
+        blocks |= own
+    if "general.architecture" not in metadata:
+        raise ValueError(f"{parts[0]}: general.architecture is missing in its metadata")
+    total = metadata.get("split.tensors.count", len(blocks))
+    if total != len(blocks):
+        raise ValueError(
+            f"{path}: split.tensors.count is {total}, and its parts have {len(blocks)} tensors; "
+            f"fetch all parts again"
+        )
+    return GgufFile(tuple(parts), metadata, blocks)
+
+
+def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Blocks]]:
+    from gguf import GGUFEndian, GGUFReader
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError(f"{path}: not a GGUF file")
+    try:
+        reader = GGUFReader(path)
+        fields = {key: field.contents() for key, field in reader.fields.items()}
+        tensors = [
+            Blocks(
+                name=str(tensor.name),
+                file=path.name,
+                type=tensor.tensor_type.name,
+                shape=tuple(int(size) for size in reversed(tensor.shape)),
+                offset=int(tensor.data_offset),
+                size=int(tensor.n_bytes),
+            )
+            for tensor in reader.tensors
+        ]
+    except Exception as error:  # the reader of a damaged file raises what it likes
+        raise ValueError(f"{path}: damaged GGUF file ({gist(error)}); fetch it again") from error
+    if reader.endianess != GGUFEndian.LITTLE:
+        raise ValueError(f"{path}: a big-endian GGUF file; convert it with gguf-convert-endian")
+    twice = [name for name, number in Counter(t.name for t in tensors).items() if number > 1]
+    if twice:
+        raise ValueError(f"{path}: it has two tensors named {twice[0]}; fetch it again")
+    length = path.stat().st_size
+    for tensor in tensors:
+        if tensor.offset + tensor.size > length:
+            raise ValueError(f"{path}: cut short within {tensor.name}; fetch it again")
+        _check_type(path, tensor)
+    return fields, {tensor.name: tensor for tensor in tensors}
+
+
+def _check_part(part: Path, number: int, count: int, fields: dict[str, Any]) -> None:
+    said = fields.get("split.count", 1) or 1
+    if said != count:
+        raise ValueError(
+            f"{part}: split.count is {said}, and its name says {count}; give the parts their own "
+            f"names back"
+        )
+    if count > 1 and fields.get("split.no", number) != number:
+        raise ValueError(
+            f"{part}: split.no is {fields['split.no']}, and its name says part {number + 1}; give "
+            f"the parts their own names back"
+        )
+
+
+def _check_type(path: Path, tensor: Blocks) -> None:
+    size = tensor.size // max(tensor.rows, 1)
+    try:
+        dequantize(np.zeros((1, size), np.uint8), tensor.type)
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"{path}: {tensor.name} is stored as {tensor.type}, which the gguf package cannot "
+            f"dequantize"
+        ) from error
+
+
+def dequantize(blocks: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
+    """The values of rows of blocks, (row, bytes) to (row, column) in float32."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize as dequantized
+
+    if kind == "F32":
+        return blocks.view(np.float32)
+    return np.asarray(dequantized(blocks, GGMLQuantizationType[kind]), np.float32)
+
+
+class Reader:
+    """Reads rows of tensors; a file is mapped into memory when the first is asked for.
+
+    Args:
+        folder: where the files lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, NDArray[np.uint8]] = {}
+
+    def rows(self, blocks: Blocks, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` to `stop - 1` of a tensor, (row, column) in float32."""
+        if blocks.file not in self._files:
+            self._files[blocks.file] = np.memmap(self._folder / blocks.file, np.uint8, "r")
+        size = blocks.size // blocks.rows
+        part = self._files[blocks.file][blocks.offset :][start * size : stop * size]
+        return dequantize(part.reshape(stop - start, size), blocks.type)
+
+
+def stored_types(kinds: Sequence[str]) -> str:
+    """Types by how many tensors have them, the most frequent first."""
+    return ", ".join(kind for kind, _ in Counter(kinds).most_common())

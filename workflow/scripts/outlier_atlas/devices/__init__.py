@@ -1,0 +1,1 @@
+"""Devices: the lease of a GPU, copies to and from it, and errors that say that memory is short."""

@@ -1,0 +1,185 @@
+"""What a job does before it reads a weight: it plans, says so, and refuses what cannot fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from outlier_atlas.extraction.job import Job
+from outlier_atlas.extraction.work import Work
+from outlier_atlas.files import read_record
+from outlier_atlas.job_metrics import rates
+from outlier_atlas.locks import holders
+from outlier_atlas.plan.advice import block, full_disk, leaner, refusal, remedy
+from outlier_atlas.plan.limits import device_name, whole
+from outlier_atlas.plan.memory_budget import Company, Place
+from outlier_atlas.plan.requirements import Plan, plan
+from outlier_atlas.plan.scheduler_resources import ENOUGH_TOKENS
+from outlier_atlas.plan.table import table
+from outlier_atlas.plan.units import bytes_of
+from outlier_atlas.settings.extraction import ExtractionSettings
+
+log = logging.getLogger(__name__)
+
+RESERVE = 0.1
+"""Share of a device's memory that `batch_size: auto` leaves alone: the allocator's and others'."""
+
+
+def planned(job: Job, work: Work, gpus: int) -> Plan:
+    """The plan of the run that a job belongs to, on so many devices a job."""
+    lengths = np.diff(work.tokens.sequence_starts)
+    return plan(
+        work.layout, read_record(job.model_record), job.resources, job.batch_size,
+        int(lengths.max()), bool((lengths % work.layout.chunk_tokens).any()), job.trust_remote_code,
+        gpus,
+    )  # fmt: skip
+
+
+def company(jobs: int, device: str, gpus: int, run: Path) -> Company:
+    """The jobs of a run that share this machine, seen by one of them before it has its devices.
+
+    Args:
+        jobs: that can run side by side.
+        device: as the configuration has it.
+        gpus: that a job spreads over; jobs for which there are none wait before they load.
+        run: its folder.
+    """
+    from outlier_atlas.devices.leases import visible_gpus
+
+    there = visible_gpus() if device in ("auto", "cuda") else []
+    if there:
+        jobs = min(jobs, max(1, len(there) // gpus))
+    return Company(jobs, holders(run, "extract_activations") - {os.getpid()})
+
+
+def batch_size(made: Plan, place: Place, sequences: int) -> int:
+    """The batch of `batch_size: auto`: the largest power of two that gains something and fits.
+
+    It is worked out from what the whole device has, and so the same for all jobs of a run on equal
+    devices: on a mixture of experts the last bits depend on the batch.
+
+    Args:
+        made: the plan in batches of any size.
+        place: with what of the whole device is a job's.
+        sequences: the most in a batch.
+    """
+    if place.memory is not None:
+        place = replace(place, memory=int(place.memory * (1 - RESERVE)))
+    size = 1
+    while 2 * size <= sequences and 2 * size * made.tokens <= ENOUGH_TOKENS[place.host]:
+        if not made.batched(2 * size).fits(place):
+            break
+        size *= 2
+    return size
+
+
+def automatic(made: Plan, job: Job, work: Work, where: Sequence[str], company: Company) -> int:
+    """The batch size of a job, with `auto` worked out."""
+    if not job.auto_batch:
+        return job.batch_size
+    known = [whole(device, company.jobs, company.processes) for device in where]
+    if job.device_memory is not None:
+        known.append(bytes_of(job.device_memory))
+    memory = min((size for size in known if size is not None), default=None)
+    place = Place(device_name(where[0]), memory, "the whole device", None)
+    size = batch_size(made, place, len(work.sequences))
+    log.info("layers %s: execution.batch_size: auto is %d here", work.span, size)
+    return size
+
+
+def say(made: Plan, place: Place, job: Job) -> None:
+    """The plan, on the terminal by one job of the run and in the log of every other.
+
+    Raises:
+        ValueError: the run cannot fit; the block that would has been logged.
+    """
+    level = logging.INFO if job.group == job.shard == 0 else logging.DEBUG
+    found = rates(job.run.parent, made.model, place.name)
+    log.log(level, "%s", table(made, place, found, job.run))
+    refuse(made, place, job.run, _section(job))
+
+
+def _section(job: Job) -> dict[str, Any]:
+    """The user's own `extraction` section; the record leaves out what makes nothing stale."""
+    recorded = read_record(job.store_record)["extraction"]
+    own = ExtractionSettings.model_validate(recorded | {"verify": job.verify})
+    return own.model_dump(mode="json", exclude_defaults=True)
+
+
+def refuse(made: Plan, place: Place, run: Path, section: Mapping[str, Any]) -> None:
+    """Refuse a run that cannot fit, after the block that would.
+
+    Raises:
+        ValueError: why, in a sentence.
+    """
+    reason = refusal(made, place)
+    if reason is not None:
+        ways = []
+        if place.alone is not None and made.fits(place.alone):
+            ways.append("one at a time they fit (`--resources gpu=1`, or `make run GPUS=1`)")
+        if fits := remedy(made, place, run, section):
+            log.warning("\nThis would fit:\n\n%s", fits)
+            ways.append("the block above would fit")
+        nothing = "not even one layer at a time fits, in any batch"
+        raise ValueError("; ".join([reason, *(ways or [nothing])]))
+    if (full := full_disk(made, run)) is not None:
+        fewer = leaner(made, place, run)
+        if fewer is None:
+            raise ValueError(full)
+        log.warning("\nThis would fit:\n\n%s", block(section, made, fewer))
+        raise ValueError(
+            f"{full}; the block above would fit, where neither detection.quantization_error nor "
+            f"detection.exclude asks for values that it does not store"
+        )
+
+
+def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
+    """What to do where the plan was too hopeful, in a sentence; the block has been logged.
+
+    Args:
+        loaded: whether the weights were there already.
+    """
+    groups = len(work.layout.layer_groups)
+    doing = "with a single sequence" if loaded else "while its weights were loaded"
+    failed = f"layers {work.span}: out of memory {doing}"
+    finest = made.one_group or groups == made.running
+    if finest and not loaded:
+        return f"{failed}; they need a device with more memory. What was computed is kept"
+    if finest:
+        less = made.shortened(made.tokens // 2)
+        way = f"a shorter dataset.sequence_length (now {made.tokens})"
+    else:
+        less = made.divided(min(2 * groups, made.running))
+        way = f"more extraction.layer_groups (now {groups})"
+    log.warning("\nThis takes less:\n\n%s", block(_section(job), made, less))
+    return f"{failed}; take {way}, as in the block above. What was computed is kept"
+
+
+def place_of(where: Sequence[str], given: str | None, company: Company) -> Place:
+    """The place of a job's devices."""
+    return Place.of(where, device_name(where[0]), given, company)
+
+
+def foreseen(device: str, given: str | None, company: Company) -> Place:
+    """The place that jobs of this machine have, whichever GPUs they get, or a device elsewhere.
+
+    Args:
+        device: as the configuration has it.
+        given: `execution.device_memory`.
+        company: jobs that run side by side.
+    """
+    from outlier_atlas.devices.leases import has_mps, visible_gpus
+
+    if device in ("auto", "cuda") and (gpus := visible_gpus()):
+        return place_of([f"cuda:{index}" for index in range(len(gpus))], given, company)
+    if device in ("auto", "mps") and has_mps():
+        return place_of(["mps"], given, company)
+    if given is not None and device != "cpu":
+        return Place.elsewhere(given)
+    return place_of(["cpu"], given, company)

@@ -1,0 +1,191 @@
+"""The matrices of a checkpoint, read as they are stored, some rows at a time.
+
+Files are mapped into memory, and read where rows are taken: what is held is those rows, in float32.
+Quantized weights are dequantized row by row, as a run would dequantize them, into float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from outlier_atlas.checkpoint.folder import is_gguf
+from outlier_atlas.checkpoint.quantization import ADVICE, block_of, settings_of
+from outlier_atlas.loading.dequantize import fits, scaled, unpacked
+from outlier_atlas.roles.decoder_weights import StoredWeight
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from outlier_atlas.checkpoint.gguf.tensors import LazyWeight
+
+
+class Rows(Protocol):
+    """Gives rows `start` to `stop - 1` of a matrix, (row, column) in float32, newly made."""
+
+    def __call__(self, start: int, stop: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight as it is multiplied with: rows are output channels, columns input channels.
+
+    Attributes:
+        weight: what it is.
+        expert: which one it is of, of a weight of experts; None otherwise.
+        dtype: in which it is stored, of a quantized one that of its codes.
+        rows, columns: how many.
+        take: gives some of its rows.
+    """
+
+    weight: StoredWeight
+    expert: int | None
+    dtype: str
+    rows: int
+    columns: int
+    take: Rows
+
+
+class Checkpoint:
+    """The files of a checkpoint, open for reading; a context manager.
+
+    Args:
+        folder, files: its safetensors files.
+        config: says how its weights are quantized, if they are.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str], config: PretrainedConfig) -> None:
+        self._folder, self._files = folder, files
+        settings = settings_of(config)
+        self._block = None if settings is None else block_of(settings)
+        self._open: dict[str, Any] = {}
+        self._gguf: Any = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Checkpoint:
+        from safetensors import SafetensorError, safe_open
+
+        if is_gguf(self._files):
+            from outlier_atlas.checkpoint.gguf.tensors import Weights
+
+            self._gguf = Weights.open(self._folder)
+            return self
+        for name in self._files:
+            try:
+                file = self._stack.enter_context(safe_open(self._folder / name, framework="pt"))
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{self._folder / name}: damaged safetensors file ({error}); fetch it again"
+                ) from error
+            self._open[name] = file
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.clear()
+        self._stack.close()
+
+    def matrices(self, weight: StoredWeight) -> Iterator[Matrix]:
+        """The matrix of a weight; of fused experts one for each, in order. Each tensor is asked for
+        once, and read where rows are taken.
+
+        Raises:
+            ValueError: it is quantized in a way that cannot be undone.
+        """
+        if self._gguf is not None:
+            yield from _from_blocks(weight, self._gguf[weight.name])
+            return
+        parts = {name: self._open[file].get_tensor(name) for name, file in weight.tensors.items()}
+        stored = parts.get(weight.name)
+        scales, blocks = (parts.get(f"{weight.name}{end}") for end in ("_scale_inv", "_blocks"))
+        if blocks is not None:
+            yield from self._packed(weight, blocks, parts.get(f"{weight.name}_scales"))
+        elif stored is not None and scales is not None:
+            yield self._scaled(weight, stored, scales)
+        elif stored is not None and stored.is_floating_point() and stored.element_size() > 1:
+            yield from _plain(weight, stored)
+        else:
+            raise self._fault(weight)
+
+    def _scaled(self, weight: StoredWeight, codes: Tensor, scales: Tensor) -> Matrix:
+        if not fits(codes, scales, self._block):
+            raise self._fault(weight)
+        take = partial(_take_scaled, codes, scales, self._block)
+        rows, columns = codes.shape
+        return Matrix(weight, weight.expert, _name(codes), rows, columns, take)
+
+    def _packed(
+        self, weight: StoredWeight, blocks: Tensor, scales: Tensor | None
+    ) -> Iterator[Matrix]:
+        if scales is None or blocks.dim() != 4 or scales.shape != blocks.shape[:3]:
+            raise self._fault(weight)
+        experts, rows, many, size = blocks.shape
+        for expert in range(experts):
+            take = partial(_take_packed, blocks[expert], scales[expert])
+            yield Matrix(weight, expert, "mxfp4", rows, 2 * many * size, take)
+
+    def _fault(self, weight: StoredWeight) -> ValueError:
+        return ValueError(
+            f"{self._folder}: {weight.name} is quantized in a way that could not be undone; "
+            f"{ADVICE}"
+        )
+
+
+def _plain(weight: StoredWeight, stored: Tensor) -> Iterator[Matrix]:
+    whole = stored.transpose(-2, -1) if weight.turned else stored
+    several = list(whole) if whole.dim() == 3 else [whole]
+    for index, matrix in enumerate(several):
+        expert = index if whole.dim() == 3 else weight.expert
+        rows, columns = matrix.shape
+        yield Matrix(weight, expert, _name(stored), rows, columns, partial(_take, matrix))
+
+
+def _from_blocks(weight: StoredWeight, blocks: LazyWeight) -> Iterator[Matrix]:
+    """The matrices of a weight in a GGUF file, read where rows are taken."""
+    kind = blocks.weight.type
+    if weight.turned:
+        for matrix in _plain(weight, blocks.to()):
+            yield replace(matrix, dtype=kind)
+        return
+    rows, columns = blocks.shape[-2:]
+    several = blocks.shape[0] if len(blocks.shape) == 3 else 1
+    for index in range(several):
+        expert = index if len(blocks.shape) == 3 else weight.expert
+        take = partial(_take_from_blocks, blocks, index * rows)
+        yield Matrix(weight, expert, kind, rows, columns, take)
+
+
+def _take_from_blocks(blocks: LazyWeight, first: int, start: int, stop: int) -> Tensor:
+    return blocks.rows(first + start, first + stop)
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _take(matrix: Tensor, start: int, stop: int) -> Tensor:
+    return matrix[start:stop].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def _take_scaled(
+    codes: Tensor, scales: Tensor, block: Sequence[int] | None, start: int, stop: int
+) -> Tensor:
+    if block is None:
+        return scaled(codes[start:stop], scales, None, torch.float32)
+    height = block[0]
+    first = start // height
+    dense = scaled(
+        codes[first * height : stop], scales[first : -(-stop // height)], block, torch.float32
+    )
+    return dense[start - first * height :]
+
+
+def _take_packed(blocks: Tensor, scales: Tensor, start: int, stop: int) -> Tensor:
+    part = slice(start, stop)
+    return unpacked(blocks[None, part], scales[None, part], torch.float32)[0].T.contiguous()

@@ -1,0 +1,129 @@
+"""Which tensors of a checkpoint belong to which layers, from the headers of its files alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+from outlier_atlas.checkpoint.folder import headers
+from outlier_atlas.roles.architecture import Architecture, on_meta
+from outlier_atlas.roles.decoder_weights import Conversion
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Outside = Literal["embedding", "decoder", "head"]
+"""What lies outside of the layers: `decoder` is the rest of it, such as the final norm."""
+
+
+def file_bytes(folder: Path, files: Sequence[str], architecture: Architecture) -> dict[int, int]:
+    """Bytes of the checkpoint's tensors by layer, from the headers of its files alone.
+
+    -1 stands for everything that belongs to no layer: embeddings, final norm, head, other parts.
+    """
+    sums: dict[int, int] = {}
+    for name, tensor in headers(folder, files):
+        first, last = tensor["data_offsets"]
+        layer = -1 if _unknown(name, architecture) else _layer(name, architecture)
+        sums[layer] = sums.get(layer, 0) + last - first
+    return sums
+
+
+def outside_bytes(
+    folder: Path,
+    files: Sequence[str],
+    config: PretrainedConfig,
+    architecture: Architecture,
+    trust_remote_code: bool = False,
+) -> dict[Outside, int]:
+    """Bytes of the checkpoint's tensors that are loaded and belong to no layer, by role.
+
+    What is tied and stored nevertheless counts once, with the embedding.
+    """
+    model = on_meta(config, trust_remote_code)
+    conversion, roles = Conversion(model), dict(_outside(model, architecture))
+    sums: dict[Outside, int] = {"embedding": 0, "decoder": 0, "head": 0}
+    counted = set()
+    for name, tensor in headers(folder, files):
+        if _layer(name, architecture) == -1:
+            role, parameter = roles.get(conversion.target(name)[0], (None, None))
+            if role is not None and id(parameter) not in counted:
+                counted.add(id(parameter))
+                first, last = tensor["data_offsets"]
+                sums[role] += last - first
+    return sums
+
+
+def _outside(
+    model: PreTrainedModel, architecture: Architecture
+) -> Iterator[tuple[str, tuple[Outside, nn.Parameter]]]:
+    """Role and parameter of what is loaded and belongs to no layer, by the parameter's name."""
+    decoder = model.get_submodule(architecture.decoder)
+    embedding = {id(p) for p in decoder.get_input_embeddings().parameters()}
+    heads = tuple(f"{path}." for path in architecture.head.modules)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in embedding:
+            yield name, ("embedding", parameter)
+        elif name.startswith(f"{architecture.decoder}."):
+            yield name, ("decoder", parameter)
+        elif name.startswith(heads):
+            yield name, ("head", parameter)
+
+
+def unknown_parts(
+    folder: Path, files: Sequence[str], architecture: Architecture
+) -> tuple[str, ...]:
+    """What a checkpoint has and its model has no module for: such as layers for the prediction of
+    several tokens (`mtp`, or a layer beyond the last), which transformers does not build."""
+    names = (name for name, _ in headers(folder, files))
+    return tuple(sorted({part for name in names if (part := _unknown(name, architecture))}))
+
+
+def needed_files(
+    folder: Path, files: Sequence[str], architecture: Architecture, layers: range, head: bool
+) -> list[str]:
+    """Those files of a checkpoint that hold something of the layers, or of no layer at all.
+
+    With the head also those of parts that the model does not know by this name: some checkpoints
+    have another one for it.
+
+    Opening a file maps all of it, and the system counts that against the limits of a process; of
+    the many files of a large checkpoint a layer group needs a few.
+    """
+    wanted = {-1, *layers}
+    return [
+        name
+        for name in files
+        if any(
+            (head or not _unknown(tensor, architecture)) and _layer(tensor, architecture) in wanted
+            for tensor, _ in headers(folder, [name])
+        )
+    ]
+
+
+def is_of_decoder(name: str, architecture: Architecture) -> bool:
+    """Whether a tensor's name is that of a weight in the decoder's layers, or next to them."""
+    return not _unknown(name, architecture) and not _is_skipped(name, architecture)
+
+
+def _is_skipped(name: str, architecture: Architecture) -> bool:
+    return any(f"{part.rpartition('.')[2]}." in name for part in architecture.skipped)
+
+
+def _unknown(name: str, architecture: Architecture) -> str | None:
+    first = name.partition(".")[0]
+    if first not in architecture.components:
+        return first
+    layer = _layer(name, architecture)
+    return f"{architecture.stack}.{layer}" if layer >= architecture.layers else None
+
+
+def _layer(name: str, architecture: Architecture) -> int:
+    """The decoder layer that a tensor of a checkpoint is named for; -1 for none."""
+    stack = architecture.stack.rpartition(".")[2]
+    match = re.search(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.", name)
+    return -1 if match is None or _is_skipped(name, architecture) else int(match[1])

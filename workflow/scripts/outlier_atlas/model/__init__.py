@@ -1,1 +1,0 @@
-"""Models: where they come from, what they are made of, and how a part of one is loaded."""

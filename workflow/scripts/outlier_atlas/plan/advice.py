@@ -1,0 +1,142 @@
+"""Whether a run fits, and the configuration that would."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from outlier_atlas.plan.memory_budget import Place
+from outlier_atlas.plan.requirements import Plan
+from outlier_atlas.plan.units import shown
+from outlier_atlas.settings.sites import ATTN_SINK
+
+SHORTEST = 16
+"""Tokens below which no shorter sequence is advised."""
+
+
+def block(section: Mapping[str, Any], current: Plan, fitting: Plan) -> str:
+    """The configuration that fits, as YAML: the whole `extraction:` section, and of other sections
+    the keys that change.
+
+    Args:
+        section: the user's own; all but what differs between the plans stays.
+        current: the plan that does not fit.
+        fitting: the one that does.
+    """
+    changed = {**section, "layer_groups": len(fitting.layout.layer_groups)}
+    if fitting.layout.store != current.layout.store:
+        changed["store"] = [site for site in fitting.layout.store if site != ATTN_SINK]
+    lines = ["extraction:\n", *_lines(changed)]
+    if fitting.batch_size != current.batch_size:
+        lines += ["execution:  # and its other keys\n", *_lines({"batch_size": fitting.batch_size})]
+    if fitting.tokens != current.tokens:
+        lines += ["dataset:  # and its other keys\n", *_lines({"sequence_length": fitting.tokens})]
+    return "".join(lines)
+
+
+def _lines(section: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in section.items():
+        # In a list, since a lone scalar is followed by `...`.
+        said = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()
+        yield f"  {key}: {said[1:-1]}\n"
+
+
+def refusal(plan: Plan, place: Place) -> str | None:
+    """Why a run's jobs do not fit into memory, in a sentence; None where they do."""
+    if plan.fits(place):
+        return None
+    what, memory, called = plan.taken(place), place.memory, place.called
+    shared = place.shared
+    if memory is None or what <= memory:
+        what, memory, called = plan.beside, place.beside, "the host beside the device"
+        shared = place.jobs > 1
+    assert memory is not None
+    who, each = "a job takes", ""
+    if shared:
+        who, each = f"each of the {place.jobs} jobs that run side by side takes", " for each"
+    return (
+        f"extraction.layer_groups = {len(plan.layout.layer_groups)}: {who} up to {shown(what)}, "
+        f"and {called} has {shown(memory)}{each}"
+    )
+
+
+def remedy(plan: Plan, place: Place, run: Path, section: Mapping[str, Any]) -> str | None:
+    """The block that fits a place, and the disk if it can; None where none fits the place.
+
+    Args:
+        run: its folder, as `full_disk` takes it.
+        section: the user's own.
+    """
+    fitting = fitting_plan(plan, place)
+    if fitting is not None and full_disk(fitting, run):  # more layer groups, more boundaries
+        fitting = leaner(fitting, place, run) or fitting
+    return None if fitting is None else block(section, plan, fitting)
+
+
+def fitting_plan(plan: Plan, place: Place) -> Plan | None:
+    """The plan that fits and changes least; None where none is found.
+
+    More layer groups come first, which change no result; then smaller batches, then shorter
+    sequences.
+    """
+    first = len(plan.layout.layer_groups)
+    last = first if plan.one_group else plan.running
+    for smaller in _smaller(plan):
+        finest = smaller.divided(last) if last > first else smaller
+        if finest.fits(place):
+            counts = range(first, last + 1)
+            tried = (smaller.divided(n) if n > first else smaller for n in counts)
+            return next(each for each in tried if each.fits(place))
+    return None
+
+
+def _smaller(plan: Plan) -> Iterator[Plan]:
+    size, tokens = plan.batch_size, plan.tokens
+    while size > 1:
+        yield plan.batched(size)
+        size //= 2
+    while tokens >= SHORTEST or tokens == plan.tokens:
+        yield plan.batched(1).shortened(tokens)
+        tokens //= 2
+
+
+def leaner(plan: Plan, place: Place, run: Path) -> Plan | None:
+    """The plan that stores as many sites as fit on the disk; None where not even none does."""
+    stored = plan.layout.store
+    values = [site for site in stored if site != ATTN_SINK]
+    for count in range(len(values) - 1, -1, -1):
+        kept = {ATTN_SINK, *values[:count]}
+        store = tuple(site for site in stored if site in kept)
+        fewer = replace(plan, layout=replace(plan.layout, store=store))
+        if fewer.fits(place) and not full_disk(fewer, run):
+            return fewer
+    return None
+
+
+def full_disk(plan: Plan, run: Path) -> str | None:
+    """Why a run does not fit on the disk, in a sentence; None where it does.
+
+    What the run has written already is taken off.
+
+    Args:
+        run: its folder; or a folder that it will lie in.
+    """
+    need = plan.disk
+    free = shutil.disk_usage(run).free
+    if need <= free:
+        return None
+    stores = ("activations.zarr", "boundaries.zarr", "summaries")
+    files = (path for store in stores for path in (run / store).rglob("*") if path.is_file())
+    need -= sum(path.stat().st_size for path in files)
+    if need <= free:
+        return None
+    return (
+        f"the run will take about {shown(need)} more on the disk, and {run} has {shown(free)}; "
+        f"store fewer sites (extraction.store), take fewer extraction.layers or dataset.sequences, "
+        f"or make room"
+    )

@@ -1,0 +1,117 @@
+"""The plan as it is printed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from outlier_atlas.job_metrics import Rates
+from outlier_atlas.plan.group import GroupPlan
+from outlier_atlas.plan.memory_budget import Place
+from outlier_atlas.plan.requirements import Plan
+from outlier_atlas.plan.units import duration, shown
+
+
+def table(plan: Plan, place: Place, rates: Rates, folder: Path) -> str:
+    """The plan in a table, and below it what the run takes in all.
+
+    Args:
+        place: where the forward pass is.
+        rates: how fast it is there.
+        folder: where the run will lie, for the space that is free there.
+    """
+    return "\n".join(
+        [
+            _title(plan, place),
+            "",
+            *_groups(plan, place),
+            "",
+            *_below(plan, place, folder),
+            _time(plan, rates),
+            *([f"Not loaded: {', '.join(plan.skipped)}."] if plan.skipped else []),
+        ]
+    )
+
+
+def _title(plan: Plan, place: Place) -> str:
+    count = len(plan.layout.layer_groups)
+    groups = "1 layer group" if count == 1 else f"{count} layer groups"
+    where = "the CPU" if place.host else place.name
+    return (
+        f"Plan: {plan.running} layers of {plan.model} in {groups}, {plan.layout.dtype}, "
+        f"{plan.batch_size} x {plan.tokens:,} tokens a batch, on {where}"
+    )
+
+
+def _groups(plan: Plan, place: Place) -> list[str]:
+    above = ("", "", "weights", "", "of one batch", "", "", "at most", "")
+    head = (
+        "layer group", "layers", "on disk", "in memory", "forward", "sites", "boundary", "device",
+        "host",
+    )  # fmt: skip
+    rows = [_row(index, group, place) for index, group in enumerate(plan.groups)]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    # A word over two or three columns stands where they begin.
+    top = "  ".join(cell.ljust(width) for cell, width in zip(above, widths, strict=True))
+    body = [_aligned(row, widths) for row in (head, *rows)]
+    rule = "-" * len(body[0])
+    return [top.rstrip(), body[0], rule, *body[1:]]
+
+
+def _row(index: int, group: GroupPlan, place: Place) -> tuple[str, ...]:
+    first, last = group.layers
+    return (
+        str(index),
+        f"{first} to {last}" if last > first else str(first),
+        shown(group.file),
+        shown(group.weights),
+        "?" if group.forward is None else shown(group.forward),
+        shown(group.sites),
+        shown(group.boundary) if group.boundary else "-",
+        "-" if place.host or place.unified else shown(group.device),
+        shown(_on_host(group, place)),
+    )
+
+
+def _on_host(group: GroupPlan, place: Place) -> int:
+    if place.unified:
+        return group.unified
+    return group.host_alone if place.host else group.host
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+
+def _below(plan: Plan, place: Place, folder: Path) -> list[str]:
+    lines = []
+    each = f" for each of {place.jobs} jobs side by side" if place.jobs > 1 else ""
+    if place.memory is not None:
+        share = each if place.shared else ""
+        both = ", of which the device takes its part" if place.unified else ""
+        lines.append(f"Memory: {place.called} has {shown(place.memory)}{share}{both}.")
+    if place.beside is not None:
+        lines.append(f"The host beside it has {shown(place.beside)}{each}.")
+    if place.host:
+        device = max(group.device for group in plan.groups)
+        host = max(group.host for group in plan.groups)
+        lines.append(
+            f"On a GPU a job would take up to {shown(device)} of it, and {shown(host)} of the host."
+        )
+    between = shown(plan.on_disk(plan.boundary_values)) if plan.boundary_values else "none"
+    lines.append(
+        f"Disk: about {shown(plan.disk)} in {plan.files:,} files, of which {between} at "
+        f"boundaries and {shown(plan.summary_bytes)} in summaries; "
+        f"{shown(shutil.disk_usage(folder).free)} are free."
+    )
+    return lines
+
+
+def _time(plan: Plan, rates: Rates) -> str:
+    weights = sum(group.weights for group in plan.groups)
+    shards = plan.layout.sequence_shards
+    seconds = weights * plan.layout.tokens / rates.weights_times_tokens
+    seconds += shards * weights / rates.bytes_loaded
+    side = f", less where {shards} sequence shards run side by side" if shards > 1 else ""
+    return f"Time: about {duration(seconds)}{side} ({rates.source})."

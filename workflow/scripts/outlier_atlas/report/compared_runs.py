@@ -1,0 +1,149 @@
+"""Two runs that are held beside each other: what is read of each, and whether they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outlier_atlas import products, tables
+from outlier_atlas.data.tokens import RECORD
+from outlier_atlas.files import DamagedFileError, read_record
+from outlier_atlas.sanitize import visible
+from outlier_atlas.store.version import refuse_newer
+
+Row = dict[str, Any]
+
+TABLES = (
+    tables.CRITERIA,
+    tables.LAYER_MAGNITUDES,
+    tables.MASSIVE_CHANNELS,
+    tables.ATTENTION_SINKS,
+    tables.ATTENTION_SINK_POSITIONS,
+    tables.PERPLEXITY,
+)
+STORE = "manifests/store.json"
+FILES = (*(f"tables/{table.name}.parquet" for table in TABLES), str(RECORD), STORE)
+"""What of the other run's folder is read."""
+
+
+def refuse_missing(folder: Path) -> None:
+    """Whether all of the other run is there.
+
+    Args:
+        folder: of the other run.
+
+    Raises:
+        ValueError: it is not; says what to run.
+    """
+    absent = [file for file in FILES if not (folder / file).is_file()]
+    if absent:
+        raise ValueError(
+            f"report.compare: {folder} has no {absent[0]}; run {folder.name} first "
+            f"(make run CONFIG={folder.name}.yaml, or whatever its configuration is called), or "
+            f"leave report.compare out"
+        )
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two runs: the rows of its tables by name, and its records."""
+
+    name: str
+    rows: Mapping[str, Sequence[Row]]
+    left_out: str
+    tokens: Row
+    store: Row
+
+    @classmethod
+    def read(cls, folder: Path) -> Side:
+        """Read what a run left.
+
+        Raises:
+            ValueError: another version of the project made it, with other columns, definitions or
+                records.
+        """
+        refuse_newer(folder)
+        _refuse_damaged(folder)
+        for table in TABLES:
+            tables.refuse_other_definitions(folder / "tables", table)
+        rows = {t.name: tables.read(folder / "tables", t).to_pylist() for t in TABLES}
+        left_out = tables.left_out(folder / "tables", tables.CRITERIA)
+        records = read_record(folder / RECORD), _store_record(folder)
+        return cls(folder.name, rows, left_out, *records)
+
+    @property
+    def model(self) -> str:
+        return str(self.store["model"]["source"])
+
+    def criterion(self, name: str) -> Row:
+        row = next((row for row in self.rows["criteria"] if row["criterion"] == name), None)
+        if row is None:
+            raise ValueError(
+                f"report.compare: {self.name} was made by another version of Outlier Atlas, which "
+                f"does not have the criterion {name!r}; run {self.name} again"
+            )
+        return row
+
+
+def _refuse_damaged(folder: Path) -> None:
+    files = [folder / file for file in FILES]
+    try:
+        products.check(sorted((folder / "manifests" / products.FOLDER).glob("*.json")), files)
+    except DamagedFileError as error:
+        # Not to be made anew by this run: it is another one's.
+        raise ValueError(
+            f"report.compare: {error.path} is damaged ({error.cause}); run {folder.name} again, "
+            f"with `verify` first"
+        ) from error
+
+
+def _store_record(folder: Path) -> Row:
+    record = read_record(folder / STORE)
+    lacking = [key for key in ("model", "channels", "dtype") if key not in record]
+    if lacking:
+        raise ValueError(
+            f"report.compare: {folder / STORE} does not say {lacking[0]}: an older version of "
+            f"Outlier Atlas wrote it; run {folder.name} again"
+        )
+    return record
+
+
+Both = tuple[Side, Side]
+"""This run, and the other."""
+
+
+def refuse_other_shape(here: Side, there: Side) -> None:
+    """Layers and channels are held beside each other by their number alone.
+
+    Raises:
+        ValueError: the models of the runs have not as many of them.
+    """
+    common = [site for site in here.store["channels"] if site in there.store["channels"]]
+    sizes: list[tuple[str, int, int]] = [
+        ("layers", *(side.store["model"]["layers"] for side in (here, there))),
+        *(
+            (f"channels at {site}", here.store["channels"][site], there.store["channels"][site])
+            for site in common
+        ),
+    ]
+    for what, mine, other in sizes:
+        if mine != other:
+            raise ValueError(
+                f"report.compare: the run {there.name} is of {there.model}, which has {other:,} "
+                f"{what}, and this run of {here.model}, which has {mine:,}: layers and channels "
+                f"of such models have nothing to do with each other; compare runs of one model or "
+                f"of others of its shape, or leave report.compare out"
+            )
+
+
+def of_model(here: Side, there: Side) -> str:
+    """Whether the numbers of layers and channels mean the same in both runs."""
+    if here.store["model"]["fingerprint"] == there.store["model"]["fingerprint"]:
+        return "Both runs are of the same weights."
+    return (
+        f"The runs are of different weights, this one of {visible(here.model)} and "
+        f"{visible(there.name)} of {visible(there.model)}: a layer or channel of one is that of "
+        f"the other only where one model was made from the other, as by fine-tuning."
+    )
