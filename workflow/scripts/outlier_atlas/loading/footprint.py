@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from outlier_atlas.compat.torch_internals import TorchDispatchMode, storage_id
 from outlier_atlas.loading.partial import DTYPES, build_on_meta, head_on_meta, weight_bytes
 from outlier_atlas.loading.placement import spread
 from outlier_atlas.roles.architecture import Architecture
@@ -157,10 +157,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = {_storage(tensor) for tensor in tensors_in((args, kwargs))}
+        given = {storage_id(tensor) for tensor in tensors_in((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for tensor in tensors_in(result):
-            storage, size = _storage(tensor), tensor.untyped_storage().nbytes()
+            storage, size = storage_id(tensor), tensor.untyped_storage().nbytes()
             if storage in given and storage not in self._users:
                 continue  # a view of a weight or an input
             if storage not in self._users:
@@ -176,7 +176,3 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._users[storage]:
             del self._users[storage]
             self._now -= size
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

@@ -15,6 +15,7 @@ import torch
 
 from outlier_atlas.checkpoint.folder import headers, is_gguf
 from outlier_atlas.checkpoint.quantization import settings_of
+from outlier_atlas.compat.transformers_internals import from_config, leave_out_ignored
 from outlier_atlas.loading.partial import check_complete, model_on_meta
 from outlier_atlas.loading.shards import is_of_decoder, needed_files
 from outlier_atlas.roles.architecture import META_DTYPE, Architecture
@@ -76,7 +77,7 @@ def check_headers(
         disk_offload_index=None,
     )
     model.tie_weights(missing_keys=found.missing_keys, recompute_mapping=False)
-    model._adjust_missing_and_unexpected_keys(found)
+    leave_out_ignored(model, found)
     if found.conversion_errors:
         if quantized or not _moves_alone(mapping):
             return
@@ -108,7 +109,7 @@ def _check_used(
     from transformers.core_model_loading import LoadStateDictInfo
 
     with torch.device("meta"):
-        model = architecture.model_class._from_config(copy.deepcopy(config), dtype=META_DTYPE)
+        model = from_config(architecture.model_class, copy.deepcopy(config), META_DTYPE)
     conversion = Conversion(model)
     held = {*model.state_dict(), *(name for name, _ in model.named_buffers())}
     # Old checkpoints have masks and positions, which are whole numbers.
@@ -121,7 +122,7 @@ def _check_used(
         missing_keys=set(), unexpected_keys=unused, mismatched_keys=set(), error_msgs=[],
         conversion_errors={}, skipped_pp_keys=set(),
     )  # fmt: skip
-    model._adjust_missing_and_unexpected_keys(info)
+    leave_out_ignored(model, info)
     ours = sorted(
         name
         for name in info.unexpected_keys

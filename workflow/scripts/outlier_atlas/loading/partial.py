@@ -18,6 +18,14 @@ from torch import nn
 
 from outlier_atlas.checkpoint.folder import GGUF_INDEX
 from outlier_atlas.checkpoint.quantization import ADVICE, settings_of
+from outlier_atlas.compat.transformers_internals import (
+    IGNORED_KEYS,
+    LOAD,
+    TIED_KEYS,
+    from_config,
+    load_files,
+    names_in_float32,
+)
 from outlier_atlas.loading.malloc_tuning import frugal
 from outlier_atlas.loading.shards import needed_files
 from outlier_atlas.roles.architecture import Architecture
@@ -164,11 +172,9 @@ def model_on_meta(
     config: PretrainedConfig, architecture: Architecture, layers: range, dtype: str, head: bool
 ) -> PreTrainedModel:
     """The model as `load_model` gives it, with shapes and without weights."""
-    # Unlike the constructor, this sets the dtype in every part of the configuration; so in a copy.
+    partial_class = _partial_class(architecture, layers, head)
     with torch.device("meta"):
-        model = _partial_class(architecture, layers, head)._from_config(
-            copy.deepcopy(config), dtype=DTYPES[dtype]
-        )
+        model = from_config(partial_class, copy.deepcopy(config), DTYPES[dtype])
     return model.eval()
 
 
@@ -206,7 +212,7 @@ def _partial_class(architecture: Architecture, layers: range, head: bool) -> typ
         ]
         # Of a checkpoint of another model none may be; what it lacks is told after loading.
         given = [*map(str, needed)] or files
-        return whole._load_pretrained_model(model, state_dict, given, *settings)
+        return load_files(whole, model, state_dict, given, *settings)
 
     def initialize(self: PreTrainedModel) -> None:
         # What no checkpoint has, such as a rotation's frequencies; some look for it in the blocks.
@@ -216,20 +222,17 @@ def _partial_class(architecture: Architecture, layers: range, head: bool) -> typ
     members = {
         "__init__": build,
         "initialize_weights": initialize,
-        "_load_pretrained_model": staticmethod(load),
+        LOAD: staticmethod(load),
         "__module__": whole.__module__,
-        "_keys_to_ignore_on_load_unexpected": [".*"],  # the rest of the checkpoint
-        "_tied_weights_keys": tied,  # ties lead to the head, which may not be there
+        IGNORED_KEYS: [".*"],  # the rest of the checkpoint
+        TIED_KEYS: tied,  # ties lead to the head, which may not be there
     }
     return type(whole.__name__, (whole,), members)
 
 
 def _keep_in_float32(model: PreTrainedModel) -> None:
-    """Some architectures have a few weights in float32 whatever the dtype, such as a router's bias.
-
-    transformers sees to it when it loads; a model that is only built has to show it, too.
-    """
-    kept = model._get_dtype_plan(torch.get_default_dtype())
+    """Give a few weights float32 whatever the dtype, as their architecture asks: a router's bias."""
+    kept = names_in_float32(model)
     pattern = re.compile("|".join(name.replace("*", ".*") for name in kept))
     for name, tensor in model.state_dict(keep_vars=True).items() if kept else ():
         if pattern.search(name):

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
+from outlier_atlas.compat.torch_internals import apply_to_own_tensors, tree_map_only
 from outlier_atlas.loading.partial import weight_bytes
 
 
@@ -58,7 +58,7 @@ def place(model: nn.Module, stack: str, layers: range, devices: Sequence[str]) -
         for index in part:
             _put(blocks[index], device)
     for around in _around(model, stack):
-        around._apply(lambda tensor: tensor.to(devices[0]), recurse=False)  # type: ignore[no-untyped-call]
+        apply_to_own_tensors(around, lambda tensor: tensor.to(devices[0]))
         for child in around.children():
             if child not in (*_around(model, stack), model.get_submodule(stack)):
                 _put(child, devices[0])

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
+from outlier_atlas.compat.torch_internals import is_in_place, operator_name
+
 Role = Literal["q", "k", "v"]
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
@@ -148,7 +150,7 @@ class Heads:
         elif name in PRODUCTS:
             if name in PAIRS:
                 self._multiply(args[-2], args[-1], made[0])
-        elif func._schema.is_mutable:
+        elif is_in_place(func):
             self._overwrite(args[0], taken)
         else:
             self._pass_scores_on(func, args, taken, made)
@@ -218,7 +220,7 @@ class Heads:
         self, func: Any, args: Sequence[Any], taken: Sequence[torch.Tensor], made: Any
     ) -> None:
         scores = next((s for t in taken if (s := self._scores.get(id(t)))), None)
-        if scores is None or func._schema.name.rpartition("::")[2] in TURNS:
+        if scores is None or operator_name(func) in TURNS:
             return
         if str(func) in SOFTMAX:
             scores = replace(scores, weights=args[1] in (-1, args[0].dim() - 1))

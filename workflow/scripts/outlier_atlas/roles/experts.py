@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from outlier_atlas.compat.torch_internals import storage_id
 from outlier_atlas.roles.pytree import tensors_in
 from outlier_atlas.roles.residual_flow import Call
 
@@ -220,7 +221,7 @@ class ExpertRecorder(TorchFunctionMode):
         down = self._down
         first = down.storage_offset()
         return (
-            tensor.untyped_storage()._cdata == down.untyped_storage()._cdata
+            storage_id(tensor) == storage_id(down)
             and first <= tensor.storage_offset() < first + down.numel()
         )
 

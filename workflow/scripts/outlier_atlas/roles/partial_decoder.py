@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from outlier_atlas.compat.torch_internals import only_children
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -60,14 +62,9 @@ def strip(
 
 @contextmanager
 def loaded_alone(decoder: nn.Module, stack: str) -> Iterator[None]:
-    """In the block, who goes through the decoder stack meets the layers that are run alone."""
-    blocks = decoder.get_submodule(stack)
-    every = blocks._modules
-    blocks._modules = {k: block for k, block in every.items() if not isinstance(block, PassThrough)}
-    try:
+    """Hide the layers that do not run from whatever goes through the decoder stack in the block."""
+    with only_children(decoder.get_submodule(stack), lambda c: not isinstance(c, PassThrough)):
         yield
-    finally:
-        blocks._modules = every
 
 
 def dummy(boundary: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from outlier_atlas.compat.torch_internals import own_buffers
 from outlier_atlas.roles.residual_trace import runs
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _tables(decoder: PreTrainedModel) -> Iterator[nn.Embedding | torch.Tensor]:
         if isinstance(module, nn.Embedding):
             yield module
             continue
-        held = [*module._buffers.values(), *vars(module).values()]
+        held = [*own_buffers(module).values(), *vars(module).values()]
         yield from (tensor for tensor in held if isinstance(tensor, torch.Tensor))
 
 

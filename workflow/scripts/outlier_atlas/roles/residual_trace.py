@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from outlier_atlas.compat.torch_internals import TorchDispatchMode
 from outlier_atlas.roles import hidden_states
 from outlier_atlas.roles.attention import AttentionCall, attention_seen
 from outlier_atlas.roles.attention_heads import PRODUCTS, Heads, ListsOnHost

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from outlier_atlas.compat.torch_internals import own_buffers
+
 COPIED_BYTES = 2**16
 """The largest buffer that is copied, because its values may change in place. Frequencies are far
 smaller; larger buffers are tables that no forward pass writes to."""
@@ -29,7 +31,7 @@ class InitialState:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [
-            (module, _attributes(module), dict(module._buffers)) for module in model.modules()
+            (module, _attributes(module), dict(own_buffers(module))) for module in model.modules()
         ]
         self._copies = [
             (buffer, buffer.clone())
@@ -45,8 +47,8 @@ class InitialState:
                 delattr(module, name)
             for name, value in attributes.items():
                 vars(module)[name] = value
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            own_buffers(module).clear()
+            own_buffers(module).update(buffers)
         for buffer, values in self._copies:
             buffer.copy_(values)
 
