@@ -102,7 +102,7 @@ def test_ignored_keys_are_no_unexpected_ones(monkeypatch):
 
 def test_private_names_of_torch_and_transformers_are_used_in_one_place():
     private = re.compile(
-        r"torch[\w.]*\._[a-z]\w*|\._(cdata|buffers|modules|apply|schema|from_config|get_dtype_plan|"
+        r"torch[\w.]*\._[a-z]\w*|(?<!self)\._(cdata|buffers|modules|apply|schema|from_config|get_dtype_plan|"
         r"load_pretrained_model|adjust_missing\w*|tied_weights_keys|keys_to_ignore\w*)\b"
     )
     for path in LIBRARY.rglob("*.py"):

@@ -19,7 +19,7 @@ only the files that hold its layers."""
 
 IGNORED_KEYS = "_keys_to_ignore_on_load_unexpected"
 TIED_KEYS = "_tied_weights_keys"
-"""Class attributes: the keys of a checkpoint that a model ignores, and the weights that are tied."""
+"""Class attributes: the keys of a checkpoint that a model ignores, and its tied weights."""
 
 
 def from_config(

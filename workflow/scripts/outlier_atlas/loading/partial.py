@@ -231,7 +231,7 @@ def _partial_class(architecture: Architecture, layers: range, head: bool) -> typ
 
 
 def _keep_in_float32(model: PreTrainedModel) -> None:
-    """Give a few weights float32 whatever the dtype, as their architecture asks: a router's bias."""
+    """Give a few weights float32 whatever the dtype, as the architecture asks: a router's bias."""
     kept = names_in_float32(model)
     pattern = re.compile("|".join(name.replace("*", ".*") for name in kept))
     for name, tensor in model.state_dict(keep_vars=True).items() if kept else ():
