@@ -4,7 +4,7 @@
 # make verify [CONFIG=...]    whether what a run has committed is undamaged
 # make test | lint | docs     the tests; the linters; the generated documentation
 # make bench                  what is measured, and against what
-# make constraints            pins all dependencies anew
+# make constraints            pins all dependencies again
 
 SHELL := /bin/bash -euo pipefail
 .DEFAULT_GOAL := run

@@ -1,4 +1,4 @@
-"""What follows if an outlier is taken away: perplexity of held-out tokens. Off by default."""
+"""Ablation: the perplexity of held-out tokens without the outliers. Off by default."""
 
 
 localrules:
@@ -104,6 +104,6 @@ rule ablate:
     params:
         **ABLATE,
     message:
-        "Perplexity of held-out tokens, with outliers taken away"
+        "Perplexity of held-out tokens with outliers ablated"
     script:
         "../scripts/ablate.py"

@@ -86,7 +86,7 @@ MODEL_SETTINGS = SETTINGS.model.model_dump(mode="json", exclude={"dtype"})
 
 
 def inputs(name, script, settings, files=lambda: {}, templates=(), with_products=True):
-    """The record of what a rule of the run is made from beside the files of other rules."""
+    """The record of what a rule of the run is made from, in addition to files of other rules."""
     path = Path(f"{RESULTS}/manifests/inputs/{name}.json")
     wanted = content(script, settings | {"model": MODEL_SETTINGS}, files, templates)
     with one_line():

@@ -1,7 +1,7 @@
-"""Damage, on demand: everything that a run has committed, held against its records."""
+"""Verification: compares everything that a run has left with its records."""
 
 
-# No inputs: what is damaged or stale is to be named here, not made anew.
+# No inputs: what is damaged or stale is named here, and made again by the ordinary command.
 rule verify:
     log:
         f"{RESULTS}/logs/verify.log",

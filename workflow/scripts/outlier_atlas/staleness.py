@@ -26,7 +26,7 @@ class Effect:
 
     Attributes:
         rules: that run.
-        computed: what extraction computes anew then; empty where it does not run.
+        computed: what extraction recomputes then; empty where it does not run.
     """
 
     rules: tuple[str, ...]
@@ -75,7 +75,7 @@ holds every line of it against the jobs that Snakemake plans, and a line of each
 run, whose jobs, model loads and written chunks it counts.
 
 A rule runs again where there is a cross. Extraction jobs that run look first at what is committed:
-what is there under the same fingerprint (weights, tokens, dtype, version of the numerics) is kept,
+what exists under the same fingerprint (weights, tokens, dtype, version of the numerics) is kept,
 only what is missing is computed, and where nothing is missing a job ends within seconds, without a
 model or a GPU. The last column says what that comes to.
 
@@ -94,7 +94,7 @@ starts, only where it differs from what the rule's products were made from. So t
 a named target as for the whole run, with `.snakemake` deleted, where two checkouts make a run by
 turns, and for a file that was replaced by one of the same size and time. `--dry-run` compares
 without writing, and names each rule that is out of date with the reason. After a change to the code
-those rules run again that use the module; extraction computes nothing anew, unless the change says
+the rules that use the module run again; extraction recomputes nothing, unless the change says
 that it gives other numbers (`NUMERICS_VERSION`).
 
 Each rule but `extract_activations` leaves a record of its products, too, `manifests/outputs/` or

@@ -43,7 +43,7 @@ Channel = Annotated[
 
 
 class AblationSettings(Section):
-    """Perplexity of held-out tokens with outliers taken away."""
+    """Perplexity of held-out tokens with outliers ablated."""
 
     sequences: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0,
@@ -68,7 +68,7 @@ class AblationSettings(Section):
     )
     most: PositiveInt = Field(
         8,
-        description="Super weights, super experts and massive channels taken away: at most so many "
+        description="Super weights, super experts and massive channels to ablate: at most so many "
         "of each, those with the largest |output| and |value|.",
     )
     search_rounds: Annotated[int, Field(ge=0, le=100)] = Field(
@@ -79,17 +79,17 @@ class AblationSettings(Section):
     )
     weights: list[Weight] = Field(
         [],
-        description="Weights of down projections to take away besides, as `[layer, row, column]`: "
+        description="Further weights of down projections to ablate, as `[layer, row, column]`: "
         "row is the output channel, column the input channel.",
     )
     expert_weights: list[ExpertWeight] = Field(
         [],
-        description="Weights of routed experts' down projections to take away besides, as `[layer, "
+        description="Further weights of routed experts' down projections to ablate, as `[layer, "
         "expert, row, column]`.",
     )
     channels: list[Channel] = Field(
         [],
-        description="Channels to take away besides, as `[site, layer, channel]`; `all` for layer "
+        description="Further channels to ablate, as `[site, layer, channel]`; `all` for layer "
         "takes it away in every layer at once.",
     )
     interventions: Annotated[list[Intervention], Field(min_length=1)] = Field(

@@ -104,7 +104,7 @@ class Settings(Section):
     )
     ablation: AblationSettings = Field(
         AblationSettings(),
-        description="Perplexity of held-out tokens with outliers taken away; off by default.",
+        description="Perplexity of held-out tokens with outliers ablated; off by default.",
     )
     report: ReportSettings = Field(ReportSettings(), description="What the report shows.")
     execution: ExecutionSettings = Field(

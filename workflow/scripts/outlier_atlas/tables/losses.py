@@ -1,4 +1,4 @@
-"""The tables of perplexity: of the run's own tokens, and with outliers taken away."""
+"""The tables of perplexity: of the run's own tokens, and with outliers ablated."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ PERPLEXITY = Table(
 ABLATIONS = Table(
     "ablations",
     "Perplexity of held-out tokens, the sequences of the dataset after the run's own, with "
-    "outliers taken away. The first row is the model as it is. Intervals are over the held-out "
+    "outliers ablated. The first row is the model as it is. Intervals are over the held-out "
     "sequences; that of ratio is paired, each draw the same sequences of both models: where it "
     f"does not hold 1, the effect is more than chance over sequences, if these are at least "
     f"{ENOUGH_SEQUENCES}: intervals of fewer are too narrow (docs/validation.md). Written where "
