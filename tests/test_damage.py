@@ -170,7 +170,7 @@ def test_all_damage_is_named_at_once_and_made_anew_in_one_go(whole, tmp_path, lo
     ]
     for place in places:
         flip(run.folder / place)
-    with pytest.raises(ValueError, match="and 11 more; run again: they alone are made anew"):
+    with pytest.raises(ValueError, match="and 11 more; run again: only they will be recomputed"):
         run.detect()
     loads.clear()
     run.extract()
@@ -362,7 +362,7 @@ def test_a_damaged_record_is_named_refused_and_taken_away(whole, name, tmp_path)
     run = whole.copy(tmp_path)
     path = run.folder / RECORDS[name]
     flip(path)
-    with pytest.raises(DamagedFileError, match=f"{path}: damaged .*run again: it is made anew"):
+    with pytest.raises(DamagedFileError, match=f"{path}: damaged .*run again: it will be recomputed"):
         run.detect()
     assert said(run).count(str(path)) == 1
     assert not path.exists()

@@ -51,7 +51,7 @@ rule create_store:
 
 
 # A job that runs again looks at what is committed, and computes what is missing: without a record
-# of its products, it runs again wherever the record of its inputs is another one.
+# of its products, it runs again whenever the record of its inputs is another one.
 EXTRACTION_INPUTS = inputs(
     "extract_activations",
     "extract_activations.py",

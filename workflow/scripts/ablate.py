@@ -1,4 +1,4 @@
-"""Rule `ablate`: perplexity of held-out tokens with outliers taken away."""
+"""Rule `ablate`: perplexity of held-out tokens with outliers ablated."""
 
 from pathlib import Path
 

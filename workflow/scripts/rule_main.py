@@ -24,7 +24,7 @@ def run(main: Callable[[Any], None], snakemake: Any) -> None:
     job as `stopping` describes, with the exit status 128 + signal.
 
     The job holds its lock from here on. `main` imports what it needs itself, so that the seconds
-    that torch takes pass under the lock: whoever starts meanwhile sees that the job is at work.
+    that torch takes pass under the lock: another command sees that the job is at work.
 
     Args:
         main: takes the `snakemake` object.
@@ -57,7 +57,7 @@ def _failed(main: Callable[[Any], None], snakemake: Any) -> bool:
         stopping.raise_again()
         log.error("%s: %s", snakemake.rule, _line(error, str(snakemake.log[0])))
         if isinstance(error, DamagedFileError):
-            error.path.unlink(missing_ok=True)  # Snakemake makes anew what is not there
+            error.path.unlink(missing_ok=True)  # Snakemake makes a missing file again
         return True
     return False
 

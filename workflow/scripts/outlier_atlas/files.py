@@ -276,12 +276,12 @@ class DamagedFileError(ValueError):
     """A file of ours that is not what was written.
 
     Attributes:
-        path: the file; once it is gone, the rule that makes it makes it anew.
+        path: the file; once it is removed, its rule makes it again.
         cause: in words.
     """
 
     def __init__(self, path: Path, cause: str) -> None:
-        super().__init__(f"{path}: damaged ({cause}); run again: it is made anew")
+        super().__init__(f"{path}: damaged ({cause}); run again: it will be recomputed")
         self.path = path
         self.cause = cause
 

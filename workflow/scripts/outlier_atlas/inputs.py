@@ -1,4 +1,4 @@
-"""What a rule is made from beside the files of other rules: a record that is one of its inputs.
+"""What a rule is made from, in addition to files of other rules: a record that is its input.
 
 Snakemake remembers settings in `.snakemake`, which may have been deleted, or be that of another
 checkout, and it knows a user's files by their times alone. So settings, code and the contents of a
@@ -32,7 +32,7 @@ from outlier_atlas.files import (
 )
 
 FOLDER = "inputs"
-"""Folder of these records, beside that of `products`."""
+"""Folder of these records, next to that of `products`."""
 
 CHANGE = "change"
 """Key of a random number, in a record that replaces another. Snakemake compares checksums where a

@@ -1,4 +1,4 @@
-"""What extraction jobs took: memory and time, recorded beside what the plan said.
+"""Memory and time that extraction jobs took, recorded with what the plan predicted.
 
 The records lie in a folder of their own. They hold times and names of machines, so they are no
 manifests: nothing depends on them, and a job that finds nothing to do leaves them as they are.

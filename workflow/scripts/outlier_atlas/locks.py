@@ -1,4 +1,4 @@
-"""Who is at work on a run: locks that the kernel lets go of when a process ends, however it ends.
+"""Which processes work on a run: locks that the kernel releases when a process ends in any way.
 
 Snakemake's own locks are files that a killed Snakemake leaves behind, and say nothing about jobs
 that outlive it. So each job holds a lock while it is at work, and so does the Snakemake that makes
@@ -74,7 +74,7 @@ def at_work(path: Path, say: Callable[[str], object]) -> Iterator[None]:
 
 
 def take(path: Path, say: Callable[[str], object], whose: str) -> IO[str]:
-    """Take a lock, and wait for whoever holds it.
+    """Take a lock, and wait for the process that holds it.
 
     Args:
         path: of the lock.

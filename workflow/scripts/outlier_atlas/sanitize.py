@@ -1,4 +1,4 @@
-"""Foreign text that can do nothing to whoever shows it: to a terminal, to a log, to a page."""
+"""Makes foreign text harmless for a terminal, a log and a page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 SYMBOLS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I)
-"""Names of environment variables whose values are nobody's business."""
+"""Names of environment variables whose values are secret."""
 USER_IN_URL = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 SHORTEST_SECRET = 8
 """Characters; what is shorter (`true`, `1`) would blot out half of a log."""

@@ -80,7 +80,7 @@ only what is missing is computed, and where nothing is missing a job ends within
 model or a GPU. The last column says what that comes to.
 
 The lines are of a run without the ablation stage, where its keys show in the report alone. Where
-`ablation.sequences` turns it on, `ablate` runs again after its own keys and wherever `create_store`
+`ablation.sequences` turns it on, `ablate` runs again after its own keys and whenever `create_store`
 or `detect_outliers` does; what its variants have computed is kept.
 
 Of a hub dataset `fetch_dataset` runs before `tokenize_dataset`, with the same crosses. Nothing runs

@@ -9,7 +9,7 @@ REFUSED = (
     "container or a job of a scheduler its limit of pids), or lower execution.threads or --cores"
 )
 OF_LIBRARIES = 16
-"""Threads that libraries start in a job, beside two pools of the job's own number of threads."""
+"""Threads that libraries start in a job, in addition to two pools of the job's own size."""
 
 
 def require(threads: int) -> None:

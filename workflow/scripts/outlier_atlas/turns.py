@@ -35,7 +35,7 @@ class Turns:
         self._of_job: dict[int, str] = {}
 
     def take(self, name: str, first: Path, is_current: Callable[[], bool]) -> bool:
-        """Wait until nobody else makes something; keep the turn where it is still to be made.
+        """Wait until no other run makes something; keep the turn if it is still missing.
 
         Args:
             name: of what is made.

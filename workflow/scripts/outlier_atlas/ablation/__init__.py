@@ -1,1 +1,1 @@
-"""What follows if an outlier is taken away: perplexity of held-out tokens, through layer groups."""
+"""Ablation of outliers: the perplexity of held-out tokens, computed through layer groups."""

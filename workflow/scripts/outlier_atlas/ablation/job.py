@@ -43,8 +43,8 @@ class Ablation:
         gpus: devices to spread a layer group over, where they are GPUs.
         device_memory: of the device, as the configuration has it; None takes what is free.
         threads: CPU threads.
-        on_new_versions: what happens where something is missing, and what is there was computed
-            under other versions or on another kind of device.
+        on_new_versions: what happens if something is missing and the rest was computed under
+            other versions or on another kind of device.
     """
 
     settings: Mapping[str, Any]

@@ -51,7 +51,7 @@ def ablate(ablation: Ablation) -> None:
 
     Raises:
         ValueError: a target is not in the model, a mean is not known, the model's head is not
-            understood, it does not fit into memory, or what is there was computed under other
+            understood, it does not fit into memory, or the rest was computed under other
             versions.
     """
     try:
@@ -105,7 +105,7 @@ def _leased(ablation: Ablation, streams: Streams) -> Iterator[Sequence[str]]:
     """The devices of the stage, once it is known that it fits.
 
     Raises:
-        ValueError: it does not, or memory runs out all the same; or what is there was computed
+        ValueError: it does not, or memory runs out all the same; or the rest was computed
             under other versions.
         _StartOverError: what was there is gone for that reason.
     """
@@ -129,7 +129,7 @@ def _leased(ablation: Ablation, streams: Streams) -> Iterator[Sequence[str]]:
 
 
 def _settle(ablation: Ablation, streams: Streams, now: Origin) -> None:
-    """Apply `execution.on_new_versions` before anything is computed beside what is there.
+    """Apply `execution.on_new_versions` before anything is added to earlier results.
 
     Raises:
         ValueError: it is of other versions, and may not be mixed.

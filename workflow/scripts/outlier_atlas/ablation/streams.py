@@ -1,7 +1,7 @@
 """The residual streams and losses of variants, on disk: each there whole or not at all.
 
 A file has the rows of all held-out tokens, and behind them a checksum for each sequence: what is
-read is held against it.
+read is compared with it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Streams:
 
     def __init__(self, run: Path, layout: Layout, model: str, heldout: TokenStore) -> None:
         self._groups, self._starts = len(layout.layer_groups), heldout.sequence_starts
-        # Stands for all that they depend on besides the variant.
+        # Stands for all that they depend on, except the variant.
         current = fingerprint(
             {
                 "model": model,

@@ -1,4 +1,4 @@
-"""What is taken away, and how: from a run's findings and the configuration to trials."""
+"""What is ablated, and how: trials from a run's findings and the configuration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Means = Callable[[str, int, int], float]
 
 @dataclass(frozen=True)
 class Channels:
-    """Channels that are taken away together.
+    """Channels that are ablated together.
 
     Attributes:
         target: kind of what they are.

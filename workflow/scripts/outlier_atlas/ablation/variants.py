@@ -126,7 +126,7 @@ class Trial:
     """A row of the table: what was altered, why, and how.
 
     Attributes:
-        target: kind of what was taken away.
+        target: kind of what was ablated.
         sites, channels: of channels.
         layers: first and last altered layer; None for the model as it is.
         expert: a routed expert, or that of a weight.

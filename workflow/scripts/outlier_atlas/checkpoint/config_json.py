@@ -92,7 +92,7 @@ def _check_experts(path: Path, text: PretrainedConfig) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Check the files beside a configuration that change what transformers loads.
+    """Check the files next to a configuration that change what transformers loads.
 
     Raises:
         ValueError: the folder is an adapter, or its index of weights has no metadata.

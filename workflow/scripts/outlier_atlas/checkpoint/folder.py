@@ -42,7 +42,7 @@ LARGEST_HEADER = 100 * 2**20
 def weight_files(folder: Path) -> list[str]:
     """Names of the safetensors or GGUF files that make up the model, sorted.
 
-    Files beside them (`consolidated.safetensors` and such) are not of the model.
+    Other files, such as `consolidated.safetensors`, do not belong to the model.
 
     Raises:
         ValueError: there are none, or only pickled ones, or one of them is missing.
@@ -61,10 +61,10 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def index_files(path: Path) -> list[str]:
-    """Names of the files that an index names, sorted; each lies beside the index.
+    """Names of the files that an index names, sorted; each is in the folder of the index.
 
     Raises:
-        ValueError: it is no index, or names something that is no safetensors file beside it.
+        ValueError: it is no index, or names something that is no safetensors file in its folder.
     """
     _refuse_irregular(path)
     try:
@@ -75,7 +75,7 @@ def index_files(path: Path) -> list[str]:
         raise ValueError(f"{path}: names no file; fetch it again")
     for name in files:
         if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"{path}: names {name!r}, and a file beside it is needed")
+            raise ValueError(f"{path}: names {name!r}, which is no file in its folder")
         if not name.endswith(".safetensors"):
             raise ValueError(f"{path}: names {name!r}, which is no safetensors file")
     return files

@@ -26,7 +26,7 @@ FETCH_AGAIN = (
     "fetch it again: `snakemake --cores 1 --forcerun fetch_model --configfile YOURS -- fetch`"
 )
 CONFIGURATION = (".json", ".jinja", ".model", ".txt", ".tiktoken")
-"""Endings of the files beside the weights: configuration, tokenizer, chat template."""
+"""Endings of the files other than weights: configuration, tokenizer, chat template."""
 
 
 @dataclass(frozen=True)

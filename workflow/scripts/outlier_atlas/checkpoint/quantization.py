@@ -58,7 +58,7 @@ def check(source: str, config: PretrainedConfig, folder: Path, files: Sequence[s
     if not isinstance(method, str):
         raise ValueError(
             f"model.source = {source!r}: the quantization_config in its config.json names no "
-            f"quant_method, so nobody can tell how its weights are quantized; {ADVICE}"
+            f"quant_method, so the quantization of its weights is unknown; {ADVICE}"
         )
     if method not in BLOCKS:
         raise ValueError(
@@ -85,7 +85,7 @@ def _is_block(block: Any) -> bool:
 
 
 def _check_stored(source: str, folder: Path, files: Sequence[str]) -> None:
-    """Some tools pack weights and say so in a file of their own, which nobody would read here."""
+    """Refuse weights that a tool packed and described in a file of its own, which is not read."""
     for name, tensor in headers(folder, files):
         dtype = str(tensor["dtype"])
         if dtype.startswith(NARROW) or (name.endswith(".weight") and dtype not in WIDE):

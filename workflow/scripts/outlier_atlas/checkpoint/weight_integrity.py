@@ -22,7 +22,7 @@ class ChangedWeightsError(DamagedFileError):
         super().__init__(record, "")
         self.args = (
             f"{file}: not the file that {record.name} describes: it was replaced or damaged; run "
-            f"again: what depends on it is made anew",
+            f"again: what depends on it is recomputed",
         )
 
 

@@ -56,7 +56,7 @@ Patterns = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a dataset in their order, and the files beside them with the reason."""
+    """The files of a dataset in their order, and the ignored files with the reason."""
 
     files: tuple[Path, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)

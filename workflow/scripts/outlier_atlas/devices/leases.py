@@ -1,8 +1,8 @@
 """The devices of a job, and the lease that keeps two jobs of one machine off the same GPU.
 
-A lease is an exclusive lock on a file per GPU. The kernel lets go of it when the job ends, however
-it ends. A job that waits for several GPUs holds none of them meanwhile: so no two wait for each
-other. Slurm and Kubernetes hand out GPUs themselves, and number them anew in every allocation: so
+A lease is an exclusive lock on a file per GPU. The kernel releases it when the job ends in
+any way. A job that waits for several GPUs holds none of them meanwhile: so no two wait for each
+other. Slurm and Kubernetes hand out GPUs themselves, and number them from 0 in every allocation: so
 there each allocation has leases of its own, for the jobs that run side by side within it.
 """
 
@@ -98,7 +98,7 @@ def visible_gpus() -> list[str]:
 
 
 def identities(gpus: Sequence[str]) -> list[str]:
-    """What GPUs are called whoever names them: one job's `1` may be another's `GPU-5a3b`.
+    """Names of GPUs that are the same in every job: one job's `1` may be another's `GPU-5a3b`.
 
     Args:
         gpus: as `CUDA_VISIBLE_DEVICES` names them.

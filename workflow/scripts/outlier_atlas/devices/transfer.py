@@ -1,4 +1,4 @@
-"""Tensors on their way to the device and back to the host, beside the forward pass."""
+"""Copies of tensors to the device and back to the host, during the forward pass."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ class Upload:
 class Float32:
     """Gives tensors as float32 values, exactly, in memory that it uses again for the next one.
 
-    bfloat16 is widened by a shift of its bits in numpy: torch would start threads for it, beside
-    those of the forward pass; and memory that is new each time costs as much as what is done in it.
+    bfloat16 is widened by a shift of its bits in numpy: torch would start threads for it, while
+    those of the forward pass run; and memory that is new each time costs as much as what is done in it.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Work for a few threads beside a forward pass on the same cores.
+"""Work for a few threads while a forward pass uses the same cores.
 
 The threads of a forward pass wait for each other after every operation, so what keeps one of them
 from its core keeps them all. Two threads that write on two cores at the same time cost the forward
@@ -37,12 +37,12 @@ class Handout(Generic[Item]):
                 self._release()
 
     def release(self) -> None:
-        """Hand out what is there. Whoever waits for an item to be done calls this first."""
+        """Hand out the queued items; call this before waiting for one of them."""
         with self._changed:
             self._release()
 
     def close(self, threads: int) -> None:
-        """Hand out what is there, and to each thread the end after it."""
+        """Hand out the queued items, and then to each thread the end."""
         with self._changed:
             self._items += [None] * threads
             self._release()
@@ -61,7 +61,7 @@ class Handout(Generic[Item]):
 
 def keep_apart(index: int, threads: int) -> None:
     """Leave the calling thread the cores that are its share, so that no two of the threads meet on
-    one: the kernel would often put them on the same one, beside one of the forward pass's."""
+    one: the kernel would often put them on the same one, next to one of the forward pass's."""
     if sys.platform == "linux":
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) >= threads:

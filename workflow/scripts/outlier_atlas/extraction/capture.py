@@ -108,7 +108,7 @@ class LayerGroup:
         keep: Keep,
         altered: Mapping[Tap, Alter] = MappingProxyType({}),
     ) -> None:
-        """The same as `run`, with plain hooks: what a traced forward pass is held against.
+        """The same as `run`, with plain hooks: the reference of a traced forward pass.
 
         Args:
             altered: what makes another tensor of a tap's module's, before the model goes on, and

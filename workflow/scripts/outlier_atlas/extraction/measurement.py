@@ -1,4 +1,4 @@
-"""What a job takes, measured while it is at work, and recorded beside what its plan said."""
+"""Memory and time of a job, measured while it works, and recorded with its plan."""
 
 from __future__ import annotations
 

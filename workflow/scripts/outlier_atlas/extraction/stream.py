@@ -110,7 +110,7 @@ def _stream(
     total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
     with (
         RowWriter(
-            arrays, summaries, missing, commit, queue_bytes(where), beside=where == "cpu"
+            arrays, summaries, missing, commit, queue_bytes(where), shares_cores=where == "cpu"
         ) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):

@@ -55,7 +55,7 @@ class RowWriter:
         missing: the rows to write, and of which targets; everything else that comes is left out.
         written: called, in one of the threads, with rows all of whose targets have been written.
         bound: bytes that wait to be written before `put` waits.
-        beside: whether the forward pass computes on the cores that the threads write on.
+        shares_cores: whether the forward pass computes on the cores that the threads write on.
 
     As a context manager: leaving the block waits until all is written, and raises what went wrong
     in a thread.
@@ -68,7 +68,7 @@ class RowWriter:
         missing: Mapping[Rows, frozenset[Target]],
         written: Callable[[Rows], None],
         bound: int,
-        beside: bool = False,
+        shares_cores: bool = False,
     ) -> None:
         self._arrays = arrays
         self._summaries = summaries
@@ -79,7 +79,7 @@ class RowWriter:
         self._written = written
         self._assemblies: dict[tuple[Rows, Target], _Assembly] = {}
         self._assembling = threading.Lock()
-        self._queue: Handout[_Piece] = Handout(THREADS if beside else 1)
+        self._queue: Handout[_Piece] = Handout(THREADS if shares_cores else 1)
         self._state = threading.Condition()
         self._waiting_bytes = 0
         self._bound = bound
@@ -87,7 +87,7 @@ class RowWriter:
         self._waiting: Counter[int] = Counter()
         self._failure: BaseException | None = None
         self._started = threading.Barrier(THREADS + 1)
-        self._beside = beside
+        self._shares_cores = shares_cores
         self._threads = [
             threading.Thread(target=self._work, args=(index,), daemon=True)
             for index in range(THREADS)
@@ -132,7 +132,7 @@ class RowWriter:
 
     def _work(self, index: int) -> None:
         torch.set_num_threads(1)  # the forward pass has the others
-        if self._beside:
+        if self._shares_cores:
             keep_apart(index, THREADS)
         try:
             self._started.wait()

@@ -36,7 +36,7 @@ class Sizes:
         rest: of what every layer group has, such as the final norm and the rotation's frequencies.
         fused: of the largest tensor of several experts, which is put together from pieces while it
             is loaded; 0 without any.
-        forward: the most that the forward pass of one sequence holds at a time beside the weights,
+        forward: the most that the forward pass of one sequence holds at a time without the weights,
             or as much in bfloat16, scaled to the dtype; None where the model cannot run on the meta
             device.
         head: of the head's weights that are not the embedding's.
@@ -123,7 +123,7 @@ def _of_head(
 def _forward(
     decoder: PreTrainedModel, dtype: torch.dtype, tokens: int
 ) -> tuple[int | None, Exception | None]:
-    """The bytes that a forward pass holds; else, why it fails wherever it runs, if it does."""
+    """The bytes that a forward pass holds; else, why it fails on any device, if it does."""
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     failed: Exception | None = None
     # A mask that is given here is not made in a run, and not counted.

@@ -54,7 +54,7 @@ class Architecture:
         one_group: why the layers cannot be divided into layer groups; None where they can.
         skipped: parts of the model that are not the text decoder, by path: they are not loaded.
         positions: tokens in a sequence at most; None where the configuration states no number.
-        components: what its modules are called, for what a checkpoint has besides.
+        components: what its modules are called, to recognize what else a checkpoint has.
         readers: for each layer, by path as in its taps, the modules whose input is that of
             attention, of the MLP, or of the last projection of one of them, and the site it is.
         head: what makes logits of what the decoder makes.
@@ -216,9 +216,9 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
         head=without_head(config) or find_head(model, where, flow.channels if flow else hidden),
     )
     if found.one_group is None and flow is not None and len(stack) > 1:
-        # Anew, as a job has it: some models change themselves when they first run.
-        _, anew = _decoder(on_meta(config, trust_remote_code))
-        found = replace(found, one_group=not_apart(anew, path, flow, found.embedding_size))
+        # A fresh model, as a job has it: some models change themselves when they first run.
+        _, fresh = _decoder(on_meta(config, trust_remote_code))
+        found = replace(found, one_group=not_apart(fresh, path, flow, found.embedding_size))
     return found
 
 
@@ -260,7 +260,7 @@ def on_meta(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedMode
             # Of some the first class is for the text alone, whose weights have other names.
             if model.config.model_type == config.model_type:
                 return model.eval()
-        except Exception as error:  # sizes that fit nothing fail wherever they are used first
+        except Exception as error:  # sizes that do not fit fail where they are first used
             failed = failed or error
     if failed is None or isinstance(failed, ValueError):
         said = "transformers has no decoder-only language model for it"

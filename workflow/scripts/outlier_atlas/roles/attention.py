@@ -2,7 +2,7 @@
 
 Models hand queries, keys and mask to an attention function that transformers picks for them
 (`AttentionInterface`). It is looked at there, as it is called: from the first queries and keys the
-weights among the first tokens are worked out beside it, one sequence at a time. The function is
+weights among the first tokens are computed in addition, one sequence at a time. The function is
 called as it would have been, so nothing of the model's result is changed.
 """
 

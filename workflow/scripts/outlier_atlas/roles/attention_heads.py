@@ -212,7 +212,7 @@ class Heads:
             self._scores[id(made)] = _Scores(self._operand(first, -1), self._operand(second, -2))
 
     def _overwrite(self, written: torch.Tensor, taken: Sequence[torch.Tensor]) -> None:
-        """Of views into a tensor nobody knows what they hold once others' values lie in it."""
+        """Mark views into a tensor as unknown once other values were written into it."""
         if not _channels(self._of(*taken)) <= _channels(self._of(written)):
             self._lost = True
 

@@ -201,7 +201,7 @@ class _Found:
     def into_projection(self, site: Site, module: str, names: set[str]) -> Iterator[Tap]:
         """The input of the projection whose output is the module's, where there is such a one.
 
-        Of a shared expert beside others the output is not the module's.
+        The output of a shared expert is only a part of the module's.
         """
         whole = self.flow.calls.get(module) if self.flow else None
         if self.flow is None or whole is None or not whole.made:

@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 Kind = Literal["linear", "experts", "embedding", "lm_head"]
 
 PACKING = ("_scale_inv", "_blocks", "_scales")
-"""How the names of tensors end that a quantized weight is stored as, or beside."""
+"""Endings of the names of tensors that store a quantized weight or belong to it."""
 
 KEEPING = {"MergeModulelist", "Concatenate", "Chunk", "Split", "Interleave", "PermuteForRope"}
-"""Operations of transformers' conversion that leave a matrix the way round it is. Beside them only
+"""Operations of transformers' conversion that do not transpose a matrix. Apart from them only
 `Transpose` is known; of what other operations take nothing is said."""
 
 
@@ -184,7 +184,7 @@ def _kind(module: nn.Module, name: str, weight: nn.Parameter, embeds: bool) -> K
 def _turned(
     parameter: _Parameter, shape: tuple[int, ...], operations: Sequence[Any]
 ) -> bool | None:
-    """Whether a tensor that becomes a parameter lies (..., in, out); None where nobody knows."""
+    """Whether a tensor that becomes a parameter lies (..., in, out); None if that is unknown."""
     turned = parameter.turned
     for operation in operations:
         kind = type(operation).__name__

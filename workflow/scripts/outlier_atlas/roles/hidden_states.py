@@ -1,6 +1,6 @@
 """The hidden states among what a module is called with and what it returns.
 
-Whoever watches, takes or replaces them has the same idea of which tensor they are.
+Tracing, capturing and replacing them use this one definition.
 """
 
 from __future__ import annotations

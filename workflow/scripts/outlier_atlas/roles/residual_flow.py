@@ -161,7 +161,7 @@ class Flow:
 
     Attributes:
         blocks: by layer.
-        shared: the first layer that reads something of another block or of the embeddings besides
+        shared: the first layer that also reads something of another block or of the embeddings
             the residual stream; None if there is none.
         ends_apart: whether what follows the last block reads more than its output.
         channels: of what the model makes in the end.

@@ -162,7 +162,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _node(self, tensor: torch.Tensor) -> Node:
         node = self._nodes.get(id(tensor))
         if node is None:
-            # A weight belongs to whoever uses it; anything else that nobody made is an input.
+            # A weight belongs to its user; any other tensor that no operator made is an input.
             is_weight = isinstance(tensor, nn.Parameter)
             layer = self._layer if is_weight else OUTSIDE
             node = Node(layer, is_weight, shape=tuple(tensor.shape), dtype=tensor.dtype)
@@ -183,7 +183,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._layer, self._hidden, self._calls = layer, given, {}
                 self._heads, self._attention = Heads(TOKENS), []
                 self._shape = shape
-            # Of a module that is called twice nobody knows which call is meant.
+            # A module that is called twice is ambiguous.
             call = Call(given, [], list(tensors_in((args, kwargs))), shape)
             self._calls[path] = None if path in self._calls else call
 

@@ -83,7 +83,7 @@ class Arrays:
         """Write rows of a target that lie within one chunk, from token `start`.
 
         They are (token, channel) as `read` gives them. A reader sees the chunk as it was or as it
-        is now. Where the rows do not fill the chunk, the others in it are kept, whoever wrote them.
+        is now. Where the rows do not fill the chunk, the other rows of the chunk are kept.
 
         Raises:
             DamagedChunkError: others share the chunk, and it is damaged.
@@ -114,7 +114,7 @@ class Arrays:
             self.chunks.check(target, chunk, counted)
 
     def _chunk(self, target: Target, chunk: int) -> list[NDArray[Any]]:
-        assert self._counted is not None, "what is read is held against its commits"
+        assert self._counted is not None, "what is read is compared with its commits"
         return self.chunks.checked(target, chunk, self._counted(target, chunk))
 
     def _merge(self, target: Target, rows: Rows, of_each: Sequence[Float32]) -> str:

@@ -1,7 +1,7 @@
 """Chunks, written straight to their files and read from them.
 
 zarr takes every chunk through its event loop and several copies: four times the CPU time of
-compressing it, taken from the forward pass that runs beside it. A chunk needs none of that. Its
+compressing it, taken from the forward pass at the same time. A chunk needs none of that. Its
 bytes are the compressed values and a checksum, and zarr reads what is written here.
 """
 

@@ -236,7 +236,7 @@ def without(commit: Commit, void: Callable[[Target], bool]) -> Commit:
 
 @contextmanager
 def _lock(folder: Path, kind: int) -> Iterator[None]:
-    """Whoever appends has the lock with others, whoever revises has it alone."""
+    """Processes that append share the lock; a process that revises has it exclusively."""
     with (folder / ".lock").open("w") as file:
         flock(file, kind, folder)
         yield

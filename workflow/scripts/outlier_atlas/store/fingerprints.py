@@ -46,7 +46,7 @@ class Fingerprints:
         """The fingerprint of a summary of rows.
 
         Args:
-            depends: stands for what it depends on besides: the tokens that it leaves out, say.
+            depends: stands for what else it depends on, such as the tokens that it leaves out.
         """
         return fingerprint(
             {

@@ -21,7 +21,7 @@ SUMMARY = "summary:"
 """What the array of a target begins with if not a site's values but their summary is kept."""
 
 SUMMARY_VERSION = 6
-"""Raised when a change to the code changes what a summary holds: all are then made anew."""
+"""Raised when a change to the code changes what a summary holds: all are then recomputed."""
 
 Compression = Literal["lz4", "zstd", "none"]
 

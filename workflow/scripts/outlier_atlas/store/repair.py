@@ -97,8 +97,8 @@ def _given_up(
     revise(run / COMMITS, revised)
     look_again(run)
     more = f", and {len(damages) - 1} more" if len(damages) > 1 else ""
-    alone = "they alone are" if more else "it alone is"
-    return ValueError(f"{place}: {damages[0]}{more}; run again: {alone} made anew")
+    them = "they" if more else "it"
+    return ValueError(f"{place}: {damages[0]}{more}; run again: only {them} will be recomputed")
 
 
 def look_again(run: Path) -> None:

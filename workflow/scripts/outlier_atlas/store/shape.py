@@ -191,7 +191,7 @@ def _current(
 
     def current(commit: Commit) -> Commit:
         if not all(_is_stored(target) or target.is_summary for target in commit.checksums):
-            return commit  # whoever made it looks after it
+            return commit  # of a rule that checks it itself
         rows = commit.rows
 
         def gone(target: Target) -> bool:

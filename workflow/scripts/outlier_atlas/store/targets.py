@@ -1,4 +1,4 @@
-"""The chunks of a target, held against the commits that stand for them.
+"""The chunks of a target, compared with the commits that stand for them.
 
 The checksum of a target's rows is that of the stored bytes where they fill the chunk, so that it
 can be compared without decoding anything, and that of their values where others share it. Of a

@@ -108,7 +108,7 @@ def _values(file: GgufFile) -> dict[str, Any]:
     from gguf import MODEL_ARCH_NAMES
 
     own = f"{file.architecture}."
-    # Whoever makes a file adds keys of a namespace of their own, which no reader looks at.
+    # Tools add keys in namespaces of their own, which no reader uses.
     known = {*MODEL_ARCH_NAMES.values(), "rope", "attention", "adapter", "clip"}
     values = {}
     for key, value in file.metadata.items():

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, held against what the file says of it."""
+"""The tokenizer of a GGUF file, compared with what the file says of it."""
 
 from __future__ import annotations
 
