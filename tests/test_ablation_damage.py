@@ -69,7 +69,7 @@ def test_damaged_residual_streams_and_losses_are_named_and_alone_made_anew(
     passes = counted(monkeypatch)
     (boundary,) = rows_of(run, 1)
     ROW_DAMAGES[damage](boundary)
-    with pytest.raises(DamagedFileError, match=rf"{boundary}: damaged .*run again: it is made ane"):
+    with pytest.raises(DamagedFileError, match=rf"{boundary}: damaged .*run again: it will be"):
         run.ablate()
     boundary.unlink()  # as the rule script does
     passes.clear()

@@ -182,7 +182,7 @@ def test_a_job_records_what_it_made_and_the_next_one_checks_it(rule, tmp_path, c
 
     with pytest.raises(SystemExit):
         run_job(tmp_path, never, input=reads)
-    line = f"a_rule: {table}: damaged (it is not the file that was written); run again: it is made"
+    line = f"a_rule: {table}: damaged (it is not the file that was written); run again: it will be"
     assert line in capsys.readouterr().err
     assert not table.exists(), "so that Snakemake has it made again"
     assert products.missing(record) == [table]

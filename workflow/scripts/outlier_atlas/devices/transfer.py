@@ -106,10 +106,10 @@ class Upload:
 
 
 class Float32:
-    """Gives tensors as float32 values, exactly, in memory that it uses again for the next one.
+    """Gives tensors as float32 values, exactly, in memory that it reuses for the next tensor.
 
-    bfloat16 is widened by a shift of its bits in numpy: torch would start threads for it, while
-    those of the forward pass run; and memory that is new each time costs as much as what is done in it.
+    bfloat16 is widened by a shift of its bits in numpy. torch would start threads for it, next to
+    those of the forward pass, and new memory for each tensor costs as much as the conversion.
     """
 
     def __init__(self) -> None:
