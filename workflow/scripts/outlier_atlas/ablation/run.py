@@ -24,7 +24,7 @@ from outlier_atlas.ablation.schedule import schedule
 from outlier_atlas.ablation.search import search
 from outlier_atlas.ablation.streams import Streams, bytes_of
 from outlier_atlas.ablation.table import columns
-from outlier_atlas.ablation.targets import Found, later_trials
+from outlier_atlas.ablation.targets import Targets, later_trials
 from outlier_atlas.ablation.variants import UNALTERED, Variant
 from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
@@ -70,7 +70,7 @@ def _ablate(ablation: Ablation) -> None:
     architecture = ablation.model[2]
     architecture.check_head(len(ablation.groups))
     architecture.check_length(int(np.diff(ablation.held.sequence_starts).max()))
-    targets = Found(settings, ablation.tables, architecture, ablation.means)
+    targets = Targets(settings, ablation.tables, architecture, ablation.means)
     trials = targets.trials()
     model = str(read_record(ablation.model_record)["fingerprint"])
     streams = Streams(ablation.run, ablation.layout, model, ablation.held)

@@ -61,8 +61,8 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What of a run is looked at: the configuration, the tables, the model, and the means."""
+class Targets:
+    """The targets of ablation, from the configuration, the tables, the model, and the means."""
 
     settings: AblationSettings
     tables: Path

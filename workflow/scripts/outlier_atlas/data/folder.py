@@ -55,14 +55,14 @@ Patterns = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Found:
+class DatasetFiles:
     """The files of a dataset in their order, and the ignored files with the reason."""
 
     files: tuple[Path, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
 
 
-def find(settings: DatasetSettings) -> Found:
+def find(settings: DatasetSettings) -> DatasetFiles:
     """The files of a local dataset.
 
     Raises:
@@ -80,7 +80,7 @@ def find(settings: DatasetSettings) -> Found:
     if settings.files or settings.subset or settings.split != "train":
         setting = "files" if settings.files else "subset" if settings.subset else "split"
         raise ValueError(f"{where}: a single file; dataset.{setting} is for a folder, leave it out")
-    return Found((path,))
+    return DatasetFiles((path,))
 
 
 def local_files(settings: DatasetSettings) -> dict[str, Path]:
@@ -98,7 +98,7 @@ def local_files(settings: DatasetSettings) -> dict[str, Path]:
     return {os.path.relpath(file, path) if file != path else file.name: file for file in files}
 
 
-def _in_folder(settings: DatasetSettings, folder: Path, where: str) -> Found:
+def _in_folder(settings: DatasetSettings, folder: Path, where: str) -> DatasetFiles:
     names = _names(folder)
     if settings.files:
         chosen = _named(settings.files, names, where)
@@ -129,7 +129,7 @@ def _in_folder(settings: DatasetSettings, folder: Path, where: str) -> Found:
     for name in chosen:
         del reasons[name]
     skipped = {n: why for n, why in reasons.items() if n.endswith((*KINDS, "/"))}
-    return Found(tuple(folder / name for name in chosen), skipped)
+    return DatasetFiles(tuple(folder / name for name in chosen), skipped)
 
 
 def _names(folder: Path) -> list[str]:

@@ -57,7 +57,7 @@ Pieces = Callable[[Sequence[int]], list[str]]
 
 
 @dataclass(frozen=True)
-class Summary:
+class WrittenTokens:
     """What was written: `fingerprint` is the sha256 over ids (int32) and starts (int64), `sha256`
     that of the file."""
 
@@ -71,7 +71,7 @@ class Summary:
 
 def write_tokens(
     path: Path, sequences: Iterable[Sequence[int]], token_text: TokenText, pieces: Pieces
-) -> Summary:
+) -> WrittenTokens:
     """Write the token store; the file is there whole or not at all.
 
     Args:
@@ -99,7 +99,7 @@ def write_tokens(
         _write(writer, waiting)
     starts = np.cumsum([0, *lengths], dtype=np.int64)
     ids_digest.update(starts.astype("<i8").tobytes())
-    return Summary(
+    return WrittenTokens(
         fingerprint=ids_digest.hexdigest(),
         sha256=sha256(path),
         tokens=int(starts[-1]),

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from outlier_atlas.settings.section import Index, PositiveInt, Section, refuse_repeats
 from outlier_atlas.settings.sites import AlterableSite
 
-Found = Literal[
+TargetKind = Literal[
     "super_weights", "super_experts", "outlier_features", "massive_channels", "massive_activations"
 ]
 Intervention = Literal["zero", "mean"]
@@ -50,7 +50,7 @@ class AblationSettings(Section):
         description="Number of held-out sequences: those of the dataset after the run's own. 0 "
         "leaves the stage out.",
     )
-    targets: list[Found] = Field(
+    targets: list[TargetKind] = Field(
         [
             "super_weights",
             "super_experts",
