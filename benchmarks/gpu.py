@@ -216,7 +216,7 @@ def _process_peak() -> int:
 
 
 def compare(run: Run, model: Path, where: str) -> None:
-    """Hold the store against the whole decoder with plain hooks, in the same batches."""
+    """Compare the store with the whole decoder with plain hooks, in the same batches."""
     whole = _whole(model, where)
     tokens, size = TokenStore.open(run.tokens), run.settings.execution.batch_size
     stored = {site: run.array(site) for site in SITES}

@@ -8,7 +8,7 @@ mixture of experts has random weights, about 200 MiB a layer in bfloat16, in a t
 
 groups   the first job of 1, 2, 3 and 6 layer groups, mixture and built-in model
 tokens   one layer group over 8 to 80 thousand tokens
-loading  what loading takes beside the weights, also of a float32 checkpoint
+loading  what loading takes in addition to the weights, also of a float32 checkpoint
 held     models on which no term of the plan was set: dense ones of three families, and a small
          mixture of another shape in float32 and float16
 bounded  in a control group of a quarter of the checkpoint: one layer group is refused, many give

@@ -1,4 +1,4 @@
-"""Rule `verify`: holds what a run has committed against its records."""
+"""Rule `verify`: compares what a run has committed with its records."""
 
 from pathlib import Path
 

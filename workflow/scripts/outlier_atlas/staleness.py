@@ -71,7 +71,7 @@ INTRODUCTION = """\
 # What a change runs again
 
 Generated from `outlier_atlas/staleness.py` by `make docs`; do not edit. `tests/test_staleness.py`
-holds every line of it against the jobs that Snakemake plans, and a line of each kind against a real
+compares every line of it with the jobs that Snakemake plans, and a line of each kind with a real
 run, whose jobs, model loads and written chunks it counts.
 
 A rule runs again where there is a cross. Extraction jobs that run look first at what is committed:

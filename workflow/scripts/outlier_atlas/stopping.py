@@ -2,7 +2,7 @@
 
 The first signal raises `Stopped` in the main thread, in whatever the job does; inside a `deferred`
 block, it waits until the block asks or ends. A second signal ends the process. So does `Stopped`
-where it comes to nothing: a library may swallow it, or compute for minutes before it is raised.
+where it has no effect: a library may swallow it, or compute for minutes before it is raised.
 Either way a job loses no more than by SIGKILL, and leaves no trace of Python on the terminal.
 """
 

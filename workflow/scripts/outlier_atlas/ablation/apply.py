@@ -151,7 +151,7 @@ def _weights(
         experts = decoder.get_submodule(experts_of(architecture, edit.layer).module)
         down = down_projection(experts)
         assert down is not None
-        # What is added before the down projection comes to nothing behind it.
+        # What is added before the down projection has no effect after it.
         return [(parameter, (edit.expert,)) for parameter in (down, *biases(experts))]
     if isinstance(edit, ZeroExpertWeight):
         return [_weight_of_expert(decoder, architecture, edit)]

@@ -218,7 +218,7 @@ def _gguf_tensors(folder: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 
 def check_files(folder: Path, files: Sequence[str], layers: int) -> None:
-    """Hold the headers of the weights against their files and the configuration; no weight is read.
+    """Compare the headers of the weights with their files and the configuration; no weight is read.
 
     Raises:
         ValueError: a file is damaged, or there are fewer tensors than the model has layers.

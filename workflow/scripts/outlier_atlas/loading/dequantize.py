@@ -122,7 +122,7 @@ class Scale(_Operation):
     """Weights with `weight_scale_inv`: of one module, or of all experts of a layer.
 
     What has no scale is brought into its dtype. Where codes lack scales that fit, all stay codes:
-    whoever loads finds them.
+    the loader finds them.
     """
 
     def convert(

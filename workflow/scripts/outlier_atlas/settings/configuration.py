@@ -67,7 +67,7 @@ class ExecutionSettings(Section):
     )
     on_new_versions: OnNewVersions = Field(
         "refuse",
-        description="What happens where something of a run is missing, and what is there was "
+        description="What happens if a part of a run is missing, and the rest was "
         "computed under another version of torch or transformers, or on another kind of device, "
         "which gives other last bits. `refuse` ends with a line that names both; `recompute` "
         "computes all of it again; `keep` goes on, so that the run has numbers of both. Where "

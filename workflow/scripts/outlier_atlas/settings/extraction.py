@@ -39,7 +39,7 @@ class AdvancedExtractionSettings(Section):
         description="Least |x| that a summary keeps with its place, at the inputs of linear layers "
         "(`attn_in`, `attn_hidden`, `mlp_in`, `mlp_hidden`). Thresholds of `detection` above it "
         "never read the store; those below it do, and need the site stored. To raise it computes "
-        "nothing anew.",
+        "nothing again.",
     )
     massive_floor: PositiveFloat = Field(
         64.0, description="The same at all other sites, where far more values are large."

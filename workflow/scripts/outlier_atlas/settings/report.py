@@ -31,7 +31,7 @@ class ReportSettings(Section):
         None,
         max_length=100,
         pattern=RUN_NAME,
-        description="Name of another run, made before: the report shows its numbers beside this "
+        description="Name of another run, made before: the report shows its numbers next to this "
         "run's, such as with BOS against without (docs/bos.md). Of the same model, or of another "
         "with as many layers and channels.",
     )

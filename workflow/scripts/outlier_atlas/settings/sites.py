@@ -37,7 +37,7 @@ AlterableSite = Literal[
     "resid_post",
 ]
 """Those whose value is all that what follows sees of it. `resid_mid` is measured where a norm reads
-it, and goes on beside the norm."""
+it, and continues around the norm."""
 
 Site = Literal[ChannelSite, "expert_out", "attn_sink"]
 """All of them. `expert_out` has, for each token and each expert that it is routed to, the largest

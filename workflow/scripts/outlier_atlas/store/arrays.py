@@ -103,12 +103,12 @@ class Arrays:
         return {target: self._written.pop((target, rows)) for target in targets}
 
     def check(self, target: Target, chunk: int) -> None:
-        """Hold a chunk against its commits; quicker than to read it.
+        """Compare a chunk with its commits; quicker than to read it.
 
         Raises:
             DamagedChunkError: it is missing, damaged, or not the one that was committed.
         """
-        assert self._counted is not None, "there is something to hold it against"
+        assert self._counted is not None, "there is something to compare it with"
         counted = self._counted(target, chunk)
         if counted:
             self.chunks.check(target, chunk, counted)

@@ -189,7 +189,7 @@ def committed(
 
 
 def check(path: Path, fingerprint: str, committed: str) -> None:
-    """Hold a file against the checksum that it was committed with.
+    """Compare a file with the checksum that it was committed with.
 
     Raises:
         DamagedSummaryError: it is not there, damaged, of another fingerprint, or another one.

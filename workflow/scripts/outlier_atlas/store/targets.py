@@ -94,7 +94,7 @@ class TargetChunks:
             files.remove(at)
 
     def check(self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]) -> None:
-        """Hold the rows that count against their checksums, decoding only where that is needed.
+        """Compare the rows that count with their checksums, decoding only where that is needed.
 
         Raises:
             DamagedChunkError: they do not agree.

@@ -1,0 +1,54 @@
+"""Refuses words that read as poetry or as a translation, where technical English has its own.
+
+python tests/words.py: a line for each of them in the project's files; `make lint` runs it.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+INSTEAD = {
+    "anew": "again; recompute",
+    "besides?": "next to; also; in addition",
+    "whoever": "the process that; the user who",
+    "nobody": "no one; or the subject that does not",
+    "(take|takes|taking|took|taken) away": "ablate; remove; leave out",
+    "(hold|holds|holding|held) .{0,30}\\bagainst": "compare with",
+    "what is there": "what exists",
+    "(it|they|that|these|those) alone\\b": "only",
+    "does not lie in": "is not in",
+    "(come|comes|came) to nothing": "fail; have no effect",
+}
+"""Patterns of words to avoid, and what to write."""
+
+PATTERNS = {re.compile(rf"\b{words}\b", re.IGNORECASE): words for words in INSTEAD}
+TEXT = {".py", ".md", ".smk", ".rst", ".j2", ".yaml", ".yml", ".toml", ".txt", ".css", ""}
+EXEMPT = {"CHANGELOG.md", "LICENSE", "constraints.txt", "tests/words.py"}
+"""History, and texts of others."""
+
+
+def found(path: Path) -> list[str]:
+    """The lines of a file that have such words, each with what to write."""
+    lines = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        for pattern, words in PATTERNS.items():
+            if match := pattern.search(line):
+                place = f"{path.relative_to(ROOT)}:{number}"
+                lines.append(f"{place}: {match[0]!r}: write: {INSTEAD[words]}")
+    return lines
+
+
+def main() -> int:
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    names = [name for name in tracked if Path(name).suffix in TEXT and name not in EXEMPT]
+    lines = [line for name in names if (ROOT / name).is_file() for line in found(ROOT / name)]
+    print("\n".join(lines) or "no words to avoid")
+    return bool(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
