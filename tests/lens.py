@@ -9,22 +9,16 @@ import numpy as np
 import torch
 import transformers
 
-HOOKS = {
-    "resid_pre": "hook_resid_pre",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-    "attn_hidden": "attn.hook_z",
-    "attn_out": "hook_attn_out",
-    "resid_mid": "hook_resid_mid",
-    "mlp_hidden": "mlp.hook_post",
-    "down_proj_out": "hook_mlp_out",
-    "mlp_out": "hook_mlp_out",
-    "resid_post": "hook_resid_post",
-}
-"""Sites whose name in TransformerLens is the same place (docs/sites.md)."""
+from outlier_atlas.settings.sites import ATTN_SINK, DECLARED
+
 NORMS = {"attn_in": "ln1", "mlp_in": "ln2"}
 """Sites that are the output of a norm, which TransformerLens takes before the norm's weight."""
+HOOKS = {
+    site: declared.transformer_lens
+    for site, declared in DECLARED.items()
+    if declared.transformer_lens and site not in {*NORMS, ATTN_SINK}
+}
+"""Sites whose name in TransformerLens is the same place (docs/sites.md)."""
 
 
 def activations(folder: Path, ids: list[int]) -> dict[str, np.ndarray]:

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from outlier_atlas import documentation
+from outlier_atlas.settings import sites
 from outlier_atlas.settings.configuration import Settings, load
 from outlier_atlas.settings.source import source_kind
 
@@ -184,10 +186,10 @@ def test_a_source_says_by_itself_where_it_comes_from(source, kind):
 # --- What must agree -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", documentation.files())
+@pytest.mark.parametrize("path", documentation.files(ROOT))
 def test_generated_documentation_is_up_to_date(path):
     text = (ROOT / path).read_text(encoding="utf-8")
-    assert text == documentation.files()[path], "run `make docs`"
+    assert text == documentation.files(ROOT)[path], "run `make docs`"
 
 
 def test_every_key_and_its_default_is_documented():
@@ -270,3 +272,12 @@ def test_the_settings_import_neither_torch_nor_zarr():
     code = "import sys, outlier_atlas.workflow; print({'torch', 'zarr'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_every_site_is_declared_and_the_types_are_what_the_declarations_say():
+    assert set(sites.DECLARED) == set(sites.SITES)
+    assert {*get_args(sites.AlterableSite)} < {*sites.CHANNEL_SITES}
+    assert {*sites.LINEAR_INPUTS} < {*get_args(sites.AlterableSite)}
+    table = sites.markdown().splitlines()
+    assert len(table) == 2 + len(sites.SITES)
+    assert len({line.replace(r"\|", "").count("|") for line in table}) == 1

@@ -1,5 +1,5 @@
-"""The generated documentation: JSON schema, reference of the keys, staleness of each, and the
-data dictionary of the tables.
+"""The generated documentation: JSON schema, reference of the keys, staleness of each, the data
+dictionary of the tables, and the table of sites.
 
 `python -m outlier_atlas.documentation FOLDER` writes it into a checkout (`make docs`); a test holds
 it to the models that it is made from.
@@ -8,6 +8,7 @@ it to the models that it is made from.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 import typing
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from outlier_atlas import staleness
+from outlier_atlas.settings import sites
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.tables import dictionary
 
@@ -42,8 +44,15 @@ Each stage depends on its own section: a change under `detection` runs no model 
 """
 
 
-def files() -> dict[str, str]:
-    """Every generated file: its path in the repository and its content."""
+SITES = re.compile(r"(?<=<!-- generated: sites -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Every generated file: its path in the repository and its content.
+
+    Args:
+        folder: the checkout; of a page that is generated in part the rest stays as it is.
+    """
     schema = Settings.model_json_schema() | {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Outlier Atlas configuration",
@@ -51,6 +60,9 @@ def files() -> dict[str, str]:
     return {
         "config/config.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         "config/README.md": reference(),
+        "docs/sites.md": SITES.sub(
+            lambda _: sites.markdown(), (folder / "docs/sites.md").read_text("utf-8")
+        ),
         "docs/staleness.md": staleness.table(),
         "docs/tables.md": dictionary.markdown(),
     }
@@ -126,7 +138,7 @@ def _default(field: FieldInfo) -> str:
 
 def main(folder: Path) -> None:
     """Write every generated file into a checkout."""
-    for path, text in files().items():
+    for path, text in files(folder).items():
         (folder / path).write_text(text, encoding="utf-8")
 
 

@@ -13,7 +13,14 @@ from torch import nn
 
 from outlier_atlas.roles.experts import DOWN_PROJECTIONS, down_projection, routed_experts
 from outlier_atlas.roles.residual_flow import BlockFlow
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, TOKEN_LOSS, Place, Site
+from outlier_atlas.settings.sites import (
+    ATTN_SINK,
+    EXPERT_OUT,
+    LINEAR_INPUTS,
+    TOKEN_LOSS,
+    Place,
+    Site,
+)
 
 ATTENTION = re.compile(r"(Attention|Attn|DeltaNet)$")
 MLP = re.compile(r"(MLP|Mlp|FeedForward|FFN|MoE|Moe|Moe\w*Block|SparseMoeBlock)$")
@@ -127,17 +134,13 @@ def _taps(found: _Found, hidden: int) -> Iterator[Tap]:
     yield found.tap("resid_post", "", "output", hidden)
 
 
-INPUTS: tuple[Site, ...] = ("attn_in", "attn_hidden", "mlp_in", "mlp_hidden")
-"""Sites that are multiplied with weights."""
-
-
 def readers_of_block(flow: BlockFlow, path: str, taps: Mapping[Place, Tap]) -> dict[str, Site]:
     """The modules that are given a site's own tensor, by path seen from the decoder.
 
     Where attention and the MLP are given the same one, a module reads the site that it is in.
     """
     found: dict[str, Site] = {}
-    for site in INPUTS:
+    for site in LINEAR_INPUTS:
         if site not in taps:
             continue
         inside = taps[site].module.removeprefix(f"{path}.")
