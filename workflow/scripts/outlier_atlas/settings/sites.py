@@ -1,7 +1,7 @@
 """The sites: places in every block where activations are measured, each declared once.
 
-A new site is a `Declaration` and its name in the types below. `roles/block_sites.py` finds the module
-of a model that has the site.
+A new site is a `Declaration` and its name in the types below; `roles/block_sites.py` finds its module
+in a model.
 """
 
 from __future__ import annotations
