@@ -36,7 +36,8 @@ from transformers import Qwen3MoeConfig
 
 from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.devices.leases import devices, visible_gpus
+from outlier_atlas.devices.gpus import visible_gpus
+from outlier_atlas.devices.leases import devices
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.compute import load
 from outlier_atlas.extraction.stream import stream

@@ -15,6 +15,7 @@ from bounded import Limit, run_job
 from pipeline import Run, config
 
 from outlier_atlas import locks
+from outlier_atlas.devices.cuda import Cuda
 from outlier_atlas.extraction import compute, preflight
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.job_metrics import records
@@ -175,15 +176,15 @@ def test_what_jobs_at_work_hold_is_shared_as_well(machine, monkeypatch):
     ("gpus", "jobs"), [([], 3), (["0"], 1), (["0", "1", "2", "3"], 2), ([*"01234567"], 3)]
 )
 def test_jobs_for_which_there_are_no_gpus_wait_before_they_load(gpus, jobs, monkeypatch, tmp_path):
-    monkeypatch.setattr("outlier_atlas.devices.leases.visible_gpus", lambda: gpus)
+    monkeypatch.setattr("outlier_atlas.devices.registry.visible_gpus", lambda: gpus)
     assert preflight.company(3, "auto", 2, tmp_path).jobs == jobs
     assert preflight.company(3, "cpu", 2, tmp_path).jobs == 3
 
 
 def test_the_fullest_of_the_gpus_here_is_planned_for(monkeypatch):
     free = {"cuda:0": 8000, "cuda:1": 3000, "cpu": 9000}
-    monkeypatch.setattr("outlier_atlas.devices.leases.visible_gpus", lambda: ["4", "7"])
-    monkeypatch.setattr(preflight, "device_name", lambda _: "a device")
+    monkeypatch.setattr("outlier_atlas.devices.registry.visible_gpus", lambda: ["4", "7"])
+    monkeypatch.setattr(Cuda, "title", "a device")
     monkeypatch.setattr(
         "outlier_atlas.plan.memory_budget.available", lambda where, *_: (free[where], where)
     )

@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 
-from outlier_atlas.devices import leases
+from outlier_atlas.devices import gpus, leases
 from outlier_atlas.devices.leases import lease, lease_folder
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -149,23 +149,23 @@ def test_the_holder_is_named_within_seconds_and_then_once_a_minute(tmp_path, mon
 
 def test_a_gpu_has_one_lock_by_whichever_name_it_is_known(monkeypatch, tmp_path):
     listed = {"0": "GPU-aa11", "1": "GPU-bb22"}
-    monkeypatch.setattr(leases, "_uuids", lambda: listed)
+    monkeypatch.setattr(gpus, "_uuids", lambda: listed)
     monkeypatch.setattr(leases, "lease_folder", lambda: tmp_path)
-    assert leases.identities(["1", "GPU-aa", "GPU-bb22", "MIG-cc"]) == [
+    assert gpus.identities(["1", "GPU-aa", "GPU-bb22", "MIG-cc"]) == [
         "GPU-bb22", "GPU-aa11", "GPU-bb22", "MIG-cc"
     ]  # fmt: skip
     monkeypatch.setattr(leases, "visible_gpus", lambda: ["GPU-aa", "GPU-bb"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb")
-    with lease(leases.identities(["0"]), tmp_path, "another"), leases.devices("auto", 1, "one"):
+    with lease(gpus.identities(["0"]), tmp_path, "another"), leases.devices("auto", 1, "one"):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-bb"
 
 
 def test_uuids_are_those_that_nvidia_smi_lists(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert leases.identities(["0", "1"]) == ["0", "1"], "without it"
+    assert gpus.identities(["0", "1"]) == ["0", "1"], "without it"
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 0, GPU-aa; echo 1, GPU-bb\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    assert leases.identities(["0", "1"]) == ["GPU-aa", "GPU-bb"]
+    assert gpus.identities(["0", "1"]) == ["GPU-aa", "GPU-bb"]
 
 
 def test_each_allocation_of_a_scheduler_has_leases_of_its_own(monkeypatch):
@@ -191,19 +191,19 @@ def test_jobs_of_one_allocation_share_its_gpus_out(tmp_path, monkeypatch):
 def test_devices_of_the_environment_are_kept_to(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert leases.visible_gpus() == ["0", "1"]
+    assert gpus.visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa, GPU-bb")
-    assert leases.visible_gpus() == ["GPU-aa", "GPU-bb"]
+    assert gpus.visible_gpus() == ["GPU-aa", "GPU-bb"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for none in ("-1", ""):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
-        assert leases.visible_gpus() == []
+        assert gpus.visible_gpus() == []
 
 
 def test_parts_of_a_gpu_are_leased_one_by_one_without_asking_cuda(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: pytest.fail("initializes CUDA"))
-    monkeypatch.setattr(leases, "_uuids", lambda: {"0": "GPU-aa"})
+    monkeypatch.setattr(gpus, "_uuids", lambda: {"0": "GPU-aa"})
     monkeypatch.setattr(leases, "lease_folder", lambda: tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a1,MIG-a2")
     with lease(["MIG-a1"], tmp_path, "another"), leases.devices("auto", 1, "one"):
@@ -221,14 +221,14 @@ def test_gpus_have_the_numbers_that_nvidia_smi_gives_them(order, monkeypatch):
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     if order is not None:
         monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
-    leases.visible_gpus()
+    gpus.visible_gpus()
     assert os.environ["CUDA_DEVICE_ORDER"] == (order or "PCI_BUS_ID")
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_leased_gpus_are_the_only_ones_that_torch_will_see(count, monkeypatch, tmp_path):
     monkeypatch.setattr(leases, "visible_gpus", lambda: ["4", "GPU-aa", "5"])
-    monkeypatch.setattr(leases, "_uuids", dict)
+    monkeypatch.setattr(gpus, "_uuids", dict)
     monkeypatch.setattr(leases, "lease_folder", lambda: tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-aa,5")
     with lease(["4"], tmp_path, "another"), leases.devices("auto", count, "one") as where:

@@ -13,7 +13,6 @@ import logging
 import os
 import random
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +20,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from outlier_atlas.devices.gpus import MIG, identities, visible_gpus
+from outlier_atlas.devices.registry import candidates
 from outlier_atlas.locks import flock
 
 log = logging.getLogger(__name__)
-
-MIG = "MIG-"
-"""How the names of parts of a GPU begin."""
 
 POLL_SECONDS = 1.0
 FIRST_SECONDS, REMINDER_SECONDS = 5.0, 60.0
@@ -56,68 +54,18 @@ def devices(wanted: str, count: int, job: str) -> Iterator[list[str]]:
             f"device{'s' * (most > 1)}; take at most {most}"
         )
     if gpus:
-        named = dict(zip(identities(gpus), gpus, strict=True))
-        with lease(list(named), lease_folder(), job, count) as leased:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(named[gpu] for gpu in leased)
+        known = dict(zip(identities(gpus), gpus, strict=True))
+        with lease(list(known), lease_folder(), job, count) as leased:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(known[gpu] for gpu in leased)
             yield [f"cuda:{index}" for index in range(count)]
         return
-    if wanted == "cuda":
-        raise ValueError("execution.device = 'cuda': this machine shows no CUDA device; take auto")
-    yield [_without_cuda(wanted)]
-
-
-def has_mps() -> bool:
-    """Whether this machine has an MPS device."""
-    import torch
-
-    return torch.backends.mps.is_available()
-
-
-def _without_cuda(wanted: str) -> str:
-    if wanted in ("auto", "mps") and has_mps():
-        return "mps"
-    if wanted == "mps":
-        raise ValueError("execution.device = 'mps': this machine has no MPS device; take auto")
-    return "cpu"
-
-
-def visible_gpus() -> list[str]:
-    """The CUDA devices that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
-    import torch
-
-    if torch.version.cuda is None:
-        return []
-    # CUDA numbers the fastest first; `nvidia-smi`, which names them for the lease, by their slot.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    named = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    if all(gpu.startswith(MIG) for gpu in named):
-        # torch would ask CUDA, which shows a process one part of a GPU, and from then on no other.
-        return named
-    count = torch.cuda.device_count()  # asks the driver's management library; makes no context
-    return named[:count] if any(named) else [str(index) for index in range(count)]
-
-
-def identities(gpus: Sequence[str]) -> list[str]:
-    """Names of GPUs that are the same in every job: one job's `1` may be another's `GPU-5a3b`.
-
-    Args:
-        gpus: as `CUDA_VISIBLE_DEVICES` names them.
-
-    Returns:
-        The UUID of each; without `nvidia-smi` its name as it is.
-    """
-    uuids = _uuids()
-    by_beginning = (next((u for u in uuids.values() if u.startswith(gpu)), gpu) for gpu in gpus)
-    return [uuids.get(gpu, whole) for gpu, whole in zip(gpus, by_beginning, strict=True)]
-
-
-def _uuids() -> dict[str, str]:
-    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return dict(line.split(", ", 1) for line in said.stdout.splitlines())
+    others = candidates(wanted)
+    if not others:
+        raise ValueError(
+            f"execution.device = {wanted!r}: this machine shows no {wanted.upper()} device; "
+            f"take auto"
+        )
+    yield others
 
 
 def lease_folder() -> Path:

@@ -12,6 +12,7 @@ import torch
 from outlier_atlas.checkpoint.weight_integrity import Weights
 from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
+from outlier_atlas.devices.registry import named
 from outlier_atlas.extraction import preflight
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.measurement import Measurement
@@ -97,8 +98,7 @@ def _stream(
             size = size // 2
             said = "layers %s: out of memory on %s; going on with batches of %d"
             log.warning(said, work.span, ", ".join(where), size)
-        if where[0].startswith("cuda"):
-            torch.cuda.empty_cache()
+        named(where[0]).empty_cache()
         # What was committed counts; the batch in flight is done again, in smaller ones.
         missing = work.missing(Commits.load(job.run / COMMITS), size)
     return size
@@ -147,6 +147,6 @@ def load(
 
 def _say_where(job: Job, where: str) -> None:
     """One job of the run says it on the terminal; every job has it in its log."""
-    if where == "cpu" and job.device == "auto":
+    if named(where).is_host and job.device == "auto":
         level = logging.WARNING if job.group == job.shard == 0 else logging.DEBUG
         log.log(level, "no CUDA device here: running on the CPU, %d threads a job", job.threads)

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import nn
 
+from outlier_atlas.devices.registry import named, of
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.job_metrics import Measured
 from outlier_atlas.loading.partial import weight_bytes
-from outlier_atlas.plan.limits import device_name, resident
+from outlier_atlas.plan.limits import resident
 from outlier_atlas.plan.requirements import Plan
 
 INTERVAL_SECONDS = 0.02
@@ -39,8 +39,7 @@ class Measurement:
     def __enter__(self) -> Measurement:
         self._started = time.monotonic()
         for device in self._where:
-            if device.startswith("cuda"):
-                torch.cuda.reset_peak_memory_stats(device)
+            named(device).reset_peak()
         self._peak.__enter__()
         return self
 
@@ -59,7 +58,7 @@ class Measurement:
         model = nn.ModuleList(modules)  # in which what is tied is one
         tensors = (*model.parameters(), *model.buffers())
         self._weights = weight_bytes(model)
-        self._mapped = mapped((t.data_ptr(), t.nbytes) for t in tensors if t.device.type == "cpu")
+        self._mapped = mapped((t.data_ptr(), t.nbytes) for t in tensors if of(t).is_host)
 
     def write(self, tokens: int) -> None:
         """Leave the record.
@@ -68,13 +67,14 @@ class Measurement:
             tokens: that were written.
         """
         job, group = self._job, self._plan.groups[self._job.group]
-        alone = self._where[0] == "cpu"
+        device = named(self._where[0])
+        alone = device.is_host
         Measured(
             layer_group=job.group,
             sequence_shard=job.shard,
             layers=group.layers,
             model=self._plan.model,
-            device=device_name(self._where[0]),
+            device=device.title,
             dtype=self._work.layout.dtype,
             threads=job.threads,
             batch_size=self.batch_size,
@@ -91,7 +91,7 @@ class Measurement:
 
 def _on_device(where: Sequence[str]) -> int | None:
     """Of the fullest device."""
-    peaks = [torch.cuda.max_memory_allocated(d) for d in where if d.startswith("cuda")]
+    peaks = [peak for name in where if (peak := named(name).peak()) is not None]
     return max(peaks, default=None)
 
 

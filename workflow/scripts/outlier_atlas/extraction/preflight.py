@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from outlier_atlas.devices.registry import HOST, candidates, named
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.job_metrics import rates
 from outlier_atlas.locks import holders
 from outlier_atlas.plan.advice import block, full_disk, leaner, refusal, remedy
-from outlier_atlas.plan.limits import device_name, whole
+from outlier_atlas.plan.limits import whole
 from outlier_atlas.plan.memory_budget import Company, Place
 from outlier_atlas.plan.requirements import Plan, plan
 from outlier_atlas.plan.scheduler_resources import ENOUGH_TOKENS
@@ -50,10 +51,8 @@ def company(jobs: int, device: str, gpus: int, run: Path) -> Company:
         gpus: that a job spreads over; jobs for which there are none wait before they load.
         run: its folder.
     """
-    from outlier_atlas.devices.leases import visible_gpus
-
-    there = visible_gpus() if device in ("auto", "cuda") else []
-    if there:
+    there = [named(name) for name in candidates(device)]
+    if there and not there[0].shares_host_memory:
         jobs = min(jobs, max(1, len(there) // gpus))
     return Company(jobs, holders(run, "extract_activations") - {os.getpid()})
 
@@ -87,7 +86,7 @@ def automatic(made: Plan, job: Job, work: Work, where: Sequence[str], company: C
     if job.device_memory is not None:
         known.append(bytes_of(job.device_memory))
     memory = min((size for size in known if size is not None), default=None)
-    place = Place(device_name(where[0]), memory, "the whole device", None)
+    place = Place(named(where[0]).title, memory, "the whole device", None)
     size = batch_size(made, place, len(work.sequences))
     log.info("layers %s: execution.batch_size: auto is %d here", work.span, size)
     return size
@@ -163,7 +162,7 @@ def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
 
 def place_of(where: Sequence[str], given: str | None, company: Company) -> Place:
     """The place of a job's devices."""
-    return Place.of(where, device_name(where[0]), given, company)
+    return Place.of(where, named(where[0]).title, given, company)
 
 
 def foreseen(device: str, given: str | None, company: Company) -> Place:
@@ -174,12 +173,7 @@ def foreseen(device: str, given: str | None, company: Company) -> Place:
         given: `execution.device_memory`.
         company: jobs that run side by side.
     """
-    from outlier_atlas.devices.leases import has_mps, visible_gpus
-
-    if device in ("auto", "cuda") and (gpus := visible_gpus()):
-        return place_of([f"cuda:{index}" for index in range(len(gpus))], given, company)
-    if device in ("auto", "mps") and has_mps():
-        return place_of(["mps"], given, company)
-    if given is not None and device != "cpu":
+    here = candidates(device) or [HOST]
+    if named(here[0]).is_host and given is not None and device != HOST:
         return Place.elsewhere(given)
-    return place_of(["cpu"], given, company)
+    return place_of(here, given, company)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from outlier_atlas import stopping
 from outlier_atlas.checkpoint.weight_integrity import Weights
-from outlier_atlas.devices.transfer import OnDevice, Transfer, Upload
+from outlier_atlas.devices.interface import Device, OnDevice, duplicate
+from outlier_atlas.devices.registry import named, of
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.extraction.verify import compared, verifies
@@ -85,7 +86,7 @@ def _stream(
 ) -> None:
     summaries = SummaryWriter(job.run, work)
     destinations = destinations_of(missing)
-    transfer = Transfer()
+    device = named(where)
     commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
     # What last bits depend on makes no row stale by itself: see `versions`.
     details = {
@@ -110,15 +111,15 @@ def _stream(
     total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
     with (
         RowWriter(
-            arrays, summaries, missing, commit, queue_bytes(where), shares_cores=where == "cpu"
+            arrays, summaries, missing, commit, queue_bytes(device), shares_cores=device.is_host
         ) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):
         read = partial(_input, work, arrays, group.boundary_dtype)
-        for batch, values in _inputs(read, Upload(where), batches):
+        for batch, values in _inputs(read, device, batches):
             stopping.raise_if_asked()
             writer.next_batch()
-            keep = _keeper(writer, destinations, transfer, starts, batch)
+            keep = _keeper(writer, destinations, starts, batch)
             if group.head is not None:
                 keep = _losing(group.head, _ids(work, batch), keep)
             if batch is batches[0] and verifies(job.verify, len(batches)):
@@ -143,7 +144,6 @@ def destinations_of(
 def _keeper(
     writer: RowWriter,
     destinations: Mapping[tuple[str, int], list[Target]],
-    transfer: Transfer,
     starts: NDArray[np.int64],
     batch: range,
 ) -> Keep:
@@ -152,7 +152,7 @@ def _keeper(
     def keep(tap: Tap, tensor_BTC: torch.Tensor) -> None:
         targets = destinations[tap.site, tap.layer]
         for on_device in {target.is_summary for target in targets}:
-            copy = transfer.copy(tensor_BTC) if on_device else transfer(tensor_BTC)
+            copy = duplicate(tensor_BTC) if on_device else of(tensor_BTC).to_host(tensor_BTC)
             for target in targets:
                 if target.is_summary == on_device:
                     for sequence, values_TC in zip(batch, copy.values, strict=True):
@@ -172,12 +172,12 @@ def _losing(head: Head, ids_BT: torch.Tensor, keep: Keep) -> Keep:
 
 
 def _inputs(
-    read: Callable[[range], torch.Tensor], upload: Upload, batches: Sequence[range]
+    read: Callable[[range], torch.Tensor], device: Device, batches: Sequence[range]
 ) -> Iterator[tuple[range, torch.Tensor]]:
     """Each batch with its input; the next is read, and copied to the device, while one computes."""
 
     def prepare(batch: range) -> OnDevice:
-        return upload(read(batch))
+        return device.upload(read(batch))
 
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(prepare, batches[0])

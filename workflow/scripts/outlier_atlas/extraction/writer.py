@@ -11,8 +11,9 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from outlier_atlas.devices.transfer import Float32, OnHost
+from outlier_atlas.devices.interface import Device, OnHost
 from outlier_atlas.extraction.batched_queue import Handout, keep_apart
+from outlier_atlas.extraction.float32 import Float32
 from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.plan.queue_limits import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
 from outlier_atlas.store.arrays import Arrays
@@ -20,9 +21,9 @@ from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
 
 
-def queue_bytes(where: str) -> int:
-    """The bound of what waits to be written, for a device."""
-    return min(QUEUE_BYTES, HOST_QUEUE_BYTES) if where == "cpu" else QUEUE_BYTES
+def queue_bytes(device: Device) -> int:
+    """Return the most bytes that wait to be written, for a device."""
+    return min(QUEUE_BYTES, HOST_QUEUE_BYTES) if device.is_host else QUEUE_BYTES
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import resource
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from outlier_atlas.devices.registry import named
+
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 LATER_THREADS = 8
@@ -26,11 +28,9 @@ def available(
         device: `cuda:0`, which is the job's own, `mps` or `cpu`.
         jobs, processes: see `host_memory`.
     """
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0]), device_name(device)
-    return host_memory(jobs, processes), THIS_MACHINE
+    known = named(device)
+    free = known.free_memory()
+    return (host_memory(jobs, processes), THIS_MACHINE) if free is None else (free, known.title)
 
 
 def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | None:
@@ -40,20 +40,8 @@ def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | 
         device: as `available` takes it.
         jobs, processes: see `host_memory`.
     """
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return host_memory(jobs, processes)
-
-
-def device_name(device: str) -> str:
-    """What a device is called where runs on it are compared."""
-    if device.startswith("cuda"):
-        import torch
-
-        return str(torch.cuda.get_device_name(device))
-    return device
+    total = named(device).total_memory()
+    return host_memory(jobs, processes) if total is None else total
 
 
 def host_memory(jobs: int = 1, processes: Collection[int] = ()) -> int | None:

@@ -1,7 +1,7 @@
 """The sites: places in every block where activations are measured, each declared once.
 
-A new site is a `Declaration` and its name in the types below; `roles/block_sites.py` finds its module
-in a model.
+A new site is a `Declaration` and its name in the types below. Its module in a model is found in
+`roles/block_sites.py`.
 """
 
 from __future__ import annotations
