@@ -4,6 +4,7 @@ import tiny
 from test_intervals import measured
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.tables import TABLES
 from outlier_atlas.settings.sites import SITES
 
 KEYS = {
@@ -51,7 +52,7 @@ def test_rows_are_in_order_and_none_is_there_twice(tmp_path):
     )  # fmt: skip
     seen = set()
     for run in (dense, mixture):
-        for table in (*tables.TABLES, *tables.WEIGHT_TABLES):
+        for table in (*TABLES, *tables.WEIGHT_TABLES):
             rows, key = run.table(table.name), KEYS[table.name]
             seen |= {table.name} if len(rows) > 1 else set()
             places = [tuple(place_of(name, row[name]) for name in key) for row in rows]

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from outlier_atlas.settings.detection import (
-    AttentionSinksSettings,
-    DetectionSettings,
-    LlmInt8Settings,
-    MassiveActivationsSettings,
-    SuperExpertsSettings,
-    SuperWeightsSettings,
-)
+from outlier_atlas.criteria.attention_sinks.settings import AttentionSinksSettings
+from outlier_atlas.criteria.llm_int8.settings import LlmInt8Settings
+from outlier_atlas.criteria.massive_activations.settings import MassiveActivationsSettings
+from outlier_atlas.criteria.super_experts.settings import SuperExpertsSettings
+from outlier_atlas.criteria.super_weights.settings import SuperWeightsSettings
+from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.section import exactly, percent
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SUPER_WEIGHT_SITES
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.experts.tables import EXPERT_MAGNITUDES
+from outlier_atlas.criteria.layer_measures.tables import LAYER_MEASURES
+from outlier_atlas.criteria.llm_int8.tables import LLM_INT8_FEATURES, LLM_INT8_VARIANTS
+from outlier_atlas.criteria.magnitudes.tables import CHANNEL_MAXIMA, LAYER_MAGNITUDES
+from outlier_atlas.criteria.massive_activations.tables import MASSIVE_ACTIVATIONS, MASSIVE_CHANNELS
+from outlier_atlas.criteria.quantization_error.tables import QUANTIZATION_ERROR
+from outlier_atlas.criteria.super_experts.tables import SUPER_EXPERTS
+from outlier_atlas.criteria.super_weights.tables import SUPER_WEIGHTS
+from outlier_atlas.criteria.systematic_outliers.tables import SYSTEMATIC_OUTLIERS
+from outlier_atlas.criteria.tables import CRITERIA
+from outlier_atlas.criteria.token_norms.tables import TOKEN_NORMS
+from outlier_atlas.criteria.token_outliers.tables import TOKEN_OUTLIERS
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.detection import criteria as names
 from outlier_atlas.detection.columns import Columns
-from outlier_atlas.detection.criteria import (
-    ATTENTION_SINKS,
-    LLM_INT8,
-    MASSIVE_ACTIVATIONS,
-    SUPER_EXPERTS,
-    SUPER_WEIGHTS,
-    SYSTEMATIC_OUTLIERS,
-    TOKEN_OUTLIERS,
-    Criterion,
-)
+from outlier_atlas.detection.criteria import Criterion
 from outlier_atlas.detection.exclusion import Exclusion
 from outlier_atlas.detection.magnitudes import (
     channel_maximum_columns,
@@ -69,46 +73,46 @@ def findings(
     massive, systematic = _found(scan.massive), _found(scan.systematic)
     outliers = _found(scan.token_outliers)
     weights = super_weights(scan, settings.super_weights, values_of, dtype)
-    experts = super_experts(scan, settings) if criteria[SUPER_EXPERTS].measured else []
+    experts = super_experts(scan, settings) if criteria[names.SUPER_EXPERTS].measured else []
     found = {
-        LLM_INT8: sum(is_outlier_feature(feature, int8) for feature in features),
-        MASSIVE_ACTIVATIONS: len(massive),
-        SUPER_WEIGHTS: sum(weight.passes is True for weight in weights),
-        SUPER_EXPERTS: len(experts),
-        SYSTEMATIC_OUTLIERS: len(systematic),
-        TOKEN_OUTLIERS: len(outliers),
-        ATTENTION_SINKS: sinking_heads(sunk),
+        names.LLM_INT8: sum(is_outlier_feature(feature, int8) for feature in features),
+        names.MASSIVE_ACTIVATIONS: len(massive),
+        names.SUPER_WEIGHTS: sum(weight.passes is True for weight in weights),
+        names.SUPER_EXPERTS: len(experts),
+        names.SYSTEMATIC_OUTLIERS: len(systematic),
+        names.TOKEN_OUTLIERS: len(outliers),
+        names.ATTENTION_SINKS: sinking_heads(sunk),
     }
-    yield tables.CRITERIA, _criteria(criteria, found, not_finite(criteria, scan, sunk))
-    yield tables.LAYER_MAGNITUDES, layer_magnitude_columns(scan.magnitudes, tokens, bootstrap)
-    yield tables.CHANNEL_MAXIMA, channel_maximum_columns(scan.magnitudes, tokens, bootstrap)
+    yield CRITERIA, _criteria(criteria, found, not_finite(criteria, scan, sunk))
+    yield LAYER_MAGNITUDES, layer_magnitude_columns(scan.magnitudes, tokens, bootstrap)
+    yield CHANNEL_MAXIMA, channel_maximum_columns(scan.magnitudes, tokens, bootstrap)
     yield (
-        tables.LLM_INT8_FEATURES,
+        LLM_INT8_FEATURES,
         feature_columns(scan.outlier_features, features, int8, scan.magnitudes, bootstrap),
     )
-    yield tables.LLM_INT8_VARIANTS, variant_columns(features, int8, criteria[LLM_INT8].measured)
-    yield tables.MASSIVE_ACTIVATIONS, massive_activation_columns(massive, site, tokens)
-    yield tables.MASSIVE_CHANNELS, massive_channel_columns(massive, site, tokens, bootstrap)
+    yield LLM_INT8_VARIANTS, variant_columns(features, int8, criteria[names.LLM_INT8].measured)
+    yield MASSIVE_ACTIVATIONS, massive_activation_columns(massive, site, tokens)
+    yield MASSIVE_CHANNELS, massive_channel_columns(massive, site, tokens, bootstrap)
     yield (
-        tables.EXPERT_MAGNITUDES,
+        EXPERT_MAGNITUDES,
         expert_magnitude_columns(
             scan.experts, tokens, Exclusion.of(settings.exclude, special_ids),
             settings.experts.min_tokens, bootstrap,
         ),
     )  # fmt: skip
-    yield tables.SUPER_WEIGHTS, super_weight_columns(weights, tokens, scan, bootstrap)
-    yield tables.SUPER_EXPERTS, super_expert_columns(experts, tokens, scan, bootstrap)
+    yield SUPER_WEIGHTS, super_weight_columns(weights, tokens, scan, bootstrap)
+    yield SUPER_EXPERTS, super_expert_columns(experts, tokens, scan, bootstrap)
     yield (
-        tables.SYSTEMATIC_OUTLIERS,
+        SYSTEMATIC_OUTLIERS,
         systematic_columns(systematic, settings.systematic_outliers.site, tokens, special_ids),
     )
     yield (
-        tables.TOKEN_OUTLIERS,
+        TOKEN_OUTLIERS,
         token_outlier_columns(outliers, settings.token_outliers.site, tokens),
     )
-    yield tables.LAYER_MEASURES, measure_columns(scan, bootstrap)
-    yield tables.QUANTIZATION_ERROR, quantization_columns(scan.quantization, bootstrap)
-    yield tables.TOKEN_NORMS, norm_columns(scan.norms, settings.token_norms.site, tokens)
+    yield LAYER_MEASURES, measure_columns(scan, bootstrap)
+    yield QUANTIZATION_ERROR, quantization_columns(scan.quantization, bootstrap)
+    yield TOKEN_NORMS, norm_columns(scan.norms, settings.token_norms.site, tokens)
 
 
 def _found(by_layer: Mapping[int, BySequence[Found]]) -> list[tuple[int, Found]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from outlier_atlas import tables
+from outlier_atlas.criteria.magnitudes.tables import CHANNEL_MAXIMA
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.columns import (
     Columns,
@@ -54,7 +54,7 @@ def channel_maximum_columns(
 ) -> Columns:
     """The table of the largest value of each channel."""
     if not magnitudes:
-        return {column.name: [] for column in tables.CHANNEL_MAXIMA.columns}
+        return {column.name: [] for column in CHANNEL_MAXIMA.columns}
     widths = [m.channels for m in magnitudes.values()]
     ends = np.hstack([m.largest.intervals(bootstrap) for m in magnitudes.values()])
     return {

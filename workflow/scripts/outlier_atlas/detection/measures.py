@@ -7,6 +7,7 @@ from itertools import groupby, product
 
 import numpy as np
 
+from outlier_atlas.criteria.layer_measures.tables import QUANTILES, norm_name
 from outlier_atlas.detection.columns import Columns, interval_columns, or_null
 from outlier_atlas.detection.scan import Place, Scan
 from outlier_atlas.statistics.bootstrap import Bootstrap
@@ -14,7 +15,6 @@ from outlier_atlas.statistics.codes import Float64, Int64
 from outlier_atlas.statistics.measures import QuantizationErrors
 from outlier_atlas.statistics.moments import together
 from outlier_atlas.statistics.quantization import FORMATS, KEPT
-from outlier_atlas.tables.measures import QUANTILES, norm_name
 
 
 def measure_columns(scan: Scan, bootstrap: Bootstrap) -> Columns:

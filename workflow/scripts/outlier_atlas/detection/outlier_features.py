@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from outlier_atlas.criteria.llm_int8.settings import LayerShare, LlmInt8Settings, PositionShare
 from outlier_atlas.detection.columns import Columns, end_columns, interval_columns
 from outlier_atlas.detection.scan import Place
-from outlier_atlas.settings.detection import LayerShare, LlmInt8Settings, PositionShare
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.largest_sequences import LargestSequences
 from outlier_atlas.statistics.magnitudes import Magnitudes

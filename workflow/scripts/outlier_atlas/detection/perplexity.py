@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from outlier_atlas import tables
+from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.columns import Columns, interval_columns
 from outlier_atlas.statistics.bootstrap import Bootstrap
@@ -23,7 +23,7 @@ def perplexity(arrays: Arrays, layout: Layout, tokens: TokenStore, bootstrap: Bo
         DamagedChunkError: a chunk of the losses is damaged or missing.
     """
     if not layout.perplexity:
-        return {column.name: [] for column in tables.PERPLEXITY.columns}
+        return {column.name: [] for column in PERPLEXITY.columns}
     losses_T = np.concatenate(
         [
             arrays.read(layout.losses, *layout.chunk_range(chunk))[:, 0]

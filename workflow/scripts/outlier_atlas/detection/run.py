@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.detection import sinks
 from outlier_atlas.detection.columns import Columns
@@ -104,7 +105,7 @@ def detect(
     found = findings(
         result, store, special, detection, defined, sunk, bootstrap, values_of, layout.dtype
     )
-    of_losses = tables.PERPLEXITY.under({"bootstrap": bootstrap.record()})
+    of_losses = PERPLEXITY.under({"bootstrap": bootstrap.record()})
     of_all = [*sinks.findings(sunk, store, bootstrap), (of_losses, losses)]
     _write(folder, detection, found, of_all)
     clear_up(run, layout)

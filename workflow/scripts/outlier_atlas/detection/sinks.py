@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.attention_sinks.tables import (
+    ATTENTION_SINK_HEADS,
+    ATTENTION_SINK_POSITIONS,
+    ATTENTION_SINKS,
+)
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.columns import (
     Columns,
@@ -63,9 +68,9 @@ def findings(
     parameters: dict[str, Any] = {"bootstrap": bootstrap.record()}
     for one in [*sinks.values()][:1]:
         parameters["attention_sinks"] = {"threshold": one.threshold}
-    yield tables.ATTENTION_SINKS.under(parameters), _layers(sinks, tokens, bootstrap)
-    yield tables.ATTENTION_SINK_HEADS.under(parameters), _heads(sinks, bootstrap)
-    yield tables.ATTENTION_SINK_POSITIONS.under(parameters), _positions(sinks, bootstrap)
+    yield ATTENTION_SINKS.under(parameters), _layers(sinks, tokens, bootstrap)
+    yield ATTENTION_SINK_HEADS.under(parameters), _heads(sinks, bootstrap)
+    yield ATTENTION_SINK_POSITIONS.under(parameters), _positions(sinks, bootstrap)
 
 
 def _layers(sinks: Sinks, tokens: TokenStore, bootstrap: Bootstrap) -> Columns:

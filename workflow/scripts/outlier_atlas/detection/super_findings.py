@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from outlier_atlas.criteria.super_weights.settings import SuperWeightsSettings
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.columns import Columns, interval_columns, located
 from outlier_atlas.detection.scan import Scan
-from outlier_atlas.settings.detection import DetectionSettings, SuperWeightsSettings
+from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.sites import SUPER_WEIGHT_SITES
 from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
 from outlier_atlas.statistics.codes import Float32

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.super_experts.tables import SUPER_EXPERTS
+from outlier_atlas.criteria.super_weights.tables import SUPER_WEIGHTS
+from outlier_atlas.criteria.systematic_outliers.tables import SYSTEMATIC_OUTLIERS
+from outlier_atlas.criteria.token_outliers.tables import TOKEN_OUTLIERS
 from outlier_atlas.report.text import count, interval, listed, number, ranges, shown
 from outlier_atlas.visible import visible
 
@@ -70,22 +74,22 @@ def _plain(*shown: object) -> Cells:
 
 SHAPES = (
     Shape(
-        "super_weights", "Super weights", "weight", tables.SUPER_WEIGHTS,
+        "super_weights", "Super weights", "weight", SUPER_WEIGHTS,
         ("layer", "weight", "its value", "input", "largest output", "share of the output"),
         _weight, lambda row: row["layer"],
     ),
     Shape(
-        "super_experts", "Super experts", "expert", tables.SUPER_EXPERTS,
+        "super_experts", "Super experts", "expert", SUPER_EXPERTS,
         ("layer", "expert", "largest output", "quantile of all", "growth of the residual stream"),
         _expert, lambda row: row["layer"],
     ),
     Shape(
-        "systematic_outliers", "Systematic outliers", "token", tables.SYSTEMATIC_OUTLIERS,
+        "systematic_outliers", "Systematic outliers", "token", SYSTEMATIC_OUTLIERS,
         ("layers", "channel", "largest", "times the mean"),
         _token("mean"), lambda row: -row["mean_ratio"], joined=True,
     ),
     Shape(
-        "token_outliers", "Token outliers", "token", tables.TOKEN_OUTLIERS,
+        "token_outliers", "Token outliers", "token", TOKEN_OUTLIERS,
         ("layers", "channel", "largest", "times the median token's"),
         _token("median"), lambda row: -row["median_ratio"], joined=True,
     ),

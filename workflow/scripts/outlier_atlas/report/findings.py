@@ -14,6 +14,14 @@ from typing import Any
 import pyarrow as pa
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.attention_sinks.tables import ATTENTION_SINK_POSITIONS, ATTENTION_SINKS
+from outlier_atlas.criteria.experts.tables import EXPERT_MAGNITUDES
+from outlier_atlas.criteria.llm_int8.tables import LLM_INT8_FEATURES, LLM_INT8_VARIANTS
+from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
+from outlier_atlas.criteria.massive_activations.tables import MASSIVE_ACTIVATIONS, MASSIVE_CHANNELS
+from outlier_atlas.criteria.super_experts.tables import SUPER_EXPERTS
+from outlier_atlas.criteria.super_weights.tables import SUPER_WEIGHTS
+from outlier_atlas.criteria.tables import CRITERIA
 from outlier_atlas.report import mechanisms, not_finite
 from outlier_atlas.report.finding import Finding
 from outlier_atlas.report.text import (
@@ -60,18 +68,18 @@ class Evidence:
             return tables.read(folder, table).to_pylist()
 
         return cls(
-            criteria={row["criterion"]: row for row in rows(tables.CRITERIA)},
-            magnitudes=rows(tables.LAYER_MAGNITUDES),
-            features=rows(tables.LLM_INT8_FEATURES),
-            variants=rows(tables.LLM_INT8_VARIANTS),
-            massive=rows(tables.MASSIVE_CHANNELS),
-            super_weights=rows(tables.SUPER_WEIGHTS),
-            super_experts=rows(tables.SUPER_EXPERTS),
+            criteria={row["criterion"]: row for row in rows(CRITERIA)},
+            magnitudes=rows(LAYER_MAGNITUDES),
+            features=rows(LLM_INT8_FEATURES),
+            variants=rows(LLM_INT8_VARIANTS),
+            massive=rows(MASSIVE_CHANNELS),
+            super_weights=rows(SUPER_WEIGHTS),
+            super_experts=rows(SUPER_EXPERTS),
             ablations=rows(tables.ABLATIONS) if ablations else [],
-            experts=rows(tables.EXPERT_MAGNITUDES),
-            sinks=rows(tables.ATTENTION_SINKS),
-            sink_positions=rows(tables.ATTENTION_SINK_POSITIONS),
-            sequences_of=_sequences_of(tables.read(folder, tables.MASSIVE_ACTIVATIONS)),
+            experts=rows(EXPERT_MAGNITUDES),
+            sinks=rows(ATTENTION_SINKS),
+            sink_positions=rows(ATTENTION_SINK_POSITIONS),
+            sequences_of=_sequences_of(tables.read(folder, MASSIVE_ACTIVATIONS)),
             sequences=sequences,
         )
 

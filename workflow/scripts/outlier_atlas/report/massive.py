@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.massive_activations.tables import MASSIVE_ACTIVATIONS
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.report import criteria
 from outlier_atlas.report.findings import Evidence, closest_to_massive
@@ -35,7 +36,7 @@ def section(
         ),
         key=lambda r: (-abs(r["value"]), r["channel"]),
     )
-    activations = tables.read(tables_folder, tables.MASSIVE_ACTIVATIONS)
+    activations = tables.read(tables_folder, MASSIVE_ACTIVATIONS)
     places = sorted(
         criteria.joined(activations.to_pylist()),
         key=lambda row: (-abs(row["value"]), row["token_index"], row["channel"]),

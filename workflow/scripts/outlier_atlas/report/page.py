@@ -16,6 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from outlier_atlas import __version__, tables
+from outlier_atlas.criteria.llm_int8.settings import LayerShare, PositionShare
+from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.measured import records
@@ -48,7 +50,7 @@ from outlier_atlas.report.text import (
     percentage,
     shown,
 )
-from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
+from outlier_atlas.settings.detection import ExcludeSettings
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.sites import (
     ATTN_SINK,
@@ -143,7 +145,7 @@ def _head(
     model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
     store = read_record(inputs.store_record)
     style = (HERE / "style.css").read_text("utf-8")
-    losses = tables.read(inputs.tables, tables.PERPLEXITY).to_pylist()
+    losses = tables.read(inputs.tables, PERPLEXITY).to_pylist()
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name

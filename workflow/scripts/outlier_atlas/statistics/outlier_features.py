@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outlier_atlas.settings.detection import LayerShare, PositionShare
+from outlier_atlas.criteria.llm_int8.settings import LayerShare, PositionShare
 from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
 from outlier_atlas.statistics.codes import (
     CODES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import LAYER, POSITION, WHERE, Column, Table, intervals
 
 HEAD = Column("head", pa.int32(), "Query head of attention, 0-based.", "index")
@@ -80,4 +81,15 @@ ATTENTION_SINK_POSITIONS = Table(
         *intervals("sink_metric", unit="%"),
         *intervals("mean", unit="share"),
     ),
+)
+
+DESCRIPTION = Description(
+    "attention_sinks",
+    (
+        ATTENTION_SINKS,
+        ATTENTION_SINK_HEADS,
+        ATTENTION_SINK_POSITIONS,
+    ),
+    ("attention_sinks",),
+    finding="heads that sink on the first token",
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from outlier_atlas.tables import ABLATIONS, TABLES, WEIGHT_CHANNELS, WEIGHT_TABLES, Column
+from outlier_atlas.criteria.tables import TABLES
+from outlier_atlas.tables import ABLATIONS, WEIGHT_CHANNELS, WEIGHT_TABLES, Column
 
 METADATA = """\
 Each table is a Parquet file and a CSV file with the same rows. What its numbers depend on is in the

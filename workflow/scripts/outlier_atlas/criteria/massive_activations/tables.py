@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import (
     CHANNEL,
     LAYER,
@@ -81,4 +82,14 @@ MASSIVE_CHANNELS = Table(
         *intervals("first_position_share", unit="share"),
         *intervals("value", unit="activation", signed=True),
     ),
+)
+
+DESCRIPTION = Description(
+    "massive_activations",
+    (
+        MASSIVE_ACTIVATIONS,
+        MASSIVE_CHANNELS,
+    ),
+    ("massive_activations",),
+    finding="values",
 )

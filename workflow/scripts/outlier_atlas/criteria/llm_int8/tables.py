@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, Column, Table, intervals
 
 LLM_INT8_FEATURES = Table(
@@ -117,4 +118,14 @@ LLM_INT8_VARIANTS = Table(
         ),
         Column("channels", pa.string(), "Those channels, ascending, separated by spaces."),
     ),
+)
+
+DESCRIPTION = Description(
+    "llm_int8",
+    (
+        LLM_INT8_FEATURES,
+        LLM_INT8_VARIANTS,
+    ),
+    ("llm_int8",),
+    finding="channels",
 )

@@ -1,9 +1,10 @@
-"""The tables of how large activations are, and of which criteria were measured."""
+"""The tables of how large activations are."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
+from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import (
     CHANNEL,
     LAYER,
@@ -15,40 +16,6 @@ from outlier_atlas.tables.table import (
     Column,
     Table,
     intervals,
-)
-
-CRITERIA = Table(
-    "criteria",
-    "Each criterion: whether it was measured, on which sites, and how many findings it has.",
-    (
-        Column("criterion", pa.string(), "Name of the criterion, as in the configuration."),
-        Column("measured", pa.bool_(), "Whether all of its sites were measured."),
-        Column("sites", pa.string(), "Sites it is defined on in this run, separated by spaces."),
-        Column("missing_sites", pa.string(), "Those of its sites that were not measured."),
-        Column(
-            "findings",
-            pa.int64(),
-            "Number of findings: channels of llm_int8, values of massive_activations, weights of "
-            "super_weights, experts of super_experts, heads that sink on the first token of "
-            "attention_sinks, tokens of the others. "
-            "Empty where the criterion was not measured, or could look at no layer.",
-            "count",
-        ),
-        Column(
-            "not_finite",
-            pa.int64(),
-            "NaN and infinite values of its sites, which all of its numbers leave out (of "
-            "expert_out, tokens with one in an expert's output). Empty where it was not measured.",
-            "count",
-        ),
-        Column(
-            "layers_not_finite",
-            pa.string(),
-            "Layers that it could not look at, separated by spaces: one of its sites has no finite "
-            "value there (llm_int8: none of its sites has one). No share counts them.",
-        ),
-        Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
-    ),
 )
 
 LAYER_MAGNITUDES = Table(
@@ -113,5 +80,13 @@ CHANNEL_MAXIMA = Table(
         SEQUENCE,
         POSITION,
         *intervals("value", unit="activation", signed=True),
+    ),
+)
+
+DESCRIPTION = Description(
+    "magnitudes",
+    (
+        LAYER_MAGNITUDES,
+        CHANNEL_MAXIMA,
     ),
 )
