@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pipeline import Run, config
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.llm_int8.accumulator import SHARES
 from outlier_atlas.criteria.tables import TABLES
 from outlier_atlas.statistics import largest_sequences
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.largest_sequences import LargestSequences
-from outlier_atlas.statistics.outlier_features import SHARES
 from outlier_atlas.tables.losses import ENOUGH_SEQUENCES
 
 RESAMPLES, SEED, LEVEL = 200, 3, 0.9

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.statistics.bootstrap import Interval
 from outlier_atlas.statistics.codes import Int64
+from outlier_atlas.statistics.tokens import TokenOutlier
 
 Columns = dict[str, Any]
 
@@ -72,4 +73,23 @@ def interval_columns(name: str, intervals: Sequence[Interval]) -> Columns:
     return {
         f"{name}_low": [None if ends is None else ends[0] for ends in intervals],
         f"{name}_high": [None if ends is None else ends[1] for ends in intervals],
+    }
+
+
+def outlier_columns(
+    found: Sequence[tuple[int, TokenOutlier]], site: str, tokens: TokenStore, reference: str
+) -> Columns:
+    """Tokens that are outliers as a whole, each with its layer.
+
+    Args:
+        reference: name of the column of what they stand out from.
+    """
+    return {
+        "site": [site] * len(found),
+        "layer": [layer for layer, _ in found],
+        **located(tokens, [outlier.token for _, outlier in found]),
+        "channel": [outlier.channel for _, outlier in found],
+        "value": [outlier.value for _, outlier in found],
+        reference: [outlier.reference for _, outlier in found],
+        f"{reference}_ratio": [ratio(o.value, o.reference) for _, o in found],
     }

@@ -1,14 +1,12 @@
-"""The tables of the largest values: of layers, of channels and of experts."""
+"""How large activations are: the largest values of layers and of channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from outlier_atlas.criteria.magnitudes.tables import CHANNEL_MAXIMA
-from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.detection.columns import (
+from outlier_atlas.criteria.columns import (
     Columns,
     end_columns,
     interval_columns,
@@ -16,15 +14,48 @@ from outlier_atlas.detection.columns import (
     or_null,
     places,
 )
-from outlier_atlas.detection.exclusion import Exclusion
-from outlier_atlas.detection.scan import Place
+from outlier_atlas.criteria.magnitudes.tables import CHANNEL_MAXIMA, DESCRIPTION, LAYER_MAGNITUDES
+from outlier_atlas.criteria.measure import (
+    Context,
+    Finite,
+    Measure,
+    Measures,
+    Place,
+    Taker,
+)
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.statistics.bootstrap import Bootstrap
-from outlier_atlas.statistics.experts import ExpertMagnitudes
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.one_pass import TOP
+from outlier_atlas.tables.table import Table
 
 
-def layer_magnitude_columns(
+class MagnitudesMeasure(Measure):
+    """The largest values, of every site with channels."""
+
+    description = DESCRIPTION
+
+    def __init__(self, context: Context, others: Measures) -> None:
+        super().__init__(context, others)
+        channels = context.layout.sites
+        self.of_places = {
+            place: Magnitudes(channels[place[0]], context.sequences) for place in context.places
+        }
+
+    def takers(self) -> Iterable[tuple[Place, Taker]]:
+        return ((place, each.update) for place, each in self.of_places.items())
+
+    def finite(self) -> Iterable[Finite]:
+        for (site, layer), each in self.of_places.items():
+            yield Finite(site, layer, each.nan + each.infinite, bool(each.top))
+
+    def tables(self) -> Iterator[tuple[Table, Columns]]:
+        tokens, bootstrap = self.context.tokens, self.context.bootstrap
+        yield LAYER_MAGNITUDES, _layers(self.of_places, tokens, bootstrap)
+        yield CHANNEL_MAXIMA, _channels(self.of_places, tokens, bootstrap)
+
+
+def _layers(
     magnitudes: Mapping[Place, Magnitudes], tokens: TokenStore, bootstrap: Bootstrap
 ) -> Columns:
     """The table of the largest values of each site and layer."""
@@ -49,7 +80,7 @@ def layer_magnitude_columns(
     }
 
 
-def channel_maximum_columns(
+def _channels(
     magnitudes: Mapping[Place, Magnitudes], tokens: TokenStore, bootstrap: Bootstrap
 ) -> Columns:
     """The table of the largest value of each channel."""
@@ -64,39 +95,4 @@ def channel_maximum_columns(
         "value": or_null(np.concatenate([m.maxima for m in magnitudes.values()])),
         **places(tokens, np.concatenate([m.tokens for m in magnitudes.values()])),
         **end_columns("value", (ends[0], ends[1])),
-    }
-
-
-def expert_magnitude_columns(
-    layers: Mapping[int, ExpertMagnitudes],
-    tokens: TokenStore,
-    exclusion: Exclusion,
-    min_tokens: int,
-    bootstrap: Bootstrap,
-) -> Columns:
-    """The table of the largest output of each routed expert."""
-    each = [(layer, m, expert) for layer, m in layers.items() for expert in range(m.experts)]
-    of_sequences = [m.routed[:, expert] for _, m, expert in each]
-    routed = [int(counts.sum()) for counts in of_sequences]
-    kept = exclusion.kept_of_sequences(tokens) if layers else np.zeros(0, np.int64)
-    all_kept = int(kept.sum())
-    largest = [int(m.tokens[expert]) for _, m, expert in each]
-    channels = [int(m.channels[expert]) for _, m, expert in each]
-    return {
-        "layer": [layer for layer, _, _ in each],
-        "expert": [expert for _, _, expert in each],
-        "tokens": routed,
-        "token_share": [count / all_kept if all_kept else None for count in routed],
-        "enough_tokens": [count >= min_tokens for count in routed],
-        "value": or_null([m.values[expert] for _, m, expert in each]),
-        "channel": [None if channel < 0 else channel for channel in channels],
-        **located(tokens, largest),
-        "nan": [int(m.nan[expert]) for _, m, expert in each],
-        "infinite": [int(m.infinite[expert]) for _, m, expert in each],
-        **interval_columns(
-            "token_share", [bootstrap.ratios(counts, kept) for counts in of_sequences]
-        ),
-        **interval_columns(
-            "value", [bootstrap.maxima(m.largest[:, expert]) for _, m, expert in each]
-        ),
     }
