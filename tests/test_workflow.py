@@ -132,7 +132,7 @@ def test_a_touched_script_is_not_stale_and_each_rule_knows_its_own_code(folder):
     )
     assert {
         "doorway.py",
-        "outlier_atlas/report/text.py",
+        "outlier_atlas/report/page.py",
         "outlier_atlas/settings/report.py",
     } <= report
     assert {"doorway.py", "outlier_atlas/model/partial.py"} <= extraction

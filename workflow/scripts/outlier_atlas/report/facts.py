@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from outlier_atlas.measured import Measured
-from outlier_atlas.report.text import count, ranges
 from outlier_atlas.settings.detection import BootstrapSettings
 from outlier_atlas.store.origin import Origin, in_words
+from outlier_atlas.text import count, ranges
 from outlier_atlas.visible import visible
 
 Row = dict[str, Any]

@@ -1,13 +1,30 @@
-"""The report's line on perplexity."""
+"""How the report shows perplexity: in its first lines and among the facts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from outlier_atlas.report.text import count, number
+from outlier_atlas.criteria.perplexity.tables import DESCRIPTION
+from outlier_atlas.criteria.show import (
+    Page,
+    Row,
+    Show,
+)
+from outlier_atlas.text import (
+    count,
+    number,
+)
 
-Row = dict[str, Any]
+
+class PerplexityShow(Show):
+    """Perplexity, which has no section of its own."""
+
+    description = DESCRIPTION
+    title = "Perplexity"
+
+    def switched_off(self, page: Page) -> str:
+        on = page.configuration["extraction"]["perplexity"]
+        return "" if on else "extraction.perplexity is false"
 
 
 def line(rows: Sequence[Row]) -> str:

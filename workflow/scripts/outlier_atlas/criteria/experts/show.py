@@ -1,14 +1,23 @@
-"""The report's section on the experts of a mixture of experts."""
+"""How the report shows the experts of a mixture of experts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
-from outlier_atlas.report.text import count, ranges, shown
-
-Row = dict[str, Any]
+from outlier_atlas.criteria.experts.tables import DESCRIPTION, EXPERT_MAGNITUDES
+from outlier_atlas.criteria.show import (
+    Page,
+    Row,
+    Section,
+    Show,
+)
+from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.text import (
+    count,
+    ranges,
+    shown,
+)
 
 DEFINITION = (
     "The down_proj output of each expert over all tokens routed to it: with its bias, before the "
@@ -17,7 +26,30 @@ DEFINITION = (
 )
 
 
-def section(rows: Sequence[Row], min_tokens: int, most: int) -> Row:
+class ExpertsShow(Show):
+    """Which experts saw few tokens, and which have the largest outputs."""
+
+    description = DESCRIPTION
+    title = "Experts"
+
+    def section(self, page: Page) -> Section:
+        rows = page.evidence.rows(EXPERT_MAGNITUDES)
+        values: Row = {}
+        if rows:
+            min_tokens = page.configuration["detection"]["experts"]["min_tokens"]
+            values = _values(rows, min_tokens, page.report.rows)
+            values["heatmap"] = page.picture(
+                f"{EXPERT_OUT}-experts",
+                "Largest |down_proj output| by layer and expert",
+                "The largest |down_proj output| of each expert, over all tokens routed to it; "
+                "logarithmic colour. An unseen expert has no colour. The experts with the largest "
+                "are named above.",
+            )
+        values["measured"] = bool(rows)
+        return Section("experts", self.title, "experts/section.html.j2", values, shown=bool(rows))
+
+
+def _values(rows: Sequence[Row], min_tokens: int, most: int) -> Row:
     """What the section shows.
 
     Args:
