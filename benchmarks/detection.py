@@ -36,10 +36,10 @@ import torch
 from pipeline import Run
 from real import MODEL, TEXT, built_in
 
+from outlier_atlas.criteria.layer_measures.measure import LayerMeasures
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
 from outlier_atlas.statistics import compiled, quantization
-from outlier_atlas.statistics.measures import LayerMeasures
 from outlier_atlas.statistics.summary import Place, summarize
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import COMMITS, Commits

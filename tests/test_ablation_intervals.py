@@ -10,9 +10,9 @@ from test_report import Page, _section, rendered
 from outlier_atlas import tables
 from outlier_atlas.ablation.table import columns
 from outlier_atlas.ablation.variants import UNALTERED, Trial, Variant, ZeroWeight
-from outlier_atlas.report.text import interval as ends_of
-from outlier_atlas.report.text import number, times
 from outlier_atlas.statistics.bootstrap import Bootstrap
+from outlier_atlas.text import interval as ends_of
+from outlier_atlas.text import number, times
 
 BOOTSTRAP = {"resamples": 200, "seed": SEED, "level": LEVEL}
 OWN = [[5, 17, 200, 9, 33, 41], [40, 6, 6, 90, 280]]

@@ -290,6 +290,10 @@ FILES = {
         with_line("extraction: {store: []}\ndetection: {quantization_error: {sites: [mlp_in]}}"),
         "detection.quantization_error.sites: mlp_in is not stored; name it in extraction.store",
     ),
+    "rounding what is not measured": (
+        with_line("detection: {quantization_error: {sites: [mlp_out]}}"),
+        "detection.quantization_error.sites: mlp_out is not measured; name it in extraction.sites",
+    ),
     "leaving out of what is not kept": (
         with_line("extraction: {store: []}\ndetection: {exclude: {first_positions: 1}}"),
         "detection.exclude: tokens cannot be left out of attn_in, whose values are not stored; ",

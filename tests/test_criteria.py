@@ -6,8 +6,9 @@ import tiny
 from pipeline import Run, config
 from safetensors.torch import load_file, save_file
 
+from outlier_atlas.criteria.measure import define
+from outlier_atlas.criteria.measures import MEASURES
 from outlier_atlas.data.classes import token_class
-from outlier_atlas.detection.criteria import criteria
 from outlier_atlas.settings.detection import DetectionSettings
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -229,7 +230,7 @@ def test_a_criterion_that_was_not_measured_says_so(planted, mixture):
     run, *_ = mixture
     assert findings(run)["token_outliers"] is None
     assert findings(run)["super_weights"] == 0, "routed experts are searched"
-    missing = criteria(DetectionSettings(), ["mlp_hidden", "mlp_out"], 64)["super_weights"]
+    missing = define(MEASURES, DetectionSettings(), ["mlp_hidden", "mlp_out"], 64)["super_weights"]
     assert (missing.measured, missing.missing) == (False, ("down_proj_out",))
     assert run.table("super_weights") == run.table("token_outliers") == []
 
@@ -277,7 +278,7 @@ STATED_OF_CHANGED = {
 def test_a_definition_states_each_threshold_exactly_and_how_it_compares(
     settings, sink_tokens, stated
 ):
-    found = criteria(DetectionSettings.model_validate(settings), [], sink_tokens)
+    found = define(MEASURES, DetectionSettings.model_validate(settings), [], sink_tokens)
     assert set(found) == set(stated)
     for name, parts in stated.items():
         for part in parts:

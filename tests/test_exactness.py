@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline import Run, config
 
-from outlier_atlas.detection.super_findings import super_experts
+from outlier_atlas.criteria.massive_activations.measure import massive_activations
+from outlier_atlas.criteria.super_experts.measure import super_experts
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.statistics import medians, summary
 from outlier_atlas.statistics.codes import bits_of_code, from_code, magnitude_codes
-from outlier_atlas.statistics.massive import massive_activations
 from outlier_atlas.statistics.medians import needs_median, sequence_median
 from outlier_atlas.statistics.sequences import WholeSequence
 from outlier_atlas.statistics.summary import Place, summarize
@@ -164,7 +164,7 @@ def test_a_run_finds_the_value_at_the_edge_alone(edge, store, chunk, detection, 
 
 
 def scanned(values, tops):
-    """What `super_experts` reads of a scan: experts' outputs by layer, and the largest |x|."""
+    """What `super_experts` reads: experts' outputs, massive activations, and the largest |x|."""
     experts = {
         layer: SimpleNamespace(
             values=np.array(of_layer, np.float32), channels=np.zeros(len(of_layer), np.int64),
@@ -172,10 +172,11 @@ def scanned(values, tops):
         )
         for layer, of_layer in enumerate(values)
     }  # fmt: skip
-    return SimpleNamespace(
-        experts=experts,
-        massive={layer: SimpleNamespace(found=lambda: [1]) for layer in experts},
-        magnitudes={("resid_post", layer): SimpleNamespace(top=top) for layer, top in tops.items()},
+    massive = {layer: SimpleNamespace(found=lambda: [1]) for layer in experts}
+    return (
+        experts,
+        massive,
+        {("resid_post", layer): SimpleNamespace(top=top) for layer, top in tops.items()},
     )
 
 
@@ -184,14 +185,14 @@ def test_an_expert_just_above_the_quantile_is_above_it():
     above = np.float32(3)
     below = np.nextafter(above, np.float32(0))
     settings = DetectionSettings.model_validate({"super_experts": {"quantile": 0.75}})
-    found = super_experts(scanned([[below, above]], {0: [9.0]}), settings)
+    found = super_experts(*scanned([[below, above]], {0: [9.0]}), settings)
     assert [expert.expert for expert in found] == [1]
     assert float(below) < found[0].quantile < float(above)
 
 
 def test_a_layer_of_which_nothing_is_finite_is_none_to_grow_from():
     scan = scanned([[1.0, 2.0], [1.0, 2.0], [1.0, 900.0]], {0: [9.0], 1: [], 2: [9.5]})
-    (found,) = super_experts(scan, DetectionSettings())
+    (found,) = super_experts(*scan, DetectionSettings())
     assert (found.layer, found.expert, found.growth) == (2, 1, None)
 
 
@@ -212,7 +213,7 @@ def test_an_expert_at_a_threshold_is_not_above_it(criterion, found):
     """Above the quantile, above the ratio, and growth that is at least the configured one."""
     settings = DetectionSettings.model_validate({"super_experts": criterion})
     scan = scanned([[1.0, 2.0, 3.0], [4.0, -5.0]], {0: [4.0], 1: [5.0]})
-    experts = super_experts(scan, settings)
+    experts = super_experts(*scan, settings)
     # The first measured layer has none before it: of its experts none is large enough.
     assert [(e.layer, abs(e.value)) for e in experts if e.layer] == found
     assert all(abs(e.value) == 3 for e in experts if not e.layer)

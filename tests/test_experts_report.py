@@ -13,9 +13,9 @@ from pipeline import Run, config
 from test_report import Page, rendered
 
 from outlier_atlas.checkpoint.source import load_tokenizer
+from outlier_atlas.criteria.experts.show import seen
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.report import figures
-from outlier_atlas.report.experts import seen
 
 
 def planted(folder):

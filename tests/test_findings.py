@@ -4,8 +4,11 @@ import math
 
 import pytest
 
+from outlier_atlas.criteria.attention_sinks import show as attention_sinks
+from outlier_atlas.criteria.finding_table import joined
+from outlier_atlas.criteria.super_experts import show as super_experts
+from outlier_atlas.criteria.super_weights import show as super_weights
 from outlier_atlas.report import ablation, mechanisms
-from outlier_atlas.report.criteria import joined
 
 UNALTERED = {"draw": None, "ratio": 1.0, "perplexity": 20.0, "intervention": "none"}
 
@@ -29,16 +32,16 @@ def test_the_super_weight_with_the_largest_output_is_said():
             (0, False, 9.0, -900.0), (1, True, None, 60.0), (2, True, -3.5, -700.0),
         )
     ]  # fmt: skip
-    (said,) = mechanisms.super_weights(weights, "Definition.")
+    (said,) = super_weights.sentence(weights, "Definition.")
     assert said.text == (
         "The down projection of layer 2 has a super weight, W[5, 9] = -3.5: at one token its input "
         "is 80 in channel 9, and it makes 80 % of the output of -700 in channel 5. The run has 2 "
         "super weights in all."
     )
     assert said.definition == "Definition."
-    (several,) = mechanisms.super_weights(weights[1:2], "")
+    (several,) = super_weights.sentence(weights[1:2], "")
     assert "a super weight, W[5, 9]: at" in several.text
-    assert mechanisms.super_weights(weights[:1], "") == []
+    assert super_weights.sentence(weights[:1], "") == []
 
 
 def test_the_super_expert_with_the_largest_output_is_said():
@@ -46,22 +49,22 @@ def test_the_super_expert_with_the_largest_output_is_said():
         {"layer": layer, "expert": 3, "channel": 7, "value": value}
         for layer, value in ((1, -5600.0), (2, 300.0))
     ]
-    (said,) = mechanisms.super_experts(experts, "")
+    (said,) = super_experts.sentence(experts, "")
     assert said.text == (
         "The run has 2 super experts: the output of expert 3 of layer 1 reaches -5,600 in channel "
         "7."
     )
-    assert mechanisms.super_experts([], "") == []
+    assert super_experts.sentence([], "") == []
 
 
 def test_sinks_are_said_where_there_are_some():
     layers = [{"heads": 4, "sink_heads": 3, "sink_metric": 75.0}]
     ends = {"sink_metric_low": 70.0, "sink_metric_high": 80.0}
-    (said,) = mechanisms.attention_sinks(layers, [{"sink_metric": 75.0} | ends], "")
+    (said,) = attention_sinks.sentence(layers, [{"sink_metric": 75.0} | ends], "")
     assert said.text.startswith("The first token is a sink in 75 % (70 to 80 %) of all (sequence,")
     for metric in (0.0, None):
-        assert mechanisms.attention_sinks(layers, [{"sink_metric": metric} | ends], "") == []
-    assert mechanisms.attention_sinks([], [], "") == []
+        assert attention_sinks.sentence(layers, [{"sink_metric": metric} | ends], "") == []
+    assert attention_sinks.sentence([], [], "") == []
 
 
 def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():

@@ -13,7 +13,7 @@ from pipeline import Run, named_by_verify
 
 from outlier_atlas import builtin, products
 from outlier_atlas.data.prepare import check_documents
-from outlier_atlas.files import DamagedFileError, sha256, write_record
+from outlier_atlas.files import DamagedFileError, canonical, sha256, write_record
 from outlier_atlas.store.version import refuse_newer, version_of
 from outlier_atlas.verification import Records, verify
 
@@ -256,7 +256,10 @@ def test_summaries_of_older_versions_have_no_proof_and_are_read(finished, tmp_pa
     from outlier_atlas.store import summaries
 
     with monkeypatch.context() as patch:
-        patch.setattr(summaries, "PROOF", "another")
+        known = summaries.DESCRIBED
+        patch.setattr(
+            summaries, "canonical", lambda d: canonical({k: d[k] for k in d if k in known})
+        )
         run = Run(tmp_path, finished.config)
         ordinary(run)
     ran = ordinary(run)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from pipeline import Run, config
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.llm_int8.accumulator import SHARES
+from outlier_atlas.criteria.tables import TABLES
 from outlier_atlas.statistics import largest_sequences
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.largest_sequences import LargestSequences
-from outlier_atlas.statistics.outlier_features import SHARES
 from outlier_atlas.tables.losses import ENOUGH_SEQUENCES
 
 RESAMPLES, SEED, LEVEL = 200, 3, 0.9
@@ -401,7 +402,7 @@ def test_intervals_of_experts(mixture):
 def test_files_name_the_settings_that_their_numbers_depend_on(dense, mixture):
     named = {}
     for run in (dense, mixture):
-        for table in (*tables.TABLES, *tables.WEIGHT_TABLES):
+        for table in (*TABLES, *tables.WEIGHT_TABLES):
             named |= {(run, table.name): tables.parameters(run.tables, table)}
             if table.has_intervals:
                 assert named[run, table.name]["bootstrap"] == BOOTSTRAP, table.name
@@ -438,7 +439,7 @@ OTHERWISE = {
 
 
 def test_every_share_and_maximum_has_an_interval_or_a_reason():
-    for table in tables.TABLES:
+    for table in TABLES:
         names = {column.name for column in table.columns}
         for column in table.columns:
             largest = column.name in ("value", "top1") or column.name.endswith("_max")

@@ -8,8 +8,8 @@ from pipeline import Run, config
 from safetensors.torch import load_file
 from test_report import rendered
 
+from outlier_atlas.criteria.llm_int8.accumulator import OutlierFeatures
 from outlier_atlas.report import not_finite
-from outlier_atlas.statistics.outlier_features import OutlierFeatures
 from outlier_atlas.statistics.summary import Place, summarize
 
 SITES = ["attn_in", "mlp_in", "mlp_hidden", "mlp_out", "resid_post", "attn_sink"]

@@ -14,9 +14,10 @@ from pipeline import Run, config
 from safetensors.torch import load_file
 from tokenizers import AddedToken
 
+from outlier_atlas import text
 from outlier_atlas.checkpoint.source import load_tokenizer
 from outlier_atlas.files import read_record, write_record
-from outlier_atlas.report import figures, text
+from outlier_atlas.report import figures
 from outlier_atlas.report.page import Inputs, render
 
 HOSTILE = [

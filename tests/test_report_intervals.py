@@ -10,7 +10,7 @@ from planted import ROWS
 from test_report import Page, _section
 from test_report import rendered as render
 
-from outlier_atlas.report.text import interval, number, percent
+from outlier_atlas.text import interval, number, percent
 from outlier_atlas.workflow import closing_words
 
 SITES = ["attn_in", "mlp_in", "mlp_hidden", "down_proj_out", "resid_post"]

@@ -27,6 +27,7 @@ from outlier_atlas import tables, workflow
 from outlier_atlas.builtin import Package
 from outlier_atlas.builtin import fetch as fetch_package
 from outlier_atlas.checkpoint.source import fetch, load_config, load_tokenizer
+from outlier_atlas.criteria.massive_activations.tables import MASSIVE_CHANNELS
 from outlier_atlas.data.tokens import write_tokens
 from outlier_atlas.report import figures
 from outlier_atlas.sanitize import VisibleFormatter, redacted, visible
@@ -125,8 +126,8 @@ TOKENS = [
 
 def test_the_csv_has_exactly_what_the_parquet_has(tmp_path):
     """A token that looks like a formula is data: programs that read the file must get it back."""
-    rows = {column.name: [None] * len(TOKENS) for column in tables.MASSIVE_CHANNELS.columns}
-    tables.write(tmp_path, tables.MASSIVE_CHANNELS, rows | {"token_text": TOKENS})
+    rows = {column.name: [None] * len(TOKENS) for column in MASSIVE_CHANNELS.columns}
+    tables.write(tmp_path, MASSIVE_CHANNELS, rows | {"token_text": TOKENS})
     exact = pq.read_table(tmp_path / "massive_channels.parquet")["token_text"].to_pylist()
     options = pyarrow.csv.ParseOptions(newlines_in_values=True)
     read = pyarrow.csv.read_csv(tmp_path / "massive_channels.csv", parse_options=options)

@@ -9,8 +9,8 @@ from pipeline import Run, config
 from sinks import ROWS, extracted
 from test_report import Page, rendered
 
+from outlier_atlas.criteria.attention_sinks.measure import AttentionSinks
 from outlier_atlas.report import figures
-from outlier_atlas.statistics.sinks import AttentionSinks
 
 T, THRESHOLD = 5, 0.3
 PLACES = [(sequence, k) for sequence, ids in enumerate(ROWS) for k in range(len(ids))]

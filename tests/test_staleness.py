@@ -21,6 +21,7 @@ import pytest
 import tiny
 import zarr
 from hub_server import HubServer
+from other_values import other_values
 from pipeline import Run, config
 from store_files import chunk_files, site_chunks, written
 from test_hub import dataset, environment, hub  # noqa: F401 - a fixture
@@ -29,6 +30,7 @@ from test_workflow import ROOT, snakemake, write
 from outlier_atlas import staleness
 from outlier_atlas.extraction import compute
 from outlier_atlas.job_metrics import records
+from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.store import shape
 from outlier_atlas.store.commits import COMMITS, Commits, revise
 
@@ -70,38 +72,7 @@ CHANGES = {
     "extraction.advanced.sink_tokens": 8,
     "extraction.advanced.outlier_floor": 3.0,
     "extraction.advanced.massive_floor": 32.0,
-    "detection.llm_int8.sites": ["attn_in"],
-    "detection.llm_int8.threshold": 3.0,
-    "detection.llm_int8.layer_share": 0.5,
-    "detection.llm_int8.position_share": 0.1,
-    "detection.llm_int8.layer_share_over": "tensors",
-    "detection.llm_int8.position_share_by": "max",
-    "detection.massive_activations.site": "mlp_in",
-    "detection.massive_activations.absolute": 50.0,
-    "detection.massive_activations.ratio": 500.0,
-    "detection.massive_activations.median": "token",
-    "detection.experts.min_tokens": 2,
-    "detection.super_weights.threshold": 40.0,
-    "detection.super_weights.min_share": 0.4,
-    "detection.super_experts.quantile": 0.99,
-    "detection.super_experts.ratio": 0.2,
-    "detection.super_experts.growth": 2.0,
-    "detection.systematic_outliers.site": "mlp_in",
-    "detection.systematic_outliers.ratio": 500.0,
-    "detection.token_outliers.site": "resid_post",
-    "detection.token_outliers.ratio": 32.0,
-    "detection.token_norms.site": "mlp_in",
-    "detection.token_norms.top": 3,
-    "detection.quantization_error.sites": ["mlp_in"],
-    "detection.quantization_error.threshold": 5.0,
-    "detection.exclude.special_tokens": True,
-    "detection.exclude.first_positions": 1,
-    "detection.exclude.token_ids": [3],
-    "detection.bootstrap.resamples": 100,
-    "detection.bootstrap.seed": 1,
-    "detection.bootstrap.level": 0.9,
-    "detection.smoothquant.alpha": 0.7,
-    "detection.attention_sinks.threshold": 0.5,
+    **{f"detection.{key}": value for key, value in other_values(DetectionSettings).items()},
     "weights.measure": False,
     "ablation.sequences": 1,
     "ablation.targets": ["outlier_features"],

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from outlier_atlas.criteria.llm_int8.accumulator import OutlierFeatures
+from outlier_atlas.criteria.massive_activations.measure import massive_activations
 from outlier_atlas.statistics.codes import NOT_FINITE as NO_CODE
 from outlier_atlas.statistics.codes import from_code, magnitude_codes
 from outlier_atlas.statistics.experts import ExpertMagnitudes, summarize_experts
 from outlier_atlas.statistics.magnitudes import Magnitudes
-from outlier_atlas.statistics.massive import massive_activations
-from outlier_atlas.statistics.outlier_features import OutlierFeatures
 from outlier_atlas.statistics.sequences import BySequence
 from outlier_atlas.statistics.summary import Place, summarize
 

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from outlier_atlas.criteria.systematic_outliers.measure import systematic_outliers
+from outlier_atlas.criteria.token_norms.measure import TokenNorms
+from outlier_atlas.criteria.token_outliers.measure import token_outliers
 from outlier_atlas.statistics import compiled, summary
 from outlier_atlas.statistics.codes import magnitude_codes
 from outlier_atlas.statistics.moments import Moments, merged, together
-from outlier_atlas.statistics.norms import TokenNorms
 from outlier_atlas.statistics.sequences import BySequence
 from outlier_atlas.statistics.summary import Place, summarize
-from outlier_atlas.statistics.tokens import systematic_outliers, token_outliers
 from outlier_atlas.store import summaries
 from outlier_atlas.store.summaries import DamagedSummaryError
 

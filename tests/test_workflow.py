@@ -18,7 +18,9 @@ import transformers
 import yaml
 import zarr
 
+from outlier_atlas.criteria.tables import TABLES
 from outlier_atlas.sources import Sources
+from outlier_atlas.tables import WEIGHT_TABLES
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,12 +79,8 @@ def test_a_run_leaves_everything_that_is_promised(folder):
     array = zarr.open(run / "activations.zarr")["attn_in"]
     assert array.shape == (4, 128, 32)
     assert np.isfinite(array[:]).all()
-    names = {"criteria", "layer_magnitudes", "channel_maxima", "llm_int8_features"}
-    names |= {"llm_int8_variants", "massive_activations", "massive_channels", "expert_magnitudes"}
-    names |= {"super_weights", "super_experts", "systematic_outliers", "token_outliers"}
-    names |= {"token_norms", "layer_measures", "quantization_error", "perplexity"}
-    names |= {"attention_sinks", "attention_sink_heads", "attention_sink_positions"}
-    names |= {"weights", "weight_errors", "smoothquant_scales"}
+    names = {table.name for table in (*TABLES, *WEIGHT_TABLES)}
+    assert {"criteria", "massive_activations", "perplexity", "weights"} <= names
     for ending in ("parquet", "csv"):
         assert {path.stem for path in (run / "tables").glob(f"*.{ending}")} == names
     assert "<!doctype html>" in (run / "report.html").read_text()[:200]
@@ -132,11 +130,11 @@ def test_a_touched_script_is_not_stale_and_each_rule_knows_its_own_code(folder):
     )
     assert {
         "rule_main.py",
-        "outlier_atlas/report/text.py",
+        "outlier_atlas/report/page.py",
         "outlier_atlas/settings/report.py",
     } <= report
     assert {"rule_main.py", "outlier_atlas/loading/partial.py"} <= extraction
-    assert not {path for path in report if "/extraction/" in path or "/model/" in path}
+    assert not {path for path in report if "/extraction/" in path or "/roles/" in path}
     assert not {path for path in extraction if "/report/" in path or "/detection/" in path}
 
 
@@ -145,7 +143,7 @@ def test_snakemakes_own_report_has_the_page_the_tables_and_the_figures(folder):
     with zipfile.ZipFile(folder / "own.zip") as archive:
         names = {Path(name).name for name in archive.namelist()}
         page = archive.read("own/report.html").decode()
-    assert len([name for name in names if name.endswith(".csv")]) == 22
+    assert len([name for name in names if name.endswith(".csv")]) == len((*TABLES, *WEIGHT_TABLES))
     assert len([name for name in names if name.endswith(".svg")]) == 9
     for word in ("Figures", "Tables", "massive_channels", "maxima"):
         assert word in page

@@ -4,6 +4,7 @@ import functools
 from dataclasses import asdict
 
 from outlier_atlas import builtin, products, tables
+from outlier_atlas.criteria import tables as criteria_tables
 from outlier_atlas.data import folder
 from outlier_atlas.digests import Digests
 from outlier_atlas.data import prepare as data_stage
@@ -56,14 +57,14 @@ EXTRACTION_THREADS = SETTINGS.execution.threads or max(
     1, workflow.cores // SEQUENCE_SHARDS
 )
 
-TABLES = [f"{RESULTS}/tables/{table.name}.parquet" for table in tables.TABLES]
+TABLES = [f"{RESULTS}/tables/{table.name}.parquet" for table in criteria_tables.TABLES]
 WEIGHT_TABLES = [
     f"{RESULTS}/tables/{table.name}.parquet" for table in tables.WEIGHT_TABLES
 ]
 CSV_WEIGHT_TABLES = [
     f"{RESULTS}/tables/{table.name}.csv" for table in tables.WEIGHT_TABLES
 ]
-CSV_TABLES = [f"{RESULTS}/tables/{table.name}.csv" for table in tables.TABLES]
+CSV_TABLES = [f"{RESULTS}/tables/{table.name}.csv" for table in criteria_tables.TABLES]
 ABLATIONS = f"{RESULTS}/tables/{tables.ABLATIONS.name}.parquet"
 ABLATIONS_CSV = f"{RESULTS}/tables/{tables.ABLATIONS.name}.csv"
 FIGURES = [

@@ -20,10 +20,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from outlier_atlas import staleness
+from outlier_atlas import dictionary, staleness
 from outlier_atlas.settings import sites
 from outlier_atlas.settings.configuration import Settings
-from outlier_atlas.tables import dictionary
 
 INTRODUCTION = """\
 # The configuration

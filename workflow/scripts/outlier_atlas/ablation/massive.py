@@ -18,6 +18,7 @@ import numpy as np
 
 from outlier_atlas import tables
 from outlier_atlas.ablation.variants import SetMassive
+from outlier_atlas.criteria.massive_activations.tables import MASSIVE_ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class MassiveValues:
     @classmethod
     def of(cls, folder: Path) -> MassiveValues:
         """Those of a run's tables."""
-        rows = tables.read(folder, tables.MASSIVE_ACTIVATIONS).to_pylist()
-        criterion = tables.parameters(folder, tables.MASSIVE_ACTIVATIONS)["massive_activations"]
+        rows = tables.read(folder, MASSIVE_ACTIVATIONS).to_pylist()
+        criterion = tables.parameters(folder, MASSIVE_ACTIVATIONS)["massive_activations"]
         first: dict[int, int] = {}
         for row in rows:
             channel, layer = row["channel"], row["layer"]

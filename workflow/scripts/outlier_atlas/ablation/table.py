@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas.ablation.variants import UNALTERED, Trial
-from outlier_atlas.detection.columns import Columns, interval_columns
+from outlier_atlas.criteria.columns import Columns, interval_columns
 from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
 from outlier_atlas.statistics.losses import counts, predicted, sums
 

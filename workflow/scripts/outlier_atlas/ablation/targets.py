@@ -23,6 +23,11 @@ from outlier_atlas.ablation.variants import (
     ZeroExpertWeight,
     ZeroWeight,
 )
+from outlier_atlas.criteria.llm_int8.tables import LLM_INT8_FEATURES
+from outlier_atlas.criteria.massive_activations.tables import MASSIVE_CHANNELS
+from outlier_atlas.criteria.super_experts.tables import SUPER_EXPERTS
+from outlier_atlas.criteria.super_weights.tables import SUPER_WEIGHTS
+from outlier_atlas.criteria.tables import CRITERIA
 from outlier_atlas.roles.architecture import Architecture
 from outlier_atlas.settings.ablation import AblationSettings
 
@@ -91,7 +96,7 @@ class Targets:
 
     def _weights(self) -> Iterator[tuple[str, Weight]]:
         if "super_weights" in self.settings.targets:
-            rows = tables.read(self.tables, tables.SUPER_WEIGHTS).to_pylist()
+            rows = tables.read(self.tables, SUPER_WEIGHTS).to_pylist()
             found = {_weight_of(row): abs(row["output"]) for row in rows if row["super_weight"]}
             taken = self._largest(found, key=lambda weight: (weight.layer, weight.expert or 0))
             yield from (("super_weight", weight) for weight in found if weight in taken)
@@ -105,8 +110,8 @@ class Targets:
         they are no target."""
         if "super_weights" not in self.settings.targets:
             return [], {}
-        rows = tables.read(self.tables, tables.SUPER_WEIGHTS).to_pylist()
-        criterion = tables.parameters(self.tables, tables.SUPER_WEIGHTS)["super_weights"]
+        rows = tables.read(self.tables, SUPER_WEIGHTS).to_pylist()
+        criterion = tables.parameters(self.tables, SUPER_WEIGHTS)["super_weights"]
         return [_weight_of(row) for row in rows if row["super_weight"]], criterion
 
     def _channels(self) -> Iterator[Channels]:
@@ -119,9 +124,9 @@ class Targets:
             yield Channels("channel", tuple((site, each) for each in layers), (channel,))
 
     def _outlier_features(self) -> Iterator[Channels]:
-        features = tables.read(self.tables, tables.LLM_INT8_FEATURES).to_pylist()
+        features = tables.read(self.tables, LLM_INT8_FEATURES).to_pylist()
         channels = sorted(row["channel"] for row in features if row["outlier_feature"])
-        criteria = tables.read(self.tables, tables.CRITERIA).to_pylist()
+        criteria = tables.read(self.tables, CRITERIA).to_pylist()
         sites = next(row["sites"] for row in criteria if row["criterion"] == "llm_int8").split()
         if channels:
             layers = range(self.architecture.layers)
@@ -129,7 +134,7 @@ class Targets:
             yield Channels("outlier_features", places, tuple(channels))
 
     def _massive_channels(self) -> Iterator[Channels]:
-        rows = tables.read(self.tables, tables.MASSIVE_CHANNELS).to_pylist()
+        rows = tables.read(self.tables, MASSIVE_CHANNELS).to_pylist()
         first: dict[int, dict[str, Any]] = {}
         values: dict[int, float] = {}
         for row in sorted(rows, key=lambda row: int(row["layer"])):
@@ -242,7 +247,7 @@ class Targets:
     def _of_super_experts(self) -> Iterator[Trial]:
         if "super_experts" not in self.settings.targets:
             return
-        rows = tables.read(self.tables, tables.SUPER_EXPERTS).to_pylist()
+        rows = tables.read(self.tables, SUPER_EXPERTS).to_pylist()
         outputs = {(row["layer"], row["expert"]): abs(row["value"]) for row in rows}
         for layer, expert in sorted(self._largest(outputs)):
             experts = range(experts_of(self.architecture, layer).experts)

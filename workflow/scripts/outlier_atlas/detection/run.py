@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +13,13 @@ import torch
 
 from outlier_atlas import tables
 from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.criteria.columns import Columns
+from outlier_atlas.criteria.exclusion import Exclusion
+from outlier_atlas.criteria.measure import Context, Measures
+from outlier_atlas.criteria.measures import MEASURES
+from outlier_atlas.criteria.tables import CRITERIA, DESCRIPTIONS
 from outlier_atlas.data.tokens import RECORD, TokenStore
-from outlier_atlas.detection import sinks
-from outlier_atlas.detection.columns import Columns
-from outlier_atlas.detection.criteria import criteria
-from outlier_atlas.detection.exclusion import Exclusion
-from outlier_atlas.detection.findings import findings
-from outlier_atlas.detection.parameters import with_parameters
-from outlier_atlas.detection.perplexity import perplexity
+from outlier_atlas.detection.overview import criteria_columns
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
 from outlier_atlas.files import read_record
@@ -86,53 +85,53 @@ def detect(
         detection, run, read_record(store_record), store, special, str(model["fingerprint"])
     )
     layout, arrays = source.layout, source.arrays
-    defined = criteria(detection, layout.sites, layout.sink_tokens)
-    bootstrap = Bootstrap(store.sequences, **detection.bootstrap.model_dump())
-    # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
-    torch.set_num_threads(1)
-    with _giving_up_damage(source, threads):
-        result = scan(source, detection, defined, threads)
-        sunk = sinks.attention_sinks(arrays, layout, store, detection.attention_sinks.threshold)
-        losses = perplexity(arrays, layout, store, bootstrap)
 
-    def values_of(places: Sequence[tuple[int, int | None, int, int]]) -> Sequence[float | None]:
+    def weights_of(places: Sequence[tuple[int, int | None, int, int]]) -> Sequence[float | None]:
         from outlier_atlas.loading.weight_entries import down_projection_entries  # takes seconds
 
         Weights(model_record, resources).check()
         return down_projection_entries(model, resources, trust_remote_code, places)
 
-    found = findings(
-        result, store, special, detection, defined, sunk, bootstrap, values_of, layout.dtype
+    bootstrap = Bootstrap(store.sequences, **detection.bootstrap.model_dump())
+    context = Context(
+        detection, layout, store, special, source.exclusion, bootstrap, source.values_of, weights_of
     )
-    of_losses = tables.PERPLEXITY.under({"bootstrap": bootstrap.record()})
-    of_all = [*sinks.findings(sunk, store, bootstrap), (of_losses, losses)]
-    _write(folder, detection, found, of_all)
+    measures = Measures(MEASURES, context)
+    # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
+    torch.set_num_threads(1)
+    with _giving_up_damage(source, threads):
+        scan(source, measures, threads)
+        for measure in measures:
+            measure.read(arrays)
+    _write(folder, detection, measures)
     clear_up(run, layout)
     keep_only(run, [manifest.stem for manifest in manifests])
 
 
-def _write(
-    folder: Path,
-    settings: DetectionSettings,
-    found: Iterable[tuple[tables.Table, Columns]],
-    of_all: Iterable[tuple[tables.Table, Columns]],
-) -> None:
-    """Write tables, and with each the settings that its numbers depend on.
-
-    Args:
-        found: without the tokens that the settings leave out.
-        of_all: no token is left out of these.
-    """
-    said = settings.exclude.said
+def _write(folder: Path, settings: DetectionSettings, measures: Measures) -> None:
+    """Write all tables, and with each the settings that its numbers depend on."""
     # Tables wait for the disk together, while the next one is made.
     with ThreadPoolExecutor(WRITERS) as writers:
         written = [
-            writers.submit(tables.write, folder, with_parameters(table, settings), columns, said)
-            for table, columns in found
+            writers.submit(tables.write, folder, table, columns, left_out)
+            for table, columns, left_out in _tables(settings, measures)
         ]
-        written += [writers.submit(tables.write, folder, *each) for each in of_all]
         for each in written:
             each.result()
+
+
+def _tables(
+    settings: DetectionSettings, measures: Measures
+) -> Iterator[tuple[tables.Table, Columns, str]]:
+    """Each table under the settings of the run, its columns, and what its numbers leave out."""
+    left_out = settings.exclude.said
+    blocks = {described.name for described in DESCRIPTIONS if described.finding}
+    of_criteria = settings.model_dump(mode="json", include=blocks)
+    yield CRITERIA.under(of_criteria), criteria_columns(measures), left_out
+    for measure in measures:
+        for table, columns in measure.tables():
+            of_table = table.under(measure.parameters(table))
+            yield of_table, columns, left_out if measure.excludes else ""
 
 
 def _source(

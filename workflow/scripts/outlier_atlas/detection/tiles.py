@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from outlier_atlas.criteria.exclusion import Exclusion
+from outlier_atlas.criteria.quantization_error.settings import QuantizationErrorSettings
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.detection.exclusion import Exclusion
-from outlier_atlas.settings.detection import QuantizationErrorSettings
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.experts import ExpertSummary
 from outlier_atlas.statistics.medians import needs_median, sequence_median

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from outlier_atlas.report.text import (
+from outlier_atlas.tables.losses import ENOUGH_SEQUENCES
+from outlier_atlas.text import (
     bracketed,
     channels,
     count,
@@ -16,7 +17,6 @@ from outlier_atlas.report.text import (
     number,
     times,
 )
-from outlier_atlas.tables.losses import ENOUGH_SEQUENCES
 
 Row = dict[str, Any]
 

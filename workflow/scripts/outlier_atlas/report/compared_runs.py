@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas import products, tables
+from outlier_atlas.criteria.attention_sinks.tables import ATTENTION_SINK_POSITIONS, ATTENTION_SINKS
+from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
+from outlier_atlas.criteria.massive_activations.tables import MASSIVE_CHANNELS
+from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
+from outlier_atlas.criteria.tables import CRITERIA
 from outlier_atlas.data.tokens import RECORD
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.sanitize import visible
@@ -16,12 +21,12 @@ from outlier_atlas.store.version import refuse_newer
 Row = dict[str, Any]
 
 TABLES = (
-    tables.CRITERIA,
-    tables.LAYER_MAGNITUDES,
-    tables.MASSIVE_CHANNELS,
-    tables.ATTENTION_SINKS,
-    tables.ATTENTION_SINK_POSITIONS,
-    tables.PERPLEXITY,
+    CRITERIA,
+    LAYER_MAGNITUDES,
+    MASSIVE_CHANNELS,
+    ATTENTION_SINKS,
+    ATTENTION_SINK_POSITIONS,
+    PERPLEXITY,
 )
 STORE = "manifests/store.json"
 FILES = (*(f"tables/{table.name}.parquet" for table in TABLES), str(RECORD), STORE)
@@ -69,7 +74,7 @@ class Side:
         for table in TABLES:
             tables.refuse_other_definitions(folder / "tables", table)
         rows = {t.name: tables.read(folder / "tables", t).to_pylist() for t in TABLES}
-        left_out = tables.left_out(folder / "tables", tables.CRITERIA)
+        left_out = tables.left_out(folder / "tables", CRITERIA)
         records = read_record(folder / RECORD), _store_record(folder)
         return cls(folder.name, rows, left_out, *records)
 

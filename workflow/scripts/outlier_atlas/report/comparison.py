@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from outlier_atlas.criteria.shows import TITLES
 from outlier_atlas.report.compared_runs import (
     Both,
     Side,
@@ -13,9 +14,10 @@ from outlier_atlas.report.compared_runs import (
     refuse_missing,
     refuse_other_shape,
 )
-from outlier_atlas.report.criteria import TITLES
 from outlier_atlas.report.facts import start
-from outlier_atlas.report.text import (
+from outlier_atlas.sanitize import visible
+from outlier_atlas.settings.sites import SITE_NAMES
+from outlier_atlas.text import (
     count,
     layers,
     number,
@@ -23,8 +25,6 @@ from outlier_atlas.report.text import (
     percentage,
     spanned,
 )
-from outlier_atlas.sanitize import visible
-from outlier_atlas.settings.sites import SITE_NAMES
 
 Row = dict[str, Any]
 

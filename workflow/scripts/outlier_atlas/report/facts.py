@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from outlier_atlas.job_metrics import Measured
-from outlier_atlas.report.text import count, ranges
 from outlier_atlas.sanitize import visible
 from outlier_atlas.settings.detection import BootstrapSettings
 from outlier_atlas.store.origin import Origin, in_words
+from outlier_atlas.text import count, ranges
 
 Row = dict[str, Any]
 SHOWN = 8

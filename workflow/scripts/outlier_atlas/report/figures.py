@@ -6,7 +6,6 @@ import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.attention_sinks.tables import ATTENTION_SINK_HEADS
+from outlier_atlas.criteria.experts.tables import EXPERT_MAGNITUDES
+from outlier_atlas.criteria.layer_measures.tables import LAYER_MEASURES
+from outlier_atlas.criteria.magnitudes.tables import CHANNEL_MAXIMA, LAYER_MAGNITUDES
+from outlier_atlas.criteria.quantization_error.tables import QUANTIZATION_ERROR
+from outlier_atlas.criteria.super_weights.tables import SUPER_WEIGHTS
+from outlier_atlas.criteria.tables import CRITERIA
 from outlier_atlas.files import write_whole
 from outlier_atlas.report import heatmaps, lines
+from outlier_atlas.report.theme import THEMES, Theme
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SUPER_WEIGHT_SITES
 
 if TYPE_CHECKING:
@@ -26,35 +33,6 @@ if TYPE_CHECKING:
 KINDS = ("magnitudes", "maxima", "experts", "heads", "kurtosis", "down_proj", "quantization")
 OF_SITE: dict[str, tuple[str, ...]] = {EXPERT_OUT: ("experts",), ATTN_SINK: ("heads",)}
 """Of the sites without channels; the others have three."""
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a figure; blue, orange and green of Okabe and Ito, told apart by everybody."""
-
-    suffix: str
-    background: str
-    text: str
-    faint: str
-    top: tuple[str, str, str]
-    median: str
-    colormap: str
-
-
-THEMES = (
-    Theme(
-        "", "#ffffff", "#1c2430", "#d8dee6", ("#0b5fa5", "#4a9ad4", "#a3cdea"), "#c25a00", "magma"
-    ),
-    Theme(
-        "-dark",
-        "#171b22",
-        "#dde3ea",
-        "#343c48",
-        ("#8cc8f5", "#4a93cc", "#2a5f8c"),
-        "#f0a050",
-        "magma",
-    ),
-)
 
 
 def names(sites: Sequence[str], quantized: Sequence[str] = ()) -> list[str]:
@@ -87,9 +65,9 @@ def draw(folder: Path, tables_folder: Path) -> None:
         folder: for the figures.
         tables_folder: of the run.
     """
-    magnitudes = tables.read(tables_folder, tables.LAYER_MAGNITUDES).to_pylist()
-    maxima = tables.read(tables_folder, tables.CHANNEL_MAXIMA)
-    below = tables.left_out(tables_folder, tables.CHANNEL_MAXIMA)
+    magnitudes = tables.read(tables_folder, LAYER_MAGNITUDES).to_pylist()
+    maxima = tables.read(tables_folder, CHANNEL_MAXIMA)
+    below = tables.left_out(tables_folder, CHANNEL_MAXIMA)
     for site in dict.fromkeys(row["site"] for row in magnitudes):
         rows = [row for row in magnitudes if row["site"] == site]
         largest, layers = _grid(maxima, site)
@@ -99,10 +77,10 @@ def draw(folder: Path, tables_folder: Path) -> None:
             height = min(8.0, 1.8 + 0.08 * len(layers))
             with _figure(folder / f"{site}-maxima{theme.suffix}", theme, height, below) as figure:
                 heatmaps.maxima(figure, largest, layers, "channel", "largest |x|", theme)
-    experts = tables.read(tables_folder, tables.EXPERT_MAGNITUDES)
+    experts = tables.read(tables_folder, EXPERT_MAGNITUDES)
     if len(experts):
         _draw_experts(folder, experts, below)
-    heads = tables.read(tables_folder, tables.ATTENTION_SINK_HEADS)
+    heads = tables.read(tables_folder, ATTENTION_SINK_HEADS)
     if len(heads):
         _draw_heads(folder, heads)
     _draw_lines(folder, tables_folder, below)
@@ -116,19 +94,19 @@ def _draw_lines(folder: Path, tables_folder: Path, below: str) -> None:
         return by_site
 
     for kind, drawn, table in (
-        ("kurtosis", lines.kurtosis, tables.LAYER_MEASURES),
-        ("quantization", lines.quantization, tables.QUANTIZATION_ERROR),
+        ("kurtosis", lines.kurtosis, LAYER_MEASURES),
+        ("quantization", lines.quantization, QUANTIZATION_ERROR),
     ):
         for site, rows in rows_of(table).items():
             for theme in THEMES:
                 path = folder / f"{site}-{kind}{theme.suffix}"
                 with _figure(path, theme, 4.0, below) as figure:
                     drawn(figure, rows, theme)
-    criteria = tables.read(tables_folder, tables.CRITERIA).to_pylist()
+    criteria = tables.read(tables_folder, CRITERIA).to_pylist()
     sites = next(row["sites"] for row in criteria if row["criterion"] == "super_weights").split()
     measured = any(row["criterion"] == "super_weights" and row["measured"] for row in criteria)
     if measured and SUPER_WEIGHT_SITES[1] in sites:
-        rows = tables.read(tables_folder, tables.SUPER_WEIGHTS).to_pylist()
+        rows = tables.read(tables_folder, SUPER_WEIGHTS).to_pylist()
         weights = [row for row in rows if row["expert"] is None]
         for theme in THEMES:
             path = folder / f"{SUPER_WEIGHT_SITES[1]}-down_proj{theme.suffix}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from outlier_atlas.report.figures import Theme
+    from outlier_atlas.report.theme import Theme
 
 COLUMNS = 1152
 """Columns of a heatmap at most; of more channels each column shows the largest of some."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from outlier_atlas.report.figures import Theme
+    from outlier_atlas.report.theme import Theme
 
 Row = dict[str, Any]
 

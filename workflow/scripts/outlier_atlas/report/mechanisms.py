@@ -1,5 +1,4 @@
-"""Sentences on what stands behind outliers: super weights, super experts, attention sinks, and what
-taking them away does. Each gives none where nothing was found or measured."""
+"""The sentence on what ablation does; none where nothing was ablated."""
 
 from __future__ import annotations
 
@@ -8,51 +7,10 @@ from collections.abc import Sequence
 from itertools import dropwhile, takewhile
 from typing import Any
 
-from outlier_atlas.report import ablation, sinks
-from outlier_atlas.report.finding import Finding
-from outlier_atlas.report.text import count, number
+from outlier_atlas.criteria.show import Finding
+from outlier_atlas.report import ablation
 
 Row = dict[str, Any]
-
-
-def super_weights(rows: Sequence[Row], definition: str) -> list[Finding]:
-    """The super weight with the largest output; `rows` of super_weights."""
-    found = [row for row in rows if row["super_weight"]]
-    if not found:
-        return []
-    top = max(found, key=lambda row: abs(row["output"]))
-    weight = "" if top["weight"] is None else f" = {number(top['weight'])}"
-    expert = "" if top["expert"] is None else f" of expert {top['expert']}"
-    text = (
-        f"The down projection{expert} of layer {top['layer']} has a super weight, "
-        f"W[{top['row']}, {top['column']}]{weight}: at one token its input is "
-        f"{number(top['input'])} in channel {top['column']}, and it makes "
-        f"{number(100 * top['share'])} % of the output of {number(top['output'])} in channel "
-        f"{top['row']}."
-    )
-    others = f" The run has {len(found):,} super weights in all." if len(found) > 1 else ""
-    return [Finding(text + others, definition, 4)]
-
-
-def super_experts(rows: Sequence[Row], definition: str) -> list[Finding]:
-    """The super expert with the largest output; `rows` of super_experts."""
-    if not rows:
-        return []
-    top = max(rows, key=lambda row: abs(row["value"]))
-    text = (
-        f"The run has {count(len(rows), 'super expert')}: the output of expert {top['expert']} of "
-        f"layer {top['layer']} reaches {number(top['value'])} in channel {top['channel']}."
-    )
-    return [Finding(text, definition, 4)]
-
-
-def attention_sinks(
-    layers: Sequence[Row], positions: Sequence[Row], definition: str
-) -> list[Finding]:
-    """How often the first token is a sink; rows of attention_sinks and attention_sink_positions."""
-    if not layers or not positions[0]["sink_metric"]:
-        return []
-    return [Finding(sinks.said(layers, positions), definition, 3)]
 
 
 def taken_away(rows: Sequence[Row]) -> list[Finding]:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from outlier_atlas.report.criteria import TITLES
-from outlier_atlas.report.text import listed
-
-Row = dict[str, Any]
+from outlier_atlas.criteria.show import Page, Row
+from outlier_atlas.criteria.shows import BEHIND, SHOWS, TITLES
+from outlier_atlas.text import listed
 
 
-def missing(criteria: Mapping[str, Row], configuration: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names, and why there is nothing of them.
-
-    Args:
-        criteria: the rows of `criteria` by name.
-        configuration: of the run.
-    """
-    quantized = configuration["detection"]["quantization_error"]["sites"]
+def missing(page: Page) -> list[tuple[str, str]]:
+    """Names, and why there is nothing of them."""
+    configuration, criteria = page.configuration, page.evidence.criteria
     switched = (
-        ("Quantization error", quantized, "detection.quantization_error.sites names no site"),
-        ("Perplexity", configuration["extraction"]["perplexity"], "extraction.perplexity is false"),
         ("Ablation", configuration["ablation"]["sequences"], "ablation.sequences is 0"),
         ("Weights", configuration["weights"]["measure"], "weights.measure is false"),
     )
     return [
         *((TITLES[name], _sites(row)) for name, row in criteria.items() if not row["measured"]),
+        *((show.title, why) for show in (*SHOWS, *BEHIND) if (why := show.switched_off(page))),
         *((name, why) for name, on, why in switched if not on),
     ]
 

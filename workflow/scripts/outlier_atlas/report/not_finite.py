@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from outlier_atlas.report.text import layers, listed
 from outlier_atlas.settings.sites import SITES
+from outlier_atlas.text import layers, listed
 
 Row = dict[str, Any]
 BySite = Mapping[str, Sequence[Row]]
@@ -71,23 +71,3 @@ def _cause(affected: BySite, dtype: str) -> str:
         f"{first} The model ran in {dtype}, which reaches 3.4e38, so an overflow is unlikely: look "
         f"for weights that are not finite (weights.measure, column not_finite of tables/weights)."
     )
-
-
-def left_out(criterion: Row) -> str:
-    """What a criterion could not look at, as a sentence behind its findings; empty where it could
-    look at everything.
-
-    Args:
-        criterion: a row of the table `criteria`.
-    """
-    if without := [int(layer) for layer in criterion["layers_not_finite"].split()]:
-        return f" No value is finite in {layers(without)}, which could not be looked at."
-    if criterion["not_finite"]:
-        sites = listed(criterion["sites"].split())
-        return f" {criterion['not_finite']:,} values of {sites} are NaN or infinite, and left out."
-    return ""
-
-
-def nothing_finite(criterion: Row) -> bool:
-    """Whether a criterion was measured and could look at no layer."""
-    return bool(criterion["measured"] and criterion["findings"] is None)

@@ -9,70 +9,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from outlier_atlas import __version__, tables
+from outlier_atlas import __version__, criteria, tables
+from outlier_atlas.criteria.perplexity import show as perplexity
+from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
+from outlier_atlas.criteria.show import Evidence, Finding, Page, Section, Show
+from outlier_atlas.criteria.shows import BEHIND, SHOWS
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.job_metrics import records
-from outlier_atlas.report import (
-    ablation,
-    comparison,
-    criteria,
-    experts,
-    facts,
-    massive,
-    measures,
-    missing,
-    perplexity,
-    sinks,
-    weights,
-)
-from outlier_atlas.report.figures import THEMES
-from outlier_atlas.report.finding import Finding
-from outlier_atlas.report.findings import (
-    Evidence,
-    alarms,
-    findings,
-    largest_by_site,
-)
-from outlier_atlas.report.text import (
-    count,
-    interval,
-    number,
-    percent,
-    percentage,
-    shown,
-)
+from outlier_atlas.report import ablation, comparison, facts, missing, weights
+from outlier_atlas.report.findings import alarms, findings
+from outlier_atlas.report.theme import THEMES
 from outlier_atlas.sanitize import visible, visible_lines
-from outlier_atlas.settings.detection import ExcludeSettings, LayerShare, PositionShare
+from outlier_atlas.settings.detection import ExcludeSettings
 from outlier_atlas.settings.report import ReportSettings
-from outlier_atlas.settings.sites import (
-    ATTN_SINK,
-    EXPERT_OUT,
-    SITE_NAMES,
-    SUPER_WEIGHT_SITES,
-)
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.origin import Origin
+from outlier_atlas.text import count, interval, number, percent, percentage
 
 HERE = Path(__file__).parent
-PARTS = tuple(
-    HERE / name
-    for name in (
-        "template.html.j2",
-        "found.html.j2",
-        "measures.html.j2",
-        "comparison.html.j2",
-        "style.css",
-    )
+CRITERIA = Path(criteria.__file__).parent
+"""The folder of the criteria, with the templates of their sections."""
+PARTS = (
+    HERE / "template.html.j2",
+    HERE / "comparison.html.j2",
+    HERE / "style.css",
+    *sorted(CRITERIA.glob("*.html.j2")),
+    *sorted(CRITERIA.glob("*/*.html.j2")),
 )
-"""The files beside this module that the page is made of."""
+"""The files that the page is made of, code apart."""
 
 Row = dict[str, Any]
 
@@ -109,10 +81,11 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
     """
     report = ReportSettings.model_validate(settings)
     tokens = TokenStore.recorded(inputs.tokens, inputs.tokens_record)
-    evidence = Evidence.read(inputs.tables, tokens.sequences, inputs.ablations)
-    sentences = findings(evidence, report.text != "none")
+    evidence = Evidence(inputs.tables, tokens.sequences)
+    ablations = evidence.rows(tables.ABLATIONS) if inputs.ablations else []
+    sentences = findings(evidence, ablations, report.text != "none")
     environment = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader([HERE, CRITERIA]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -126,7 +99,7 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
     }
     html = environment.get_template("template.html.j2").render(
         **_head(report, inputs, evidence, sentences),
-        **_body(report, inputs, evidence, tokens),
+        **_body(report, inputs, evidence, tokens, environment),
     )
     write_whole(page, html.encode("utf-8", errors="replace"))
     told = {
@@ -143,7 +116,7 @@ def _head(
     model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
     store = read_record(inputs.store_record)
     style = (HERE / "style.css").read_text("utf-8")
-    losses = tables.read(inputs.tables, tables.PERPLEXITY).to_pylist()
+    losses = evidence.rows(PERPLEXITY)
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
@@ -189,46 +162,35 @@ def _hash(text: str) -> Markup:
     return Markup("sha256-") + base64.b64encode(digest).decode()
 
 
-def _body(report: ReportSettings, inputs: Inputs, evidence: Evidence, tokens: TokenStore) -> Row:
-    sites = dict.fromkeys(row["site"] for row in evidence.magnitudes)
+def _body(
+    report: ReportSettings,
+    inputs: Inputs,
+    evidence: Evidence,
+    tokens: TokenStore,
+    environment: Environment,
+) -> Row:
+    picture = partial(_picture, inputs.figures)
+    page = Page(report, inputs.configuration, evidence, tokens, picture)
+    everywhere = {"left_out": _left_out(inputs), "text_shown": report.text}
+
+    def sections(shows: Sequence[Show]) -> list[Row]:
+        made = [section for show in shows if (section := show.section(page))]
+        return [_rendered(environment, section, everywhere) for section in made]
+
     return {
-        "missing": missing.missing(evidence.criteria, inputs.configuration),
-        "sites": _sites(evidence, inputs.figures),
-        "int8": _int8(report, evidence),
-        "massive": massive.section(report, inputs.tables, evidence, tokens),
-        "experts": _experts(report, inputs, evidence) if evidence.experts else None,
+        "missing": missing.missing(page),
+        "sections": sections(SHOWS),
+        "sections_behind": sections(BEHIND),
         "weights": _weights_section(report, inputs),
-        "sinks": _sinks(report, inputs, evidence),
         "ablation": _ablation(inputs) if inputs.ablations else None,
         "comparison": _comparison(report, inputs) if report.compare else None,
-        "text_shown": report.text,
-        **measures.pictures(inputs.figures, sites, inputs.configuration["detection"], _picture),
-        "found": _found(report, inputs, evidence),
     }
 
 
-def _found(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> list[Row]:
-    sections = criteria.sections(
-        inputs.tables, evidence.criteria, report.rows, report.text != "none"
-    )
-    for section in sections:
-        drawn = section["table"] == "super_weights" and (
-            SUPER_WEIGHT_SITES[1] in section["criterion"]["sites"].split()
-        )
-        section["picture"] = measures.down_proj(inputs.figures, _picture) if drawn else None
-    return sections
-
-
-def _experts(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
-    min_tokens = inputs.configuration["detection"]["experts"]["min_tokens"]
-    heatmap = _picture(
-        inputs.figures,
-        f"{EXPERT_OUT}-experts",
-        "Largest |down_proj output| by layer and expert",
-        "The largest |down_proj output| of each expert, over all tokens routed to it; logarithmic "
-        "colour. An unseen expert has no colour. The experts with the largest are named above.",
-    )
-    return experts.section(evidence.experts, min_tokens, report.rows) | {"heatmap": heatmap}
+def _rendered(environment: Environment, section: Section, everywhere: Mapping[str, Any]) -> Row:
+    html = environment.get_template(section.template).render(**section.values, **everywhere)
+    # What the template has put in is escaped.
+    return {"id": section.id, "label": section.label, "shown": section.shown, "html": Markup(html)}
 
 
 def _weights_section(report: ReportSettings, inputs: Inputs) -> Row | None:
@@ -241,56 +203,12 @@ def _weights_section(report: ReportSettings, inputs: Inputs) -> Row | None:
     return weights.section(rows, errors, report.rows)
 
 
-def _sinks(report: ReportSettings, inputs: Inputs, evidence: Evidence) -> Row:
-    criterion = evidence.criteria["attention_sinks"]
-    shown = sinks.section(criterion, evidence.sinks, evidence.sink_positions, report.rows)
-    if not criterion["measured"]:
-        return dict(shown)
-    heatmap = _picture(
-        inputs.figures,
-        f"{ATTN_SINK}-heads",
-        "Attention that the first token receives, by layer and head",
-        "The attention that the first token of a sequence receives in each head, as a mean over "
-        "the sequences; colour from 0 to 1.",
-    )
-    return {**shown, "heatmap": heatmap}
-
-
 def _ablation(inputs: Inputs) -> Row:
     return ablation.section(tables.read(inputs.tables, tables.ABLATIONS).to_pylist())
 
 
 def _comparison(report: ReportSettings, inputs: Inputs) -> Row:
     return comparison.section(inputs.folder, inputs.folder.with_name(str(report.compare)))
-
-
-def _sites(evidence: Evidence, folder: Path) -> list[Row]:
-    """Each site with its figures; that of the largest |x| is unfolded, the last of equals."""
-    tops = largest_by_site(evidence)
-    unfolded = max(reversed(tops), key=lambda site: tops[site]["top1"] or 0, default=None)
-    return [_site(site, top, folder) | {"open": site == unfolded} for site, top in tops.items()]
-
-
-def _site(site: str, top: Row, folder: Path) -> Row:
-    return {
-        "name": site,
-        "meaning": SITE_NAMES[site],
-        "top": top,
-        "magnitudes": _picture(
-            folder,
-            f"{site}-magnitudes",
-            f"Largest three and median of |x| at {site}, by layer",
-            "The three largest |x| of each layer, over all tokens and channels, and the median of "
-            "|x|, the lower of the two middle values (exact for bfloat16). Logarithmic axis.",
-        ),
-        "maxima": _picture(
-            folder,
-            f"{site}-maxima",
-            f"Largest |x| at {site}, by layer and channel",
-            "The largest |x| of each channel in each layer, over all tokens; logarithmic colour. "
-            "The channels with the largest maxima are named above.",
-        ),
-    }
 
 
 def _picture(folder: Path, name: str, alt: str, caption: str) -> Row:
@@ -300,17 +218,3 @@ def _picture(folder: Path, name: str, alt: str, caption: str) -> Row:
 
     light, dark = (data(theme.suffix) for theme in THEMES)
     return {"light": light, "dark": dark, "alt": alt, "caption": caption}
-
-
-def _int8(report: ReportSettings, evidence: Evidence) -> Row:
-    rows = evidence.features
-    return {
-        "criterion": evidence.criteria["llm_int8"],
-        "rows": rows[: report.rows],
-        "shown": shown(len(rows), report.rows, "channel"),
-        "over": get_args(LayerShare),
-        "by": get_args(PositionShare),
-        "variants": {
-            (row["layer_share_over"], row["position_share_by"]): row for row in evidence.variants
-        },
-    }

@@ -9,7 +9,7 @@ from itertools import groupby
 from statistics import median_low
 from typing import Any
 
-from outlier_atlas.report.text import shown
+from outlier_atlas.text import shown
 
 Row = dict[str, Any]
 

@@ -150,6 +150,12 @@ class Settings(Section):
                     f"detection.quantization_error.sites: {site} is not stored; name it in "
                     f"extraction.store, or take it out"
                 )
+        for site in detection.quantization_error.sites:
+            if site not in extraction.sites:
+                raise ValueError(
+                    f"detection.quantization_error.sites: {site} is not measured; name it in "
+                    f"extraction.sites, or remove it here"
+                )
         if unstored and detection.exclude.said:
             raise ValueError(
                 f"detection.exclude: tokens cannot be left out of {unstored[0]}, whose values are "

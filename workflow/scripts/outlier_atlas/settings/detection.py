@@ -1,87 +1,30 @@
-"""The `detection` section: one block a criterion."""
+"""The `detection` section: one block for each criterion or measure that has settings."""
 
 from __future__ import annotations
 
 import math
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
+from outlier_atlas.criteria.attention_sinks.settings import AttentionSinksSettings
+from outlier_atlas.criteria.experts.settings import ExpertsSettings
+from outlier_atlas.criteria.llm_int8.settings import LlmInt8Settings
+from outlier_atlas.criteria.massive_activations.settings import MassiveActivationsSettings
+from outlier_atlas.criteria.quantization_error.settings import QuantizationErrorSettings
+from outlier_atlas.criteria.super_experts.settings import SuperExpertsSettings
+from outlier_atlas.criteria.super_weights.settings import SuperWeightsSettings
+from outlier_atlas.criteria.systematic_outliers.settings import SystematicOutliersSettings
+from outlier_atlas.criteria.token_norms.settings import TokenNormsSettings
+from outlier_atlas.criteria.token_outliers.settings import TokenOutliersSettings
 from outlier_atlas.settings.section import (
+    CriterionSettings,
     Index,
-    PositiveFloat,
-    PositiveInt,
     Section,
-    Share,
     percent,
     refuse_repeats,
 )
-from outlier_atlas.settings.sites import CHANNEL_SITES, ChannelSite
-
-LayerShare = Literal["layers", "tensors"]
-PositionShare = Literal["union", "mean", "max"]
-
-
-class LlmInt8Settings(Section):
-    """Outlier features of Dettmers et al. 2022 (arXiv 2208.07339, section 4.1)."""
-
-    sites: Annotated[list[ChannelSite], Field(min_length=1)] = Field(
-        ["attn_in", "mlp_in"],
-        description="Inputs of linear layers that the criterion looks at; all of them must be "
-        "measured.",
-    )
-    threshold: PositiveFloat = Field(6.0, description="A value is an outlier where |x| >= this.")
-    layer_share: Share = Field(
-        0.25, description="A channel must have outliers in at least this share of the layers."
-    )
-    position_share: Share = Field(
-        0.06,
-        description="… and at no less than this share of the positions (sequence, position).",
-    )
-    layer_share_over: LayerShare = Field(
-        "layers",
-        description="What the layer share counts: layers (an outlier at any site of it) or tensors "
-        "(each layer and site apart).",
-    )
-    position_share_by: PositionShare = Field(
-        "union",
-        description="The position share: over the union of all layers and sites, the mean over "
-        "affected tensors, or the largest of one tensor.",
-    )
-
-    @field_validator("sites")
-    @classmethod
-    def _canonical_sites(cls, sites: list[ChannelSite]) -> list[ChannelSite]:
-        refuse_repeats(sites)
-        return sorted(sites, key=CHANNEL_SITES.index)
-
-
-class MassiveActivationsSettings(Section):
-    """Massive activations of Sun et al. 2024 (arXiv 2402.17762)."""
-
-    site: ChannelSite = Field(
-        "resid_post", description="Where they are looked for; the paper: the residual stream."
-    )
-    absolute: PositiveFloat = Field(100.0, description="A massive activation has |x| > this …")
-    ratio: PositiveFloat = Field(
-        1000.0, description="… and |x| >= this many times the median of |x|."
-    )
-    median: Literal["tensor", "token"] = Field(
-        "tensor",
-        description="Which median: `tensor`, over all tokens and channels of the sequence in that "
-        "layer (the paper), or `token`, over the channels of the token itself.",
-    )
-
-
-class ExpertsSettings(Section):
-    """What is said of the experts of a mixture of experts, where `expert_out` is measured."""
-
-    min_tokens: PositiveInt = Field(
-        1,
-        description="Experts that saw fewer tokens of the run are listed; 1 lists those that saw "
-        "none, of which nothing at all is known.",
-    )
 
 
 class SmoothQuantSettings(Section):
@@ -92,100 +35,6 @@ class SmoothQuantSettings(Section):
         description="How much of an outlier is moved into the weights: s = max|X|^alpha / "
         "max|W|^(1 - alpha).",
     )
-
-
-class AttentionSinksSettings(Section):
-    """Attention sinks of Gu et al. 2024 (arXiv 2410.10781), where `attn_sink` is measured."""
-
-    threshold: Share = Field(
-        0.3, description="A token is a sink in a head if it receives more than this of attention."
-    )
-
-
-class SuperWeightsSettings(Section):
-    """Super weights of Yu et al. 2024 (arXiv 2411.07191), from `mlp_hidden` and `down_proj_out`, or
-    `expert_out`."""
-
-    threshold: PositiveFloat = Field(
-        50.0,
-        description="At the token of the largest |output| of a down projection, that output and "
-        "the largest |input| must both be above this.",
-    )
-    min_share: Share = Field(
-        0.5,
-        description="The weight between them must make at least this share of the output: weight "
-        "times input over output.",
-    )
-
-
-class SuperExpertsSettings(Section):
-    """Super experts of Su et al. 2025 (arXiv 2507.23279, eq. 8), from `expert_out`."""
-
-    quantile: Share = Field(
-        0.995,
-        description="An expert's largest |down_proj output| must be above this quantile of those "
-        "of all experts of all layers …",
-    )
-    ratio: PositiveFloat = Field(0.1, description="… and above this many times the largest …")
-    growth: PositiveFloat = Field(
-        1.25,
-        description="… in a layer in which massive activations form: one that has a massive "
-        "activation, and whose largest |x| at the site of massive activations is at least this "
-        "many times that of the measured layer before it. The first measured layer needs the "
-        "massive activation alone: name the layers below it, too, in extraction.layers.",
-    )
-
-
-class SystematicOutliersSettings(Section):
-    """Systematic outliers of An et al. 2025."""
-
-    site: ChannelSite = Field("resid_post", description="Where they are looked for.")
-    ratio: PositiveFloat = Field(
-        1000.0,
-        description="A token is flagged where its largest |x| > this many times the mean of |x| "
-        "over all tokens and channels of the sequence in that layer.",
-    )
-
-
-class TokenOutliersSettings(Section):
-    """Token outliers of PrefixQuant (Chen et al. 2024, arXiv 2410.05265)."""
-
-    site: ChannelSite = Field("mlp_hidden", description="Where they are looked for.")
-    ratio: PositiveFloat = Field(
-        64.0,
-        description="A token is an outlier where its largest |x| > this many times the median "
-        "over the tokens of its sequence in that layer.",
-    )
-
-
-class TokenNormsSettings(Section):
-    """The tokens of the largest norm."""
-
-    site: ChannelSite = Field("resid_post", description="Where norms are taken.")
-    top: PositiveInt = Field(20, description="Tokens that are listed of each layer.")
-
-
-class QuantizationErrorSettings(Section):
-    """What INT8, FP8, MXFP8, MXFP4 and NVFP4 would take from the values of some sites."""
-
-    sites: list[ChannelSite] = Field(
-        [],
-        description="Sites to round, such as `[attn_in, mlp_in]`; they must be stored: which "
-        "channels are rounded depends on `threshold`, and of a site that is not stored another one "
-        "would have to read the model. Off by default: it takes up to three times as long as all "
-        "else that detection makes of these sites' values.",
-    )
-    threshold: PositiveFloat = Field(
-        6.0,
-        description="Channels with |x| >= this in a tile (the tokens of a sequence within a chunk) "
-        "are its outlier channels, which LLM.int8() leaves as they are.",
-    )
-
-    @field_validator("sites")
-    @classmethod
-    def _canonical_sites(cls, sites: list[ChannelSite]) -> list[ChannelSite]:
-        refuse_repeats(sites)
-        return sorted(sites, key=CHANNEL_SITES.index)
 
 
 class ExcludeSettings(Section):
@@ -305,7 +154,9 @@ class DetectionSettings(Section):
 
     @property
     def least(self) -> dict[str, float]:
-        """Of each site the least |x| that a criterion asks for with its place."""
-        site, absolute = self.massive_activations.site, self.massive_activations.absolute
-        least: dict[str, float] = dict.fromkeys(self.llm_int8.sites, self.llm_int8.threshold)
-        return least | {site: min(absolute, least.get(site, absolute))}
+        """The least |x| of each site that a criterion needs with its place."""
+        least: dict[str, float] = {}
+        for name in type(self).model_fields:
+            if isinstance(block := getattr(self, name), CriterionSettings):
+                least |= {site: min(x, least.get(site, x)) for site, x in block.least.items()}
+        return least

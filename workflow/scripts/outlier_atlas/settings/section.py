@@ -33,6 +33,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class CriterionSettings(Section):
+    """The settings of a criterion or measure: a block of the section `detection`."""
+
+    @property
+    def least(self) -> dict[str, float]:
+        """The least |x| of each site that must be known with its place; none by default."""
+        return {}
+
+
 def exactly(number: float) -> str:
     """A setting in a sentence, with all of its digits: `6`, `0.06`, `1234567`, `1e-30`."""
     shown = Decimal(repr(float(number))).normalize()

@@ -205,3 +205,15 @@ def _blocks(values: Tensor, size: int) -> Tensor:
 
 def _unblocked(blocks: Tensor, values: Tensor) -> Tensor:
     return blocks.flatten(1)[:, : values.shape[1]]
+
+
+FORMATS: dict[tuple[str, str], Element] = {
+    ("int8", "tensor"): INT8,
+    ("int8", "token"): INT8,
+    ("int8", "channel"): INT8,
+    ("fp8_e4m3", "tensor"): E4M3,
+    ("mxfp8", "block of 32"): E4M3,
+    ("mxfp4", "block of 32"): E2M1,
+    ("nvfp4", "block of 16"): E2M1,
+}
+"""By name and by what has a scale of its own: their elements."""

@@ -12,22 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.statistics.codes import Float64
-from outlier_atlas.statistics.formats import E2M1, E4M3, INT8, Element
 from outlier_atlas.statistics.summary import Place
 
 ERRORS_VERSION = 2
 """Raised when a change to the code changes a bit of the errors: all are then made anew."""
-
-FORMATS: dict[tuple[str, str], Element] = {
-    ("int8", "tensor"): INT8,
-    ("int8", "token"): INT8,
-    ("int8", "channel"): INT8,
-    ("fp8_e4m3", "tensor"): E4M3,
-    ("mxfp8", "block of 32"): E4M3,
-    ("mxfp4", "block of 32"): E2M1,
-    ("nvfp4", "block of 16"): E2M1,
-}
-"""By name and by what has a scale of its own: their elements."""
 
 KEPT = (True, False)
 """Whether outlier channels are quantized with the others, or left as they are: then their error is
@@ -70,7 +58,7 @@ def summarize_quantization(
         threshold: a channel is an outlier channel where |x| >= this, in this tile.
         kept: (token,): the tokens that count; None where all do.
     """
-    # numba takes a while to import.
+    # numba takes a while to import, and those who read summaries need none of it.
     from outlier_atlas.statistics.compiled_quantization import errors, maxima
 
     x = values_TC.cpu().float().contiguous().numpy()

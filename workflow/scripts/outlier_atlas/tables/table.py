@@ -69,6 +69,7 @@ class Table:
 SITE = Column("site", pa.string(), "Site: where in the block the value was measured.")
 LAYER = Column("layer", pa.int32(), "Layer, 0-based, by the model's own numbering.", "index")
 CHANNEL = Column("channel", pa.int32(), "Channel: index along the last axis, 0-based.", "index")
+EXPERT = Column("expert", pa.int32(), "Expert, 0-based, by the model's own numbering.", "index")
 TOKEN_INDEX = Column(
     "token_index", pa.int64(), "Index along the store's token axis, 0-based.", "index"
 )
@@ -81,6 +82,11 @@ TOKEN_TEXT = Column("token_text", pa.string(), "The token's own text, special to
 
 WHERE = (TOKEN_INDEX, SEQUENCE, POSITION, TOKEN_ID, TOKEN_TEXT)
 """Of a token: its place in the run, and what it is."""
+
+
+NO_INTERVALS = (
+    "Values of a single token depend on no other sequence than its own: they have no intervals."
+)
 
 
 def intervals(*names: str, unit: str, signed: bool = False) -> tuple[Column, ...]:

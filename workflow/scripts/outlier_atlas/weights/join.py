@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from outlier_atlas import tables
+from outlier_atlas.criteria.magnitudes.tables import CHANNEL_MAXIMA
 from outlier_atlas.settings.detection import SmoothQuantSettings
 from outlier_atlas.tables.files import ROWS_TOGETHER
 from outlier_atlas.weights.smoothquant import smoothquant_scales
@@ -38,8 +39,8 @@ def join(settings: Mapping[str, Any], weights: Path | None, run_tables: Path) ->
         for part in _scales(activations, weight_maxima(weights), smoothquant.alpha, ends):
             for name, values in part.items():
                 scales[name].extend(values)
-    left_out = tables.left_out(run_tables, tables.CHANNEL_MAXIMA)
-    parameters = tables.parameters(run_tables, tables.CHANNEL_MAXIMA)
+    left_out = tables.left_out(run_tables, CHANNEL_MAXIMA)
+    parameters = tables.parameters(run_tables, CHANNEL_MAXIMA)
     parameters["smoothquant"] = smoothquant.model_dump(mode="json")
     table = tables.SMOOTHQUANT_SCALES.under(parameters)
     tables.write(run_tables, table, scales, left_out)
@@ -51,7 +52,7 @@ def activation_maxima(run_tables: Path, column: str = "value") -> Maxima:
     Args:
         column: of `channel_maxima`: an end of its interval, perhaps.
     """
-    maxima = tables.read(run_tables, tables.CHANNEL_MAXIMA)
+    maxima = tables.read(run_tables, CHANNEL_MAXIMA)
     found: dict[tuple[str, int], list[float]] = {}
     for place, value in zip(_places(maxima), maxima[column].to_pylist(), strict=True):
         found.setdefault(place, []).append(np.nan if value is None else abs(value))

@@ -1,0 +1,1 @@
+"""One folder for each criterion or measure, and the registries that collect them."""

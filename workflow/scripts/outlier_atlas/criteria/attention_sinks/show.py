@@ -1,0 +1,91 @@
+"""How the report shows attention sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outlier_atlas.criteria.attention_sinks.tables import (
+    ATTENTION_SINK_POSITIONS,
+    ATTENTION_SINKS,
+    DESCRIPTION,
+)
+from outlier_atlas.criteria.show import (
+    Evidence,
+    Finding,
+    Page,
+    Row,
+    Section,
+    Show,
+    with_left_out,
+)
+from outlier_atlas.settings.sites import ATTN_SINK
+from outlier_atlas.text import (
+    count,
+    percentage,
+    shown,
+    spanned,
+)
+
+
+class AttentionSinksShow(Show):
+    """By head, by layer and by position."""
+
+    description = DESCRIPTION
+    title = "Attention sinks"
+    rank = 40
+
+    def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
+        criterion = self.criterion(evidence)
+        layers, positions = _rows(evidence)
+        return with_left_out(sentence(layers, positions, criterion["definition"]), criterion)
+
+    def section(self, page: Page) -> Section:
+        criterion = self.criterion(page.evidence)
+        values = _values(criterion, *_rows(page.evidence), page.report.rows)
+        if criterion["measured"]:
+            values["heatmap"] = page.picture(
+                f"{ATTN_SINK}-heads",
+                "Attention that the first token receives, by layer and head",
+                "The attention that the first token of a sequence receives in each head, as a mean "
+                "over the sequences; colour from 0 to 1.",
+            )
+        template = "attention_sinks/section.html.j2"
+        return Section("sinks", self.title, template, values, shown=criterion["measured"])
+
+
+def _rows(evidence: Evidence) -> tuple[list[Row], list[Row]]:
+    """By layer, and by position."""
+    return evidence.rows(ATTENTION_SINKS), evidence.rows(ATTENTION_SINK_POSITIONS)
+
+
+def sentence(layers: Sequence[Row], positions: Sequence[Row], definition: str) -> list[Finding]:
+    """How often the first token is a sink; rows of attention_sinks and attention_sink_positions."""
+    if not layers or not positions[0]["sink_metric"]:
+        return []
+    return [Finding(said(layers, positions), definition, 3)]
+
+
+def _values(criterion: Row, layers: Sequence[Row], positions: Sequence[Row], most: int) -> Row:
+    by_metric = sorted(positions, key=lambda row: (-(row["sink_metric"] or 0), row["position"]))
+    return {
+        "criterion": criterion,
+        "said": said(layers, positions) if layers else "",
+        "layers": layers[:most],
+        "layers_shown": shown(len(layers), most, "layer"),
+        "positions": by_metric[: min(most, 5)],
+    }
+
+
+def said(layers: Sequence[Row], positions: Sequence[Row]) -> str:
+    """How often the first token is a sink, in a sentence."""
+    metric = positions[0]["sink_metric"]
+    if metric is None:
+        return "No number of this run is finite."
+    layers = [row for row in layers if row["sink_metric"] is not None]
+    heads = sum(row["heads"] for row in layers)
+    sinking = sum(row["sink_heads"] for row in layers)
+    share = spanned(positions[0], "sink_metric", percentage)
+    return (
+        f"The first token is a sink in {share} of all (sequence, layer, head), and on average over "
+        f"the sequences in {sinking:,} of {count(heads, 'head')}."
+    )

@@ -1,0 +1,1 @@
+"""The largest output of each routed expert of a mixture of experts."""

@@ -1,0 +1,111 @@
+"""A section that is one table of findings, each with its token."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import ClassVar
+
+from outlier_atlas.criteria.show import Page, Row, Section, Show
+from outlier_atlas.sanitize import visible
+from outlier_atlas.text import count, listed, number, ranges, shown
+
+Cells = list[tuple[str, str]]
+"""What is shown in each column, and the interval below it; empty where there is none."""
+
+
+class FindingTable(Show):
+    """A criterion whose findings are shown in one table.
+
+    Attributes:
+        heading: of the section; by default its title.
+        noun: what a finding is.
+        head: the names of the columns; sequence, position and token are added.
+        joined: whether a row of the report joins the layers of a token and channel.
+    """
+
+    heading: ClassVar[str] = ""
+    noun: ClassVar[str]
+    head: ClassVar[tuple[str, ...]]
+    joined: ClassVar[bool] = False
+
+    @abstractmethod
+    def cells(self, row: Row) -> Cells:
+        """The cells of a row."""
+
+    @abstractmethod
+    def order(self, row: Row) -> float:
+        """By which number rows are ordered, ascending."""
+
+    def found(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows of its table that are findings; by default all."""
+        return list(rows)
+
+    def picture(self, page: Page) -> Row | None:
+        """A figure above the table; by default none."""
+        return None
+
+    def section(self, page: Page) -> Section | None:
+        criterion = self.criterion(page.evidence)
+        if not criterion["measured"]:
+            return None
+        name, most, text = self.description.name, page.report.rows, page.report.text != "none"
+        found = self.found(page.evidence.rows(self.description.tables[0]))
+        rows = sorted(joined(found) if self.joined else found, key=self.order)
+        heading = self.heading or self.title
+        values = {
+            "id": name.replace("_", "-"),
+            "title": heading,
+            "table": self.description.tables[0].name,
+            "criterion": criterion,
+            "picture_above": self.picture(page),
+            "head": [*self.head, "sequence", "position"],
+            "rows": [
+                {
+                    "cells": [*self.cells(row), *plain(row["sequence"], row["position"])],
+                    "token": visible(row["token_text"]) if text else f"id {row['token_id']}",
+                }
+                for row in rows[:most]
+            ],
+            "shown": shown(len(rows), most, self.noun),
+            "joined": self.joined,
+            "classes": classes(found),
+        }
+        return Section(str(values["id"]), heading, "finding_table.html.j2", values)
+
+
+def plain(*shown: object) -> Cells:
+    """Cells without intervals."""
+    return [(str(one), "") for one in shown]
+
+
+def large_token(row: Row, reference: str) -> Cells:
+    """The cells of a token that is an outlier as a whole.
+
+    Args:
+        reference: name of the column of what it stands out from.
+    """
+    large = number(row["value"]), number(row[f"{reference}_ratio"])
+    return plain(row["layers"], row["channel"], *large)
+
+
+def joined(rows: Sequence[Row]) -> list[Row]:
+    """One row for a channel of a token: its largest, with all of its layers in words."""
+    by_place: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_place[row["token_index"], row["channel"]].append(row)
+    return [
+        max(group, key=lambda row: abs(row["value"]))
+        | {"layers": ranges(row["layer"] for row in group)}
+        for group in by_place.values()
+    ]
+
+
+def classes(rows: Sequence[Row]) -> str:
+    """How many findings each class of tokens has, in a sentence; empty where there are none."""
+    counted = Counter(row["token_class"] for row in rows if "token_class" in row)
+    if not counted:
+        return ""
+    parts = [f"{n:,} {name.replace('_', ' ')}" for name, n in counted.most_common()]
+    return f"Of {count(len(rows), 'finding')} (token and layer), {listed(parts)}."

@@ -1,0 +1,1 @@
+"""Kurtosis in four variants, norms and other measures of heavy tails."""

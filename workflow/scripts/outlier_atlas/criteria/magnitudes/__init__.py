@@ -1,0 +1,1 @@
+"""How large activations are: by layer, and by channel."""

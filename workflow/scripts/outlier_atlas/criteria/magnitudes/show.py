@@ -1,0 +1,100 @@
+"""How the report shows how large activations are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outlier_atlas.criteria.magnitudes.tables import DESCRIPTION, LAYER_MAGNITUDES
+from outlier_atlas.criteria.show import (
+    Evidence,
+    Finding,
+    Page,
+    Row,
+    Section,
+    Show,
+)
+from outlier_atlas.settings.sites import SITE_NAMES
+from outlier_atlas.text import (
+    count,
+    listed,
+    number,
+)
+
+
+class MagnitudesShow(Show):
+    """The first section: each site with its figures."""
+
+    description = DESCRIPTION
+    title = "Magnitudes"
+
+    def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
+        return [largest(evidence.rows(LAYER_MAGNITUDES))]
+
+    def section(self, page: Page) -> Section:
+        tokens = page.tokens
+        values = {
+            "sites": sites(page),
+            "tokens_said": f"{count(len(tokens.token_ids), 'token')} in "
+            f"{count(tokens.sequences, 'sequence')}",
+        }
+        return Section("sites", "Sites", "magnitudes/section.html.j2", values)
+
+
+def sites(page: Page) -> list[Row]:
+    """Each site with its figures; that of the largest |x| is unfolded, the last of equals."""
+    tops = largest_by_site(page.evidence.rows(LAYER_MAGNITUDES))
+    unfolded = max(reversed(tops), key=lambda site: tops[site]["top1"] or 0, default=None)
+    return [_site(site, top, page) | {"open": site == unfolded} for site, top in tops.items()]
+
+
+def _site(site: str, top: Row, page: Page) -> Row:
+    return {
+        "name": site,
+        "meaning": SITE_NAMES[site],
+        "top": top,
+        "magnitudes": page.picture(
+            f"{site}-magnitudes",
+            f"Largest three and median of |x| at {site}, by layer",
+            "The three largest |x| of each layer, over all tokens and channels, and the median of "
+            "|x|, the lower of the two middle values (exact for bfloat16). Logarithmic axis.",
+        ),
+        "maxima": page.picture(
+            f"{site}-maxima",
+            f"Largest |x| at {site}, by layer and channel",
+            "The largest |x| of each channel in each layer, over all tokens; logarithmic colour. "
+            "The channels with the largest maxima are named above.",
+        ),
+    }
+
+
+def largest_by_site(rows: Sequence[Row]) -> dict[str, Row]:
+    """Of each site the row of layer_magnitudes with the largest |x|."""
+    tops: dict[str, Row] = {}
+    for row in rows:
+        top = tops.setdefault(row["site"], row)["top1"]
+        if row["top1"] is not None and (top is None or row["top1"] > top):
+            tops[row["site"]] = row
+    return tops
+
+
+def largest(rows: Sequence[Row]) -> Finding:
+    """The largest |x| of each site.
+
+    Args:
+        rows: of the table `layer_magnitudes`.
+    """
+    if not rows:
+        return Finding("No site with channels was measured.", "", 0)
+    finite = "finite " if any(r["nan"] or r["infinite"] for r in rows) else ""
+    said = [
+        f"{number(top['top1'])} at {site} (layer {top['layer']}, channel {top['channel']})"
+        for site, top in largest_by_site(rows).items()
+        if top["top1"] is not None
+    ]
+    if not said:
+        return Finding("No value of any site with channels is finite.", "", 1)
+    return Finding(
+        f"The largest {finite}|x| is {listed(said)}.",
+        "top1 of layer_magnitudes: the largest |x| over all finite values of a site.",
+        1,
+    )

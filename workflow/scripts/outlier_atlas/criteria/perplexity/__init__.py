@@ -1,0 +1,1 @@
+"""Perplexity of the run's own tokens."""

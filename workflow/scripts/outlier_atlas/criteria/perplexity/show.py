@@ -1,0 +1,56 @@
+"""How the report shows perplexity: in its first lines and among the facts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outlier_atlas.criteria.perplexity.tables import DESCRIPTION
+from outlier_atlas.criteria.show import (
+    Page,
+    Row,
+    Show,
+)
+from outlier_atlas.text import (
+    count,
+    number,
+)
+
+
+class PerplexityShow(Show):
+    """Perplexity, which has no section of its own."""
+
+    description = DESCRIPTION
+    title = "Perplexity"
+
+    def switched_off(self, page: Page) -> str:
+        on = page.configuration["extraction"]["perplexity"]
+        return "" if on else "extraction.perplexity is false"
+
+
+def line(rows: Sequence[Row]) -> str:
+    """Of the whole run, in a sentence with its definition.
+
+    Args:
+        rows: of the table `perplexity`.
+    """
+    if not rows:
+        return "not computed (extraction.perplexity)"
+    whole = rows[-1]
+    if whole["nan"]:
+        return f"none: the loss of {count(whole['nan'], 'token')} is NaN"
+    if whole["perplexity"] is None:
+        return "none: no token has another before it in its sequence"
+    return (
+        f"{whole['perplexity']:,.4g}: exp of the mean negative log-likelihood ({whole['loss']:.4f} "
+        f"nats) of {count(whole['tokens'], 'token')}, each given all before it in its own sequence"
+    )
+
+
+def short(rows: Sequence[Row]) -> str:
+    """The same at the top of the report; empty where there is none."""
+    if not rows or rows[-1]["perplexity"] is None:
+        return ""
+    return (
+        f" Perplexity {number(rows[-1]['perplexity'])}, exp of the mean negative log-likelihood of "
+        f"these tokens."
+    )

@@ -1,0 +1,1 @@
+"""Errors of rounding activations to number formats of few bits."""

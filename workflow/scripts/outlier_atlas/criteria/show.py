@@ -1,0 +1,202 @@
+"""The interface of a `show.py`: what the report asks of a criterion or measure."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from outlier_atlas.criteria.description import Description
+from outlier_atlas.criteria.tables import CRITERIA
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.settings.report import ReportSettings
+from outlier_atlas.settings.sites import SITE_NAMES
+from outlier_atlas.tables.files import read
+from outlier_atlas.tables.table import Table
+from outlier_atlas.text import layers, listed
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence, and the definition of the numbers in it.
+
+    `striking` sorts: what was found comes before what was looked for in vain, and both before what
+    was not measured.
+    """
+
+    text: str
+    definition: str
+    striking: float
+
+
+class Evidence:
+    """The tables of a run as rows; each is read once, when it is first asked for.
+
+    Args:
+        folder: the folder of the tables.
+        sequences: number of sequences of the run.
+    """
+
+    def __init__(self, folder: Path, sequences: int) -> None:
+        self.folder = folder
+        self.sequences = sequences
+        self._rows: dict[str, list[Row]] = {}
+
+    def rows(self, table: Table) -> list[Row]:
+        """The rows of a table."""
+        if table.name not in self._rows:
+            self._rows[table.name] = read(self.folder, table).to_pylist()
+        return self._rows[table.name]
+
+    @cached_property
+    def criteria(self) -> Mapping[str, Row]:
+        """The rows of the table `criteria`, by the name of the criterion."""
+        return {row["criterion"]: row for row in self.rows(CRITERIA)}
+
+
+class Picture(Protocol):
+    """Embeds a figure of the run."""
+
+    def __call__(self, name: str, alt: str, caption: str) -> Row:
+        """What the page shows.
+
+        Args:
+            name: of its file, without theme and ending.
+            alt: the alternative text.
+            caption: the text under it.
+        """
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the sections of a page are made from.
+
+    Attributes:
+        report: the section `report` of the configuration.
+        configuration: all of it.
+        evidence: the tables.
+        tokens: the token store.
+        picture: embeds a figure.
+    """
+
+    report: ReportSettings
+    configuration: Mapping[str, Any]
+    evidence: Evidence
+    tokens: TokenStore
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page.
+
+    Attributes:
+        id: its anchor.
+        label: the text of the link to it.
+        template: the Jinja template, from the folder of the criteria. It has `left_out` and
+            `text_shown`, too.
+        values: what the template shows.
+        shown: whether there is a link to it; otherwise the template shows nothing.
+    """
+
+    id: str
+    label: str
+    template: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    shown: bool = True
+
+
+LAST = 100
+"""The rank of a finding that comes behind equally striking ones of other criteria."""
+
+
+class Show(ABC):
+    """How the report shows a criterion or measure.
+
+    Attributes:
+        description: name and tables.
+        title: what it is called where it was not measured, and where two runs are compared.
+        rank: the place of its findings among others that are equally striking; the lowest comes
+            first.
+    """
+
+    description: ClassVar[Description]
+    title: ClassVar[str]
+    rank: ClassVar[int] = LAST
+
+    def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
+        """Sentences for the first screen; by default none.
+
+        Args:
+            text: whether tokens are named by their text; by their id otherwise.
+        """
+        return []
+
+    def section(self, page: Page) -> Section | None:
+        """Its section; by default none."""
+        return None
+
+    def switched_off(self, page: Page) -> str:
+        """Why a measure was not made, for the list of what was not measured; empty where it was.
+
+        Criteria are in that list by their row of the table `criteria`.
+        """
+        return ""
+
+    def criterion(self, evidence: Evidence) -> Row:
+        """Its row of the table `criteria`."""
+        return evidence.criteria[self.description.name]
+
+
+def place(site: str) -> str:
+    """A site as a sentence names it."""
+    name = "residual stream" if site.startswith("resid_") else SITE_NAMES[site]
+    return f"{name} ({site})"
+
+
+def not_measured(criterion: Row, name: str) -> list[Finding]:
+    """What is said of a criterion whose sites were not measured."""
+    missing = listed(criterion["missing_sites"].split())
+    sites = listed(criterion["sites"].split())
+    return [
+        Finding(f"{name} were not measured: {missing} is not among the run's sites.", "", 0),
+        Finding(f"Nothing is known here about {name}; they are defined on {sites}.", "", 0),
+    ]
+
+
+def nothing_known(criterion: Row, name: str) -> list[Finding]:
+    """What is said of a criterion that could look at no layer."""
+    sites = listed(criterion["sites"].split())
+    text = f"Nothing is known of {name}: in no layer is a value of {sites} finite."
+    return [Finding(text, criterion["definition"], 2)]
+
+
+def left_out(criterion: Row) -> str:
+    """What a criterion could not look at, as a sentence behind its findings; empty where it could
+    look at everything.
+
+    Args:
+        criterion: a row of the table `criteria`.
+    """
+    if without := [int(layer) for layer in criterion["layers_not_finite"].split()]:
+        return f" No value is finite in {layers(without)}, which could not be looked at."
+    if criterion["not_finite"]:
+        sites = listed(criterion["sites"].split())
+        return f" {criterion['not_finite']:,} values of {sites} are NaN or infinite, and left out."
+    return ""
+
+
+def with_left_out(findings: Iterable[Finding], criterion: Row) -> list[Finding]:
+    """Findings, and behind each what the criterion could not look at."""
+    behind = left_out(criterion) if criterion["measured"] else ""
+    return [replace(finding, text=f"{finding.text}{behind}") for finding in findings]
+
+
+def nothing_finite(criterion: Row) -> bool:
+    """Whether a criterion was measured and could look at no layer."""
+    return bool(criterion["measured"] and criterion["findings"] is None)

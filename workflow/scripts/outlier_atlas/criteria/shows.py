@@ -1,0 +1,40 @@
+"""The registry of what the report shows, in the order of the page."""
+
+from __future__ import annotations
+
+from outlier_atlas.criteria.attention_sinks.show import AttentionSinksShow
+from outlier_atlas.criteria.experts.show import ExpertsShow
+from outlier_atlas.criteria.layer_measures.show import LayerMeasuresShow
+from outlier_atlas.criteria.llm_int8.show import LlmInt8Show
+from outlier_atlas.criteria.magnitudes.show import MagnitudesShow
+from outlier_atlas.criteria.massive_activations.show import MassiveActivationsShow
+from outlier_atlas.criteria.perplexity.show import PerplexityShow
+from outlier_atlas.criteria.quantization_error.show import QuantizationErrorShow
+from outlier_atlas.criteria.show import Show
+from outlier_atlas.criteria.super_experts.show import SuperExpertsShow
+from outlier_atlas.criteria.super_weights.show import SuperWeightsShow
+from outlier_atlas.criteria.systematic_outliers.show import SystematicOutliersShow
+from outlier_atlas.criteria.token_outliers.show import TokenOutliersShow
+
+SHOWS: tuple[Show, ...] = (
+    MagnitudesShow(),
+    MassiveActivationsShow(),
+    AttentionSinksShow(),
+    LlmInt8Show(),
+    SuperWeightsShow(),
+    SuperExpertsShow(),
+    SystematicOutliersShow(),
+    TokenOutliersShow(),
+    ExpertsShow(),
+)
+"""What comes before the sections on ablation and on the comparison with another run."""
+
+BEHIND: tuple[Show, ...] = (
+    LayerMeasuresShow(),
+    QuantizationErrorShow(),
+    PerplexityShow(),
+)
+"""What comes behind them."""
+
+TITLES = {show.description.name: show.title for show in SHOWS if show.description.finding}
+"""What criteria are called where they were not measured, and where two runs are compared."""

@@ -1,0 +1,1 @@
+"""Super experts (Su et al. 2025, arXiv 2507.23279)."""

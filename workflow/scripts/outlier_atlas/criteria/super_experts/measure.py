@@ -1,0 +1,184 @@
+"""Super experts (Su et al. 2025): which they are, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from outlier_atlas.criteria.columns import (
+    Columns,
+    interval_columns,
+    located,
+)
+from outlier_atlas.criteria.experts.measure import ExpertsMeasure
+from outlier_atlas.criteria.magnitudes.measure import MagnitudesMeasure
+from outlier_atlas.criteria.massive_activations.measure import (
+    MassiveActivation,
+    MassiveActivationsMeasure,
+)
+from outlier_atlas.criteria.measure import (
+    CriterionMeasure,
+    Place,
+)
+from outlier_atlas.criteria.super_experts.tables import DESCRIPTION, SUPER_EXPERTS
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.settings.detection import DetectionSettings
+from outlier_atlas.settings.section import exactly, percent
+from outlier_atlas.settings.sites import EXPERT_OUT
+from outlier_atlas.statistics.bootstrap import Bootstrap, Interval
+from outlier_atlas.statistics.codes import Float32
+from outlier_atlas.statistics.experts import ExpertMagnitudes
+from outlier_atlas.statistics.magnitudes import Magnitudes
+from outlier_atlas.statistics.sequences import BySequence
+from outlier_atlas.tables.table import Table
+
+
+class SuperExpertsMeasure(CriterionMeasure):
+    """Super experts, from what was measured of experts and of massive activations."""
+
+    description = DESCRIPTION
+
+    @classmethod
+    def sites(cls, settings: DetectionSettings, measured: Collection[str]) -> tuple[str, ...]:
+        return (EXPERT_OUT, settings.massive_activations.site)
+
+    @classmethod
+    def definition(cls, settings: DetectionSettings, sink_tokens: int) -> str:
+        block, site = settings.super_experts, settings.massive_activations.site
+        return (
+            "An expert is a super expert if its largest |down_proj output| over all tokens routed "
+            f"to it is above the {percent(block.quantile)} % quantile (linear interpolation) of "
+            f"those of all routed experts that saw a token, above {exactly(block.ratio)} times the "
+            "largest of them, and its layer is one in which massive activations form: it has a "
+            f"massive activation, and the largest |x| of {site} is at least "
+            f"{exactly(block.growth)} times that of the measured layer before it, where one is (Su "
+            "et al. 2025, arXiv 2507.23279, eq. 8; the last condition is our reading of it)."
+        )
+
+    @cached_property
+    def found(self) -> list[SuperExpert]:
+        """The super experts, by layer and expert."""
+        if not self.criterion.measured:
+            return []
+        return super_experts(
+            self.others.of(ExpertsMeasure).of_layers,
+            self.others.of(MassiveActivationsMeasure).of_layers,
+            self.others.of(MagnitudesMeasure).of_places,
+            self.context.settings,
+        )
+
+    def findings(self) -> int:
+        return len(self.found)
+
+    def tables(self) -> Iterator[tuple[Table, Columns]]:
+        experts = self.others.of(ExpertsMeasure).of_layers
+        yield (
+            SUPER_EXPERTS,
+            _experts(self.found, experts, self.context.tokens, self.context.bootstrap),
+        )
+
+
+@dataclass(frozen=True)
+class SuperExpert:
+    """A super expert, and what it was held against.
+
+    Attributes:
+        layer, expert: which.
+        value: its largest |down_proj output|, with its sign; in which channel, of which token.
+        quantile: over all experts.
+        largest_share: |value| over the largest of all experts.
+        growth: of the residual stream's largest |x| over the measured layer before; None for the
+            first.
+    """
+
+    layer: int
+    expert: int
+    value: float
+    channel: int
+    token: int
+    quantile: float
+    largest_share: float
+    growth: float | None
+
+
+def super_experts(
+    experts: Mapping[int, ExpertMagnitudes],
+    massive: Mapping[int, BySequence[MassiveActivation]],
+    magnitudes: Mapping[Place, Magnitudes],
+    settings: DetectionSettings,
+) -> list[SuperExpert]:
+    """The super experts, by layer and expert."""
+    # In float64, or a quantile between two values would be rounded to one of them.
+    values = {layer: np.abs(each.values.astype(np.float64)) for layer, each in experts.items()}
+    known = np.concatenate([v[~np.isnan(v)] for v in values.values()])
+    if not len(known):
+        return []
+    criterion = settings.super_experts
+    quantile, largest = float(np.quantile(known, criterion.quantile)), float(known.max())
+    found = []
+    for layer, growth in _forming(massive, magnitudes, settings).items():
+        high = (values[layer] > quantile) & (values[layer] > criterion.ratio * largest)
+        each = experts[layer]
+        found += [
+            SuperExpert(
+                layer, expert, float(each.values[expert]), int(each.channels[expert]),
+                int(each.tokens[expert]), quantile, float(values[layer][expert]) / largest, growth,
+            )
+            for expert in np.flatnonzero(high).tolist()
+        ]  # fmt: skip
+    return found
+
+
+def _forming(
+    massive: Mapping[int, BySequence[MassiveActivation]],
+    magnitudes: Mapping[Place, Magnitudes],
+    settings: DetectionSettings,
+) -> dict[int, float | None]:
+    """The layers in which massive activations form, and how much the largest |x| grows there."""
+    forming: dict[int, float | None] = {}
+    before: float | None = None
+    for layer, of_layer in sorted(massive.items()):
+        top = magnitudes[settings.massive_activations.site, layer].top
+        if not top:  # nothing is known of it: the layer after it has none to be compared with
+            before = None
+            continue
+        largest = top[0]
+        growth = None if before is None else largest / before if before else float("inf")
+        if of_layer.found() and (growth is None or growth >= settings.super_experts.growth):
+            forming[layer] = growth
+        before = largest
+    return forming
+
+
+def _experts(
+    found: Sequence[SuperExpert],
+    experts: Mapping[int, ExpertMagnitudes],
+    tokens: TokenStore,
+    bootstrap: Bootstrap,
+) -> Columns:
+    """The table of super experts."""
+    largest = [experts[e.layer].largest[:, e.expert] for e in found]
+    shares = [_largest_share(of_expert, experts, bootstrap) for of_expert in largest]
+    return {
+        "layer": [e.layer for e in found],
+        "expert": [e.expert for e in found],
+        "channel": [e.channel for e in found],
+        **located(tokens, [e.token for e in found]),
+        "value": [e.value for e in found],
+        "quantile": [e.quantile for e in found],
+        "largest_share": [e.largest_share for e in found],
+        "growth": [e.growth for e in found],
+        **interval_columns("value", [bootstrap.maxima(of_expert) for of_expert in largest]),
+        **interval_columns("largest_share", shares),
+    }
+
+
+def _largest_share(
+    of_expert: Float32, experts: Mapping[int, ExpertMagnitudes], bootstrap: Bootstrap
+) -> Interval:
+    """The interval of an expert's share of the largest of all experts, both of the same draw."""
+    of_all = np.fmax.reduce([np.fmax.reduce(m.largest, axis=1) for m in experts.values()])
+    return bootstrap.interval(bootstrap.largest(of_expert) / bootstrap.largest(of_all))

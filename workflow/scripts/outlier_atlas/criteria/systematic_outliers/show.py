@@ -1,0 +1,25 @@
+"""How the report shows systematic outliers."""
+
+from __future__ import annotations
+
+from outlier_atlas.criteria.finding_table import Cells, FindingTable, large_token
+from outlier_atlas.criteria.show import (
+    Row,
+)
+from outlier_atlas.criteria.systematic_outliers.tables import DESCRIPTION
+
+
+class SystematicOutliersShow(FindingTable):
+    """Systematic outliers, the layers of a token and channel joined."""
+
+    description = DESCRIPTION
+    title = "Systematic outliers"
+    noun = "token"
+    head = ("layers", "channel", "largest", "times the mean")
+    joined = True
+
+    def order(self, row: Row) -> float:
+        return -float(row["mean_ratio"])
+
+    def cells(self, row: Row) -> Cells:
+        return large_token(row, "mean")

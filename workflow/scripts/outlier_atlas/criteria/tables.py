@@ -1,0 +1,90 @@
+"""The registry of tables: those of every criterion and measure, and the table of the criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from outlier_atlas.criteria.attention_sinks import tables as attention_sinks
+from outlier_atlas.criteria.description import Description
+from outlier_atlas.criteria.experts import tables as experts
+from outlier_atlas.criteria.layer_measures import tables as layer_measures
+from outlier_atlas.criteria.llm_int8 import tables as llm_int8
+from outlier_atlas.criteria.magnitudes import tables as magnitudes
+from outlier_atlas.criteria.massive_activations import tables as massive_activations
+from outlier_atlas.criteria.perplexity import tables as perplexity
+from outlier_atlas.criteria.quantization_error import tables as quantization_error
+from outlier_atlas.criteria.super_experts import tables as super_experts
+from outlier_atlas.criteria.super_weights import tables as super_weights
+from outlier_atlas.criteria.systematic_outliers import tables as systematic_outliers
+from outlier_atlas.criteria.token_norms import tables as token_norms
+from outlier_atlas.criteria.token_outliers import tables as token_outliers
+from outlier_atlas.tables.table import Column, Table
+
+DESCRIPTIONS: tuple[Description, ...] = (
+    magnitudes.DESCRIPTION,
+    llm_int8.DESCRIPTION,
+    massive_activations.DESCRIPTION,
+    experts.DESCRIPTION,
+    super_weights.DESCRIPTION,
+    super_experts.DESCRIPTION,
+    systematic_outliers.DESCRIPTION,
+    token_outliers.DESCRIPTION,
+    token_norms.DESCRIPTION,
+    layer_measures.DESCRIPTION,
+    quantization_error.DESCRIPTION,
+    attention_sinks.DESCRIPTION,
+    perplexity.DESCRIPTION,
+)
+"""Every criterion and measure, in the order of the data dictionary."""
+
+MOST_FIND = "tokens"
+"""What criteria find that are not named one by one where findings are explained."""
+
+
+def _counted() -> Iterator[str]:
+    """What the findings of each criterion are, in words."""
+    for described in DESCRIPTIONS:
+        if described.finding not in ("", MOST_FIND):
+            yield f"{described.finding} of {described.name}"
+    yield f"{MOST_FIND} of the others"
+
+
+CRITERIA = Table(
+    "criteria",
+    "Each criterion: whether it was measured, on which sites, and how many findings it has.",
+    (
+        Column("criterion", pa.string(), "Name of the criterion, as in the configuration."),
+        Column("measured", pa.bool_(), "Whether all of its sites were measured."),
+        Column("sites", pa.string(), "Sites it is defined on in this run, separated by spaces."),
+        Column("missing_sites", pa.string(), "Those of its sites that were not measured."),
+        Column(
+            "findings",
+            pa.int64(),
+            f"Number of findings: {', '.join(_counted())}. "
+            "Empty where the criterion was not measured, or could look at no layer.",
+            "count",
+        ),
+        Column(
+            "not_finite",
+            pa.int64(),
+            "NaN and infinite values of its sites, which all of its numbers leave out (of "
+            "expert_out, tokens with one in an expert's output). Empty where it was not measured.",
+            "count",
+        ),
+        Column(
+            "layers_not_finite",
+            pa.string(),
+            "Layers that it could not look at, separated by spaces: one of its sites has no finite "
+            "value there (llm_int8: none of its sites has one). No share counts them.",
+        ),
+        Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
+    ),
+)
+
+TABLES: tuple[Table, ...] = (
+    CRITERIA,
+    *(table for described in DESCRIPTIONS for table in described.tables),
+)
+"""All tables that the detection stage writes."""

@@ -1,0 +1,1 @@
+"""Token outliers of PrefixQuant (Chen et al. 2024, arXiv 2410.05265)."""

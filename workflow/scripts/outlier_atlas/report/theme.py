@@ -1,0 +1,34 @@
+"""The colours of a figure, on a light and on a dark page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a figure; blue, orange and green of Okabe and Ito, told apart by everybody."""
+
+    suffix: str
+    background: str
+    text: str
+    faint: str
+    top: tuple[str, str, str]
+    median: str
+    colormap: str
+
+
+THEMES = (
+    Theme(
+        "", "#ffffff", "#1c2430", "#d8dee6", ("#0b5fa5", "#4a9ad4", "#a3cdea"), "#c25a00", "magma"
+    ),
+    Theme(
+        "-dark",
+        "#171b22",
+        "#dde3ea",
+        "#343c48",
+        ("#8cc8f5", "#4a93cc", "#2a5f8c"),
+        "#f0a050",
+        "magma",
+    ),
+)
