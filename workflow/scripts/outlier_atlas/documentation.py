@@ -23,6 +23,9 @@ from outlier_atlas import staleness
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.tables import dictionary
 
+SCHEMA = "workflow/schemas/config.schema.json"
+"""Where tools of Snakemake look for the schema of a configuration."""
+
 INTRODUCTION = """\
 # The configuration
 
@@ -34,7 +37,7 @@ A run is one YAML file: `make run CONFIG=mine.yaml`, or
 and `dataset.source` have no default. Editors that know JSON schemas check a file as you type if it
 begins with
 
-    # yaml-language-server: $schema=config/config.schema.json
+    # yaml-language-server: $schema=workflow/schemas/config.schema.json
 
 Each stage depends on its own section: a change under `detection` runs no model again, one under
 `report` renders the report alone, and nothing under `execution` makes anything stale.
@@ -49,7 +52,7 @@ def files() -> dict[str, str]:
         "title": "Outlier Atlas configuration",
     }
     return {
-        "config/config.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        SCHEMA: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         "config/README.md": reference(),
         "docs/staleness.md": staleness.table(),
         "docs/tables.md": dictionary.markdown(),
