@@ -37,7 +37,8 @@ class Session:
     def __init__(
         self, results: Path, purpose: Purpose, say: Callable[[str], object], turns: Turns
     ) -> None:
-        self.inputs = Inputs(purpose, say)
+        self._said: set[str] = set()
+        self.inputs = Inputs(purpose, lambda line: self._once(line, say))
         self.turns = turns
         if purpose is Purpose.MAKE:
             # One Snakemake makes a run; jobs that outlived a killed one are waited for.
@@ -45,6 +46,11 @@ class Session:
             # What killed processes left: no other process writes in the run's folder now.
             sweep(results, older_than=0)
             sweep(SHARED, older_than=24 * 3600)
+
+    def _once(self, line: str, say: Callable[[str], object]) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            say(line)
 
     def at_events_of(self, workflow: Any) -> Callable[[logging.LogRecord], bool]:
         """A filter of Snakemake's log: acts when jobs are planned and when one has ended.
