@@ -56,6 +56,7 @@ format: .venv/installed-dev
 
 docs: .venv/installed
 	.venv/bin/python -m outlier_atlas.documentation .
+	.venv/bin/snakemake --rulegraph mermaid-js | .venv/bin/python -m outlier_atlas.rulegraph README.md
 
 bench: .venv/installed-dev
 	for benchmark in benchmarks/*.py; do .venv/bin/python "$$benchmark" || exit 1; done
