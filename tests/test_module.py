@@ -1,15 +1,24 @@
 """The workflow as a module of another one, as snakedeploy or a user declares it."""
 
+import gc
+import logging
 import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
 import tiny
 import yaml
 from commanded import ROOT
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from outlier_atlas import locks
+from outlier_atlas.inputs import Purpose
+from outlier_atlas.session import session
 
 CONFIG = {
     "model": {"source": "./model"},
@@ -182,6 +191,41 @@ def test_the_top_level_snakefile_is_a_module_too(project, tmp_path):
     status, said = snakemake(tmp_path, "--dry-run")
     assert status == 0, said
     assert planned(said)["first"] == planned(said)["atlas_render_report"] == 1
+
+
+def test_a_process_takes_the_lock_of_a_run_and_a_turn_once(tmp_path, monkeypatch):
+    """`use rule` reads a module again, and to wait for oneself would last for ever."""
+    monkeypatch.chdir(tmp_path)
+    first = session(Path("results/a"), Purpose.MAKE, print)
+    assert session(Path("results/a"), Purpose.MAKE, print) is first
+    other = session(Path("results/b"), Purpose.MAKE, print)
+    assert other is not first
+    assert other.turns is first.turns
+    for held in (first, other):
+        assert not held.turns.take("fetch_model.x", Path("x.json"), lambda: False)
+    assert locks.is_held(Path("results/a/locks/snakemake"))
+    del first, other, held
+    gc.collect()
+    assert not locks.is_held(Path("results/a/locks/snakemake"))
+    session(Path("results/a"), Purpose.MAKE, print)
+
+
+def test_turns_follow_the_jobs_of_a_workflow_without_hooks(tmp_path, monkeypatch):
+    """Snakemake's log tells when jobs are planned: a module's `onstart` is not called."""
+    monkeypatch.chdir(tmp_path)
+    made = session(Path("results/a"), Purpose.MAKE, print)
+    names = ("planned", "not_planned")
+    for name in names:
+        made.turns.take(name, Path(f"{name}.json"), lambda: False)
+    dag = SimpleNamespace(
+        needrun_jobs=lambda: [SimpleNamespace(output=["planned.json"])], jobid=lambda job: 7
+    )
+    listens = made.at_events_of(SimpleNamespace(dag=dag, local_exec=True))
+    assert listens(logging.makeLogRecord({"event": LogEvent.RUN_INFO}))
+    held = {name: locks.is_held(Path(f"resources/locks/{name}.turn")) for name in names}
+    assert held == {"planned": True, "not_planned": False}
+    listens(logging.makeLogRecord({"event": LogEvent.JOB_FINISHED, "job_id": 7}))
+    assert not locks.is_held(Path("resources/locks/planned.turn"))
 
 
 @pytest.fixture(scope="module")

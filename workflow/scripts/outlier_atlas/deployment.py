@@ -34,9 +34,10 @@ def settings(workflow: Any, config: Mapping[str, Any]) -> Settings:
         # Snakemake gives a module without `config:` nothing of what the command line says.
         config = config or workflow.config_settings.overwrite_config
         return document.settings([Path(f) for f in files or [DEFAULT_CONFIGURATION]], config)
-    name = modifier.namespace
-    if modifier.parent_modifier.globals["config"] is config and workflow.configfiles:
-        # All of a file, so that the name of the file stands for the configuration.
+    name, outer = modifier.namespace, modifier.parent_modifier
+    whole = outer.is_main_snakefile() and outer.globals["config"] is config
+    if whole and workflow.configfiles:
+        # So the name of the file stands for the configuration.
         name = Path((files or workflow.configfiles)[-1]).stem
     return document.given(config, name, f"module {modifier.namespace}")
 

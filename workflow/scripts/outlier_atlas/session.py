@@ -60,9 +60,11 @@ class Session:
         Args:
             workflow: Snakemake's own object, as the Snakefile knows it.
         """
+        # A program that uses Snakemake as a library may run one workflow after the other.
+        _latest[:] = [workflow]
 
         def act(record: logging.LogRecord) -> bool:
-            if getattr(record, "event", None) == "run_info":
+            if getattr(record, "event", None) == "run_info" and _latest == [workflow]:
                 supervision.jobs_begin(workflow.local_exec)
                 needed = workflow.dag.needrun_jobs()
                 self.turns.plan((workflow.dag.jobid(job), job.output) for job in needed)
@@ -71,6 +73,7 @@ class Session:
         return act
 
 
+_latest: list[Any] = []
 _sessions: WeakValueDictionary[tuple[Path, Purpose], Session] = WeakValueDictionary()
 _turns: WeakValueDictionary[Path, Turns] = WeakValueDictionary()
 
