@@ -6,6 +6,7 @@ the turns of shared files can be taken once only.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ class Session:
         results: folder of the run.
         purpose: of the process.
         say: takes lines for the terminal.
+        tell: is told why a rule is out of date.
         turns: of the process.
 
     Raises:
@@ -35,10 +37,14 @@ class Session:
     """
 
     def __init__(
-        self, results: Path, purpose: Purpose, say: Callable[[str], object], turns: Turns
+        self,
+        results: Path,
+        purpose: Purpose,
+        say: Callable[[str], object],
+        tell: Callable[..., object],
+        turns: Turns,
     ) -> None:
-        self._said: set[str] = set()
-        self.inputs = Inputs(purpose, lambda line: self._once(line, say))
+        self.inputs = Inputs(purpose, functools.cache(tell))  # each reason once
         self.turns = turns
         if purpose is Purpose.MAKE:
             # One Snakemake makes a run; jobs that outlived a killed one are waited for.
@@ -46,11 +52,6 @@ class Session:
             # What killed processes left: no other process writes in the run's folder now.
             sweep(results, older_than=0)
             sweep(SHARED, older_than=24 * 3600)
-
-    def _once(self, line: str, say: Callable[[str], object]) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            say(line)
 
     def at_events_of(self, workflow: Any) -> Callable[[logging.LogRecord], bool]:
         """A filter of Snakemake's log: acts when jobs are planned and when one has ended.
@@ -78,7 +79,9 @@ _sessions: WeakValueDictionary[tuple[Path, Purpose], Session] = WeakValueDiction
 _turns: WeakValueDictionary[Path, Turns] = WeakValueDictionary()
 
 
-def session(results: Path, purpose: Purpose, say: Callable[[str], object]) -> Session:
+def session(
+    results: Path, purpose: Purpose, say: Callable[[str], object], tell: Callable[..., object]
+) -> Session:
     """The session of a run in this process, as long as a Snakefile holds it.
 
     Raises:
@@ -89,5 +92,5 @@ def session(results: Path, purpose: Purpose, say: Callable[[str], object]) -> Se
         _turns[folder] = turns = Turns(SHARED / locks.LOCKS, results.name, say)
     key = results.absolute(), purpose
     if (held := _sessions.get(key)) is None:
-        _sessions[key] = held = Session(results, purpose, say, turns)
+        _sessions[key] = held = Session(results, purpose, say, tell, turns)
     return held
