@@ -46,16 +46,17 @@ lint: .venv/installed-dev
 	.venv/bin/ruff check $(PYTHON_FILES)
 	.venv/bin/ruff format --check $(PYTHON_FILES)
 	.venv/bin/mypy
-	.venv/bin/snakefmt --check Snakefile workflow/rules
+	.venv/bin/snakefmt --check Snakefile workflow/Snakefile workflow/rules
 	.venv/bin/snakemake --lint
 
 format: .venv/installed-dev
 	.venv/bin/ruff check --fix $(PYTHON_FILES)
 	.venv/bin/ruff format $(PYTHON_FILES)
-	.venv/bin/snakefmt Snakefile workflow/rules
+	.venv/bin/snakefmt Snakefile workflow/Snakefile workflow/rules
 
 docs: .venv/installed
 	.venv/bin/python -m outlier_atlas.documentation .
+	.venv/bin/snakemake --rulegraph mermaid-js | .venv/bin/python -m outlier_atlas.rulegraph README.md
 
 bench: .venv/installed-dev
 	for benchmark in benchmarks/*.py; do .venv/bin/python "$$benchmark" || exit 1; done

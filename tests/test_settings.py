@@ -239,7 +239,7 @@ def test_a_light_rule_imports_nothing_that_its_environment_lacks(rules, environm
     names = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "markupsafe": "jinja2",
              "annotated_types": "pydantic", "pydantic_core": "pydantic", "httpx": "huggingface-hub",
              "tokenizers": "transformers"}  # fmt: skip
-    text = (ROOT / "envs" / f"{environment}.yaml").read_text()
+    text = (ROOT / "workflow/envs" / f"{environment}.yaml").read_text()
     code = "; ".join(f"import {rule}" for rule in rules)
     script = f"""
 import sys; sys.path.insert(0, {str(ROOT / "workflow/scripts")!r}); {code}

@@ -159,7 +159,7 @@ def finished(tmp_path_factory):
 
 def checkout(folder):
     shutil.copy(ROOT / "Snakefile", folder)
-    for name in ("workflow", "profiles", "envs"):
+    for name in ("workflow", "profiles"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     return folder

@@ -1,10 +1,5 @@
 """Ablation: the perplexity of held-out tokens without the outliers. Off by default."""
 
-
-localrules:
-    fetch_heldout,
-
-
 FETCH_HELDOUT = dict(
     dataset=HELDOUT_DATASET.model_dump(mode="json"),
     before=SETTINGS.dataset.sequences,
@@ -91,8 +86,8 @@ rule ablate:
     log:
         f"{RESULTS}/logs/ablate.log",
     conda:
-        "../../envs/model.yaml"
-    threads: SETTINGS.execution.threads or workflow.cores
+        "../envs/model.yaml"
+    threads: ablation_threads
     resources:
         **({"gpu": SETTINGS.execution.gpus_per_job} if ON_GPUS else {}),
         mem_mb=ablation_memory,

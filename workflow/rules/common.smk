@@ -53,9 +53,6 @@ HELDOUT_RECORD = f"{RESULTS}/manifests/heldout.json"
 
 LAYER_GROUPS = SETTINGS.extraction.layer_groups
 SEQUENCE_SHARDS = SETTINGS.extraction.sequence_shards
-EXTRACTION_THREADS = SETTINGS.execution.threads or max(
-    1, workflow.cores // SEQUENCE_SHARDS
-)
 
 TABLES = [f"{RESULTS}/tables/{table.name}.parquet" for table in criteria_tables.TABLES]
 WEIGHT_TABLES = [
@@ -305,6 +302,22 @@ def manifests():
     return [manifest(g, s) for g in range(LAYER_GROUPS) for s in range(SEQUENCE_SHARDS)]
 
 
+# Functions, because Snakemake knows no number of cores where it only shows something.
+def all_cores(wildcards):
+    """The cores that Snakemake was given."""
+    return workflow.cores
+
+
+def ablation_threads(wildcards):
+    """The threads of the ablation job."""
+    return SETTINGS.execution.threads or workflow.cores
+
+
+def extraction_threads(wildcards):
+    """The threads of an extraction job: all that work at a time share the cores."""
+    return SETTINGS.execution.threads or max(1, workflow.cores // SEQUENCE_SHARDS)
+
+
 def extractions_at_once(wildcards):
     """Extraction jobs that are at work on one machine at a time; a scheduler's are each alone."""
     if workflow.remote_exec or not workflow.local_exec:
@@ -313,7 +326,7 @@ def extractions_at_once(wildcards):
     return jobs_at_once(
         SEQUENCE_SHARDS,
         workflow.cores,
-        EXTRACTION_THREADS,
+        extraction_threads(wildcards),
         None if gpus is None else gpus.value,
         SETTINGS.execution.gpus_per_job,
     )

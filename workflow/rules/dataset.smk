@@ -1,10 +1,5 @@
 """From texts to tokens."""
 
-
-localrules:
-    fetch_dataset,
-
-
 FETCH_DATASET = dict(
     dataset=SETTINGS.dataset.model_dump(mode="json"),
     before=0,
@@ -24,8 +19,9 @@ rule fetch_dataset:
         products=shared_products(f"fetch_dataset.{DATASET_SLUG}"),
     log:
         f"resources/logs/fetch_dataset.{DATASET_SLUG}.log",
+    localrule: True
     conda:
-        "../../envs/data.yaml"
+        "../envs/data.yaml"
     params:
         **FETCH_DATASET,
     message:
@@ -49,7 +45,7 @@ rule tokenize_dataset:
     log:
         f"{RESULTS}/logs/tokenize_dataset.log",
     conda:
-        "../../envs/data.yaml"
+        "../envs/data.yaml"
     params:
         **FETCH_DATASET,
     message:

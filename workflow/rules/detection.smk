@@ -22,7 +22,7 @@ rule detect_outliers:
     log:
         f"{RESULTS}/logs/detect_outliers.log",
     conda:
-        "../../envs/detection.yaml"
+        "../envs/detection.yaml"
     threads: 2
     params:
         **DETECT_OUTLIERS,

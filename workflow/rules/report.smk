@@ -12,7 +12,7 @@ rule draw_figures:
     log:
         f"{RESULTS}/logs/draw_figures.log",
     conda:
-        "../../envs/report.yaml"
+        "../envs/report.yaml"
     message:
         "Figures"
     script:
@@ -63,7 +63,7 @@ rule render_report:
     log:
         f"{RESULTS}/logs/render_report.log",
     conda:
-        "../../envs/report.yaml"
+        "../envs/report.yaml"
     params:
         **RENDER_REPORT,
     message:

@@ -5,8 +5,9 @@
 rule verify:
     log:
         f"{RESULTS}/logs/verify.log",
+    localrule: True
     conda:
-        "../../envs/model.yaml"
+        "../envs/model.yaml"
     threads: 2
     params:
         records=dict(

@@ -23,8 +23,8 @@ rule measure_weights:
     log:
         f"resources/logs/measure_weights.{MODEL_SLUG}.log",
     conda:
-        "../../envs/model.yaml"
-    threads: workflow.cores
+        "../envs/model.yaml"
+    threads: all_cores
     params:
         **MEASURE_WEIGHTS,
     message:
@@ -62,7 +62,7 @@ rule join_weights:
     log:
         f"{RESULTS}/logs/join_weights.log",
     conda:
-        "../../envs/detection.yaml"
+        "../envs/detection.yaml"
     params:
         **JOIN_WEIGHTS,
     message:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Snakemake appends this folder to the path; a library that is installed from elsewhere comes first.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from outlier_atlas import inputs, products, stopping, threads
 from outlier_atlas.files import DamagedFileError, described
 from outlier_atlas.locks import LOCKS, at_work

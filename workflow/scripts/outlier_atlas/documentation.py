@@ -24,6 +24,9 @@ from outlier_atlas import dictionary, staleness
 from outlier_atlas.settings import sites
 from outlier_atlas.settings.configuration import Settings
 
+SCHEMA = "workflow/schemas/config.schema.json"
+"""Where tools of Snakemake look for the schema of a configuration."""
+
 INTRODUCTION = """\
 # The configuration
 
@@ -35,7 +38,7 @@ A run is one YAML file: `make run CONFIG=mine.yaml`, or
 and `dataset.source` have no default. Editors that know JSON schemas check a file as you type if it
 begins with
 
-    # yaml-language-server: $schema=config/config.schema.json
+    # yaml-language-server: $schema=workflow/schemas/config.schema.json
 
 Each stage depends on its own section: a change under `detection` runs no model again, one under
 `report` renders the report alone, and nothing under `execution` makes anything stale.
@@ -57,7 +60,7 @@ def files(folder: Path) -> dict[str, str]:
         "title": "Outlier Atlas configuration",
     }
     return {
-        "config/config.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        SCHEMA: json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         "config/README.md": reference(),
         "docs/sites.md": SITES.sub(
             lambda _: sites.markdown(), (folder / "docs/sites.md").read_text("utf-8")

@@ -138,7 +138,7 @@ def jobs_begin(local: bool) -> None:
         if signal.getsignal(signal.SIGHUP) is _ignore:
             signal.signal(signal.SIGHUP, signal.SIG_DFL)
         return
-    _supervisor.graceful = _of_snakemake()
+    _supervisor.graceful = _of_snakemake() or _supervisor.graceful
     signal.signal(signal.SIGTERM, _ignore)
     signals.block()
 

@@ -45,6 +45,8 @@ class Turns:
         Returns:
             Whether it is up to date.
         """
+        if name in self._taken:
+            return False
         # What is made from something that is made again is made again, too.
         if not self._taken and is_current():
             return True

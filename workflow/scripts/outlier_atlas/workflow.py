@@ -34,14 +34,14 @@ def purpose(workflow: Any) -> Purpose:
     """
     if not workflow.is_main_process:
         return Purpose.JOB
-    options = _options()
-    looks = any(getattr(options, name, None) for name in LOOKING)
-    if getattr(options, "report_after_run", False):
+    given = options()
+    looks = any(getattr(given, name, None) for name in LOOKING)
+    if getattr(given, "report_after_run", False):
         looks = False
     return Purpose.LOOK if looks or workflow.output_settings.dryrun else Purpose.MAKE
 
 
-def _options() -> object:
+def options() -> Any:
     """The command line's options; None where Snakemake was called as a library.
 
     Snakemake reads the Snakefile before it tells the workflow what for.

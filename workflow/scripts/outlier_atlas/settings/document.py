@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -121,11 +121,31 @@ def settings(files: Sequence[Path], config: Mapping[str, Any] | None = None) -> 
             if file == files[-1]:
                 return load(held if config is None else config, file.stem, written)
         except ValueError as error:
-            if os.environ.get("OUTLIER_ATLAS_TRACEBACK"):
-                print(visible_lines(redacted(traceback.format_exc())), file=sys.stderr)
-            faults = [f"{readable(file)}: {fault}" for fault in str(error).splitlines()]
-            sys.exit("\n".join(visible(redacted(fault)) for fault in faults))
+            _refuse(readable(file), error)
     raise AssertionError("there is at least one file")
+
+
+def given(config: Mapping[str, Any], name: str, place: str) -> Settings:
+    """The settings in a configuration that another workflow gives.
+
+    Args:
+        name: of the run where the configuration gives none.
+        place: for the errors.
+
+    Raises:
+        SystemExit: something is wrong with it; the message has a line for each fault.
+    """
+    try:
+        return load(config, name)
+    except ValueError as error:
+        _refuse(place, error)
+
+
+def _refuse(place: str, error: ValueError) -> NoReturn:
+    if os.environ.get("OUTLIER_ATLAS_TRACEBACK"):
+        print(visible_lines(redacted(traceback.format_exc())), file=sys.stderr)
+    faults = [f"{place}: {fault}" for fault in str(error).splitlines()]
+    sys.exit("\n".join(visible(redacted(fault)) for fault in faults))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,96 @@
+"""What one Snakemake process holds for its runs, however often it reads the Snakefile.
+
+Snakemake reads the Snakefile of a module once for each `use rule ... from`. The lock of a run and
+the turns of shared files can be taken once only.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from outlier_atlas import locks, supervision
+from outlier_atlas.files import sweep
+from outlier_atlas.inputs import Inputs, Purpose
+from outlier_atlas.turns import Turns
+
+SHARED = Path("resources")
+"""Folder of the files that several runs use."""
+
+
+class Session:
+    """The lock, the records and the turns of a run.
+
+    Args:
+        results: folder of the run.
+        purpose: of the process.
+        say: takes lines for the terminal.
+        tell: is told why a rule is out of date.
+        turns: of the process.
+
+    Raises:
+        ValueError: another Snakemake makes the run, or none can.
+    """
+
+    def __init__(
+        self,
+        results: Path,
+        purpose: Purpose,
+        say: Callable[[str], object],
+        tell: Callable[..., object],
+        turns: Turns,
+    ) -> None:
+        self.inputs = Inputs(purpose, functools.cache(tell))  # each reason once
+        self.turns = turns
+        if purpose is Purpose.MAKE:
+            # One Snakemake makes a run; jobs that outlived a killed one are waited for.
+            self._lock = locks.own(results, say)
+            # What killed processes left: no other process writes in the run's folder now.
+            sweep(results, older_than=0)
+            sweep(SHARED, older_than=24 * 3600)
+
+    def at_events_of(self, workflow: Any) -> Callable[[logging.LogRecord], bool]:
+        """A filter of Snakemake's log: acts when jobs are planned and when one has ended.
+
+        Snakemake calls `onstart` of the main Snakefile alone, and not with `--no-hooks`.
+
+        Args:
+            workflow: Snakemake's own object, as the Snakefile knows it.
+        """
+        # A program that uses Snakemake as a library may run one workflow after the other.
+        _latest[:] = [workflow]
+
+        def act(record: logging.LogRecord) -> bool:
+            if getattr(record, "event", None) == "run_info" and _latest == [workflow]:
+                supervision.jobs_begin(workflow.local_exec)
+                needed = workflow.dag.needrun_jobs()
+                self.turns.plan((workflow.dag.jobid(job), job.output) for job in needed)
+            return self.turns.ended(record)
+
+        return act
+
+
+_latest: list[Any] = []
+_sessions: WeakValueDictionary[tuple[Path, Purpose], Session] = WeakValueDictionary()
+_turns: WeakValueDictionary[Path, Turns] = WeakValueDictionary()
+
+
+def session(
+    results: Path, purpose: Purpose, say: Callable[[str], object], tell: Callable[..., object]
+) -> Session:
+    """The session of a run in this process, as long as a Snakefile holds it.
+
+    Raises:
+        ValueError: another Snakemake makes the run, or none can.
+    """
+    folder = SHARED.absolute() / locks.LOCKS
+    if (turns := _turns.get(folder)) is None:
+        _turns[folder] = turns = Turns(SHARED / locks.LOCKS, results.name, say)
+    key = results.absolute(), purpose
+    if (held := _sessions.get(key)) is None:
+        _sessions[key] = held = Session(results, purpose, say, tell, turns)
+    return held
