@@ -75,6 +75,7 @@ include: "workflow/rules/verification.smk"
 
 wildcard_constraints:
     group=r"\d+",
+    groups=r"\d+",
     shard=r"\d+",
 
 
@@ -90,6 +91,7 @@ rule all:
     input:
         REPORT,
         everything(),
+        with_layer_groups(manifests),
 
 
 # Everything that needs the network, and nothing else: for a login node.

@@ -7,7 +7,7 @@ from outlier_atlas import builtin, products, tables
 from outlier_atlas.data import folder
 from outlier_atlas.digests import Digests
 from outlier_atlas.data import prepare as data_stage
-from outlier_atlas.extraction.planning import asked
+from outlier_atlas.extraction.planning import asked, choice
 from outlier_atlas.model import source as model_stage
 from outlier_atlas.report import figures, page, sides
 from outlier_atlas.settings.source import gguf_parts, local_path, source_kind
@@ -50,6 +50,8 @@ HELDOUT_TOKENS = f"{RESULTS}/heldout.parquet"
 HELDOUT_RECORD = f"{RESULTS}/manifests/heldout.json"
 
 LAYER_GROUPS = SETTINGS.extraction.layer_groups
+AUTO_GROUPS = LAYER_GROUPS == "auto"
+CHOICE = f"{RESULTS}/{choice.CHOICE}"
 SEQUENCE_SHARDS = SETTINGS.extraction.sequence_shards
 EXTRACTION_THREADS = SETTINGS.execution.threads or max(
     1, workflow.cores // SEQUENCE_SHARDS
@@ -280,24 +282,51 @@ def everything():
     shared = [f"fetch_model.{MODEL_SLUG}"]
     if SETTINGS.weights.measure:
         shared += [f"measure_weights.{MODEL_SLUG}"]
-    return [*map(shared_products, shared), *map(products_of, names), *manifests()]
+    if AUTO_GROUPS:
+        names += ["choose_layer_groups"]
+    return [*map(shared_products, shared), *map(products_of, names)]
 
 
-def manifest(group, shard):
+def with_layer_groups(function):
+    """What a function makes of the number of layer groups.
+
+    With `layer_groups: auto` a function that Snakemake calls again once the number is chosen.
+    """
+    if not AUTO_GROUPS:
+        return function(LAYER_GROUPS)
+    return lambda wildcards: function(chosen_layer_groups())
+
+
+def chosen_layer_groups():
+    """The number that `layer_groups: auto` stands for: recorded, or still to be chosen."""
+    if PURPOSE is not Purpose.JOB:
+        checkpoints.choose_layer_groups.get()
+    return choice.read(Path(CHOICE))
+
+
+def extraction_settings(groups):
+    """The section `extraction`, without what makes nothing stale."""
+    section = SETTINGS.extraction.model_dump(mode="json", exclude={"verify"})
+    return section | {"layer_groups": groups}
+
+
+def manifest(group, shard, groups):
     """The record that an extraction job leaves when all of its part is committed."""
-    part = f"group-{group}-of-{LAYER_GROUPS}.shard-{shard}-of-{SEQUENCE_SHARDS}"
+    part = f"group-{group}-of-{groups}.shard-{shard}-of-{SEQUENCE_SHARDS}"
     return f"{RESULTS}/manifests/extraction/{part}.json"
 
 
 def previous_manifest(wildcards):
     """The layer group before: it leaves the residual stream at the boundary."""
-    group = int(wildcards.group)
-    return [manifest(group - 1, wildcards.shard)] if group else []
+    group, groups = int(wildcards.group), wildcards.get("groups", LAYER_GROUPS)
+    return [manifest(group - 1, wildcards.shard, groups)] if group else []
 
 
-def manifests():
+def manifests(groups):
     """The manifests of all extraction jobs."""
-    return [manifest(g, s) for g in range(LAYER_GROUPS) for s in range(SEQUENCE_SHARDS)]
+    return [
+        manifest(g, s, groups) for g in range(groups) for s in range(SEQUENCE_SHARDS)
+    ]
 
 
 def extractions_at_once(wildcards):
@@ -326,9 +355,7 @@ def extraction_memory(wildcards, input, attempt):
 
 def ablation_memory(wildcards, input, attempt):
     """The same of the ablation job, which has the layer groups one after the other."""
-    store = Path(input.store)
-    groups = range(LAYER_GROUPS)
-    return max(asked.memory_mb(store, group, SETTINGS, attempt) for group in groups)
+    return asked.most_memory_mb(Path(input.store), SETTINGS, attempt)
 
 
 def table(path):

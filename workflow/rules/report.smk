@@ -19,23 +19,27 @@ rule draw_figures:
         "../scripts/draw_figures.py"
 
 
-RENDER_REPORT = dict(
-    # Without what makes nothing stale.
-    configuration=SETTINGS.model_dump(
-        mode="json", exclude={"execution": True, "extraction": {"verify"}}
-    ),
-)
+def reported_configuration(groups):
+    """The configuration without what makes nothing stale."""
+    configuration = SETTINGS.model_dump(mode="json", exclude={"execution"})
+    return configuration | {"extraction": extraction_settings(groups)}
+
+
+@functools.cache
+def report_inputs(groups):
+    """The record of what the report is made from."""
+    return inputs(
+        "render_report",
+        "render_report.py",
+        dict(configuration=reported_configuration(groups)),
+        compared,
+        templates=page.PARTS,
+    )
 
 
 rule render_report:
     input:
-        inputs=inputs(
-            "render_report",
-            "render_report.py",
-            RENDER_REPORT,
-            compared,
-            templates=page.PARTS,
-        ),
+        inputs=with_layer_groups(report_inputs),
         tables=TABLES,
         weight_tables=WEIGHT_TABLES,
         ablations=ablations(),
@@ -65,7 +69,7 @@ rule render_report:
     conda:
         "../../envs/report.yaml"
     params:
-        **RENDER_REPORT,
+        configuration=with_layer_groups(reported_configuration),
     message:
         "Report"
     script:

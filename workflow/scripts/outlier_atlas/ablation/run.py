@@ -78,6 +78,7 @@ class Ablation:
         threads: CPU threads.
         on_new_versions: what happens where something is missing, and what is there was computed
             under other versions or on another kind of device.
+        auto_groups: whether the number of layer groups was chosen: `extraction.layer_groups: auto`.
     """
 
     settings: Mapping[str, Any]
@@ -95,6 +96,7 @@ class Ablation:
     device_memory: str | None = None
     threads: int = 1
     on_new_versions: OnNewVersions = "refuse"
+    auto_groups: bool = False
 
     @cached_property
     def layout(self) -> Layout:
@@ -258,7 +260,7 @@ def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:
     )  # fmt: skip
     place = preflight.place_of(where, ablation.device_memory, Company())
     own = read_record(ablation.store_record)["extraction"]
-    preflight.refuse(made, place, ablation.run, own)
+    preflight.refuse(made, place, ablation.run, own, ablation.auto_groups)
 
 
 def _run_group(
