@@ -63,6 +63,7 @@ logger.addFilter(TURNS.ended)
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/layer_groups.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/extraction.smk"

@@ -287,29 +287,6 @@ def everything():
     return [*map(shared_products, shared), *map(products_of, names)]
 
 
-def with_layer_groups(function):
-    """What a function makes of the number of layer groups.
-
-    With `layer_groups: auto` a function that Snakemake calls again once the number is chosen.
-    """
-    if not AUTO_GROUPS:
-        return function(LAYER_GROUPS)
-    return lambda wildcards: function(chosen_layer_groups())
-
-
-def chosen_layer_groups():
-    """The number that `layer_groups: auto` stands for: recorded, or still to be chosen."""
-    if PURPOSE is not Purpose.JOB:
-        checkpoints.choose_layer_groups.get()
-    return choice.read(Path(CHOICE))
-
-
-def extraction_settings(groups):
-    """The section `extraction`, without what makes nothing stale."""
-    section = SETTINGS.extraction.model_dump(mode="json", exclude={"verify"})
-    return section | {"layer_groups": groups}
-
-
 def manifest(group, shard, groups):
     """The record that an extraction job leaves when all of its part is committed."""
     part = f"group-{group}-of-{groups}.shard-{shard}-of-{SEQUENCE_SHARDS}"
@@ -329,9 +306,14 @@ def manifests(groups):
     ]
 
 
+def scheduled(wildcards):
+    """Whether a scheduler starts the jobs, as 0 or 1."""
+    return int(bool(workflow.remote_exec or not workflow.local_exec))
+
+
 def extractions_at_once(wildcards):
     """Extraction jobs that are at work on one machine at a time; a scheduler's are each alone."""
-    if workflow.remote_exec or not workflow.local_exec:
+    if scheduled(wildcards):
         return 1
     gpus = workflow.global_resources.get("gpu") if ON_GPUS else None
     return jobs_at_once(

@@ -20,15 +20,6 @@ rule plan:
         "../scripts/plan.py"
 
 
-@functools.cache
-def choice_inputs():
-    """The record of what the number of layer groups is chosen from; a damaged choice is named."""
-    make = PURPOSE is Purpose.MAKE
-    damage = choice.damage(Path(CHOICE), make, logger.info)
-    settings = choice.chosen_from(SETTINGS) | damage
-    return inputs("choose_layer_groups", "choose_layer_groups.py", settings)
-
-
 # `layer_groups: auto`: how many extraction jobs there are is known once this has run.
 if AUTO_GROUPS:
 
@@ -49,7 +40,7 @@ if AUTO_GROUPS:
             "../../envs/model.yaml"
         resources:
             jobs_at_once=extractions_at_once,
-            scheduled=int(bool(workflow.remote_exec or not workflow.local_exec)),
+            scheduled=scheduled,
         params:
             settings=SETTINGS.model_dump(mode="json"),
         message:
@@ -64,13 +55,6 @@ CREATE_STORE = dict(
     trust_remote_code=SETTINGS.model.trust_remote_code,
 )
 EXTRACT_ACTIVATIONS = dict(trust_remote_code=SETTINGS.model.trust_remote_code)
-
-
-@functools.cache
-def store_inputs(groups):
-    """The record of what the store is made from."""
-    settings = dict(extraction=extraction_settings(groups)) | CREATE_STORE
-    return inputs("create_store", "create_store.py", settings)
 
 
 rule create_store:

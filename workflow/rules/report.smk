@@ -19,24 +19,6 @@ rule draw_figures:
         "../scripts/draw_figures.py"
 
 
-def reported_configuration(groups):
-    """The configuration without what makes nothing stale."""
-    configuration = SETTINGS.model_dump(mode="json", exclude={"execution"})
-    return configuration | {"extraction": extraction_settings(groups)}
-
-
-@functools.cache
-def report_inputs(groups):
-    """The record of what the report is made from."""
-    return inputs(
-        "render_report",
-        "render_report.py",
-        dict(configuration=reported_configuration(groups)),
-        compared,
-        templates=page.PARTS,
-    )
-
-
 rule render_report:
     input:
         inputs=with_layer_groups(report_inputs),
