@@ -18,7 +18,7 @@ from test_workflow import snakemake, write
 
 from outlier_atlas.extraction import layer_groups
 from outlier_atlas.extraction.layer_groups import Machine, choose
-from outlier_atlas.extraction.planning import choice
+from outlier_atlas.extraction.planning import choice, limits
 from outlier_atlas.extraction.planning.place import Place
 from outlier_atlas.extraction.prepare import planned as planned_before
 from outlier_atlas.extraction.prepare import planned_ablation, print_plan
@@ -105,7 +105,8 @@ def test_the_ablation_stage_fits_as_well(large, tmp_path):
         ablation={"sequences": 1},
     )  # fmt: skip
     number = chosen(ablated)
-    made = planned_ablation(ablated.settings, ablated.model_record, ablated.resources)
+    made = planned_before(ablated.settings, ablated.model_record, ablated.resources)
+    made = planned_ablation(made, False, ablated.model_record, ablated.resources)
     assert made.divided(number).peak(host=True) <= 385 * 2**20 < made.peak(host=True)
 
 
@@ -136,6 +137,14 @@ def test_on_machines_of_a_scheduler_memory_is_given_or_not_known(large, tmp_path
     assert chosen(given, Machine(scheduled=True)) > 1
     gpu = automatic(large, tmp_path, execution={"device": "cuda", "device_memory": "10MiB"})
     assert chosen(gpu, Machine(scheduled=True)) > 2
+
+
+def test_a_machine_that_tells_no_memory_is_refused(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "host_memory", lambda jobs, processes: None)
+    run = automatic(llama, tmp_path, execution={"device": "cpu"})
+    with pytest.raises(ValueError, match=r"nothing tells how much memory this machine has free; s"):
+        chosen(run)
+    assert chosen(automatic(llama, tmp_path, execution={"device_memory": "1GiB"})) == 1
 
 
 def test_a_number_is_kept_whatever_memory_there_is_now(large, tmp_path, monkeypatch):

@@ -58,9 +58,10 @@ def choose(
 def described(number: int, place: Place) -> str:
     """Return a choice in words."""
     noun = "layer group" if number == 1 else "layer groups"
-    has = "" if place.memory is None else f": {place.called} has {shown(place.memory)}"
-    each = f" for each of {place.jobs} jobs side by side" if has and place.shared else ""
-    return f"extraction.layer_groups: auto takes {number} {noun}{has}{each}"
+    assert place.memory is not None
+    each = f" for each of {place.jobs} jobs side by side" if place.shared else ""
+    has = f"{place.called} has {shown(place.memory)}{each}"
+    return f"extraction.layer_groups: auto takes {number} {noun}: {has}"
 
 
 Needs = list[tuple[Plan, Place]]
@@ -68,11 +69,24 @@ Needs = list[tuple[Plan, Place]]
 
 
 def plans(settings: Settings, model_record: Path, resources: Path, place: Place) -> Needs:
-    """Return the plans of a run whose jobs are in a place; extraction's comes first."""
-    needs = [(planned(settings, model_record, resources), place)]
+    """Return the plans of a run whose jobs are in a place; extraction's comes first.
+
+    Raises:
+        ValueError: nothing tells how much memory the place has, or the model cannot be measured as
+            configured.
+    """
+    if place.memory is None:
+        raise ValueError(
+            f"extraction.layer_groups = 'auto': nothing tells how much memory {place.called} has "
+            f"free; set execution.device_memory to what a job may take, or set a number of layer "
+            f"groups"
+        )
+    made = planned(settings, model_record, resources)
+    needs = [(made, place)]
     if settings.ablation.sequences:  # one job, which has the same layer groups
-        alone = place.alone or place
-        needs.append((planned_ablation(settings, model_record, resources), alone))
+        trust = settings.model.trust_remote_code
+        ablation = planned_ablation(made, trust, model_record, resources)
+        needs.append((ablation, place.alone or place))
     return needs
 
 

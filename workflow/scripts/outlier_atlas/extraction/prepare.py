@@ -117,16 +117,19 @@ def planned(settings: Settings, model_record: Path, resources: Path) -> Plan:
     )  # fmt: skip
 
 
-def planned_ablation(settings: Settings, model_record: Path, resources: Path) -> Plan:
-    """Return the plan of the ablation stage in one layer group, as that stage makes it.
+def planned_ablation(made: Plan, trust: bool, model_record: Path, resources: Path) -> Plan:
+    """Return the plan of a run's ablation stage in one layer group, as that stage makes it.
 
-    It runs all layers, sequence by sequence, with the losses and no site.
+    The stage runs all layers, sequence by sequence, with the losses and no site.
+
+    Args:
+        made: the plan of the run.
+        trust: whether code from the checkpoint may run.
     """
-    made = planned(settings, model_record, resources)
     from outlier_atlas.extraction.planning.plan import plan
     from outlier_atlas.model.recorded import described
 
-    model, trust = read_record(model_record), settings.model.trust_remote_code
+    model = read_record(model_record)
     last = described(model, resources, trust)[2].layers - 1
     layout = replace(made.layout, sites={}, store=(), perplexity=True, layer_groups=((0, last),))
     return plan(layout, model, resources, 1, made.tokens, False, trust, made.gpus)
