@@ -8,7 +8,7 @@ import yaml
 from pipeline import Run, config
 
 from outlier_atlas.plan import scheduler_resources
-from outlier_atlas.plan.scheduler_resources import gpus, memory_mb
+from outlier_atlas.plan.scheduler_resources import gpus, memory_mb, most_memory_mb
 from outlier_atlas.settings.configuration import load
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
@@ -34,6 +34,15 @@ def test_a_job_asks_for_more_than_its_plan_and_for_more_each_time_it_is_killed(l
     megabytes = [memory_mb(run.store_record, 0, run.settings, attempt) for attempt in ATTEMPTS]
     for share, size in zip((1.25, 1.5, 1.75), megabytes, strict=True):
         assert share * group.host_alone <= size * 1e6 < share * group.host_alone + 1e6
+
+
+def test_a_job_that_has_all_layer_groups_asks_for_the_largest(llama, tmp_path):
+    run = run_of(llama, tmp_path, device="cpu")
+    run.prepare()
+    megabytes = [memory_mb(run.store_record, group, run.settings, 1) for group in range(3)]
+    assert most_memory_mb(run.store_record, run.settings, 1) == max(megabytes)
+    run.store_record.write_text("{}")
+    assert most_memory_mb(run.store_record, run.settings, 1) == 0, "made again before the job runs"
 
 
 def test_beside_a_gpu_a_job_asks_for_the_host_alone(llama, tmp_path):

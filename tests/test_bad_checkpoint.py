@@ -13,7 +13,7 @@ from refused import refused
 from safetensors.torch import load_file, save_file
 
 from outlier_atlas.checkpoint.source import fetch
-from outlier_atlas.extraction.prepare import print_plan
+from outlier_atlas.extraction.print_plan import print_plan
 
 UP = "model.layers.1.mlp.up_proj.weight"
 INDEX = "model.safetensors.index.json"

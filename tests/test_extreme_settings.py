@@ -13,7 +13,7 @@ from refused import TECHNICAL
 
 from outlier_atlas import staleness
 from outlier_atlas.checkpoint.source import fetch
-from outlier_atlas.extraction.prepare import print_plan
+from outlier_atlas.extraction.print_plan import print_plan
 from outlier_atlas.settings.configuration import load
 
 KEYS = list(staleness.keys())

@@ -75,6 +75,8 @@ def faults(config):
         ("extraction.layers", [-1], "extraction.layers[0] = -1: must be at least 0"),
         ("extraction.layers", [3, 3], "3 is named more than once"),
         ("extraction.layer_groups", 0, "extraction.layer_groups = 0: must be at least 1"),
+        ("extraction.layer_groups", "some", "must be a whole number or 'auto'"),
+        ("extraction.layer_groups", 4097, "extraction.layer_groups = 4097: must be at most 4096"),
         ("extraction.sequence_shards", 5, "extraction.sequence_shards = 5: above dataset.sequence"),
         ("extraction.advanced.chunk_tokens", "big", "extraction.advanced.chunk_tokens = 'big': m"),
         ("extraction.advanced.chunk_tokens", 0, "extraction.advanced.chunk_tokens = 0: must be at"),

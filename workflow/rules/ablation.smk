@@ -96,6 +96,7 @@ rule ablate:
         gpus_per_job=SETTINGS.execution.gpus_per_job,
         device_memory=SETTINGS.execution.device_memory or "",
         on_new_versions=SETTINGS.execution.on_new_versions,
+        layer_groups=LAYER_GROUPS,
     params:
         **ABLATE,
     message:

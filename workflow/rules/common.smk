@@ -8,7 +8,7 @@ from outlier_atlas.criteria import tables as criteria_tables
 from outlier_atlas.data import folder
 from outlier_atlas.digests import Digests
 from outlier_atlas.data import prepare as data_stage
-from outlier_atlas.plan import scheduler_resources
+from outlier_atlas.plan import scheduler_resources, choice
 from outlier_atlas.checkpoint import source as model_stage
 from outlier_atlas.report import figures, page
 from outlier_atlas.report import compared_runs
@@ -52,6 +52,8 @@ HELDOUT_TOKENS = f"{RESULTS}/heldout.parquet"
 HELDOUT_RECORD = f"{RESULTS}/manifests/heldout.json"
 
 LAYER_GROUPS = SETTINGS.extraction.layer_groups
+AUTO_GROUPS = LAYER_GROUPS == "auto"
+CHOICE = f"{RESULTS}/{choice.CHOICE}"
 SEQUENCE_SHARDS = SETTINGS.extraction.sequence_shards
 
 TABLES = [f"{RESULTS}/tables/{table.name}.parquet" for table in criteria_tables.TABLES]
@@ -282,24 +284,33 @@ def everything():
     shared = [f"fetch_model.{MODEL_SLUG}"]
     if SETTINGS.weights.measure:
         shared += [f"measure_weights.{MODEL_SLUG}"]
-    return [*map(shared_products, shared), *map(products_of, names), *manifests()]
+    if AUTO_GROUPS:
+        names += ["choose_layer_groups"]
+    return [*map(shared_products, shared), *map(products_of, names)]
 
 
-def manifest(group, shard):
+def manifest(group, shard, groups):
     """The record that an extraction job leaves when all of its part is committed."""
-    part = f"group-{group}-of-{LAYER_GROUPS}.shard-{shard}-of-{SEQUENCE_SHARDS}"
+    part = f"group-{group}-of-{groups}.shard-{shard}-of-{SEQUENCE_SHARDS}"
     return f"{RESULTS}/manifests/extraction/{part}.json"
 
 
 def previous_manifest(wildcards):
     """The layer group before: it leaves the residual stream at the boundary."""
-    group = int(wildcards.group)
-    return [manifest(group - 1, wildcards.shard)] if group else []
+    group, groups = int(wildcards.group), wildcards.get("groups", LAYER_GROUPS)
+    return [manifest(group - 1, wildcards.shard, groups)] if group else []
 
 
-def manifests():
+def manifests(groups):
     """The manifests of all extraction jobs."""
-    return [manifest(g, s) for g in range(LAYER_GROUPS) for s in range(SEQUENCE_SHARDS)]
+    return [
+        manifest(g, s, groups) for g in range(groups) for s in range(SEQUENCE_SHARDS)
+    ]
+
+
+def scheduled(wildcards):
+    """Whether a scheduler starts the jobs, as 0 or 1."""
+    return int(bool(workflow.remote_exec or not workflow.local_exec))
 
 
 # Functions, because Snakemake knows no number of cores where it only shows something.
@@ -320,7 +331,7 @@ def extraction_threads(wildcards):
 
 def extractions_at_once(wildcards):
     """Extraction jobs that are at work on one machine at a time; a scheduler's are each alone."""
-    if workflow.remote_exec or not workflow.local_exec:
+    if scheduled(wildcards):
         return 1
     gpus = workflow.global_resources.get("gpu") if ON_GPUS else None
     return jobs_at_once(
@@ -346,12 +357,7 @@ def extraction_memory(wildcards, input, attempt):
 
 def ablation_memory(wildcards, input, attempt):
     """The same of the ablation job, which has the layer groups one after the other."""
-    store = Path(input.store)
-    groups = range(LAYER_GROUPS)
-    return max(
-        scheduler_resources.memory_mb(store, group, SETTINGS, attempt)
-        for group in groups
-    )
+    return scheduler_resources.most_memory_mb(Path(input.store), SETTINGS, attempt)
 
 
 def table(path):

@@ -13,7 +13,7 @@ rule detect_outliers:
         store=STORE_RECORD,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
-        manifests=manifests(),
+        manifests=with_layer_groups(manifests),
         products=products_of("tokenize_dataset"),
     output:
         TABLES,

@@ -21,8 +21,36 @@ rule plan:
         "../scripts/plan.py"
 
 
+# `layer_groups: auto`: how many extraction jobs there are is known once this has run.
+if AUTO_GROUPS:
+
+    localrules:
+        choose_layer_groups,
+
+    checkpoint choose_layer_groups:
+        input:
+            inputs=lambda wildcards: choice_inputs(),
+            model=MODEL_RECORD,
+        output:
+            # `update`: a number that was chosen from the same is kept.
+            choice=update(CHOICE),
+            products=products_of("choose_layer_groups"),
+        log:
+            f"{RESULTS}/logs/choose_layer_groups.log",
+        conda:
+            "../../envs/model.yaml"
+        resources:
+            jobs_at_once=extractions_at_once,
+            scheduled=scheduled,
+        params:
+            settings=SETTINGS.model_dump(mode="json"),
+        message:
+            "Number of layer groups, from the plan"
+        script:
+            "../scripts/choose_layer_groups.py"
+
+
 CREATE_STORE = dict(
-    extraction=SETTINGS.extraction.model_dump(mode="json", exclude={"verify"}),
     chunk_tokens=SETTINGS.chunk_tokens,
     dtype=SETTINGS.model.dtype,
     trust_remote_code=SETTINGS.model.trust_remote_code,
@@ -32,7 +60,7 @@ EXTRACT_ACTIVATIONS = dict(trust_remote_code=SETTINGS.model.trust_remote_code)
 
 rule create_store:
     input:
-        inputs=inputs("create_store", "create_store.py", CREATE_STORE),
+        inputs=with_layer_groups(store_inputs),
         model=MODEL_RECORD,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
@@ -45,6 +73,7 @@ rule create_store:
         "../envs/model.yaml"
     params:
         **CREATE_STORE,
+        extraction=with_layer_groups(extraction_settings),
     message:
         "Shape of the store, from the model's configuration"
     script:
@@ -61,6 +90,11 @@ EXTRACTION_INPUTS = inputs(
 )
 
 
+# With `layer_groups: auto` the number of layer groups is a wildcard.
+OF_GROUPS = "{groups}" if AUTO_GROUPS else LAYER_GROUPS
+EXTRACTION_LOG = "-of-{groups}" if AUTO_GROUPS else ""
+
+
 rule extract_activations:
     input:
         inputs=EXTRACTION_INPUTS,
@@ -70,9 +104,9 @@ rule extract_activations:
         store=STORE_RECORD,
         previous=previous_manifest,
     output:
-        manifest=manifest("{group}", "{shard}"),
+        manifest=manifest("{group}", "{shard}", OF_GROUPS),
     log:
-        f"{RESULTS}/logs/extract_activations.group-{{group}}.shard-{{shard}}.log",
+        f"{RESULTS}/logs/extract_activations.group-{{group}}{EXTRACTION_LOG}.shard-{{shard}}.log",
     conda:
         "../envs/model.yaml"
     threads: extraction_threads
@@ -88,6 +122,7 @@ rule extract_activations:
         jobs_at_once=extractions_at_once,
         verify=SETTINGS.extraction.verify,
         on_new_versions=SETTINGS.execution.on_new_versions,
+        layer_groups=LAYER_GROUPS,
     params:
         **EXTRACT_ACTIVATIONS,
     message:

@@ -19,23 +19,9 @@ rule draw_figures:
         "../scripts/draw_figures.py"
 
 
-RENDER_REPORT = dict(
-    # Without what makes nothing stale.
-    configuration=SETTINGS.model_dump(
-        mode="json", exclude={"execution": True, "extraction": {"verify"}}
-    ),
-)
-
-
 rule render_report:
     input:
-        inputs=inputs(
-            "render_report",
-            "render_report.py",
-            RENDER_REPORT,
-            compared,
-            templates=page.PARTS,
-        ),
+        inputs=with_layer_groups(report_inputs),
         tables=TABLES,
         weight_tables=WEIGHT_TABLES,
         ablations=ablations(),
@@ -65,7 +51,7 @@ rule render_report:
     conda:
         "../envs/report.yaml"
     params:
-        **RENDER_REPORT,
+        configuration=with_layer_groups(reported_configuration),
     message:
         "Report"
     script:

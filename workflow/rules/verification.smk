@@ -20,9 +20,16 @@ rule verify:
             ablated=products_of("ablate"),
         ),
         lists=dict(
-            manifests=manifests(),
+            # Of `layer_groups: auto` none where its record is missing or damaged.
+            manifests=manifests(
+                (choice.read(Path(CHOICE)) or 0) if AUTO_GROUPS else LAYER_GROUPS
+            ),
             datasets=[HUB_DATASET_RECORD, HELDOUT_DATASET_RECORD],
-            outputs=[file for file in everything() if f"/{products.FOLDER}/" in file],
+            outputs=[
+                *(file for file in everything() if f"/{products.FOLDER}/" in file),
+                # Left by `layer_groups: auto`, where a number is configured now.
+                *([] if AUTO_GROUPS else [products_of("choose_layer_groups")]),
+            ],
         ),
     message:
         "What is committed, against its records"

@@ -29,6 +29,7 @@ def main(job):
             device_memory=job.resources.device_memory or None,
             threads=job.threads,
             on_new_versions=job.resources.on_new_versions,
+            auto_groups=job.resources.layer_groups == "auto",
         )
     )
 

@@ -28,6 +28,7 @@ def main(job):
             gpus=job.resources.gpus_per_job,
             batch_size=1 if auto else int(job.resources.batch_size),
             auto_batch=auto,
+            auto_groups=job.resources.layer_groups == "auto",
             device_memory=job.resources.device_memory or None,
             jobs=job.resources.jobs_at_once,
             threads=job.threads,

@@ -7,7 +7,7 @@ from rule_main import run
 
 def main(job):
     from outlier_atlas.checkpoint.source import offline, unfetched
-    from outlier_atlas.extraction.prepare import print_plan
+    from outlier_atlas.extraction.print_plan import print_plan
     from outlier_atlas.roles.architecture import describe
     from outlier_atlas.settings.configuration import load
 

@@ -41,7 +41,8 @@ begins with
     # yaml-language-server: $schema=workflow/schemas/config.schema.json
 
 Each stage depends on its own section: a change under `detection` runs no model again, one under
-`report` renders the report alone, and nothing under `execution` makes anything stale.
+`report` renders the report alone, and nothing under `execution` makes anything stale, but for the
+number of layer groups where `extraction.layer_groups` is `auto`.
 [docs/staleness.md](../docs/staleness.md) says for every key which rules a change runs again.
 """
 
@@ -108,7 +109,8 @@ def _type(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         limits = [limit for meta in arguments[1:] for limit in getattr(meta, "metadata", [meta])]
-        return " ".join(filter(None, [_type(arguments[0]), *map(_bound, limits)]))
+        bounds = ", ".join(filter(None, map(_bound, limits)))
+        return f"{_type(arguments[0])} {bounds}".rstrip()
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):

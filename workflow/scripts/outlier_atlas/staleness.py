@@ -83,6 +83,16 @@ The lines are of a run without the ablation stage, where its keys show in the re
 `ablation.sequences` turns it on, `ablate` runs again after its own keys and whenever `create_store`
 or `detect_outliers` does; what its variants have computed is kept.
 
+With `extraction.layer_groups: auto` the rule `choose_layer_groups` comes before `create_store`: the
+fewest layer groups that fit, by the plan. It is recorded in `manifests/layer_groups.json` with
+everything that it was chosen from: the model, `model.dtype`, `dataset.sequence_length` and
+`packing`, `extraction` but for what changes no memory, whether there is an ablation stage, and
+`execution.device`, `device_memory`, `gpus_per_job` and `batch_size`. While these stay the number
+stays, also on a machine with other memory. After a change to one of them the rule runs again; where
+the number comes out the same, nothing else does, and a number that is written out in place of the
+same number from `auto` runs nothing again. Until the number is chosen, `--dry-run` lists the rules
+that follow and no extraction job, because it does not know how many there will be.
+
 Of a hub dataset `fetch_dataset` runs before `tokenize_dataset`, with the same crosses. Nothing runs
 again after the keys were put in another order, after comments, defaults spelled out, `touch`, or a
 fresh checkout of the code.

@@ -45,6 +45,7 @@ class Ablation:
         threads: CPU threads.
         on_new_versions: what happens if something is missing and the rest was computed under
             other versions or on another kind of device.
+        auto_groups: whether the number of layer groups was chosen: `extraction.layer_groups: auto`.
     """
 
     settings: Mapping[str, Any]
@@ -62,6 +63,7 @@ class Ablation:
     device_memory: str | None = None
     threads: int = 1
     on_new_versions: OnNewVersions = "refuse"
+    auto_groups: bool = False
 
     @cached_property
     def layout(self) -> Layout:

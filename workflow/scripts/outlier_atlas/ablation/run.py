@@ -172,7 +172,7 @@ def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:
     )  # fmt: skip
     place = preflight.place_of(where, ablation.device_memory, Company())
     own = read_record(ablation.store_record)["extraction"]
-    preflight.refuse(made, place, ablation.run, own)
+    preflight.refuse(made, place, ablation.run, own, ablation.auto_groups)
 
 
 def _run_group(

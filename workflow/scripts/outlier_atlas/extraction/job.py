@@ -27,6 +27,7 @@ class Job:
         gpus: devices to spread the layer group over, where they are GPUs.
         batch_size: sequences in a forward pass.
         auto_batch: whether `batch_size` is worked out by the job: `execution.batch_size: auto`.
+        auto_groups: whether the number of layer groups was chosen: `extraction.layer_groups: auto`.
         device_memory: of the device, as the configuration has it; None takes what is free.
         jobs: extraction jobs of the run that can be at work on this machine at a time.
         threads: CPU threads.
@@ -47,6 +48,7 @@ class Job:
     gpus: int = 1
     batch_size: int = 1
     auto_batch: bool = False
+    auto_groups: bool = False
     device_memory: str | None = None
     jobs: int = 1
     threads: int = 1

@@ -17,7 +17,15 @@ from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.job_metrics import rates
 from outlier_atlas.locks import holders
-from outlier_atlas.plan.advice import block, full_disk, leaner, refusal, remedy
+from outlier_atlas.plan.advice import (
+    block,
+    fewest_groups,
+    full_disk,
+    leaner,
+    refusal,
+    remedy,
+)
+from outlier_atlas.plan.choice import CHOICE
 from outlier_atlas.plan.limits import whole
 from outlier_atlas.plan.memory_budget import Company, Place
 from outlier_atlas.plan.requirements import Plan, plan
@@ -101,7 +109,7 @@ def say(made: Plan, place: Place, job: Job) -> None:
     level = logging.INFO if job.group == job.shard == 0 else logging.DEBUG
     found = rates(job.run.parent, made.model, place.name)
     log.log(level, "%s", table(made, place, found, job.run))
-    refuse(made, place, job.run, _section(job))
+    refuse(made, place, job.run, _section(job), job.auto_groups)
 
 
 def _section(job: Job) -> dict[str, Any]:
@@ -111,8 +119,15 @@ def _section(job: Job) -> dict[str, Any]:
     return own.model_dump(mode="json", exclude_defaults=True)
 
 
-def refuse(made: Plan, place: Place, run: Path, section: Mapping[str, Any]) -> None:
+def refuse(
+    made: Plan, place: Place, run: Path, section: Mapping[str, Any], chosen: bool = False
+) -> None:
     """Refuse a run that cannot fit, after the block that would.
+
+    Args:
+        run: its folder.
+        section: the user's own `extraction` section.
+        chosen: whether the number of layer groups was chosen by `layer_groups: auto`.
 
     Raises:
         ValueError: why, in a sentence.
@@ -122,7 +137,15 @@ def refuse(made: Plan, place: Place, run: Path, section: Mapping[str, Any]) -> N
         ways = []
         if place.alone is not None and made.fits(place.alone):
             ways.append("one at a time they fit (`--resources gpu=1`, or `make run GPUS=1`)")
-        if fits := remedy(made, place, run, section):
+        if chosen and (number := fewest_groups([(made, place)])):
+            reason = (
+                f"extraction.layer_groups: auto was {_groups(made)} when it was chosen; {reason}"
+            )
+            ways.append(
+                f"extraction.layer_groups: {number} would fit, or delete {run / CHOICE} to have "
+                f"the number chosen for this machine"
+            )
+        elif fits := remedy(made, place, run, section):
             log.warning("\nThis would fit:\n\n%s", fits)
             ways.append("the block above would fit")
         nothing = "not even one layer at a time fits, in any batch"
@@ -136,6 +159,10 @@ def refuse(made: Plan, place: Place, run: Path, section: Mapping[str, Any]) -> N
             f"{full}; the block above would fit, where neither detection.quantization_error nor "
             f"detection.exclude asks for values that it does not store"
         )
+
+
+def _groups(made: Plan) -> int:
+    return len(made.layout.layer_groups)
 
 
 def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:

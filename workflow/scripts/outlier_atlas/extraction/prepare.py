@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,53 +26,59 @@ from outlier_atlas.store.version import ACTIVATIONS, refuse_newer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from outlier_atlas.plan.requirements import Plan
     from outlier_atlas.roles.architecture import Architecture
 
 
-def print_plan(
-    settings: Settings, model_record: Path, resources: Path, results: Path, jobs: int = 1
-) -> None:
-    """Print what a run takes, and refuse one that cannot fit.
+def planned(settings: Settings, model_record: Path, resources: Path) -> Plan:
+    """Return the plan of a run, from its configuration and its model: there need be no tokens.
 
-    Without a device here and without `execution.device_memory` it is planned for the CPU.
-
-    Args:
-        jobs: of its extraction that can run side by side.
+    With `extraction.layer_groups: auto` it has one layer group, and with `execution.batch_size:
+    auto` batches of one sequence.
 
     Raises:
-        ValueError: it cannot fit, the model has no such site or layer, or its files lack weights,
-            or have other ones.
+        ValueError: the model has no such site or layer, or its files lack weights, or have other
+            ones.
     """
-    from outlier_atlas.extraction import preflight
-    from outlier_atlas.job_metrics import rates
     from outlier_atlas.plan.requirements import plan
-    from outlier_atlas.plan.table import table
     from outlier_atlas.roles.cached_architecture import described
 
     model, dataset, execution = read_record(model_record), settings.dataset, settings.execution
     trust = settings.model.trust_remote_code
     folder, config, architecture = described(model, resources, trust)
+    extraction = settings.extraction
+    if extraction.layer_groups == "auto":
+        extraction = extraction.model_copy(update={"layer_groups": 1})
     layout = _layout(
-        settings.extraction, architecture, dataset.sequences * dataset.sequence_length,
+        extraction, architecture, dataset.sequences * dataset.sequence_length,
         settings.chunk_tokens, settings.model.dtype,
     )  # fmt: skip
     _check_weights(folder, model, config, architecture, layout)
     if dataset.packing != "document":  # whose sequences may all be shorter
         architecture.check_length(dataset.sequence_length)
-    auto = execution.batch_size == "auto"
-    made = plan(
-        layout, model, resources, 1 if auto else int(execution.batch_size),
-        dataset.sequence_length, dataset.packing == "document", trust, execution.gpus_per_job,
+    partly = dataset.packing == "document" or dataset.sequence_length % settings.chunk_tokens != 0
+    return plan(
+        layout, model, resources, 1 if execution.batch_size == "auto" else execution.batch_size,
+        dataset.sequence_length, partly, trust, execution.gpus_per_job,
     )  # fmt: skip
-    company = preflight.company(jobs, execution.device, execution.gpus_per_job, results)
-    place = preflight.foreseen(execution.device, execution.device_memory, company)
-    if auto:
-        sequences = dataset.sequences // settings.extraction.sequence_shards
-        made = made.batched(preflight.batch_size(made, place, sequences))
-    print(table(made, place, rates(results.parent, made.model, place.name), results))
-    preflight.refuse(
-        made, place, results, settings.extraction.model_dump(mode="json", exclude_defaults=True)
-    )
+
+
+def planned_ablation(made: Plan, trust: bool, model_record: Path, resources: Path) -> Plan:
+    """Return the plan of a run's ablation stage in one layer group, as that stage makes it.
+
+    The stage runs all layers, sequence by sequence, with the losses and no site.
+
+    Args:
+        made: the plan of the run.
+        trust: whether code from the checkpoint may run.
+    """
+    from outlier_atlas.plan.requirements import plan
+    from outlier_atlas.roles.cached_architecture import described
+
+    model = read_record(model_record)
+    last = described(model, resources, trust)[2].layers - 1
+    layout = replace(made.layout, sites={}, store=(), perplexity=True, layer_groups=((0, last),))
+    return plan(layout, model, resources, 1, made.tokens, False, trust, made.gpus)
 
 
 CHUNK_BYTES = 2**31 - 2**10
@@ -157,18 +164,18 @@ def _layout(
     channels = architecture.check(extraction.sites, layers)
     # The layers above the last measured one never run, unless losses are wanted.
     running = architecture.layers if extraction.perplexity else layers[-1] + 1
+    count = extraction.layer_groups
+    assert count != "auto", "the caller fills in the number"
     if extraction.perplexity:
-        architecture.check_head(extraction.layer_groups)
-    if extraction.layer_groups > running:
+        architecture.check_head(count)
+    if count > running:
         raise ValueError(
-            f"extraction.layer_groups = {extraction.layer_groups}: above the {running} layers that "
-            f"run; take at most {running}"
+            f"extraction.layer_groups = {count}: above the {running} layers that run; take at most "
+            f"{running}"
         )
-    if extraction.layer_groups > 1 and architecture.one_group:
-        raise ValueError(
-            f"extraction.layer_groups = {extraction.layer_groups}: {architecture.one_group}; take 1"
-        )
-    groups = even_ranges(running, extraction.layer_groups)
+    if count > 1 and architecture.one_group:
+        raise ValueError(f"extraction.layer_groups = {count}: {architecture.one_group}; take 1")
+    groups = even_ranges(running, count)
     _check_chunks(chunk_tokens, {**channels, "boundary": architecture.hidden_size})
     return Layout(
         sites=dict(channels),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ def block(section: Mapping[str, Any], current: Plan, fitting: Plan) -> str:
         current: the plan that does not fit.
         fitting: the one that does.
     """
-    changed = {**section, "layer_groups": len(fitting.layout.layer_groups)}
+    changed = dict(section)
+    if changed.get("layer_groups") != "auto":
+        changed["layer_groups"] = len(fitting.layout.layer_groups)
     if fitting.layout.store != current.layout.store:
         changed["store"] = [site for site in fitting.layout.store if site != ATTN_SINK]
     lines = ["extraction:\n", *_lines(changed)]
@@ -84,15 +86,32 @@ def fitting_plan(plan: Plan, place: Place) -> Plan | None:
     More layer groups come first, which change no result; then smaller batches, then shorter
     sequences.
     """
-    first = len(plan.layout.layer_groups)
-    last = first if plan.one_group else plan.running
     for smaller in _smaller(plan):
-        finest = smaller.divided(last) if last > first else smaller
-        if finest.fits(place):
-            counts = range(first, last + 1)
-            tried = (smaller.divided(n) if n > first else smaller for n in counts)
-            return next(each for each in tried if each.fits(place))
+        count = fewest_groups([(smaller, place)])
+        if count is not None:
+            return _divided(smaller, count)
     return None
+
+
+def fewest_groups(plans: Sequence[tuple[Plan, Place]]) -> int | None:
+    """Return the fewest layer groups in which each plan fits its place; None where none does.
+
+    Args:
+        plans: of one run, with places; the first has the layers that can be divided, and as many
+            layer groups as there are at least.
+    """
+    plan = plans[0][0]
+    first = len(plan.layout.layer_groups)
+    last = first if any(each.one_group for each, _ in plans) else plan.running
+
+    def fits(count: int) -> bool:
+        return all(_divided(each, count).fits(place) for each, place in plans)
+
+    return next(filter(fits, range(first, last + 1)), None) if fits(last) else None
+
+
+def _divided(plan: Plan, count: int) -> Plan:
+    return plan if count == len(plan.layout.layer_groups) else plan.divided(count)
 
 
 def _smaller(plan: Plan) -> Iterator[Plan]:

@@ -1,6 +1,6 @@
 """What a job of one layer group takes of its device and of the host.
 
-Imports nothing heavy: the Snakefile asks a scheduler for so much (`planning/asked.py`).
+Imports nothing heavy: the Snakefile asks a scheduler for so much (`plan/scheduler_resources.py`).
 """
 
 from __future__ import annotations

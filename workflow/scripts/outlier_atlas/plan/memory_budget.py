@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from outlier_atlas.plan.limits import THIS_MACHINE, available
 from outlier_atlas.plan.units import bytes_of
 
+GIVEN = "execution.device_memory"
+"""What memory is called that the configuration gives."""
+
 
 @dataclass(frozen=True)
 class Company:
@@ -81,13 +84,13 @@ class Place:
             (available(device, *shares) for device in devices), key=lambda known: known[0] or 0
         )
         if given is not None and (memory is None or bytes_of(given) < memory):
-            memory, called = bytes_of(given), "execution.device_memory"
+            memory, called = bytes_of(given), GIVEN
         place = cls(name, memory, called, available("cpu", *shares)[0], company.jobs)
         if company.jobs == 1:
             return place
         return replace(place, alone=cls.of(devices, name, given, replace(company, jobs=1)))
 
     @classmethod
-    def elsewhere(cls, given: str) -> Place:
-        """A device that is not on this machine."""
-        return cls("a device elsewhere", bytes_of(given), "execution.device_memory", None)
+    def elsewhere(cls, given: str, host: bool = False) -> Place:
+        """A device that is not on this machine, or a host that is another one."""
+        return cls("cpu" if host else "a device elsewhere", bytes_of(given), GIVEN, None)

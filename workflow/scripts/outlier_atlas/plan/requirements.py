@@ -232,7 +232,8 @@ def plan(
             *(path for path in architecture.skipped if path not in kept),
             *unknown_parts(folder, model["files"], architecture),
         ),
-        one_group=architecture.one_group is not None,
+        one_group=architecture.one_group is not None
+        or (layout.perplexity and architecture.ends_apart),
         batch_size=batch_size,
         tokens=tokens,
         gathers=gathers,

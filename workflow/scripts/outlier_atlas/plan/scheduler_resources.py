@@ -63,6 +63,19 @@ def memory_mb(record: Path, group: int, settings: Settings, attempt: int) -> int
     return math.ceil(predicted * (1 + MARGIN * attempt) / 1e6)
 
 
+def most_memory_mb(record: Path, settings: Settings, attempt: int) -> int:
+    """Megabytes of the host for a job that has the layer groups one after the other.
+
+    Raises:
+        FileNotFoundError: there is no record yet.
+    """
+    try:
+        count = len(read_record(record)[GROUPS])
+    except (ValueError, KeyError):
+        return 0  # damaged, or of older code: see `_planned`
+    return max(memory_mb(record, group, settings, attempt) for group in range(count))
+
+
 def _planned(record: Path, group: int) -> GroupPlan | None:
     """Of a record that is damaged or of older code none: it is made anew before the job runs."""
     try:

@@ -16,6 +16,7 @@ from outlier_atlas.settings.section import (
 )
 from outlier_atlas.settings.sites import ATTN_SINK, SITES, Site
 
+LayerGroups = Annotated[int, Field(ge=1, le=4096)]
 Verify = Literal["auto", "first_batch", "never"]
 
 
@@ -61,10 +62,12 @@ class ExtractionSettings(Section):
     layers: Literal["all"] | Annotated[list[Index], Field(min_length=1)] = Field(
         "all", description="Layers to measure, 0-based, such as `[0, 1, 15]`, or `all`."
     )
-    layer_groups: Annotated[int, Field(ge=1, le=4096)] = Field(
+    layer_groups: LayerGroups | Literal["auto"] = Field(
         1,
         description="Number of parts the layers are cut into. A job loads one part at a time: more "
-        "groups, less memory.",
+        "groups, less memory. `auto`: the fewest that fit, by the plan, into `device_memory` or "
+        "what is free; chosen once, and kept until the model, what is measured or `device_memory` "
+        "changes.",
     )
     sequence_shards: Annotated[int, Field(ge=1, le=4096)] = Field(
         1,
@@ -129,7 +132,7 @@ class ExtractionSettings(Section):
     def _enough_layers(self) -> ExtractionSettings:
         if self.perplexity or isinstance(self.layers, str):
             return self  # all layers run; how many there are, the model says
-        if self.layer_groups > max(self.layers) + 1:
+        if self.layer_groups != "auto" and self.layer_groups > max(self.layers) + 1:
             raise ValueError(
                 f"layer_groups {self.layer_groups} is above the {max(self.layers) + 1} layers that "
                 f"have to run to measure layer {max(self.layers)}"

@@ -12,6 +12,7 @@ from outlier_atlas.data.tokens import HELDOUT, RECORD
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
 from outlier_atlas.job_metrics import MEASURED
+from outlier_atlas.plan.choice import CHOICE
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def own_records(records: Records) -> Iterator[str]:
     stage and of outputs are left to who knows what they describe."""
     run = records.run
     paths = [records.model, run / RECORD, run / HELDOUT, records.store, *records.manifests]
+    paths += [run / CHOICE]
     paths += [*records.datasets, *sorted((run / "manifests" / INPUTS).glob("*.json"))]
     for folder in (INPUTS, DIGESTS):
         paths += sorted((records.resources / folder).glob("*.json"))

@@ -1,0 +1,146 @@
+"""The choice of `extraction.layer_groups: auto`: the fewest layer groups that the plan accepts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from outlier_atlas.devices.gpus import visible_gpus
+from outlier_atlas.devices.leases import devices
+from outlier_atlas.extraction import preflight
+from outlier_atlas.extraction.prepare import planned, planned_ablation
+from outlier_atlas.plan import choice
+from outlier_atlas.plan.advice import fewest_groups
+from outlier_atlas.plan.memory_budget import GIVEN, Place
+from outlier_atlas.plan.requirements import Plan
+from outlier_atlas.plan.units import shown
+from outlier_atlas.settings.configuration import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine that jobs of the run will be on.
+
+    Attributes:
+        jobs: of its extraction that can run side by side.
+        scheduled: whether a scheduler chooses it, so that its memory is not known here.
+    """
+
+    jobs: int = 1
+    scheduled: bool = False
+
+
+def choose(
+    settings: Settings, model_record: Path, resources: Path, run: Path, machine: Machine
+) -> None:
+    """Choose the number of layer groups of a run, and record it.
+
+    Args:
+        settings: the whole configuration.
+        model_record: the record of the model; `resources` is the folder that it is relative to.
+        run: folder of the run.
+
+    Raises:
+        ValueError: not even one layer at a time fits, or the memory of the jobs is not known; or
+            the model cannot be measured as configured.
+    """
+    place = _place(settings, run, machine)
+    needs = plans(settings, model_record, resources, place)
+    number = fewest(needs)
+    if number is None:
+        _refuse(settings, needs, run)
+    log.info("%s", described(number, place))
+    choice.write(run / choice.CHOICE, number, choice.wanted(settings, model_record))
+
+
+def described(number: int, place: Place) -> str:
+    """Return a choice in words."""
+    noun = "layer group" if number == 1 else "layer groups"
+    assert place.memory is not None
+    each = f" for each of {place.jobs} jobs side by side" if place.shared else ""
+    has = f"{place.called} has {shown(place.memory)}{each}"
+    return f"extraction.layer_groups: auto takes {number} {noun}: {has}"
+
+
+Needs = list[tuple[Plan, Place]]
+"""Plans of a run in one layer group, each with the place in which it has to fit."""
+
+
+def plans(settings: Settings, model_record: Path, resources: Path, place: Place) -> Needs:
+    """Return the plans of a run whose jobs are in a place; extraction's comes first.
+
+    Raises:
+        ValueError: nothing tells how much memory the place has, or the model cannot be measured as
+            configured.
+    """
+    if place.memory is None:
+        raise ValueError(
+            f"extraction.layer_groups = 'auto': nothing tells how much memory {place.called} has "
+            f"free; set execution.device_memory to what a job may take, or set a number of layer "
+            f"groups"
+        )
+    made = planned(settings, model_record, resources)
+    needs = [(made, place)]
+    if settings.ablation.sequences:  # one job, which has the same layer groups
+        trust = settings.model.trust_remote_code
+        ablation = planned_ablation(made, trust, model_record, resources)
+        needs.append((ablation, place.alone or place))
+    return needs
+
+
+def most(needs: Needs) -> int:
+    """Return the most layer groups that a run can have."""
+    plan, _ = needs[0]
+    return 1 if any(each.one_group for each, _ in needs) else plan.running
+
+
+def fewest(needs: Needs) -> int | None:
+    """Return the fewest layer groups that fit; with something to spare where that is possible.
+
+    What is free now may be a little less when the jobs begin.
+    """
+    spared = fewest_groups([(plan, _with_reserve(place)) for plan, place in needs])
+    return spared or fewest_groups(needs)
+
+
+def _with_reserve(place: Place) -> Place:
+    """Return a place with a part of its measured memory left alone; what is configured is exact."""
+
+    def less(size: int | None) -> int | None:
+        return None if size is None else int(size * (1 - preflight.RESERVE))
+
+    memory = place.memory if place.called == GIVEN else less(place.memory)
+    return replace(place, memory=memory, host_memory=less(place.host_memory))
+
+
+def _refuse(settings: Settings, needs: Needs, run: Path) -> NoReturn:
+    """Refuse a run that fits in no number of layer groups, after the block that would fit."""
+    section = settings.extraction.model_dump(mode="json", exclude_defaults=True)
+    for plan, place in needs:
+        preflight.refuse(plan.divided(most(needs)), place, run, section)
+    raise AssertionError("one of the plans does not fit")
+
+
+def _place(settings: Settings, run: Path, machine: Machine) -> Place:
+    """Return the place of the run's jobs, measured as a job measures it: under a lease."""
+    execution = settings.execution
+    given, device, gpus = execution.device_memory, execution.device, execution.gpus_per_job
+    if machine.scheduled:
+        if given is None:
+            raise ValueError(
+                "extraction.layer_groups = 'auto': jobs run on machines of a scheduler, "
+                "whose memory is not known here; set execution.device_memory to what a job has "
+                "there (of the host with execution.device: cpu), or set a number of layer groups"
+            )
+        return Place.elsewhere(given, host=device == "cpu")
+    company = preflight.company(machine.jobs, device, gpus, run)
+    if device not in ("auto", "cuda") or not visible_gpus():
+        return preflight.foreseen(device, given, company)
+    # The lease waits for a GPU that a job of another run uses: its free memory is not what this
+    # run will find.
+    with devices(device, gpus, f"{run.name}, choice of layer groups") as where:
+        return preflight.place_of(where, given, company)

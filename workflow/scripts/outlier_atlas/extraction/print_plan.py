@@ -1,0 +1,59 @@
+"""The plan of a run as `snakemake plan` prints it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from outlier_atlas.extraction import layer_groups, preflight
+from outlier_atlas.extraction.prepare import planned
+from outlier_atlas.job_metrics import rates
+from outlier_atlas.plan import choice
+from outlier_atlas.plan.memory_budget import Place
+from outlier_atlas.plan.table import table
+from outlier_atlas.settings.configuration import Settings
+
+
+def print_plan(
+    settings: Settings, model_record: Path, resources: Path, results: Path, jobs: int = 1
+) -> None:
+    """Print what a run takes, and refuse one that cannot fit.
+
+    Without a device here and without `execution.device_memory` it is planned for the CPU.
+
+    Args:
+        jobs: of its extraction that can run side by side.
+
+    Raises:
+        ValueError: it cannot fit, the model has no such site or layer, or its files lack weights,
+            or have other ones.
+    """
+    execution, extraction = settings.execution, settings.extraction
+    made = planned(settings, model_record, resources)
+    company = preflight.company(jobs, execution.device, execution.gpus_per_job, results)
+    place = preflight.foreseen(execution.device, execution.device_memory, company)
+    chosen = extraction.layer_groups == "auto"
+    if chosen:
+        made = made.divided(_automatic(settings, model_record, resources, results, place))
+    if execution.batch_size == "auto":
+        sequences = settings.dataset.sequences // extraction.sequence_shards
+        made = made.batched(preflight.batch_size(made, place, sequences))
+    print(table(made, place, rates(results.parent, made.model, place.name), results))
+    own = extraction.model_dump(mode="json", exclude_defaults=True)
+    preflight.refuse(made, place, results, own, chosen)
+
+
+def _automatic(
+    settings: Settings, model_record: Path, resources: Path, results: Path, place: Place
+) -> int:
+    """Return what `extraction.layer_groups: auto` is; where none fits, the most there can be."""
+    record = results / choice.CHOICE
+    number = choice.recorded(record, choice.wanted(settings, model_record))
+    if number is not None:
+        print(f"extraction.layer_groups: auto was {number} when it was chosen ({record})")
+        return number
+    plans = layer_groups.plans(settings, model_record, resources, place)
+    number = layer_groups.fewest(plans)
+    if number is None:
+        return layer_groups.most(plans)
+    print(layer_groups.described(number, place))
+    return number
