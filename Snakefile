@@ -13,7 +13,7 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from outlier_atlas import locks, supervision
+from outlier_atlas import locks, supervision, terminal
 from outlier_atlas.files import sweep
 from outlier_atlas.inputs import Inputs, Purpose
 from outlier_atlas.settings import document
@@ -24,13 +24,11 @@ from outlier_atlas.workflow import (
     closing_words,
     one_line,
     purpose,
-    short_errors,
     wants_closing_words,
 )
 from snakemake.logging import logger
 
 supervision.watch()
-logger.addFilter(short_errors)
 
 # A user's file inherits nothing from the demo: neither its name nor its dataset.
 if not workflow.config_settings.configfiles:
@@ -55,7 +53,11 @@ if PURPOSE is Purpose.MAKE:
         sweep(Path("results") / SETTINGS.name, older_than=0)
         sweep(Path("resources"), older_than=24 * 3600)
 
-INPUTS = Inputs(PURPOSE, logger.info)
+INPUTS = Inputs(PURPOSE, terminal.say)
+if workflow.is_main_process and (
+    PURPOSE is Purpose.MAKE or workflow.output_settings.dryrun
+):
+    terminal.show_stages(workflow, INPUTS.reasons)
 SOURCES = Sources(SCRIPTS)
 # What other runs use, too: made by one of them at a time.
 TURNS = Turns(Path("resources") / locks.LOCKS, SETTINGS.name, logger.info)
