@@ -69,7 +69,7 @@ class JobLog:
             whole = content.rfind(b"\n") + 1
             self._offset = file.tell() - len(content) + whole
         messages: list[Message] = []
-        for line in content[:whole].decode("utf-8", "replace").split("\n"):
+        for line in content[:whole].decode("utf-8", "replace").removesuffix("\n").split("\n"):
             if found := LINE.match(line):
                 messages.append(Message(*found.groups()))
             elif messages:
