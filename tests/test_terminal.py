@@ -19,6 +19,7 @@ from outlier_atlas.progress import Progress
 from outlier_atlas.terminal.findings import finding
 from outlier_atlas.terminal.joblog import JobLog
 from outlier_atlas.terminal.screen import Screen
+from outlier_atlas.terminal.stages import _title
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {
@@ -348,7 +349,7 @@ def test_a_cluster_shows_what_its_jobs_told_their_logs(local, tmp_path, own_logg
     lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in stream.written.splitlines()]
     own = [] if local else ["a: no such column"]
     failed = f"a: failed; slurm job 4 failed; log: {log}"
-    plan = ["1 job to run:", "  a     1  asked for on the command line", "a: a"]
+    plan = ["1 job to run:", "  a     1  asked for on the command line", "a: begun"]
     assert lines == [*plan, *own, failed]
 
 
@@ -385,3 +386,27 @@ def test_another_logger_of_the_user_stays(tmp_path):
         assert STAGES not in os.environ
     finally:
         logger.handlers = before
+
+
+def test_a_workflow_that_is_used_as_two_modules_is_shown_once(tmp_path, monkeypatch):
+    logger = logging.getLogger("snakemake.logging")
+    shown, stream = handler(tmp_path)
+    monkeypatch.setattr(logger, "handlers", [shown])
+    terminal.show_stages(SimpleNamespace(output_settings=None), {"record": "a 1 → 2"})
+    assert logger.handlers == [shown]
+    planned = shown._workflow.dag.toposorted(None)[0][0]
+    planned.input.append("record")
+    send(shown, "Job stats", event="run_info")
+    assert stream.written == "1 job to run:\n  a     1  a 1 \\u2192 2\n"
+
+
+def test_a_message_of_another_workflows_rule_is_left_to_snakemake():
+    message = "Sort {input} with {wildcards.x}"
+    rule = SimpleNamespace(name="sort", script=None, message=message)
+    made = job(rule=rule, message="Sort a.txt with b")
+    assert _title([made]) == "Sort a.txt with b"
+    many = SimpleNamespace(name="a", script=None, message="{{x}} {wildcards.x}, {wildcards.y}")
+    jobs = [job(rule=many) for _ in range(3)]
+    for n, each in enumerate(jobs):
+        each.wildcards_dict = {"x": str(n + 8), "y": "pq"[n % 2]}
+    assert _title(jobs) == "{x} 8 to 10, p, q"

@@ -17,6 +17,9 @@ from typing import Any
 
 from outlier_atlas.console import QUIET, STAGES
 
+NAME = "StageHandler"
+"""Name of the handler."""
+
 MORE = ("verbose", "printshellcmds", "debug_dag", "show_failed_logs")
 """Settings with which Snakemake's own output is shown."""
 
@@ -38,6 +41,10 @@ def show_stages(workflow: Any, reasons: Mapping[str, str]) -> None:
     """
     logger = logging.getLogger("snakemake.logging")
     settings = workflow.output_settings
+    shown = next((h for h in logger.handlers if h.name == NAME), None)
+    if shown is not None:  # by another module of the same workflow
+        shown.add_reasons(reasons)  # type: ignore[attr-defined]
+        return
     default = next((h for h in logger.handlers if h.name == "DefaultStreamHandler"), None)
     if default is None or any(getattr(settings, name) for name in MORE):
         os.environ.pop(STAGES, None)

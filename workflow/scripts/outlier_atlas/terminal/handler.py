@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from outlier_atlas.terminal import REASON
+from outlier_atlas.terminal import NAME, REASON
 from outlier_atlas.terminal.screen import Screen
 from outlier_atlas.terminal.stages import Stages
 
@@ -73,11 +74,13 @@ class StageHandler(LogHandlerBase):
         self, settings: Any, workflow: Any, reasons: Mapping[str, str], default: Any
     ) -> None:
         super().__init__(settings, None)
-        self.name = default.name
+        self.name = NAME
         self.filters = list(default.filters)
         self.formatter = default.formatter
         self._screen = Screen(default.stream)
-        self._workflow, self._reasons = workflow, reasons
+        self._workflow = workflow
+        self._reasons: ChainMap[str, str] = ChainMap({})
+        self.add_reasons(reasons)
         self._stages = Stages()
         self._planned = self._failed = False
         self._died = ""
@@ -85,6 +88,10 @@ class StageHandler(LogHandlerBase):
         self._said = time.monotonic()
         self._ticks: threading.Thread | None = None
         self._closed = threading.Event()
+
+    def add_reasons(self, reasons: Mapping[str, str]) -> None:
+        """Take reasons of rules from another mapping, too."""
+        self._reasons.maps.append(reasons)  # type: ignore[arg-type]
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write what a record says to the user."""
@@ -180,8 +187,12 @@ class StageHandler(LogHandlerBase):
 
     def _tick(self) -> None:
         while not self._closed.wait(TICK_SECONDS):
-            with self.lock or threading.Lock(), suppress(OSError, ValueError):
-                self._show_progress()
+            self.acquire()
+            try:
+                with suppress(OSError, ValueError):  # the terminal may be gone
+                    self._show_progress()
+            finally:
+                self.release()
 
     def _show_progress(self) -> None:
         for line in self._echo():

@@ -141,11 +141,17 @@ class Stages:
 
 def _title(jobs: list[Any]) -> str:
     """Return the message of a rule, with the wildcards of all its jobs: `layer group 0 to 2`."""
-    message = jobs[0].rule.message or jobs[0].rule.name
+    message = jobs[0].rule.message
+    if not message:
+        return "begun"
     names = {name for job in jobs for name in job.wildcards_dict}
     values = {name: {str(job.wildcards_dict.get(name)) for job in jobs} for name in names}
     wildcards = {name: _span(found) for name, found in values.items()}
-    return str(message.format(wildcards=SimpleNamespace(**wildcards)))
+    try:
+        return str(message.format(wildcards=SimpleNamespace(**wildcards)))
+    except (KeyError, IndexError, AttributeError, ValueError):
+        # A rule of another workflow, whose message also has its files and such.
+        return str(jobs[0].message)
 
 
 def _span(values: set[str]) -> str:
