@@ -57,7 +57,7 @@ INPUTS = Inputs(PURPOSE, terminal.say)
 if workflow.is_main_process and (
     PURPOSE is Purpose.MAKE or workflow.output_settings.dryrun
 ):
-    terminal.show_stages(workflow, INPUTS.reasons)
+    terminal.show_stages(workflow, INPUTS.reason)
 SOURCES = Sources(SCRIPTS)
 # What other runs use, too: made by one of them at a time.
 TURNS = Turns(Path("resources") / locks.LOCKS, SETTINGS.name, logger.info)

@@ -27,7 +27,7 @@ def test_a_stage_that_a_failed_run_did_not_reach_still_tells_the_value_of_its_ou
     def reason(value, purpose=Purpose.MAKE):
         inputs = Inputs(purpose, lambda *_: None)
         file = inputs.record(path, lambda: {"settings": {"a": value}, "files": {}})
-        return inputs.reasons.get(file)
+        return inputs.reason(file, newer=True)
 
     assert reason(1) is None
     (tmp_path / "output").write_text("made")
@@ -37,6 +37,38 @@ def test_a_stage_that_a_failed_run_did_not_reach_still_tells_the_value_of_its_ou
     assert reason(3) == "a 1 → 3"
     assert reason(1) is None
     assert reason(4) == "a 1 → 4"
+
+
+def test_a_record_without_products_is_a_reason_only_where_it_is_newer(tmp_path):
+    """Extraction has no record of products; a lost manifest is not a changed setting."""
+    path = tmp_path / "manifests" / "inputs" / "rule.json"
+
+    def reason(value, newer=True):
+        inputs = Inputs(Purpose.MAKE, lambda *_: None)
+        content = {"settings": {"a": value}, "files": {}}
+        return inputs.reason(inputs.record(path, lambda: content, with_products=False), newer)
+
+    assert reason(1) is None
+    assert reason(2) == "a 1 → 2"
+    assert reason(2) == "a 1 → 2", "after a run that was stopped"
+    assert reason(2, newer=False) is None
+    assert reason(3) == "a 2 → 3"
+
+
+def test_damaged_records_are_told(tmp_path):
+    path = tmp_path / "manifests" / "inputs" / "rule.json"
+    made = tmp_path / "manifests" / "outputs" / "rule.json"
+
+    def reason():
+        inputs = Inputs(Purpose.MAKE, lambda *_: None)
+        file = inputs.record(path, lambda: {"settings": {"a": 1}, "files": {}})
+        return inputs.reason(file, newer=True)
+
+    assert reason() is None
+    products.write(made, [], "of something else")
+    assert reason() == "settings, code or files that it was made from are not known"
+    made.write_text("{")
+    assert reason() == "the record of its outputs is damaged"
 
 
 CHANGES = [
@@ -169,7 +201,7 @@ def handler(tmp_path, local=True, tty=False):
     )  # fmt: skip
     default = logging.StreamHandler(Stream(tty))
     workflow = SimpleNamespace(dag=dag, local_exec=local)
-    return StageHandler(settings, workflow, {}, default), default.stream
+    return StageHandler(settings, workflow, lambda *_: None, default), default.stream
 
 
 def send(to, message, **given):
@@ -224,7 +256,7 @@ def test_another_logger_of_the_user_stays(tmp_path):
         logger.handlers = [theirs]
         settings = SimpleNamespace(verbose=False, printshellcmds=False, debug_dag=False)
         settings.show_failed_logs = settings.dryrun = False
-        terminal.show_stages(SimpleNamespace(output_settings=settings), {})
+        terminal.show_stages(SimpleNamespace(output_settings=settings), lambda *_: None)
         assert logger.handlers == [theirs]
         assert STAGES not in os.environ
     finally:
@@ -235,7 +267,8 @@ def test_a_workflow_that_is_used_as_two_modules_is_shown_once(tmp_path, monkeypa
     logger = logging.getLogger("snakemake.logging")
     shown, stream = handler(tmp_path)
     monkeypatch.setattr(logger, "handlers", [shown])
-    terminal.show_stages(SimpleNamespace(output_settings=None), {"record": "a 1 → 2"})
+    known = {("record", False): "a 1 → 2"}
+    terminal.show_stages(SimpleNamespace(output_settings=None), lambda *asked: known.get(asked))
     assert logger.handlers == [shown]
     planned = shown._workflow.dag.toposorted(None)[0][0]
     planned.input.append("record")

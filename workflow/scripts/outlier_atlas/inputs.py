@@ -66,14 +66,13 @@ class Inputs:
         purpose: of the process.
         say: takes the name of a record that is out of date, and why it is.
 
-    Attributes:
-        reasons: why rules are out of date, by the file that `record` returned.
     """
 
     def __init__(self, purpose: Purpose, say: Callable[[str, str], object]) -> None:
         self.purpose = purpose
-        self.reasons: dict[str, str] = {}
         self._say = say
+        self._reasons: dict[str, str] = {}
+        self._reasons_if_newer: dict[str, str] = {}
         self._temporary: Path | None = None
 
     def record(self, path: Path, content: Content, with_products: bool = True) -> str:
@@ -94,11 +93,11 @@ class Inputs:
         wanted = _normal(content())
         same = there is not None and _without_change(there) == wanted
         if not with_products:
-            before = _made(there, None)
+            before = there if there is None or not same else there.get(MADE)
+            before = None if before is None else _without_change(before)
             file = path if same else self._written(path, there, wanted, True, before)
-            if before is not None and before != wanted:
-                # Snakemake knows whether the rule runs: it has no products that would tell.
-                self.reasons[str(file)] = changes_in_words(path.stem, before, wanted)
+            if before is not None:
+                self._reasons_if_newer[str(file)] = changes_in_words(path.stem, before, wanted)
             return str(file)
         gone = products.missing(made) if made is not None else []
         made_from = None if made is None else products.made_from(made)
@@ -111,6 +110,16 @@ class Inputs:
         if stale and made is not None:
             self._give_reason(path.stem, file, gone, before, wanted)
         return str(file)
+
+    def reason(self, file: str, newer: bool) -> str | None:
+        """Return why a rule runs, in words; None where its record is no reason.
+
+        Args:
+            file: that `record` returned.
+            newer: whether it is newer than what the rule has made.
+        """
+        found = self._reasons.get(file)
+        return self._reasons_if_newer.get(file) if found is None and newer else found
 
     def is_current(self, path: Path, content: Content, outputs: Iterable[Path]) -> bool:
         """Whether all that a rule makes is there, made from what it would be made from now."""
@@ -163,8 +172,9 @@ class Inputs:
         if gone:
             more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
             lost = f"{gone[0]}{more} missing"
-            reason = f"{reason}; {lost}" if before is not None and before != wanted else lost
-        self.reasons[str(file)] = reason
+            reason = f"{reason}; {lost}" if before != wanted else lost
+        reason = reason or "the record of its outputs is damaged"
+        self._reasons[str(file)] = reason
         self._say(name, reason)
 
 
@@ -200,13 +210,10 @@ def _made(there: Mapping[str, Any] | None, made_from: str | None) -> dict[str, A
         there: the record of inputs, which may be newer than the products.
         made_from: the digest that the products carry; None if they carry none.
     """
-    if there is None:
-        return None
-    known = [there[MADE]] if isinstance(there.get(MADE), dict) else []
-    known.append(_without_change(there))
-    if made_from is None:
-        return dict(known[0])
-    return next((dict(record) for record in known if digest(record) == made_from), None)
+    if there is None or made_from is None:
+        return None if there is None else _without_change(there)
+    known = [_without_change(there), there.get(MADE)]
+    return next((dict(record) for record in known if record and digest(record) == made_from), None)
 
 
 def _normal(content: Mapping[str, Any]) -> dict[str, Any]:

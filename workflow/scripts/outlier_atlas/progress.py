@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -33,15 +33,16 @@ class Progress:
         self._started = self._said = time.monotonic()
         bar = not shows_stages() and sys.stderr.isatty()
         self._lines = not shows_stages() and not bar
-        self._bar = tqdm(
-            total=total,
-            unit=unit,
-            unit_scale=unit == " tokens",
-            desc=description,
-            mininterval=0.5,
-            dynamic_ncols=True,
-            disable=None if bar else True,
-        )
+        self._bar: tqdm[Any] | None = None
+        if bar:
+            self._bar = tqdm(
+                total=total,
+                unit=unit,
+                unit_scale=unit == " tokens",
+                desc=description,
+                mininterval=0.5,
+                dynamic_ncols=True,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -52,12 +53,14 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def update(self, amount: int = 1) -> None:
         """Count what was done since the last update."""
         self._done += amount
-        self._bar.update(amount)
+        if self._bar is not None:
+            self._bar.update(amount)
         now = time.monotonic()
         lately = min(max(FIRST_SECONDS, (now - self._started) / 50), LAST_SECONDS)
         if now - self._said >= (LINE_SECONDS if self._lines else lately):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from outlier_atlas.console import QUIET, STAGES
@@ -32,18 +32,19 @@ def say(rule: str, reason: str) -> None:
     logging.getLogger("snakemake.logging").info(f"{rule}: {reason}", extra={REASON: True})
 
 
-def show_stages(workflow: Any, reasons: Mapping[str, str]) -> None:
+def show_stages(workflow: Any, known: Callable[[str, bool], str | None]) -> None:
     """Show stages in place of Snakemake's own output.
 
     Args:
         workflow: Snakemake's own object, as the Snakefile knows it.
-        reasons: why rules run, by the file of their inputs' record; filled later.
+        known: takes an input of a job, and whether it is newer than the job's outputs, and returns
+            why the job runs, or None: `Inputs.reason`.
     """
     logger = logging.getLogger("snakemake.logging")
     settings = workflow.output_settings
     shown = next((h for h in logger.handlers if h.name == NAME), None)
     if shown is not None:  # by another module of the same workflow
-        shown.add_reasons(reasons)  # type: ignore[attr-defined]
+        shown.also_known(known)  # type: ignore[attr-defined]
         return
     default = next((h for h in logger.handlers if h.name == "DefaultStreamHandler"), None)
     if default is None or any(getattr(settings, name) for name in MORE):
@@ -51,7 +52,7 @@ def show_stages(workflow: Any, reasons: Mapping[str, str]) -> None:
         return
     from outlier_atlas.terminal.handler import StageHandler
 
-    handler = StageHandler(settings, workflow, reasons, default)
+    handler = StageHandler(settings, workflow, known, default)
     logger.removeHandler(default)
     logger.addHandler(handler)
     if not settings.dryrun:

@@ -6,8 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +14,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from outlier_atlas.terminal import NAME, REASON
+from outlier_atlas.terminal.reasons import Known
 from outlier_atlas.terminal.screen import Screen
 from outlier_atlas.terminal.stages import Stages
 
@@ -60,7 +60,7 @@ class StageHandler(LogHandlerBase):
     Args:
         settings: Snakemake's output settings.
         workflow: Snakemake's own object.
-        reasons: why rules run, by the file of their inputs' record.
+        known: returns the reason that the record of a rule's inputs gives.
         default: Snakemake's handler, whose stream, filter and formatter this one takes.
     """
 
@@ -70,17 +70,14 @@ class StageHandler(LogHandlerBase):
     has_formatter = True
     needs_rulegraph = False
 
-    def __init__(
-        self, settings: Any, workflow: Any, reasons: Mapping[str, str], default: Any
-    ) -> None:
+    def __init__(self, settings: Any, workflow: Any, known: Known, default: Any) -> None:
         super().__init__(settings, None)
         self.name = NAME
         self.filters = list(default.filters)
         self.formatter = default.formatter
         self._screen = Screen(default.stream)
         self._workflow = workflow
-        self._reasons: ChainMap[str, str] = ChainMap({})
-        self.add_reasons(reasons)
+        self._known = [known]
         self._stages = Stages()
         self._planned = self._failed = False
         self._died = ""
@@ -89,9 +86,12 @@ class StageHandler(LogHandlerBase):
         self._ticks: threading.Thread | None = None
         self._closed = threading.Event()
 
-    def add_reasons(self, reasons: Mapping[str, str]) -> None:
-        """Take reasons of rules from another mapping, too."""
-        self._reasons.maps.append(reasons)  # type: ignore[arg-type]
+    def also_known(self, known: Known) -> None:
+        """Take reasons of another module, too."""
+        self._known.append(known)
+
+    def _reason(self, file: str, newer: bool) -> str | None:
+        return next(filter(None, (known(file, newer) for known in self._known)), None)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write what a record says to the user."""
@@ -134,8 +134,8 @@ class StageHandler(LogHandlerBase):
     def _plan(self) -> Iterator[str]:
         if not self._planned:
             self._planned = True
-            reasons = None if "REASON" in self._quiet else self._reasons
-            yield from self._stages.plan(self._workflow.dag, reasons)
+            known = None if "REASON" in self._quiet else self._reason
+            yield from self._stages.plan(self._workflow.dag, known)
 
     def _begin(self, record: logging.LogRecord) -> Iterator[str]:
         if self.common_settings.dryrun:

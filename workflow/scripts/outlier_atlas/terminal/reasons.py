@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ NAMED = 3
 LONGEST = 160
 """Characters of a reason."""
 
+Known = Callable[[str, bool], str | None]
+"""Takes an input of a job, and whether it is newer than the job's outputs: `Inputs.reason`."""
 
-def reason(dag: Any, jobs: Iterable[Any], known: Mapping[str, str]) -> str:
+
+def reason(dag: Any, jobs: Iterable[Any], known: Known) -> str:
     """Return why jobs of one rule run.
 
     Args:
         dag: Snakemake's graph of jobs.
         jobs: of the rule.
-        known: reasons by the file of the inputs' record.
+        known: returns the reason that the record of a rule's inputs gives.
     """
     found = dict.fromkeys(text for job in jobs if (text := _of_job(dag, job, known)))
     texts = list(found)
@@ -28,14 +31,15 @@ def reason(dag: Any, jobs: Iterable[Any], known: Mapping[str, str]) -> str:
     return shortened("; ".join(texts[:NAMED]), LONGEST) + more
 
 
-def _of_job(dag: Any, job: Any, known: Mapping[str, str]) -> str:
+def _of_job(dag: Any, job: Any, known: Known) -> str:
     """The first reason that holds, from the one that says most."""
     return next(_reasons(dag, job, known))
 
 
-def _reasons(dag: Any, job: Any, known: Mapping[str, str]) -> Iterator[str]:
+def _reasons(dag: Any, job: Any, known: Known) -> Iterator[str]:
     why = dag.reason(job)
-    yield from (known[file] for file in map(str, job.input) if file in known)
+    newer = set(map(str, why.updated_input))
+    yield from filter(None, (known(file, file in newer) for file in map(str, job.input)))
     if why.forced:
         yield "asked for on the command line"
     if why.incomplete_output:

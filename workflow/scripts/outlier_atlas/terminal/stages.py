@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from typing import Any
 from outlier_atlas.extraction.planning.units import duration
 from outlier_atlas.terminal.findings import finding
 from outlier_atlas.terminal.joblog import JobLog, Message
-from outlier_atlas.terminal.reasons import reason
+from outlier_atlas.terminal.reasons import Known, reason
 
 
 @dataclass
@@ -58,12 +58,12 @@ class Stages:
         self._rules: dict[int, str] = {}
         self._started = time.monotonic()
 
-    def plan(self, dag: Any, known: Mapping[str, str] | None) -> Iterator[str]:
+    def plan(self, dag: Any, known: Known | None) -> Iterator[str]:
         """Take the jobs of Snakemake's graph, and yield a line for each rule: why it runs.
 
         Args:
             dag: Snakemake's graph.
-            known: reasons by the file of the inputs' record; None leaves reasons out.
+            known: returns the reason that a record gives; None leaves reasons out.
         """
         jobs: dict[str, list[Any]] = defaultdict(list)
         for level in dag.toposorted(set(dag.needrun_jobs())):
