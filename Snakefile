@@ -54,10 +54,7 @@ if PURPOSE is Purpose.MAKE:
         sweep(Path("resources"), older_than=24 * 3600)
 
 INPUTS = Inputs(PURPOSE, terminal.say)
-if workflow.is_main_process and (
-    PURPOSE is Purpose.MAKE or workflow.output_settings.dryrun
-):
-    terminal.show_stages(workflow, INPUTS.reason)
+terminal.show_stages(workflow, INPUTS)
 SOURCES = Sources(SCRIPTS)
 # What other runs use, too: made by one of them at a time.
 TURNS = Turns(Path("resources") / locks.LOCKS, SETTINGS.name, logger.info)

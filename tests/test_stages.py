@@ -204,6 +204,10 @@ def handler(tmp_path, local=True, tty=False):
     return StageHandler(settings, workflow, lambda *_: None, default), default.stream
 
 
+def records(reason):
+    return SimpleNamespace(purpose=Purpose.MAKE, reason=reason)
+
+
 def send(to, message, **given):
     record = logging.LogRecord("snakemake", logging.INFO, "", 0, message, (), None)
     record.__dict__.update(given)
@@ -256,7 +260,7 @@ def test_another_logger_of_the_user_stays(tmp_path):
         logger.handlers = [theirs]
         settings = SimpleNamespace(verbose=False, printshellcmds=False, debug_dag=False)
         settings.show_failed_logs = settings.dryrun = False
-        terminal.show_stages(SimpleNamespace(output_settings=settings), lambda *_: None)
+        terminal.show_stages(SimpleNamespace(output_settings=settings), records(lambda *_: None))
         assert logger.handlers == [theirs]
         assert STAGES not in os.environ
     finally:
@@ -268,7 +272,8 @@ def test_a_workflow_that_is_used_as_two_modules_is_shown_once(tmp_path, monkeypa
     shown, stream = handler(tmp_path)
     monkeypatch.setattr(logger, "handlers", [shown])
     known = {("record", False): "a 1 → 2"}
-    terminal.show_stages(SimpleNamespace(output_settings=None), lambda *asked: known.get(asked))
+    settings = SimpleNamespace(output_settings=SimpleNamespace(dryrun=True))
+    terminal.show_stages(settings, records(lambda *asked: known.get(asked)))
     assert logger.handlers == [shown]
     planned = shown._workflow.dag.toposorted(None)[0][0]
     planned.input.append("record")
@@ -286,3 +291,31 @@ def test_a_message_of_another_workflows_rule_is_left_to_snakemake():
     for n, each in enumerate(jobs):
         each.wildcards_dict = {"x": str(n + 8), "y": "pq"[n % 2]}
     assert _title(jobs) == "{x} 8 to 10, p, q"
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_progress_of_jobs_at_work_is_shown_until_they_end(tty, tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("outlier_atlas.terminal.handler.TICK_SECONDS", 1000)
+    monkeypatch.setattr("outlier_atlas.terminal.handler.LINE_SECONDS", 0)
+    shown, stream = handler(tmp_path, tty=tty)
+    log = tmp_path / "a.log"
+    send(shown, "Job stats", event="run_info")
+    send(shown, "", event="job_info", jobid=3, log=[str(log)])
+    shown._show_progress()
+    before = stream.written
+    assert before.endswith("a: begun\n"), "nothing is known yet"
+    log.write_text(f"2026-01-01 00:00:00,000 DEBUG {PROGRESS}: layers 0 to 9: 50 %\n")
+    shown._show_progress()
+    drawn = stream.written.removeprefix(before)
+    if tty:
+        assert drawn == f"{CLEAR}a: layers 0 to 9: 50 %"
+    else:
+        assert re.fullmatch(r"\d\d:\d\d:\d\d a: layers 0 to 9: 50 %\n", drawn)
+    send(shown, "Finished jobid", event="job_finished", job_id=3)
+    send(shown, None, event="progress", done=1, total=1)
+    shown._show_progress()
+    shown.close()
+    clear = re.escape(CLEAR) if tty else ""
+    end = rf"{clear}[\d:]{{8}} a: done in 1 s\n[\d:]{{8}} 1 job done in 1 s\n"
+    assert re.fullmatch(end, stream.written.removeprefix(before + drawn))

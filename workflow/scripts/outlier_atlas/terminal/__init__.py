@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from typing import Any
 
 from outlier_atlas.console import QUIET, STAGES
+from outlier_atlas.inputs import Inputs, Purpose
 
 NAME = "StageHandler"
 """Name of the handler."""
@@ -32,19 +32,20 @@ def say(rule: str, reason: str) -> None:
     logging.getLogger("snakemake.logging").info(f"{rule}: {reason}", extra={REASON: True})
 
 
-def show_stages(workflow: Any, known: Callable[[str, bool], str | None]) -> None:
-    """Show stages in place of Snakemake's own output.
+def show_stages(workflow: Any, inputs: Inputs) -> None:
+    """Show stages in place of Snakemake's own output, where jobs are planned.
 
     Args:
         workflow: Snakemake's own object, as the Snakefile knows it.
-        known: takes an input of a job, and whether it is newer than the job's outputs, and returns
-            why the job runs, or None: `Inputs.reason`.
+        inputs: the records of this process, which say why rules run.
     """
     logger = logging.getLogger("snakemake.logging")
     settings = workflow.output_settings
+    if inputs.purpose is not Purpose.MAKE and not settings.dryrun:
+        return
     shown = next((h for h in logger.handlers if h.name == NAME), None)
     if shown is not None:  # by another module of the same workflow
-        shown.also_known(known)  # type: ignore[attr-defined]
+        shown.also_known(inputs.reason)  # type: ignore[attr-defined]
         return
     default = next((h for h in logger.handlers if h.name == "DefaultStreamHandler"), None)
     if default is None or any(getattr(settings, name) for name in MORE):
@@ -52,7 +53,7 @@ def show_stages(workflow: Any, known: Callable[[str, bool], str | None]) -> None
         return
     from outlier_atlas.terminal.handler import StageHandler
 
-    handler = StageHandler(settings, workflow, known, default)
+    handler = StageHandler(settings, workflow, inputs.reason, default)
     logger.removeHandler(default)
     logger.addHandler(handler)
     if not settings.dryrun:
