@@ -15,6 +15,7 @@ from outlier_atlas.progress import Progress
 from outlier_atlas.terminal.findings import finding
 from outlier_atlas.terminal.handler import StageHandler
 from outlier_atlas.terminal.joblog import JobLog
+from outlier_atlas.terminal.reasons import reason
 from outlier_atlas.terminal.screen import Screen
 from outlier_atlas.terminal.stages import _title
 
@@ -319,3 +320,19 @@ def test_progress_of_jobs_at_work_is_shown_until_they_end(tty, tmp_path, monkeyp
     clear = re.escape(CLEAR) if tty else ""
     end = rf"{clear}[\d:]{{8}} a: done in 1 s\n[\d:]{{8}} 1 job done in 1 s\n"
     assert re.fullmatch(end, stream.written.removeprefix(before + drawn))
+
+
+def test_jobs_that_wait_for_others_of_their_rule_have_one_reason_together():
+    """Layer groups: the first waits for the tokens, the next for the first."""
+    names = ("forced", "incomplete_output", "missing_output", "updated_input", "nooutput", "noio")
+    why = SimpleNamespace(**dict.fromkeys(names, ()), updated_input_run=("x",))
+    tokens, first, second = (
+        SimpleNamespace(rule=SimpleNamespace(name=name), input=[], output=[])
+        for name in ("tokenize", "extract", "extract")
+    )
+    needed = {id(first): [tokens], id(second): [first, tokens]}
+    depends = type("", (), {"__getitem__": lambda _, job: needed[id(job)]})()
+    dag = SimpleNamespace(reason=lambda _: why, needrun=lambda _: True, dependencies=depends)
+    assert reason(dag, [first, second], lambda *_: None) == "after tokenize"
+    needed[id(second)] = [first]
+    assert reason(dag, [first, second], lambda *_: None) == "after tokenize"

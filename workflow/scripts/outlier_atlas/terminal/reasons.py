@@ -58,9 +58,15 @@ def _reasons(dag: Any, job: Any, known: Known) -> Iterator[str]:
 
 
 def _after(dag: Any, job: Any) -> str:
-    """`after detect_outliers`: the rules whose jobs make the inputs again."""
+    """`after detect_outliers`: the rules whose jobs make the inputs again.
+
+    A job that waits for another of its own rule has that one's reason.
+    """
     makers = {other.rule.name for other in dag.dependencies[job] if dag.needrun(other)}
-    return f"after {_named(sorted(makers))}" if makers else "its inputs are made again"
+    if makers == {job.rule.name}:
+        return ""
+    others = sorted(makers - {job.rule.name})
+    return f"after {_named(others)}" if others else "its inputs are made again"
 
 
 def _named(names: list[str]) -> str:
