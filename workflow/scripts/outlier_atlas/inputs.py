@@ -65,7 +65,6 @@ class Inputs:
     Args:
         purpose: of the process.
         say: takes the name of a record that is out of date, and why it is.
-
     """
 
     def __init__(self, purpose: Purpose, say: Callable[[str, str], object]) -> None:
