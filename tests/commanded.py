@@ -43,7 +43,8 @@ class Done:
     def last_words(self) -> str:
         """The last line of a job or of ours, without what Snakemake adds."""
         theirs = re.compile(
-            r"^(\[|\s|Select|Execute|Finished|Complete log|Elapsed|Shutting|Exiting|Removing|"
+            r"^(\[|\s|\d\d:\d\d:\d\d |\d+ jobs? |Select|Execute|Finished|Complete log|Elapsed|"
+            r"Shutting|Exiting|Removing|"
             r"=|\d+ of \d+|WorkflowError|At least one|Job|Reason|Error in rule|Building|Nothing|$)"
         )
         ours = [line for line in self.said.splitlines() if not theirs.match(line)]

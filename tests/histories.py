@@ -334,7 +334,7 @@ class Chain:
             return [f"verify: {verified.last_words}"]
         done = self.project.command(config)
         if "Nothing to be done" not in done.said:
-            rules = re.findall(r"^ *(?:local)?rule (\w+)", done.said, re.MULTILINE)
+            rules = re.findall(r"^  (\w+) +\d+  ", done.said, re.MULTILINE)
             return [f"runs again: {', '.join(dict.fromkeys(rules)) or done.last_words}"]
         return []
 

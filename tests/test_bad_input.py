@@ -85,10 +85,11 @@ def test_a_job_that_is_refused_ends_in_one_line_and_leaves_only_its_log(name, fo
     around = said.split(line)[1]
     assert "workflow/scripts" not in around
     assert "CalledProcessError" not in around
-    (log,) = re.findall(r"^    log: (\S+) ", around, re.MULTILINE)
+    (log,) = re.findall(rf" {rule}: failed; log: (\S+)$", around, re.MULTILINE)
     assert "Traceback" in (folder / log).read_text()
-    for output in re.findall(r"^    output: (.*)$", around, re.MULTILINE)[0].split(", "):
-        assert not (folder / output).exists()
+    (snakemakes,) = re.findall(r"^Complete log\(s\): (.*)$", around, re.MULTILINE)
+    outputs = re.findall(r"^    output: (.*)$", Path(snakemakes).read_text(), re.MULTILINE)
+    assert not [file for file in outputs[0].split(", ") if (folder / file).exists()]
     assert not [path for path in (folder / "results").rglob(".*") if path.is_file()]
 
 

@@ -338,4 +338,4 @@ def test_after_fetch_a_whole_run_needs_no_network(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "results/mine/report.html").read_text()
     assert html.count(COMMIT) == 2
-    assert "fetch" not in done.stderr.split("Job stats")[1].split("total")[0]
+    assert "fetch" not in done.stderr.split("jobs to run:")[1].split("done in")[0]

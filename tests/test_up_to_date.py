@@ -33,7 +33,7 @@ class Rule:
 
     def stale(self, settings, purpose=Purpose.MAKE, remembers=True):
         """Whether it would run: Snakemake compares times, then bytes with those it remembers."""
-        records = Inputs(purpose, self.said.append)
+        records = Inputs(purpose, lambda name, why: self.said.append(f"{name}: {why}"))
         record = Path(records.record(self.record, lambda: {"settings": settings, "files": {}}))
         if not self.output.exists() or not self.products.exists():
             return True
@@ -68,7 +68,7 @@ def test_a_rule_is_stale_after_a_change_and_not_after_it_was_taken_back(rule, re
     before = rule.record.read_bytes()
     assert rule.stale({"a": 2}, LOOK, remembers)
     assert rule.record.read_bytes() == before
-    assert rule.said == ["rule is out of date: a was 1 and is 2"]
+    assert rule.said == ["rule: a 1 → 2"]
     # A run that is killed before the rule.
     assert rule.stale({"a": 2}, remembers=remembers)
     assert rule.stale({"a": 2}, LOOK, remembers)
@@ -113,7 +113,7 @@ def test_a_first_record_is_the_same_in_every_run_and_no_other_is(rule, tmp_path)
 def test_missing_or_damaged_files_run_a_rule_again(rule, purpose):
     rule.output.unlink()
     assert rule.stale({"a": 1}, purpose)
-    assert rule.said == [f"rule runs again: {rule.output} is missing"]
+    assert rule.said == [f"rule: {rule.output} missing"]
     rule.stale({"a": 1})
     rule.run()
     rule.products.write_text("{")

@@ -6,12 +6,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 # Snakemake appends this folder to the path; a library that is installed from elsewhere comes first.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from outlier_atlas import inputs, products, stopping, threads
+from outlier_atlas.console import NOTICE, clearing, least_level
 from outlier_atlas.files import DamagedFileError, described
 from outlier_atlas.locks import LOCKS, at_work
 from outlier_atlas.sanitize import VisibleFormatter
@@ -55,7 +56,7 @@ def _failed(main: Callable[[Any], None], snakemake: Any) -> bool:
     except (SystemExit, stopping.Stopped):
         raise
     except BaseException as error:  # libraries in Rust raise what is no `Exception`
-        level = logging.INFO if os.environ.get("OUTLIER_ATLAS_TRACEBACK") else logging.DEBUG
+        level = logging.WARNING if os.environ.get("OUTLIER_ATLAS_TRACEBACK") else logging.DEBUG
         log.log(level, "%s", traceback.format_exc().rstrip())
         stopping.raise_again()
         log.error("%s: %s", snakemake.rule, _line(error, str(snakemake.log[0])))
@@ -90,8 +91,9 @@ def _line(error: BaseException, log: str) -> str:
 
 def _set_up_logging(path: Path) -> None:
     """Everything of ours into the log file, with times; what concerns the user to the terminal."""
-    terminal = logging.StreamHandler()
-    terminal.setLevel(logging.INFO)
+    logging.addLevelName(NOTICE, "NOTICE")
+    terminal = _Terminal()
+    terminal.setLevel(least_level())
     terminal.setFormatter(VisibleFormatter("%(message)s"))
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
     file.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -102,3 +104,10 @@ def _set_up_logging(path: Path) -> None:
     logging.getLogger().handlers = [file]
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a log on a full disk: the job's own error says so
+
+
+class _Terminal(logging.StreamHandler[TextIO]):
+    """The terminal, which Snakemake shows the progress of all jobs on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clearing(self.stream) + super().format(record)

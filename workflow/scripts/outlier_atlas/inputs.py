@@ -17,12 +17,13 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from outlier_atlas import products
+from outlier_atlas.changes import changes_in_words
 from outlier_atlas.files import (
     DamagedFileError,
     canonical,
@@ -38,6 +39,10 @@ CHANGE = "change"
 """Key of a random number, in a record that replaces another. Snakemake compares checksums where a
 file is newer: after a setting was changed and changed back, a record with the old bytes would be
 taken for the one that it remembers, whatever was made meanwhile."""
+
+MADE = "made"
+"""Key of the record that was there when the products were made: a run that is stopped before a rule
+replaces the rule's record, and the next one still tells the values that the products carry."""
 
 LONG_AGO = 1
 """Seconds since 1970: the time of a record that what was made agrees with."""
@@ -59,12 +64,14 @@ class Inputs:
 
     Args:
         purpose: of the process.
-        say: is told what is out of date and why, a rule a line.
+        say: takes the name of a record that is out of date, and why it is.
     """
 
-    def __init__(self, purpose: Purpose, say: Callable[[str], object]) -> None:
+    def __init__(self, purpose: Purpose, say: Callable[[str, str], object]) -> None:
         self.purpose = purpose
         self._say = say
+        self._reasons: dict[str, str] = {}
+        self._reasons_if_newer: dict[str, str] = {}
         self._temporary: Path | None = None
 
     def record(self, path: Path, content: Content, with_products: bool = True) -> str:
@@ -85,14 +92,33 @@ class Inputs:
         wanted = _normal(content())
         same = there is not None and _without_change(there) == wanted
         if not with_products:
-            return str(path if same else self._written(path, there, wanted, stale=True))
+            before = there if there is None or not same else there.get(MADE)
+            before = None if before is None else _without_change(before)
+            file = path if same else self._written(path, there, wanted, True, before)
+            if before is not None:
+                self._reasons_if_newer[str(file)] = changes_in_words(path.stem, before, wanted)
+            return str(file)
         gone = products.missing(made) if made is not None else []
-        stale = made is None or bool(gone) or products.made_from(made) != digest(wanted)
+        made_from = None if made is None else products.made_from(made)
+        stale = made is None or bool(gone) or made_from != digest(wanted)
+        before = _made(there, made_from)
         if same and made is not None and _is_newer(path, made) == stale:
-            return str(path)
-        if gone:
-            self._say(f"{path.stem} runs again: {gone[0]} is missing")
-        return str(self._written(path, there, wanted, stale))
+            file = path
+        else:
+            file = self._written(path, there, wanted, stale, before)
+        if stale and made is not None:
+            self._give_reason(path.stem, file, gone, before, wanted)
+        return str(file)
+
+    def reason(self, file: str, newer: bool) -> str | None:
+        """Return why a rule runs, in words; None where its record is no reason.
+
+        Args:
+            file: that `record` returned.
+            newer: whether it is newer than what the rule has made.
+        """
+        found = self._reasons.get(file)
+        return self._reasons_if_newer.get(file) if found is None and newer else found
 
     def is_current(self, path: Path, content: Content, outputs: Iterable[Path]) -> bool:
         """Whether all that a rule makes is there, made from what it would be made from now."""
@@ -104,12 +130,18 @@ class Inputs:
         return same and not _is_newer(path, made)
 
     def _written(
-        self, path: Path, there: Mapping[str, Any] | None, wanted: dict[str, Any], stale: bool
+        self,
+        path: Path,
+        there: Mapping[str, Any] | None,
+        wanted: dict[str, Any],
+        stale: bool,
+        before: Mapping[str, Any] | None,
     ) -> Path:
         """The record, written: newer than what was made if that is stale, and older if not."""
         if stale and there is not None:
-            self._tell(path, there, wanted)
             wanted = wanted | {CHANGE: secrets.token_hex(8)}
+            if before is not None and before != _without_change(wanted):
+                wanted |= {MADE: dict(before)}
         if self.purpose is Purpose.MAKE:
             write_record(path, wanted)
         else:
@@ -126,15 +158,27 @@ class Inputs:
         write_record(instead, content)
         return instead
 
-    def _tell(self, path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        changes = list(_changes(before, now))
-        if changes:
-            more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
-            self._say(f"{path.stem} is out of date: {'; '.join(changes[:3])}{more}")
+    def _give_reason(
+        self,
+        name: str,
+        file: Path,
+        gone: list[Path],
+        before: Mapping[str, Any] | None,
+        wanted: Mapping[str, Any],
+    ) -> None:
+        """Keep and tell why a rule runs again, in words."""
+        reason = changes_in_words(name, before, wanted)
+        if gone:
+            more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+            lost = f"{gone[0]}{more} missing"
+            reason = f"{reason}; {lost}" if before != wanted else lost
+        reason = reason or "the record of its outputs is damaged"
+        self._reasons[str(file)] = reason
+        self._say(name, reason)
 
 
 def digest(record: Mapping[str, Any]) -> str:
-    """Thirty-two hexadecimal digits that stand for a record, its `CHANGE` left out."""
+    """Thirty-two hexadecimal digits that stand for a record, without `CHANGE` and `MADE`."""
     return fingerprint(_without_change(record))[:32]
 
 
@@ -155,7 +199,20 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _without_change(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key != CHANGE}
+    return {key: value for key, value in record.items() if key not in (CHANGE, MADE)}
+
+
+def _made(there: Mapping[str, Any] | None, made_from: str | None) -> dict[str, Any] | None:
+    """What the products were made from; None where no record tells.
+
+    Args:
+        there: the record of inputs, which may be newer than the products.
+        made_from: the digest that the products carry; None if they carry none.
+    """
+    if there is None or made_from is None:
+        return None if there is None else _without_change(there)
+    known = [_without_change(there), there.get(MADE)]
+    return next((dict(record) for record in known if record and digest(record) == made_from), None)
 
 
 def _normal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,23 +229,3 @@ def _products(path: Path) -> Path | None:
 
 def _is_newer(path: Path, made: Path) -> bool:
     return path.stat().st_mtime > made.stat().st_mtime
-
-
-def _changes(before: Any, now: Any, key: str = "") -> Iterator[str]:
-    """What differs between two records, a key at a time, in words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted((before.keys() | now.keys()) - {CHANGE}):
-            path = f"{key}.{name}" if key else name
-            yield from _changes(before.get(name), now.get(name), path)
-    elif before != now and key == "code":
-        yield "its code has changed"
-    elif before != now and key.startswith("files."):
-        yield f"{key.removeprefix('files.')} has changed"
-    elif before != now:
-        name = key.removeprefix("settings.").removeprefix("configuration.")
-        yield f"{name} was {_short(before)} and is {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    said = json.dumps(value)
-    return said if len(said) <= 60 else f"{said[:57]}..."

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from outlier_atlas import signals, stopping, threads
+from outlier_atlas.console import clearing
 
 PATIENCE_SECONDS = 5.0
 """After a second signal, before jobs that are still there are killed."""
@@ -152,7 +153,7 @@ def _of_snakemake() -> signals.Handler | None:
 def _tell(said: str) -> None:
     def write() -> None:
         with suppress(OSError):  # the terminal may be gone
-            os.write(2, f"{said}\n".encode())
+            os.write(2, f"{clearing(sys.stderr)}{said}\n".encode())
 
     stopping.try_for(stopping.LAST_SECONDS, write)
 

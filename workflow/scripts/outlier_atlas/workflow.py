@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Collection, Iterator
@@ -59,19 +58,6 @@ def one_line() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         sys.exit(visible(described(error)))
-
-
-def short_errors(record: logging.LogRecord) -> bool:
-    """A filter of Snakemake's log, for what it says around a failed job.
-
-    The job has said in a line what went wrong. Snakemake adds the command that it ran.
-    """
-    said = record.getMessage()
-    if ".snakemake/scripts/" in said and said.endswith("returned non-zero exit status 1."):
-        return False
-    if said.startswith("Error in rule ") and hasattr(record, "input"):
-        record.msg = ""  # a heading for a message that there is not
-    return True
 
 
 def wants_closing_words(targets: Collection[str]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from outlier_atlas.console import NOTICE
 from outlier_atlas.devices.registry import HOST, candidates, named
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
@@ -106,7 +107,7 @@ def say(made: Plan, place: Place, job: Job) -> None:
     Raises:
         ValueError: the run cannot fit; the block that would has been logged.
     """
-    level = logging.INFO if job.group == job.shard == 0 else logging.DEBUG
+    level = NOTICE if job.group == job.shard == 0 else logging.DEBUG
     found = rates(job.run.parent, made.model, place.name)
     log.log(level, "%s", table(made, place, found, job.run))
     refuse(made, place, job.run, _section(job), job.auto_groups)

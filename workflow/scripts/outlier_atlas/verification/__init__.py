@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from outlier_atlas.console import NOTICE
 from outlier_atlas.files import DamagedFileError
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.metadata import DamagedMetadataError
@@ -40,7 +41,8 @@ def verify(records: Records, threads: int) -> None:
             f"{records.run}: {len(faults)} damaged {noun} or chunks, all named above; run the same "
             f"snakemake command without `verify`: what is named is made again, and nothing else"
         )
-    log.info(
+    log.log(
+        NOTICE,
         "%s: the model, the tokens, every chunk, every summary and every record are what was "
         "written", records.run,
     )  # fmt: skip

@@ -1,0 +1,143 @@
+"""What a stage has found or made, in a line: from the files that it left.
+
+Snakemake's own process reads them, so that a cluster shows the same and no rule depends on it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from outlier_atlas.plan.units import shown
+from outlier_atlas.sanitize import shortened
+
+LONGEST = 240
+"""Characters of a finding."""
+
+
+def finding(jobs: Sequence[Any]) -> str:
+    """Return what the jobs of a rule have found or made; nothing where they left no file.
+
+    Args:
+        jobs: Snakemake's jobs of one rule.
+    """
+    if not jobs[0].output:
+        return ""
+    script = Path(str(jobs[0].rule.script or "")).stem
+    try:
+        return shortened(FINDINGS.get(script, _files)(jobs), LONGEST)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        # The line is for information: a file that another process replaces must not end the run.
+        return ""
+
+
+def _files(jobs: Sequence[Any]) -> str:
+    """`18 files in results/demo/figures`, without the records of products."""
+    paths = [Path(str(file)) for job in jobs for file in job.output]
+    kept = [path for path in paths if path.parent.name != "outputs"] or paths
+    size = shown(sum(path.stat().st_size for path in kept))
+    if len(kept) == 1:
+        return f"{kept[0]}, {size}"
+    folders = sorted({str(path.parent) for path in kept})
+    return f"{len(kept)} files in {', '.join(folders)}, {size}"
+
+
+def _model(jobs: Sequence[Any]) -> str:
+    record = _record(jobs[0].output[0])
+    size = shown(record["weight_bytes"])
+    return f"{record['architecture']}, {record['layers']} layers, {size} of weights"
+
+
+def _documents(jobs: Sequence[Any]) -> str:
+    record = _record(jobs[0].output.record)
+    return f"{record['documents']:,} documents"
+
+
+def _tokens(jobs: Sequence[Any]) -> str:
+    record = _record(jobs[0].output.record)
+    sequences, documents = record["sequences"], record["documents"]
+    return f"{record['tokens']:,} tokens in {sequences:,} sequences, of {documents:,} documents"
+
+
+def _store(jobs: Sequence[Any]) -> str:
+    shape = _record(jobs[0].output.record)
+    return f"{_shape(shape)}; sites: {', '.join(shape['sites'])}"
+
+
+def _activations(jobs: Sequence[Any]) -> str:
+    shape = _record(jobs[0].input.store)
+    values = sum(shape["channels"][site] for site in shape["store"])
+    values *= len(shape["layers"]) * shape["tokens"]
+    size = shown(values * (4 if shape["dtype"] == "float32" else 2))
+    run = Path(str(jobs[0].output.manifest)).parents[2]
+    return f"{_shape(shape)}; {size} of values before compression in {run / 'activations.zarr'}"
+
+
+def _shape(shape: dict[str, Any]) -> str:
+    layers, sites = len(shape["layers"]), len(shape["sites"])
+    return f"{layers} layers, {sites} sites, {shape['tokens']:,} tokens"
+
+
+def _weights(jobs: Sequence[Any]) -> str:
+    rows = _rows(jobs, "weights.csv")
+    largest = max(rows, key=lambda row: abs(float(row["value"] or 0)))
+    value = abs(float(largest["value"] or 0))
+    return f"{len(rows):,} weights; the largest |value| is {value:.4g} in {largest['weight']}"
+
+
+def _criteria(jobs: Sequence[Any]) -> str:
+    rows = _rows(jobs, "criteria.csv")
+    found = [f"{row['criterion']} {row['findings']}" for row in rows if row["findings"]]
+    missing = [row["criterion"] for row in rows if not row["findings"]]
+    bad = sum(int(row["not_finite"] or 0) for row in rows)
+    parts = [f"findings: {', '.join(found)}"] if found else []
+    parts += [f"{bad:,} values are not finite"] if bad else []
+    parts += [f"not measured: {', '.join(missing)}"] if missing else []
+    return "; ".join(parts)
+
+
+def _report(jobs: Sequence[Any]) -> str:
+    page = Path(str(jobs[0].output.page))
+    return f"{page}, {shown(page.stat().st_size)}"
+
+
+def _ablations(jobs: Sequence[Any]) -> str:
+    rows = _rows(jobs, "ablations.csv")
+    whole = float(rows[0]["perplexity"])
+    altered = [row for row in rows[1:] if row["perplexity"] and row["intervention"] != "random"]
+    if not altered:
+        return f"perplexity {whole:.4g}, nothing to ablate"
+    worst = max(altered, key=lambda row: float(row["perplexity"]))
+    return (
+        f"perplexity {whole:.4g}; at most {float(worst['perplexity']):.4g} "
+        f"({worst['target']}, {worst['intervention']})"
+    )
+
+
+def _rows(jobs: Sequence[Any], name: str) -> list[dict[str, str]]:
+    """The rows of a table, as its CSV file has them."""
+    path = next(path for path in map(Path, map(str, jobs[0].output)) if path.name == name)
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _record(path: object) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(Path(str(path)).read_text("utf-8"))
+    return record
+
+
+FINDINGS: dict[str, Callable[[Sequence[Any]], str]] = {
+    "fetch_model": _model,
+    "fetch_dataset": _documents,
+    "tokenize_dataset": _tokens,
+    "create_store": _store,
+    "extract_activations": _activations,
+    "detect_outliers": _criteria,
+    "measure_weights": _weights,
+    "ablate": _ablations,
+    "render_report": _report,
+}
+"""By the name of the rule's script; others tell how many files they made."""

@@ -1,0 +1,165 @@
+"""The stages of a run: the jobs of each rule, when they begin, and when they have ended."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from outlier_atlas.plan.units import duration
+from outlier_atlas.terminal.findings import finding
+from outlier_atlas.terminal.joblog import JobLog, Message
+from outlier_atlas.terminal.reasons import Known, reason
+
+
+@dataclass
+class Stage:
+    """The jobs of a rule.
+
+    Attributes:
+        rule: its name.
+        title: what it does, in words.
+        jobs: Snakemake's jobs by their number.
+        running: the logs of those at work.
+        started: time of the first beginning; 0.0 before it.
+        finished: numbers of the jobs that have ended well.
+    """
+
+    rule: str
+    title: str
+    jobs: dict[int, Any]
+    running: dict[int, JobLog] = field(default_factory=dict)
+    started: float = 0.0
+    finished: set[int] = field(default_factory=set)
+
+    @property
+    def done(self) -> bool:
+        """Whether all jobs have ended well."""
+        return len(self.finished) == len(self.jobs)
+
+    def progress(self) -> str:
+        """Return how far it is: jobs, and what those at work say; nothing if nothing is known."""
+        said = [log.progress for log in self.running.values() if log.progress]
+        parts = [f"{len(self.finished)} of {len(self.jobs)} jobs"] if len(self.jobs) > 1 else []
+        parts += [" | ".join(said)] if said else []
+        return f"{self.rule}: {'; '.join(parts)}" if self.running and parts else ""
+
+
+class Stages:
+    """All stages of a run, from the plan to the end."""
+
+    def __init__(self) -> None:
+        self._stages: dict[str, Stage] = {}
+        self._rules: dict[int, str] = {}
+        self._started = time.monotonic()
+
+    def plan(self, dag: Any, known: Known | None) -> Iterator[str]:
+        """Take the jobs of Snakemake's graph, and yield a line for each rule: why it runs.
+
+        Args:
+            dag: Snakemake's graph.
+            known: returns the reason that a record gives; None leaves reasons out.
+        """
+        jobs: dict[str, list[Any]] = defaultdict(list)
+        for level in dag.toposorted(set(dag.needrun_jobs())):
+            for job in sorted(level, key=str):
+                if not job.is_norun:
+                    jobs[job.rule.name].append(job)
+        for rule, of_rule in jobs.items():
+            numbered = {dag.jobid(job): job for job in of_rule}
+            self._stages[rule] = Stage(rule, _title(of_rule), numbered)
+            self._rules |= dict.fromkeys(numbered, rule)
+        if not jobs:
+            return
+        count = sum(map(len, jobs.values()))
+        yield f"{count} {'job' if count == 1 else 'jobs'} to run:"
+        width = max(map(len, jobs))
+        for rule, of_rule in jobs.items():
+            why = "" if known is None else reason(dag, of_rule, known)
+            yield f"  {rule:{width}} {len(of_rule):5}  {why}".rstrip()
+
+    def begin(self, number: int, logs: Iterable[str]) -> str | None:
+        """Note that a job begins; return the line of its stage if it is the first."""
+        stage = self._of(number)
+        if stage is None:
+            return None
+        for path in logs:
+            stage.running[number] = JobLog(Path(path))
+        if stage.started:
+            return None
+        stage.started = time.monotonic()
+        many = f", {len(stage.jobs)} jobs" if len(stage.jobs) > 1 else ""
+        return f"{_clock()} {stage.rule}: {stage.title}{many}"
+
+    def finish(self, number: int) -> str | None:
+        """Note that a job has ended well; return the line of its stage if it is the last."""
+        stage = self._of(number)
+        if stage is None:
+            return None
+        stage.running.pop(number, None)
+        stage.finished.add(number)
+        if not stage.done:
+            return None
+        took = duration(time.monotonic() - stage.started)
+        found = finding(list(stage.jobs.values()))
+        return f"{_clock()} {stage.rule}: done in {took}" + (f"; {found}" if found else "")
+
+    def fail(self, number: int, rule: str, logs: Iterable[str], why: str) -> str:
+        """Note that a job has failed; return the line that names its log."""
+        stage = self._of(number)
+        if stage is not None:
+            stage.running.pop(number, None)
+        named = ", ".join(logs)
+        parts = [f"{_clock()} {rule}: failed", *([why] if why else [])]
+        return "; ".join([*parts, *([f"log: {named}"] if named else [])])
+
+    def read(self) -> Iterator[tuple[Any, Message]]:
+        """Read the logs of all jobs at work; yield what is new, with the job."""
+        for stage in self._stages.values():
+            for number, log in stage.running.items():
+                for message in log.read():
+                    yield stage.jobs[number], message
+
+    def progress(self) -> str:
+        """Return the progress of all stages at work, in a line."""
+        return "   ".join(filter(None, (stage.progress() for stage in self._stages.values())))
+
+    def end(self) -> str:
+        """Return the line behind the last job."""
+        count = len(self._rules)
+        took = duration(time.monotonic() - self._started)
+        return f"{_clock()} {count} {'job' if count == 1 else 'jobs'} done in {took}"
+
+    def _of(self, number: int) -> Stage | None:
+        return self._stages.get(self._rules.get(number, ""))
+
+
+def _title(jobs: list[Any]) -> str:
+    """Return the message of a rule, with the wildcards of all its jobs: `layer group 0 to 2`."""
+    message = jobs[0].rule.message
+    if not message:
+        return "begun"
+    names = {name for job in jobs for name in job.wildcards_dict}
+    values = {name: {str(job.wildcards_dict.get(name)) for job in jobs} for name in names}
+    wildcards = {name: _span(found) for name, found in values.items()}
+    try:
+        return str(message.format(wildcards=SimpleNamespace(**wildcards)))
+    except (KeyError, IndexError, AttributeError, ValueError):
+        # A rule of another workflow, whose message also has its files and such.
+        return str(jobs[0].message)
+
+
+def _span(values: set[str]) -> str:
+    if all(re.fullmatch(r"\d+", value) for value in values):
+        numbers = sorted(map(int, values))
+        return f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+    return ", ".join(sorted(values))
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
