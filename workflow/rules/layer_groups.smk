@@ -24,7 +24,8 @@ def chosen_layer_groups():
 def choice_inputs():
     """The record of what the number is chosen from; a choice that is damaged is named."""
     make = PURPOSE is Purpose.MAKE
-    damage = choice.damage(Path(CHOICE), make, logger.info)
+    with one_line():
+        damage = choice.damage(Path(CHOICE), make, logger.info)
     settings = choice.chosen_from(SETTINGS) | damage
     return inputs("choose_layer_groups", "choose_layer_groups.py", settings)
 
