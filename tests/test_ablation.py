@@ -222,7 +222,7 @@ def test_the_report_shows_the_table_and_random_draws_as_a_range(llama, tmp_path)
     run = made(llama, tmp_path, 2, channels=[["resid_post", 1, 3]], targets=[], random_draws=3)
     run.ablate()
     html, _ = rendered(run)
-    assert "Taken away" not in html
+    assert "Ablated" not in html
     shutil.rmtree(run.figures)
     html, _ = rendered(run, ablations=True)
     assert "channel 3 of resid_post, layer 1" in html

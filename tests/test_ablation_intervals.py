@@ -114,7 +114,7 @@ def test_the_report_has_the_intervals_under_the_numbers(llama, tmp_path):
 
 
 @pytest.mark.parametrize(("own", "held", "said"), [
-    (OWN[:1], HELD, "no number has an interval over sequences, but for those of what is taken"),
+    (OWN[:1], HELD, "no number has an interval over sequences, but for those of ablation"),
     (OWN[:1], HELD[:1], "no number has an interval over sequences."),
     (OWN, HELD[:1], "In brackets, and in small type under numbers: 90 %"),
 ])  # fmt: skip

@@ -21,7 +21,7 @@ from outlier_atlas.extraction.run import extract
 from outlier_atlas.job_metrics import records
 from outlier_atlas.plan import limits, memory_budget
 from outlier_atlas.plan.advice import full_disk, refusal, remedy
-from outlier_atlas.plan.memory_budget import Company, Place
+from outlier_atlas.plan.memory_budget import ConcurrentJobs, MemoryBudget
 from outlier_atlas.plan.units import bytes_of
 from outlier_atlas.workflow import jobs_at_once
 
@@ -29,7 +29,7 @@ ROWS = [[5, 17, 200, 9] * 4] * 2
 
 
 def on(memory, name="device", host_memory=None):
-    return Place(name, memory, "the device", host_memory)
+    return MemoryBudget(name, memory, "the device", host_memory)
 
 
 def test_what_cannot_fit_says_what_would(run):
@@ -73,9 +73,9 @@ def test_a_model_that_cannot_be_divided_is_not_advised_to_be(run):
 
 def test_the_host_beside_a_device_must_hold_a_layer_group_too(run):
     made = run.planned()
-    beside = made.beside
+    beside = made.host_needed
     assert refusal(made, on(2**40, host_memory=beside)) is None
-    assert "the host beside the device has" in refusal(made, on(2**40, host_memory=beside - 1))
+    assert "the host of the device has" in refusal(made, on(2**40, host_memory=beside - 1))
 
 
 def test_the_advised_block_is_not_refused_again(llama, tmp_path):
@@ -86,11 +86,11 @@ def test_the_advised_block_is_not_refused_again(llama, tmp_path):
     run.prepare()
     made = run.planned()
     for device, host in ((2, 6), (6, 2), (3, 12), (12, 3)):
-        place = on(made.divided(device).peak(False), host_memory=made.divided(host).beside)
-        assert refusal(made, place) is not None
-        said = yaml.safe_load(remedy(made, place, run.folder, {}))
+        budget = on(made.divided(device).peak(False), host_memory=made.divided(host).host_needed)
+        assert refusal(made, budget) is not None
+        said = yaml.safe_load(remedy(made, budget, run.folder, {}))
         assert said.keys() == {"extraction"}
-        assert refusal(made.divided(said["extraction"]["layer_groups"]), place) is None
+        assert refusal(made.divided(said["extraction"]["layer_groups"]), budget) is None
 
 
 def test_what_a_job_advises_keeps_all_of_the_users_section(llama, tmp_path, monkeypatch, caplog):
@@ -110,13 +110,13 @@ def advised(caplog):
 
 
 def test_a_run_is_planned_for_the_mps_device_that_its_jobs_will_have(monkeypatch):
-    elsewhere = preflight.foreseen("mps", "8GiB", Company())
+    elsewhere = preflight.foreseen("mps", "8GiB", ConcurrentJobs())
     assert (elsewhere.unified, elsewhere.memory) == (False, 2**33), "on a login node"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert [preflight.foreseen(d, None, Company()).name for d in ("auto", "mps", "cpu")] == [
+    assert [preflight.foreseen(d, None, ConcurrentJobs()).name for d in ("auto", "mps", "cpu")] == [
         "mps", "mps", "cpu"
     ]  # fmt: skip
-    assert preflight.foreseen("auto", "1GiB", Company()).memory == 2**30
+    assert preflight.foreseen("auto", "1GiB", ConcurrentJobs()).memory == 2**30
 
 
 @pytest.fixture
@@ -147,12 +147,12 @@ def test_jobs_that_run_side_by_side_share_the_machine(run, machine, caplog):
 
 def test_the_host_of_two_gpus_is_shared_and_the_gpus_are_not(run):
     made = run.planned()
-    device, host = made.peak(host=False), made.beside
+    device, host = made.peak(host=False), made.host_needed
     shared = replace(on(device - 1, host_memory=host), jobs=2)
     assert "layer_groups = 2: a job takes" in refusal(made, shared)
     said = refusal(made, replace(on(device, host_memory=host - 1), jobs=2))
     assert "each of the 2 jobs that run side by side takes" in said
-    assert "the host beside the device has" in said
+    assert "the host of the device has" in said
     assert said.endswith("for each")
 
 
@@ -177,8 +177,8 @@ def test_what_jobs_at_work_hold_is_shared_as_well(machine, monkeypatch):
 )
 def test_jobs_for_which_there_are_no_gpus_wait_before_they_load(gpus, jobs, monkeypatch, tmp_path):
     monkeypatch.setattr("outlier_atlas.devices.registry.visible_gpus", lambda: gpus)
-    assert preflight.company(3, "auto", 2, tmp_path).jobs == jobs
-    assert preflight.company(3, "cpu", 2, tmp_path).jobs == 3
+    assert preflight.concurrent_jobs(3, "auto", 2, tmp_path).jobs == jobs
+    assert preflight.concurrent_jobs(3, "cpu", 2, tmp_path).jobs == 3
 
 
 def test_the_fullest_of_the_gpus_here_is_planned_for(monkeypatch):
@@ -188,8 +188,8 @@ def test_the_fullest_of_the_gpus_here_is_planned_for(monkeypatch):
     monkeypatch.setattr(
         "outlier_atlas.plan.memory_budget.available", lambda where, *_: (free[where], where)
     )
-    place = preflight.foreseen("auto", None, Company())
-    assert (place.name, place.memory, place.host_memory) == ("a device", 3000, 9000)
+    budget = preflight.foreseen("auto", None, ConcurrentJobs())
+    assert (budget.name, budget.memory, budget.host_memory) == ("a device", 3000, 9000)
 
 
 HOLDER = """
@@ -263,7 +263,7 @@ def test_of_a_full_disk_the_sites_are_said_that_fit(run, monkeypatch, caplog):
     caplog.clear()
     finer = made.divided(3)
     free(finer, 2)  # more layer groups leave more boundaries
-    short = on(None, host_memory=finer.beside)
+    short = on(None, host_memory=finer.host_needed)
     said = yaml.safe_load(remedy(made, short, elsewhere, {}))["extraction"]
     assert said == {"layer_groups": 3, "store": ["attn_in", "mlp_in"]}
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))

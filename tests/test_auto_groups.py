@@ -25,7 +25,7 @@ from outlier_atlas.extraction.print_plan import print_plan
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import read_record
 from outlier_atlas.plan import choice, limits
-from outlier_atlas.plan.memory_budget import Place
+from outlier_atlas.plan.memory_budget import MemoryBudget
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
 LARGE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6}
@@ -72,8 +72,8 @@ def test_the_fewest_that_the_plan_accepts_are_taken(llama, tmp_path):
     for name in ("cpu", "device"):
         sizes = [made.divided(count).peak(host=name == "cpu") for count in range(1, 5)]
         for memory in {size + off for size in sizes for off in (-1, 0)}:
-            place = Place(name, memory, "execution.device_memory", None)
-            number = layer_groups.fewest([(made, place)])
+            budget = MemoryBudget(name, memory, "execution.device_memory", None)
+            number = layer_groups.fewest([(made, budget)])
             fitting = [count for count in range(1, 5) if sizes[count - 1] <= memory]
             assert number == min(fitting, default=None)
 
@@ -82,17 +82,17 @@ def test_of_measured_memory_a_tenth_is_left_alone_where_that_fits(llama, tmp_pat
     run = automatic(llama, tmp_path)
     made = planned_before(run.settings, run.model_record, run.resources)
     whole, finest = made.peak(host=False), made.divided(4).peak(host=False)
-    assert layer_groups.fewest([(made, Place("device", whole, "the device", None))]) > 1
-    assert layer_groups.fewest([(made, Place("device", 2 * whole, "the device", None))]) == 1
-    assert layer_groups.fewest([(made, Place("device", finest, "the device", None))]) == 4
+    assert layer_groups.fewest([(made, MemoryBudget("device", whole, "the device", None))]) > 1
+    assert layer_groups.fewest([(made, MemoryBudget("device", 2 * whole, "the device", None))]) == 1
+    assert layer_groups.fewest([(made, MemoryBudget("device", finest, "the device", None))]) == 4
 
 
 def test_the_host_beside_a_device_counts(large, tmp_path):
     run = automatic(large, tmp_path)
     made = planned_before(run.settings, run.model_record, run.resources)
     beside = int(made.divided(2).beside / 0.9) + 1
-    place = Place("device", None, "the device", beside)
-    assert layer_groups.fewest([(made, place)]) == 2
+    budget = MemoryBudget("device", None, "the device", beside)
+    assert layer_groups.fewest([(made, budget)]) == 2
 
 
 def test_the_ablation_stage_fits_as_well(large, tmp_path):
@@ -115,10 +115,10 @@ def test_a_model_that_cannot_be_divided_has_one_group(llama, tmp_path):
     run = automatic(llama, tmp_path)
     made = planned_before(run.settings, run.model_record, run.resources)
     whole = replace(made, one_group=True)
-    place = Place("device", made.peak(host=False) - 1, "execution.device_memory", None)
-    assert layer_groups.fewest([(made, place)])
-    assert layer_groups.fewest([(whole, place)]) is None
-    assert layer_groups.fewest([(made, place), (whole, place)]) is None
+    budget = MemoryBudget("device", made.peak(host=False) - 1, "execution.device_memory", None)
+    assert layer_groups.fewest([(made, budget)])
+    assert layer_groups.fewest([(whole, budget)]) is None
+    assert layer_groups.fewest([(made, budget), (whole, budget)]) is None
 
 
 def test_what_never_fits_is_refused_and_leaves_no_record(large, tmp_path, caplog):

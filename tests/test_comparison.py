@@ -65,7 +65,7 @@ def test_the_report_shows_both_runs(both):
         assert side.startswith(f"{run.table('attention_sink_positions')[0]['sink_metric']:.3g} %")
     assert rows["Massive activations: findings"] == ["18", "12"]
     assert "<i>" not in html
-    assert '<a href="#comparison">Beside without-bos</a>' in html
+    assert '<a href="#comparison">Compared with without-bos</a>' in html
 
 
 def test_what_appears_vanishes_or_moves_is_said(both):

@@ -131,7 +131,7 @@ def test_of_few_sequences_only_the_interval_is_shown():
 def test_a_perplexity_that_is_nan_is_compared_with_nothing():
     rows = [UNALTERED | {"perplexity": math.nan}, altered(math.nan), altered(math.nan, draw=0)]
     (said,) = mechanisms.taken_away(rows)
-    assert said.text.startswith("What is taken away cannot be judged: the perplexity of the held-")
+    assert said.text.startswith("The ablation cannot be judged: the perplexity of the held-")
     (said,) = mechanisms.taken_away([UNALTERED, altered(math.nan), altered(2.0, low=1.5)])
     assert "is 40, 2 (1.5 to 2.5) times" in said.text
 

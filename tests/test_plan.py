@@ -22,7 +22,7 @@ from outlier_atlas.loading.shards import file_bytes
 from outlier_atlas.plan import limits
 from outlier_atlas.plan.group import HEAP_BYTES, PROCESS_BYTES
 from outlier_atlas.plan.limits import available
-from outlier_atlas.plan.memory_budget import Place
+from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.table import table
 from outlier_atlas.plan.units import bytes_of, duration, shown
 from outlier_atlas.roles.architecture import describe
@@ -190,9 +190,9 @@ def test_a_memory_that_host_and_device_share_must_hold_both(run):
     first = made.groups[0]
     both = first.host_alone - HEAP_BYTES
     assert both == PROCESS_BYTES + first.device + first.written + first.gathered
-    shared = Place("mps", both, "this machine", both)
+    shared = MemoryBudget("mps", both, "this machine", both)
     assert made.fits(shared)
-    assert shared.beside is None, "not checked a second time"
+    assert shared.host_available is None, "not checked a second time"
     assert not made.fits(replace(shared, memory=both - 1, host_memory=both - 1))
     assert shown(both) in table(made, shared, GUESSED["device"], run.folder)
 
@@ -277,9 +277,9 @@ def test_the_table_fits_a_terminal(run):
     for name, called, memory in (
         ("cpu", "this machine", "Memory: this machine has 16.0 GiB for each of 2 jobs side by"),
         ("mps", "this machine", "2 jobs side by side, of which the device takes its part.\nDisk"),
-        ("a device", "it", "Memory: it has 16.0 GiB.\nThe host beside it has 16.0 GiB for each"),
+        ("a device", "it", "Memory: it has 16.0 GiB.\nIts host has 16.0 GiB for each"),
     ):
-        place = Place(name, 2**34, called, 2**34, jobs=2)
+        place = MemoryBudget(name, 2**34, called, 2**34, jobs=2)
         said = table(made, place, rates(run.folder, "A", name), run.folder)
         assert memory in said
         assert max(map(len, said.splitlines())) <= 120

@@ -32,7 +32,7 @@ from outlier_atlas.extraction import preflight
 from outlier_atlas.files import read_record
 from outlier_atlas.loading.malloc_tuning import few_kernels
 from outlier_atlas.loading.partial import DTYPES
-from outlier_atlas.plan.memory_budget import Company
+from outlier_atlas.plan.memory_budget import ConcurrentJobs
 from outlier_atlas.plan.requirements import plan
 from outlier_atlas.progress import progress
 from outlier_atlas.roles.block_sites import Tap, tap_of_decoder
@@ -170,9 +170,9 @@ def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:
         layout, read_record(ablation.model_record), ablation.resources, 1, longest, False,
         ablation.trust_remote_code, len(where),
     )  # fmt: skip
-    place = preflight.place_of(where, ablation.device_memory, Company())
+    budget = preflight.budget_of(where, ablation.device_memory, ConcurrentJobs())
     own = read_record(ablation.store_record)["extraction"]
-    preflight.refuse(made, place, ablation.run, own, ablation.auto_groups)
+    preflight.refuse(made, budget, ablation.run, own, ablation.auto_groups)
 
 
 def _run_group(

@@ -21,7 +21,7 @@ from outlier_atlas.extraction.versions import check
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.loading.malloc_tuning import few_kernels
-from outlier_atlas.plan.memory_budget import Company
+from outlier_atlas.plan.memory_budget import ConcurrentJobs
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.layout import Target
@@ -41,26 +41,26 @@ def compute(job: Job, work: Work) -> None:
         OSError: a file cannot be read or written.
     """
     gpus = min(job.gpus, len(work.layout.group_layers(job.group)))
-    company = preflight.company(job.jobs, job.device, gpus, job.run)
+    concurrent = preflight.concurrent_jobs(job.jobs, job.device, gpus, job.run)
     with devices(job.device, gpus, job.name) as where:
         _say_where(job, where[0])
         check(job, work, where[0])
-        _compute(job, work, where, company)
+        _compute(job, work, where, concurrent)
 
 
-def _compute(job: Job, work: Work, where: Sequence[str], company: Company) -> None:
+def _compute(job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs) -> None:
     """Plan, load once and stream until nothing is missing; leave a record of what it took."""
     torch.set_num_threads(job.threads)
     few_kernels()
     Weights(job.model_record, job.resources).check()
     made = preflight.planned(job, work, len(where))
-    job = replace(job, batch_size=preflight.automatic(made, job, work, where, company))
+    job = replace(job, batch_size=preflight.automatic(made, job, work, where, concurrent))
     made = made.batched(job.batch_size)
     missing = work.missing(Commits.load(job.run / COMMITS), job.batch_size)
     if not missing:
         return
     _check_boundary(job, work)
-    preflight.say(made, preflight.place_of(where, job.device_memory, company), job)
+    preflight.say(made, preflight.budget_of(where, job.device_memory, concurrent), job)
     with Measurement(job, work, made, where) as measurement:
         loaded = False
         try:

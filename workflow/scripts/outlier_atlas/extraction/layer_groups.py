@@ -13,7 +13,7 @@ from outlier_atlas.extraction import preflight
 from outlier_atlas.extraction.prepare import planned, planned_ablation
 from outlier_atlas.plan import choice
 from outlier_atlas.plan.advice import fewest_groups
-from outlier_atlas.plan.memory_budget import GIVEN, Place
+from outlier_atlas.plan.memory_budget import GIVEN, MemoryBudget
 from outlier_atlas.plan.requirements import Plan
 from outlier_atlas.plan.units import shown
 from outlier_atlas.settings.configuration import Settings
@@ -48,47 +48,47 @@ def choose(
         ValueError: not even one layer at a time fits, or the memory of the jobs is not known; or
             the model cannot be measured as configured.
     """
-    place = _place(settings, run, machine)
-    needs = plans(settings, model_record, resources, place)
+    budget = _budget(settings, run, machine)
+    needs = plans(settings, model_record, resources, budget)
     number = fewest(needs)
     if number is None:
         _refuse(settings, needs, run)
-    log.info("%s", described(number, place))
+    log.info("%s", described(number, budget))
     choice.write(run / choice.CHOICE, number, choice.wanted(settings, model_record))
 
 
-def described(number: int, place: Place) -> str:
+def described(number: int, budget: MemoryBudget) -> str:
     """Return a choice in words."""
     noun = "layer group" if number == 1 else "layer groups"
-    assert place.memory is not None
-    each = f" for each of {place.jobs} jobs side by side" if place.shared else ""
-    has = f"{place.called} has {shown(place.memory)}{each}"
+    assert budget.memory is not None
+    each = f" for each of {budget.jobs} jobs side by side" if budget.shared else ""
+    has = f"{budget.called} has {shown(budget.memory)}{each}"
     return f"extraction.layer_groups: auto takes {number} {noun}: {has}"
 
 
-Needs = list[tuple[Plan, Place]]
-"""Plans of a run in one layer group, each with the place in which it has to fit."""
+Needs = list[tuple[Plan, MemoryBudget]]
+"""Plans of a run in one layer group, each with the budget in which it has to fit."""
 
 
-def plans(settings: Settings, model_record: Path, resources: Path, place: Place) -> Needs:
-    """Return the plans of a run whose jobs are in a place; extraction's comes first.
+def plans(settings: Settings, model_record: Path, resources: Path, budget: MemoryBudget) -> Needs:
+    """Return the plans of a run whose jobs are in a budget; extraction's comes first.
 
     Raises:
-        ValueError: nothing tells how much memory the place has, or the model cannot be measured as
+        ValueError: nothing tells how much memory the budget has, or the model cannot be measured as
             configured.
     """
-    if place.memory is None:
+    if budget.memory is None:
         raise ValueError(
-            f"extraction.layer_groups = 'auto': nothing tells how much memory {place.called} has "
+            f"extraction.layer_groups = 'auto': nothing tells how much memory {budget.called} has "
             f"free; set execution.device_memory to what a job may take, or set a number of layer "
             f"groups"
         )
     made = planned(settings, model_record, resources)
-    needs = [(made, place)]
+    needs = [(made, budget)]
     if settings.ablation.sequences:  # one job, which has the same layer groups
         trust = settings.model.trust_remote_code
         ablation = planned_ablation(made, trust, model_record, resources)
-        needs.append((ablation, place.alone or place))
+        needs.append((ablation, budget.alone or budget))
     return needs
 
 
@@ -103,30 +103,30 @@ def fewest(needs: Needs) -> int | None:
 
     What is free now may be a little less when the jobs begin.
     """
-    spared = fewest_groups([(plan, _with_reserve(place)) for plan, place in needs])
+    spared = fewest_groups([(plan, _with_reserve(budget)) for plan, budget in needs])
     return spared or fewest_groups(needs)
 
 
-def _with_reserve(place: Place) -> Place:
-    """Return a place with a part of its measured memory left alone; what is configured is exact."""
+def _with_reserve(budget: MemoryBudget) -> MemoryBudget:
+    """Return a budget with less than its measured memory; what is configured is exact."""
 
     def less(size: int | None) -> int | None:
         return None if size is None else int(size * (1 - preflight.RESERVE))
 
-    memory = place.memory if place.called == GIVEN else less(place.memory)
-    return replace(place, memory=memory, host_memory=less(place.host_memory))
+    memory = budget.memory if budget.called == GIVEN else less(budget.memory)
+    return replace(budget, memory=memory, host_memory=less(budget.host_memory))
 
 
 def _refuse(settings: Settings, needs: Needs, run: Path) -> NoReturn:
     """Refuse a run that fits in no number of layer groups, after the block that would fit."""
     section = settings.extraction.model_dump(mode="json", exclude_defaults=True)
-    for plan, place in needs:
-        preflight.refuse(plan.divided(most(needs)), place, run, section)
+    for plan, budget in needs:
+        preflight.refuse(plan.divided(most(needs)), budget, run, section)
     raise AssertionError("one of the plans does not fit")
 
 
-def _place(settings: Settings, run: Path, machine: Machine) -> Place:
-    """Return the place of the run's jobs, measured as a job measures it: under a lease."""
+def _budget(settings: Settings, run: Path, machine: Machine) -> MemoryBudget:
+    """Return the budget of the run's jobs, measured as a job measures it: under a lease."""
     execution = settings.execution
     given, device, gpus = execution.device_memory, execution.device, execution.gpus_per_job
     if machine.scheduled:
@@ -136,11 +136,11 @@ def _place(settings: Settings, run: Path, machine: Machine) -> Place:
                 "whose memory is not known here; set execution.device_memory to what a job has "
                 "there (of the host with execution.device: cpu), or set a number of layer groups"
             )
-        return Place.elsewhere(given, host=device == "cpu")
-    company = preflight.company(machine.jobs, device, gpus, run)
+        return MemoryBudget.elsewhere(given, host=device == "cpu")
+    concurrent = preflight.concurrent_jobs(machine.jobs, device, gpus, run)
     if device not in ("auto", "cuda") or not visible_gpus():
-        return preflight.foreseen(device, given, company)
+        return preflight.foreseen(device, given, concurrent)
     # The lease waits for a GPU that a job of another run uses: its free memory is not what this
     # run will find.
     with devices(device, gpus, f"{run.name}, choice of layer groups") as where:
-        return preflight.place_of(where, given, company)
+        return preflight.budget_of(where, given, concurrent)

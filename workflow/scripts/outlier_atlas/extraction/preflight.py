@@ -28,7 +28,7 @@ from outlier_atlas.plan.advice import (
 )
 from outlier_atlas.plan.choice import CHOICE
 from outlier_atlas.plan.limits import whole
-from outlier_atlas.plan.memory_budget import Company, Place
+from outlier_atlas.plan.memory_budget import ConcurrentJobs, MemoryBudget
 from outlier_atlas.plan.requirements import Plan, plan
 from outlier_atlas.plan.scheduler_resources import ENOUGH_TOKENS
 from outlier_atlas.plan.table import table
@@ -51,7 +51,7 @@ def planned(job: Job, work: Work, gpus: int) -> Plan:
     )  # fmt: skip
 
 
-def company(jobs: int, device: str, gpus: int, run: Path) -> Company:
+def concurrent_jobs(jobs: int, device: str, gpus: int, run: Path) -> ConcurrentJobs:
     """The jobs of a run that share this machine, seen by one of them before it has its devices.
 
     Args:
@@ -63,10 +63,10 @@ def company(jobs: int, device: str, gpus: int, run: Path) -> Company:
     there = [named(name) for name in candidates(device)]
     if there and not there[0].shares_host_memory:
         jobs = min(jobs, max(1, len(there) // gpus))
-    return Company(jobs, holders(run, "extract_activations") - {os.getpid()})
+    return ConcurrentJobs(jobs, holders(run, "extract_activations") - {os.getpid()})
 
 
-def batch_size(made: Plan, place: Place, sequences: int) -> int:
+def batch_size(made: Plan, budget: MemoryBudget, sequences: int) -> int:
     """The batch of `batch_size: auto`: the largest power of two that gains something and fits.
 
     It is worked out from what the whole device has, and so the same for all jobs of a run on equal
@@ -74,43 +74,45 @@ def batch_size(made: Plan, place: Place, sequences: int) -> int:
 
     Args:
         made: the plan in batches of any size.
-        place: with what of the whole device is a job's.
+        budget: with what of the whole device is a job's.
         sequences: the most in a batch.
     """
-    if place.memory is not None:
-        place = replace(place, memory=int(place.memory * (1 - RESERVE)))
+    if budget.memory is not None:
+        budget = replace(budget, memory=int(budget.memory * (1 - RESERVE)))
     size = 1
-    while 2 * size <= sequences and 2 * size * made.tokens <= ENOUGH_TOKENS[place.host]:
-        if not made.batched(2 * size).fits(place):
+    while 2 * size <= sequences and 2 * size * made.tokens <= ENOUGH_TOKENS[budget.host]:
+        if not made.batched(2 * size).fits(budget):
             break
         size *= 2
     return size
 
 
-def automatic(made: Plan, job: Job, work: Work, where: Sequence[str], company: Company) -> int:
+def automatic(
+    made: Plan, job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs
+) -> int:
     """The batch size of a job, with `auto` worked out."""
     if not job.auto_batch:
         return job.batch_size
-    known = [whole(device, company.jobs, company.processes) for device in where]
+    known = [whole(device, concurrent.jobs, concurrent.processes) for device in where]
     if job.device_memory is not None:
         known.append(bytes_of(job.device_memory))
     memory = min((size for size in known if size is not None), default=None)
-    place = Place(named(where[0]).title, memory, "the whole device", None)
-    size = batch_size(made, place, len(work.sequences))
+    budget = MemoryBudget(named(where[0]).title, memory, "the whole device", None)
+    size = batch_size(made, budget, len(work.sequences))
     log.info("layers %s: execution.batch_size: auto is %d here", work.span, size)
     return size
 
 
-def say(made: Plan, place: Place, job: Job) -> None:
+def say(made: Plan, budget: MemoryBudget, job: Job) -> None:
     """The plan, on the terminal by one job of the run and in the log of every other.
 
     Raises:
         ValueError: the run cannot fit; the block that would has been logged.
     """
     level = NOTICE if job.group == job.shard == 0 else logging.DEBUG
-    found = rates(job.run.parent, made.model, place.name)
-    log.log(level, "%s", table(made, place, found, job.run))
-    refuse(made, place, job.run, _section(job), job.auto_groups)
+    found = rates(job.run.parent, made.model, budget.name)
+    log.log(level, "%s", table(made, budget, found, job.run))
+    refuse(made, budget, job.run, _section(job), job.auto_groups)
 
 
 def _section(job: Job) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def _section(job: Job) -> dict[str, Any]:
 
 
 def refuse(
-    made: Plan, place: Place, run: Path, section: Mapping[str, Any], chosen: bool = False
+    made: Plan, budget: MemoryBudget, run: Path, section: Mapping[str, Any], chosen: bool = False
 ) -> None:
     """Refuse a run that cannot fit, after the block that would.
 
@@ -133,12 +135,12 @@ def refuse(
     Raises:
         ValueError: why, in a sentence.
     """
-    reason = refusal(made, place)
+    reason = refusal(made, budget)
     if reason is not None:
         ways = []
-        if place.alone is not None and made.fits(place.alone):
+        if budget.alone is not None and made.fits(budget.alone):
             ways.append("one at a time they fit (`--resources gpu=1`, or `make run GPUS=1`)")
-        if chosen and (number := fewest_groups([(made, place)])):
+        if chosen and (number := fewest_groups([(made, budget)])):
             reason = (
                 f"extraction.layer_groups: auto was {_groups(made)} when it was chosen; {reason}"
             )
@@ -146,13 +148,13 @@ def refuse(
                 f"extraction.layer_groups: {number} would fit, or delete {run / CHOICE} to have "
                 f"the number chosen for this machine"
             )
-        elif fits := remedy(made, place, run, section):
+        elif fits := remedy(made, budget, run, section):
             log.warning("\nThis would fit:\n\n%s", fits)
             ways.append("the block above would fit")
         nothing = "not even one layer at a time fits, in any batch"
         raise ValueError("; ".join([reason, *(ways or [nothing])]))
     if (full := full_disk(made, run)) is not None:
-        fewer = leaner(made, place, run)
+        fewer = leaner(made, budget, run)
         if fewer is None:
             raise ValueError(full)
         log.warning("\nThis would fit:\n\n%s", block(section, made, fewer))
@@ -188,20 +190,20 @@ def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
     return f"{failed}; take {way}, as in the block above. What was computed is kept"
 
 
-def place_of(where: Sequence[str], given: str | None, company: Company) -> Place:
-    """The place of a job's devices."""
-    return Place.of(where, named(where[0]).title, given, company)
+def budget_of(where: Sequence[str], given: str | None, concurrent: ConcurrentJobs) -> MemoryBudget:
+    """The budget of a job's devices."""
+    return MemoryBudget.of(where, named(where[0]).title, given, concurrent)
 
 
-def foreseen(device: str, given: str | None, company: Company) -> Place:
-    """The place that jobs of this machine have, whichever GPUs they get, or a device elsewhere.
+def foreseen(device: str, given: str | None, concurrent: ConcurrentJobs) -> MemoryBudget:
+    """The budget that jobs of this machine have, whichever GPUs they get, or a device elsewhere.
 
     Args:
         device: as the configuration has it.
         given: `execution.device_memory`.
-        company: jobs that run side by side.
+        concurrent: jobs that run side by side.
     """
     here = candidates(device) or [HOST]
     if named(here[0]).is_host and given is not None and device != HOST:
-        return Place.elsewhere(given)
-    return place_of(here, given, company)
+        return MemoryBudget.elsewhere(given)
+    return budget_of(here, given, concurrent)

@@ -8,7 +8,7 @@ from outlier_atlas.extraction import layer_groups, preflight
 from outlier_atlas.extraction.prepare import planned
 from outlier_atlas.job_metrics import rates
 from outlier_atlas.plan import choice
-from outlier_atlas.plan.memory_budget import Place
+from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.table import table
 from outlier_atlas.settings.configuration import Settings
 
@@ -29,21 +29,21 @@ def print_plan(
     """
     execution, extraction = settings.execution, settings.extraction
     made = planned(settings, model_record, resources)
-    company = preflight.company(jobs, execution.device, execution.gpus_per_job, results)
-    place = preflight.foreseen(execution.device, execution.device_memory, company)
+    concurrent = preflight.concurrent_jobs(jobs, execution.device, execution.gpus_per_job, results)
+    budget = preflight.foreseen(execution.device, execution.device_memory, concurrent)
     chosen = extraction.layer_groups == "auto"
     if chosen:
-        made = made.divided(_automatic(settings, model_record, resources, results, place))
+        made = made.divided(_automatic(settings, model_record, resources, results, budget))
     if execution.batch_size == "auto":
         sequences = settings.dataset.sequences // extraction.sequence_shards
-        made = made.batched(preflight.batch_size(made, place, sequences))
-    print(table(made, place, rates(results.parent, made.model, place.name), results))
+        made = made.batched(preflight.batch_size(made, budget, sequences))
+    print(table(made, budget, rates(results.parent, made.model, budget.name), results))
     own = extraction.model_dump(mode="json", exclude_defaults=True)
-    preflight.refuse(made, place, results, own, chosen)
+    preflight.refuse(made, budget, results, own, chosen)
 
 
 def _automatic(
-    settings: Settings, model_record: Path, resources: Path, results: Path, place: Place
+    settings: Settings, model_record: Path, resources: Path, results: Path, budget: MemoryBudget
 ) -> int:
     """Return what `extraction.layer_groups: auto` is; where none fits, the most there can be."""
     record = results / choice.CHOICE
@@ -51,9 +51,9 @@ def _automatic(
     if number is not None:
         print(f"extraction.layer_groups: auto was {number} when it was chosen ({record})")
         return number
-    plans = layer_groups.plans(settings, model_record, resources, place)
+    plans = layer_groups.plans(settings, model_record, resources, budget)
     number = layer_groups.fewest(plans)
     if number is None:
         return layer_groups.most(plans)
-    print(layer_groups.described(number, place))
+    print(layer_groups.described(number, budget))
     return number

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from outlier_atlas.plan.memory_budget import Place
+from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.requirements import Plan
 from outlier_atlas.plan.units import shown
 from outlier_atlas.settings.sites import ATTN_SINK
@@ -48,53 +48,53 @@ def _lines(section: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {key}: {said[1:-1]}\n"
 
 
-def refusal(plan: Plan, place: Place) -> str | None:
+def refusal(plan: Plan, budget: MemoryBudget) -> str | None:
     """Why a run's jobs do not fit into memory, in a sentence; None where they do."""
-    if plan.fits(place):
+    if plan.fits(budget):
         return None
-    what, memory, called = plan.taken(place), place.memory, place.called
-    shared = place.shared
+    what, memory, called = plan.taken(budget), budget.memory, budget.called
+    shared = budget.shared
     if memory is None or what <= memory:
-        what, memory, called = plan.beside, place.beside, "the host beside the device"
-        shared = place.jobs > 1
+        what, memory, called = plan.host_needed, budget.host_available, "the host of the device"
+        shared = budget.jobs > 1
     assert memory is not None
     who, each = "a job takes", ""
     if shared:
-        who, each = f"each of the {place.jobs} jobs that run side by side takes", " for each"
+        who, each = f"each of the {budget.jobs} jobs that run side by side takes", " for each"
     return (
         f"extraction.layer_groups = {len(plan.layout.layer_groups)}: {who} up to {shown(what)}, "
         f"and {called} has {shown(memory)}{each}"
     )
 
 
-def remedy(plan: Plan, place: Place, run: Path, section: Mapping[str, Any]) -> str | None:
-    """The block that fits a place, and the disk if it can; None where none fits the place.
+def remedy(plan: Plan, budget: MemoryBudget, run: Path, section: Mapping[str, Any]) -> str | None:
+    """The block that fits a budget, and the disk if it can; None where none fits the budget.
 
     Args:
         run: its folder, as `full_disk` takes it.
         section: the user's own.
     """
-    fitting = fitting_plan(plan, place)
+    fitting = fitting_plan(plan, budget)
     if fitting is not None and full_disk(fitting, run):  # more layer groups, more boundaries
-        fitting = leaner(fitting, place, run) or fitting
+        fitting = leaner(fitting, budget, run) or fitting
     return None if fitting is None else block(section, plan, fitting)
 
 
-def fitting_plan(plan: Plan, place: Place) -> Plan | None:
+def fitting_plan(plan: Plan, budget: MemoryBudget) -> Plan | None:
     """The plan that fits and changes least; None where none is found.
 
     More layer groups come first, which change no result; then smaller batches, then shorter
     sequences.
     """
     for smaller in _smaller(plan):
-        count = fewest_groups([(smaller, place)])
+        count = fewest_groups([(smaller, budget)])
         if count is not None:
             return _divided(smaller, count)
     return None
 
 
-def fewest_groups(plans: Sequence[tuple[Plan, Place]]) -> int | None:
-    """Return the fewest layer groups in which each plan fits its place; None where none does.
+def fewest_groups(plans: Sequence[tuple[Plan, MemoryBudget]]) -> int | None:
+    """Return the fewest layer groups in which each plan fits its budget; None where none does.
 
     Args:
         plans: of one run, with places; the first has the layers that can be divided, and as many
@@ -105,7 +105,7 @@ def fewest_groups(plans: Sequence[tuple[Plan, Place]]) -> int | None:
     last = first if any(each.one_group for each, _ in plans) else plan.running
 
     def fits(count: int) -> bool:
-        return all(_divided(each, count).fits(place) for each, place in plans)
+        return all(_divided(each, count).fits(budget) for each, budget in plans)
 
     return next(filter(fits, range(first, last + 1)), None) if fits(last) else None
 
@@ -124,7 +124,7 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         tokens //= 2
 
 
-def leaner(plan: Plan, place: Place, run: Path) -> Plan | None:
+def leaner(plan: Plan, budget: MemoryBudget, run: Path) -> Plan | None:
     """The plan that stores as many sites as fit on the disk; None where not even none does."""
     stored = plan.layout.store
     values = [site for site in stored if site != ATTN_SINK]
@@ -132,7 +132,7 @@ def leaner(plan: Plan, place: Place, run: Path) -> Plan | None:
         kept = {ATTN_SINK, *values[:count]}
         store = tuple(site for site in stored if site in kept)
         fewer = replace(plan, layout=replace(plan.layout, store=store))
-        if fewer.fits(place) and not full_disk(fewer, run):
+        if fewer.fits(budget) and not full_disk(fewer, run):
             return fewer
     return None
 

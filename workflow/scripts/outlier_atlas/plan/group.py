@@ -40,8 +40,8 @@ class GroupPlan:
         file: of its weights in the checkpoint's files.
         weights: of its weights in memory.
         fullest: of those on the fullest of its devices.
-        fused: of the largest tensor that is put together from pieces beside those loaded already.
-        forward: of the forward pass of a batch, beside the weights; None where it is not known.
+        fused: of the largest tensor that is put together from pieces, without those loaded already.
+        forward: of the forward pass of a batch, without the weights; None where it is not known.
         losses: of the logits of a piece of a sequence, where losses are taken.
         entering: of the residual stream that a batch begins with, in float32; 0 for token ids.
         sites: of the activations of a batch that are taken, in the dtype of the forward pass.
@@ -84,7 +84,7 @@ class GroupPlan:
 
     @property
     def _working(self) -> int:
-        """Beside the weights: losses are taken when the forward pass is over.
+        """Without the weights: losses are taken when the forward pass is over.
 
         The next batch's input is there already, and something in the shape of embeddings, both in
         the dtype of the forward pass.

@@ -1,4 +1,4 @@
-"""What is there to take: memory of a device or of this process, and room on the disk."""
+"""Available memory of a device and of this process, and available room on the disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from outlier_atlas.devices.registry import named
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 LATER_THREADS = 8
-"""Threads that a job starts beside those of its forward pass: readers, writers, a bar, a watch."""
+"""Threads that a job starts outside its forward pass: readers, writers, a bar, a watch."""
 USUAL_STACK = 8 * 2**20
 """Bytes of a stack where nothing limits it."""
 THIS_MACHINE = "this machine"
@@ -34,7 +34,7 @@ def available(
 
 
 def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | None:
-    """Bytes of a device for one job, whoever else uses it; the same on equal devices.
+    """Bytes of a device for one job, whatever else uses it; the same on equal devices.
 
     Args:
         device: as `available` takes it.

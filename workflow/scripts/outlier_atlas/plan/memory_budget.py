@@ -13,7 +13,7 @@ GIVEN = "execution.device_memory"
 
 
 @dataclass(frozen=True)
-class Company:
+class ConcurrentJobs:
     """The jobs of a run that are at work on this machine at a time.
 
     Attributes:
@@ -26,18 +26,18 @@ class Company:
 
 
 @dataclass(frozen=True)
-class Place:
+class MemoryBudget:
     """Where the jobs of a run have their forward pass.
 
     Attributes:
-        name: what it is called; `cpu` for none beside the host.
+        name: what it is called; `cpu` for the host itself.
         memory: bytes of the device that one job can take, or of the host where there is none; None
             if it does not say.
         called: what has so many bytes, in words.
         host_memory: bytes of the host that one job can take; None where it does not say, or is not
             this machine.
         jobs: that share the host at a time.
-        alone: the same place for one job at a time; None where it is that.
+        alone: the budget of one job at a time; None where it is that.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Place:
     called: str
     host_memory: int | None
     jobs: int = 1
-    alone: Place | None = None
+    alone: MemoryBudget | None = None
 
     @property
     def host(self) -> bool:
@@ -63,13 +63,15 @@ class Place:
         return self.jobs > 1 and self.called == THIS_MACHINE
 
     @property
-    def beside(self) -> int | None:
-        """Bytes of the host that one job can take beside its device; None where nothing says."""
+    def host_available(self) -> int | None:
+        """Bytes of the host that a job on a device can take; None if they are not known."""
         return None if self.host or self.unified else self.host_memory
 
     @classmethod
-    def of(cls, devices: Sequence[str], name: str, given: str | None, company: Company) -> Place:
-        """The place of devices of this machine, with no more than `execution.device_memory`.
+    def of(
+        cls, devices: Sequence[str], name: str, given: str | None, concurrent: ConcurrentJobs
+    ) -> MemoryBudget:
+        """The budget on devices of this machine, at most `execution.device_memory`.
 
         It has as much memory as the fullest of them.
 
@@ -77,20 +79,20 @@ class Place:
             devices: `cuda:0` and such, or `mps`, or `cpu`.
             name: of the first.
             given: such as `24GiB`.
-            company: jobs that share the host; GPUs are leased, so each has its own.
+            concurrent: jobs that share the host; GPUs are leased, so each has its own.
         """
-        shares = company.jobs, company.processes
+        shares = concurrent.jobs, concurrent.processes
         memory, called = min(
             (available(device, *shares) for device in devices), key=lambda known: known[0] or 0
         )
         if given is not None and (memory is None or bytes_of(given) < memory):
             memory, called = bytes_of(given), GIVEN
-        place = cls(name, memory, called, available("cpu", *shares)[0], company.jobs)
-        if company.jobs == 1:
-            return place
-        return replace(place, alone=cls.of(devices, name, given, replace(company, jobs=1)))
+        budget = cls(name, memory, called, available("cpu", *shares)[0], concurrent.jobs)
+        if concurrent.jobs == 1:
+            return budget
+        return replace(budget, alone=cls.of(devices, name, given, replace(concurrent, jobs=1)))
 
     @classmethod
-    def elsewhere(cls, given: str, host: bool = False) -> Place:
+    def elsewhere(cls, given: str, host: bool = False) -> MemoryBudget:
         """A device that is not on this machine, or a host that is another one."""
         return cls("cpu" if host else "a device elsewhere", bytes_of(given), GIVEN, None)

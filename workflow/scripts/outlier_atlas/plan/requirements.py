@@ -18,14 +18,14 @@ from outlier_atlas.settings.sites import ATTN_SINK, CHANNEL_SITES, EXPERT_OUT
 from outlier_atlas.store.layout import Layout
 
 if TYPE_CHECKING:
-    from outlier_atlas.plan.memory_budget import Place
+    from outlier_atlas.plan.memory_budget import MemoryBudget
 
 DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
 """What is left of the float32 values after lossless compression, by the dtype they came in:
 zero bits cost nothing, and the others little less than themselves."""
 
 CHANNEL_BYTES, TOKEN_BYTES, EXPERT_BYTES, TILE_BYTES = 48, 36, 56, 24 * 1024
-"""What a summary takes for each channel, token and expert, and besides: its histogram and the
+"""What a summary takes for each channel, token and expert, and in addition: its histogram and the
 values above its floor."""
 
 
@@ -165,21 +165,23 @@ class Plan:
         """The most that any job takes where its forward pass is: on the host, or on a device."""
         return max(group.host_alone if host else group.device for group in self.groups)
 
-    def taken(self, place: Place) -> int:
-        """The most that any job takes of a place's memory, in which its forward pass is."""
-        if place.unified:
+    def taken(self, budget: MemoryBudget) -> int:
+        """The most that any job takes of the memory in which its forward pass is."""
+        if budget.unified:
             return max(group.unified for group in self.groups)
-        return self.peak(place.host)
+        return self.peak(budget.host)
 
     @property
-    def beside(self) -> int:
+    def host_needed(self) -> int:
         """The most of the host that any job takes whose forward pass is on a device."""
         return max(group.host for group in self.groups)
 
-    def fits(self, place: Place) -> bool:
+    def fits(self, budget: MemoryBudget) -> bool:
         """Whether each job fits, on its device and the host; unknown memory is not in the way."""
-        on_device = place.memory is None or self.taken(place) <= place.memory
-        return on_device and (place.beside is None or self.beside <= place.beside)
+        on_device = budget.memory is None or self.taken(budget) <= budget.memory
+        return on_device and (
+            budget.host_available is None or self.host_needed <= budget.host_available
+        )
 
     def divided(self, layer_groups: int) -> Plan:
         """The plan of the same run in another number of layer groups."""

@@ -19,7 +19,7 @@ GROUPS = "memory"
 """Key of the store's record: each layer group's plan, in batches of one sequence."""
 
 MARGIN = 0.25
-"""Share beside the plan, and once more for each attempt before: a scheduler kills where a machine
+"""Share added to the plan, and once more for each attempt before: a scheduler kills where a machine
 would only swap, and the plan is right to a tenth."""
 
 CUDA_BYTES = 2 * 2**30
@@ -38,7 +38,7 @@ def gpus(record: Path, group: int, settings: Settings) -> int:
     """The GPUs that a job spreads over: no more than it has layers.
 
     Args:
-        record: of the store; where there is none yet, nobody knows how many layers there are.
+        record: of the store; without one the number of layers is not known yet.
     """
     wanted = settings.execution.gpus_per_job
     planned = _planned(record, group) if record.exists() else None
@@ -77,7 +77,7 @@ def most_memory_mb(record: Path, settings: Settings, attempt: int) -> int:
 
 
 def _planned(record: Path, group: int) -> GroupPlan | None:
-    """Of a record that is damaged or of older code none: it is made anew before the job runs."""
+    """Of a record that is damaged or of older code none: it is made again before the job runs."""
     try:
         return GroupPlan(**read_record(record)[GROUPS][group])
     except (ValueError, KeyError, TypeError, IndexError):

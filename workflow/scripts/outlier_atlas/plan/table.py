@@ -8,49 +8,49 @@ from pathlib import Path
 
 from outlier_atlas.job_metrics import Rates
 from outlier_atlas.plan.group import GroupPlan
-from outlier_atlas.plan.memory_budget import Place
+from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.requirements import Plan
 from outlier_atlas.plan.units import duration, shown
 
 
-def table(plan: Plan, place: Place, rates: Rates, folder: Path) -> str:
+def table(plan: Plan, budget: MemoryBudget, rates: Rates, folder: Path) -> str:
     """The plan in a table, and below it what the run takes in all.
 
     Args:
-        place: where the forward pass is.
+        budget: where the forward pass is.
         rates: how fast it is there.
         folder: where the run will lie, for the space that is free there.
     """
     return "\n".join(
         [
-            _title(plan, place),
+            _title(plan, budget),
             "",
-            *_groups(plan, place),
+            *_groups(plan, budget),
             "",
-            *_below(plan, place, folder),
+            *_below(plan, budget, folder),
             _time(plan, rates),
             *([f"Not loaded: {', '.join(plan.skipped)}."] if plan.skipped else []),
         ]
     )
 
 
-def _title(plan: Plan, place: Place) -> str:
+def _title(plan: Plan, budget: MemoryBudget) -> str:
     count = len(plan.layout.layer_groups)
     groups = "1 layer group" if count == 1 else f"{count} layer groups"
-    where = "the CPU" if place.host else place.name
+    where = "the CPU" if budget.host else budget.name
     return (
         f"Plan: {plan.running} layers of {plan.model} in {groups}, {plan.layout.dtype}, "
         f"{plan.batch_size} x {plan.tokens:,} tokens a batch, on {where}"
     )
 
 
-def _groups(plan: Plan, place: Place) -> list[str]:
+def _groups(plan: Plan, budget: MemoryBudget) -> list[str]:
     above = ("", "", "weights", "", "of one batch", "", "", "at most", "")
     head = (
         "layer group", "layers", "on disk", "in memory", "forward", "sites", "boundary", "device",
         "host",
     )  # fmt: skip
-    rows = [_row(index, group, place) for index, group in enumerate(plan.groups)]
+    rows = [_row(index, group, budget) for index, group in enumerate(plan.groups)]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     # A word over two or three columns stands where they begin.
     top = "  ".join(cell.ljust(width) for cell, width in zip(above, widths, strict=True))
@@ -59,7 +59,7 @@ def _groups(plan: Plan, place: Place) -> list[str]:
     return [top.rstrip(), body[0], rule, *body[1:]]
 
 
-def _row(index: int, group: GroupPlan, place: Place) -> tuple[str, ...]:
+def _row(index: int, group: GroupPlan, budget: MemoryBudget) -> tuple[str, ...]:
     first, last = group.layers
     return (
         str(index),
@@ -69,31 +69,31 @@ def _row(index: int, group: GroupPlan, place: Place) -> tuple[str, ...]:
         "?" if group.forward is None else shown(group.forward),
         shown(group.sites),
         shown(group.boundary) if group.boundary else "-",
-        "-" if place.host or place.unified else shown(group.device),
-        shown(_on_host(group, place)),
+        "-" if budget.host or budget.unified else shown(group.device),
+        shown(_on_host(group, budget)),
     )
 
 
-def _on_host(group: GroupPlan, place: Place) -> int:
-    if place.unified:
+def _on_host(group: GroupPlan, budget: MemoryBudget) -> int:
+    if budget.unified:
         return group.unified
-    return group.host_alone if place.host else group.host
+    return group.host_alone if budget.host else group.host
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
 
 
-def _below(plan: Plan, place: Place, folder: Path) -> list[str]:
+def _below(plan: Plan, budget: MemoryBudget, folder: Path) -> list[str]:
     lines = []
-    each = f" for each of {place.jobs} jobs side by side" if place.jobs > 1 else ""
-    if place.memory is not None:
-        share = each if place.shared else ""
-        both = ", of which the device takes its part" if place.unified else ""
-        lines.append(f"Memory: {place.called} has {shown(place.memory)}{share}{both}.")
-    if place.beside is not None:
-        lines.append(f"The host beside it has {shown(place.beside)}{each}.")
-    if place.host:
+    each = f" for each of {budget.jobs} jobs side by side" if budget.jobs > 1 else ""
+    if budget.memory is not None:
+        share = each if budget.shared else ""
+        both = ", of which the device takes its part" if budget.unified else ""
+        lines.append(f"Memory: {budget.called} has {shown(budget.memory)}{share}{both}.")
+    if budget.host_available is not None:
+        lines.append(f"Its host has {shown(budget.host_available)}{each}.")
+    if budget.host:
         device = max(group.device for group in plan.groups)
         host = max(group.host for group in plan.groups)
         lines.append(

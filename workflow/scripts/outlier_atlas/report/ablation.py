@@ -1,4 +1,4 @@
-"""The report's section on what follows if an outlier is taken away."""
+"""The report's section on the ablation of outliers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def sentence(unaltered: Row, altered: Row, random: Sequence[float]) -> tuple[str
 
     Args:
         unaltered, altered: rows of `ablations`.
-        random: ratios of the random draws beside it.
+        random: ratios of its random draws.
     """
     text = (
         f"Without the {WHAT[altered['target']]} ({_where(altered)}, set to "

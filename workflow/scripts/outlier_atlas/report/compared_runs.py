@@ -1,4 +1,4 @@
-"""Two runs that are held beside each other: what is read of each, and whether they can be."""
+"""Two runs that are compared: what is read of each, and whether they can be compared."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _refuse_damaged(folder: Path) -> None:
     try:
         products.check(sorted((folder / "manifests" / products.FOLDER).glob("*.json")), files)
     except DamagedFileError as error:
-        # Not to be made anew by this run: it is another one's.
+        # This run does not make it again: it belongs to another one.
         raise ValueError(
             f"report.compare: {error.path} is damaged ({error.cause}); run {folder.name} again, "
             f"with `verify` first"
@@ -120,7 +120,7 @@ Both = tuple[Side, Side]
 
 
 def refuse_other_shape(here: Side, there: Side) -> None:
-    """Layers and channels are held beside each other by their number alone.
+    """Layers and channels are compared by their number only.
 
     Raises:
         ValueError: the models of the runs have not as many of them.

@@ -1,4 +1,4 @@
-"""The report's section that shows another run beside this one."""
+"""The report's section that compares another run with this one."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def intervals(configuration: Mapping[str, Any], sequences: int, ablations: bool)
 
     Args:
         sequences: of the run.
-        ablations: whether outliers were taken away, on sequences of their own.
+        ablations: whether outliers were ablated, on sequences of their own.
     """
     none = "One sequence is all there is: no number has an interval over sequences"
     heldout = configuration["ablation"]["sequences"] if ablations else 0
@@ -107,7 +107,7 @@ def intervals(configuration: Mapping[str, Any], sequences: int, ablations: bool)
         return f"{none}."
     said = BootstrapSettings.model_validate(configuration["detection"]["bootstrap"]).said
     if sequences < 2:
-        return f"{none}, but for those of what is taken away; in small type under these: {said}"
+        return f"{none}, but for those of ablation; in small type under these: {said}"
     return f"In brackets, and in small type under numbers: {said}"
 
 
@@ -118,7 +118,7 @@ def _weights(model: Row, dtype: str) -> str:
 
 
 def measured(record: Measured) -> Row:
-    """What one extraction job took, beside what its plan said."""
+    """What one extraction job took, and what its plan predicted."""
 
     def mebibytes(size: int | None) -> str:
         return f"{size / 2**20:,.0f}" if size else "none"

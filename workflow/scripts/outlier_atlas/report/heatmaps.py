@@ -41,7 +41,7 @@ def maxima(
     if not len(positive):
         axes.text(0.5, 0.5, "no finite value above zero", ha="center", transform=axes.transAxes)
         return
-    # The smallest one in a hundred would spend the colours on what nobody looks for.
+    # The smallest one in a hundred would spend the colours on unimportant values.
     low, high = float(np.percentile(positive, 1)), float(positive.max())
     norm = LogNorm(low, high if high > low else low * 10, clip=True)
     image = axes.imshow(

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def taken_away(rows: Sequence[Row]) -> list[Finding]:
-    """What raises the perplexity most, beside its random draws; `rows` of ablations.
+    """What raises the perplexity most, with its random draws; `rows` of ablations.
 
     What may be chance over sequences comes behind all that is more. Of so few sequences that this
     cannot be told, what raises it by more than its random draws comes in between.
@@ -30,7 +30,7 @@ def taken_away(rows: Sequence[Row]) -> list[Finding]:
     ]
     if not altered:
         text = (
-            "What is taken away cannot be judged: the perplexity of the held-out tokens is NaN, of "
+            "The ablation cannot be judged: the perplexity of the held-out tokens is NaN, of "
             "the model as it is or of all that was altered."
         )
         return [Finding(text, ablation.DEFINITION, 2)]

@@ -1,6 +1,6 @@
 """The pass over a tile on the host: loops that are compiled when they are first called.
 
-Each row goes through all of them while the first cache holds it. What is compiled is kept beside
+Each row goes through all of them while the first cache holds it. What is compiled is kept next to
 Python's own bytecode, and made again where this file, numba or the processor is another one. So all
 loops of the pass are in one file; and a change to a constant that they take from elsewhere wants a
 change to this file, too (`CODES`, `NOT_FINITE`, `TOP`).
@@ -49,7 +49,7 @@ BLOCK = 64
 
 
 def compiled(function: Function) -> Function:
-    """A function of numpy's arrays as machine code; other threads run beside it.
+    """A function of numpy's arrays as machine code; other threads run at the same time.
 
     It may add up in another order than is written, but always in the same one.
     """

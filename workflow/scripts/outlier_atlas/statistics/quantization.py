@@ -15,7 +15,7 @@ from outlier_atlas.statistics.codes import Float64
 from outlier_atlas.statistics.summary import Place
 
 ERRORS_VERSION = 2
-"""Raised when a change to the code changes a bit of the errors: all are then made anew."""
+"""Raised when a change to the code changes a bit of the errors: all of them are then recomputed."""
 
 KEPT = (True, False)
 """Whether outlier channels are quantized with the others, or left as they are: then their error is

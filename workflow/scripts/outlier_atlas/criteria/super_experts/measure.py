@@ -83,7 +83,7 @@ class SuperExpertsMeasure(CriterionMeasure):
 
 @dataclass(frozen=True)
 class SuperExpert:
-    """A super expert, and what it was held against.
+    """A super expert, and what it was compared with.
 
     Attributes:
         layer, expert: which.
