@@ -48,6 +48,7 @@ lint: .venv/installed-dev
 	.venv/bin/mypy
 	.venv/bin/snakefmt --check Snakefile workflow/Snakefile workflow/rules
 	.venv/bin/snakemake --lint
+	.venv/bin/python tests/words.py
 
 format: .venv/installed-dev
 	.venv/bin/ruff check --fix $(PYTHON_FILES)
