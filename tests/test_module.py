@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,6 +193,19 @@ def test_the_top_level_snakefile_is_a_module_too(project, tmp_path):
     status, said = snakemake(tmp_path, "--dry-run")
     assert status == 0, said
     assert planned(said)["first"] == planned(said)["atlas_render_report"] == 1
+
+
+def test_a_job_imports_the_library_next_to_its_script(tmp_path):
+    """Snakemake appends the folder of a script to the path, behind what is installed."""
+    (tmp_path / "outlier_atlas").mkdir()
+    (tmp_path / "outlier_atlas" / "__init__.py").write_text("raise ImportError('another one')")
+    scripts = ROOT / "workflow" / "scripts"
+    code = f"import sys; sys.path.extend([{str(scripts)!r}]); import doorway, outlier_atlas as o"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(o.__file__)"], cwd=tmp_path, check=True,
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert Path(done.stdout.strip()).is_relative_to(scripts)
 
 
 def test_a_process_takes_the_lock_of_a_run_and_a_turn_once(tmp_path, monkeypatch):
