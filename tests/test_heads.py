@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from outlier_atlas.roles.architecture import describe
-from outlier_atlas.roles.attention_heads import Part
+from outlier_atlas.roles.attention_heads import HeadChannels
 from outlier_atlas.roles.residual_trace import watch
 
 FALCON = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -163,7 +163,9 @@ def attention(q, k, v):
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-FIRST, SECOND, THIRD = (Part("one", 6, ((at, at + 3), (at + 9, at + 12))) for at in (0, 3, 6))
+FIRST, SECOND, THIRD = (
+    HeadChannels("one", 6, ((at, at + 3), (at + 9, at + 12))) for at in (0, 3, 6)
+)
 
 
 def test_the_way_tells_and_not_the_order():

@@ -18,7 +18,7 @@ from outlier_atlas import text
 from outlier_atlas.checkpoint.source import load_tokenizer
 from outlier_atlas.files import read_record, write_record
 from outlier_atlas.report import figures
-from outlier_atlas.report.page import Inputs, render
+from outlier_atlas.report.page import PageInputs, render
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -62,7 +62,7 @@ def rendered(run, ablations=False, **report):
         for path in list(run.figures.iterdir()):
             shutil.copy(path, path.with_stem(path.stem + dark.suffix))
     page, findings = run.folder / "report.html", run.folder / "findings.json"
-    inputs = Inputs(
+    inputs = PageInputs(
         run.settings.model_dump(mode="json", exclude={"execution"}), run.folder, run.tables,
         run.figures, run.tokens, run.model_record, run.tokens_record, run.store_record, ablations,
     )  # fmt: skip

@@ -6,10 +6,10 @@ from rule_main import run
 
 
 def main(job):
-    from outlier_atlas.report.page import Inputs, render
+    from outlier_atlas.report.page import PageInputs, render
 
     page = Path(job.output.page)
-    inputs = Inputs(
+    inputs = PageInputs(
         configuration=job.params.configuration,
         folder=page.parent,
         tables=Path(job.input.tables[0]).parent,

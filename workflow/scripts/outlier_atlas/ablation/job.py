@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.ablation.means import Means
-from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
 from outlier_atlas.files import read_record
 from outlier_atlas.roles.cached_architecture import described
@@ -93,8 +93,8 @@ class Ablation:
         return [range(*part) for part in even_ranges(self.model[2].layers, count)]
 
     @cached_property
-    def weights(self) -> Weights:
-        return Weights(self.model_record, self.resources)
+    def weights(self) -> CheckedWeights:
+        return CheckedWeights(self.model_record, self.resources)
 
     def group_of(self, layer: int) -> int:
         """The layer group that a layer is in."""

@@ -26,7 +26,7 @@ class ChangedWeightsError(DamagedFileError):
         )
 
 
-class Weights:
+class CheckedWeights:
     """The files of a recorded model.
 
     Args:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import ClassVar
 
-from outlier_atlas.criteria.show import Page, Row, Section, Show
+from outlier_atlas.criteria.show import Page, ReportSection, Row, Show
 from outlier_atlas.sanitize import visible
 from outlier_atlas.text import count, listed, number, ranges, shown
 
@@ -46,7 +46,7 @@ class FindingTable(Show):
         """A figure above the table; by default none."""
         return None
 
-    def section(self, page: Page) -> Section | None:
+    def section(self, page: Page) -> ReportSection | None:
         criterion = self.criterion(page.evidence)
         if not criterion["measured"]:
             return None
@@ -72,7 +72,7 @@ class FindingTable(Show):
             "joined": self.joined,
             "classes": classes(found),
         }
-        return Section(str(values["id"]), heading, "finding_table.html.j2", values)
+        return ReportSection(str(values["id"]), heading, "finding_table.html.j2", values)
 
 
 def plain(*shown: object) -> Cells:

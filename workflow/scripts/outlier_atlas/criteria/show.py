@@ -92,7 +92,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """A section of the page.
 
     Attributes:
@@ -137,7 +137,7 @@ class Show(ABC):
         """
         return []
 
-    def section(self, page: Page) -> Section | None:
+    def section(self, page: Page) -> ReportSection | None:
         """Its section; by default none."""
         return None
 

@@ -12,8 +12,8 @@ import numpy as np
 from outlier_atlas import builtin
 from outlier_atlas.data import folder, readers
 from outlier_atlas.data.chats import unplain
+from outlier_atlas.data.reading import DatasetRows as Counted
 from outlier_atlas.data.reading import Reading
-from outlier_atlas.data.reading import Rows as Counted
 from outlier_atlas.sanitize import shortened
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.source import local_path, source_kind
@@ -23,14 +23,14 @@ SHUFFLE_BUFFER = 10_000
 """Documents among which a shuffle draws the next one."""
 
 Values = Iterator[Any]
-Rows = Iterator[tuple[str, Any]]
+DatasetRows = Iterator[tuple[str, Any]]
 """Documents, each with its place: file and row."""
 Kind = Literal["text", "messages", "input_ids"]
 
 
 def documents(
     settings: DatasetSettings, resources: Path, fetched: Path | None, reading: Reading
-) -> Rows:
+) -> DatasetRows:
     """The documents of a dataset that lies on this machine, in its order or shuffled.
 
     Args:
@@ -82,7 +82,7 @@ def shuffled(values: Iterable[T], seed: int) -> Iterator[T]:
 
 def valid(
     files: Mapping[str, Iterable[Any]], kind: Kind, source: str, column: str, reading: Reading
-) -> Rows:
+) -> DatasetRows:
     """The values that are not empty, each of the right type, with their places.
 
     Args:

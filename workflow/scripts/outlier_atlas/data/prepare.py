@@ -17,9 +17,9 @@ from outlier_atlas.checkpoint.source import (
     locate,
     text_config,
 )
-from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.data import encoding
-from outlier_atlas.data.corpus import Rows, documents, valid
+from outlier_atlas.data.corpus import DatasetRows, documents, valid
 from outlier_atlas.data.packing import Document, Packing, Used, pack
 from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import write_tokens
@@ -88,7 +88,7 @@ def fetch_dataset(
         reading = Reading()
         streamed = {settings.source: hub.stream(settings, commit)}
 
-        def kept() -> Rows:
+        def kept() -> DatasetRows:
             for place, value in valid(streamed, kind, settings.source, column, reading):
                 file.write(json.dumps({column: value}) + "\n")
                 yield place, value
@@ -189,7 +189,7 @@ class _Model:
 
     @classmethod
     def load(cls, record: Path, resources: Path, trust_remote_code: bool) -> _Model:
-        weights = Weights(record, resources)
+        weights = CheckedWeights(record, resources)
         weights.check()  # its configuration
         weights.check_tokenizer()
         folder = locate(read_record(record), resources)
@@ -217,7 +217,7 @@ class _Model:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding."""
+        """DatasetRows of the embedding."""
         return int(self.config.vocab_size)
 
     def packing(self, settings: DatasetSettings) -> Packing:
@@ -249,7 +249,7 @@ def _sequences(
     settings: DatasetSettings,
     model: _Model,
     encode: encoding.Encoder,
-    rows: Rows,
+    rows: DatasetRows,
     used: Used,
     before: int,
 ) -> Iterator[list[int]]:

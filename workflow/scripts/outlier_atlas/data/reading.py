@@ -11,7 +11,7 @@ MOST_NAMES = 50
 
 
 @dataclass
-class Rows:
+class DatasetRows:
     """How many rows of a file were read, and how many of them were empty."""
 
     read: int = 0
@@ -28,7 +28,7 @@ class Reading:
         skipped: files that are no part of the dataset, with the reason.
     """
 
-    files: dict[str, Rows] = field(default_factory=dict)
+    files: dict[str, DatasetRows] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from outlier_atlas import tables
-from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.criteria.columns import Columns
 from outlier_atlas.criteria.exclusion import Exclusion
 from outlier_atlas.criteria.measure import Context, Measures
@@ -89,7 +89,7 @@ def detect(
     def weights_of(places: Sequence[tuple[int, int | None, int, int]]) -> Sequence[float | None]:
         from outlier_atlas.loading.weight_entries import down_projection_entries  # takes seconds
 
-        Weights(model_record, resources).check()
+        CheckedWeights(model_record, resources).check()
         return down_projection_entries(model, resources, trust_remote_code, places)
 
     bootstrap = Bootstrap(store.sequences, **detection.bootstrap.model_dump())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
 from outlier_atlas.devices.registry import named
@@ -52,7 +52,7 @@ def _compute(job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJ
     """Plan, load once and stream until nothing is missing; leave a record of what it took."""
     torch.set_num_threads(job.threads)
     few_kernels()
-    Weights(job.model_record, job.resources).check()
+    CheckedWeights(job.model_record, job.resources).check()
     made = preflight.planned(job, work, len(where))
     job = replace(job, batch_size=preflight.automatic(made, job, work, where, concurrent))
     made = made.batched(job.batch_size)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.files import read_record, unwritten, write_record
 from outlier_atlas.settings.configuration import Settings
@@ -124,7 +124,7 @@ def prepare_store(
 
     refuse_newer(run)
     extraction = ExtractionSettings.model_validate(settings)
-    Weights(model_record, resources).check()
+    CheckedWeights(model_record, resources).check()
     model = read_record(model_record)
     folder, config, architecture = described(model, resources, trust_remote_code)
     store = TokenStore.recorded(tokens, run / RECORD)

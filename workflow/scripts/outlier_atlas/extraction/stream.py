@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from outlier_atlas import stopping
-from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.devices.interface import Device, OnDevice, duplicate
 from outlier_atlas.devices.registry import named, of
 from outlier_atlas.extraction.job import Job
@@ -95,7 +95,7 @@ def _stream(
         "threads": job.threads,
         VERSIONS: Origin.now().versions,
     }
-    weights = Weights(job.model_record, job.resources)
+    weights = CheckedWeights(job.model_record, job.resources)
 
     def commit(rows: Rows) -> None:
         weights.check()  # a file that was overwritten may have changed under a memory map

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from outlier_atlas.checkpoint.gguf.tensors import LazyWeight
 
 
-class Rows(Protocol):
+class MatrixRows(Protocol):
     """Gives rows `start` to `stop - 1` of a matrix, (row, column) in float32, newly made."""
 
     def __call__(self, start: int, stop: int) -> Tensor: ...
@@ -50,7 +50,7 @@ class Matrix:
     dtype: str
     rows: int
     columns: int
-    take: Rows
+    take: MatrixRows
 
 
 class Checkpoint:
@@ -73,9 +73,9 @@ class Checkpoint:
         from safetensors import SafetensorError, safe_open
 
         if is_gguf(self._files):
-            from outlier_atlas.checkpoint.gguf.tensors import Weights
+            from outlier_atlas.checkpoint.gguf.tensors import GgufWeights
 
-            self._gguf = Weights.open(self._folder)
+            self._gguf = GgufWeights.open(self._folder)
             return self
         for name in self._files:
             try:

@@ -105,9 +105,9 @@ def _weights(folder: Path) -> dict[str, Any]:
     """What `from_pretrained` reads weights from: a folder, or the blocks of a GGUF file."""
     if not (folder / GGUF_INDEX).is_file():
         return {"pretrained_model_name_or_path": folder, "use_safetensors": True}
-    from outlier_atlas.checkpoint.gguf.tensors import Weights
+    from outlier_atlas.checkpoint.gguf.tensors import GgufWeights
 
-    return {"pretrained_model_name_or_path": None, "state_dict": Weights.open(folder)}
+    return {"pretrained_model_name_or_path": None, "state_dict": GgufWeights.open(folder)}
 
 
 def check_complete(

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from outlier_atlas import __version__, criteria, tables
 from outlier_atlas.criteria.perplexity import show as perplexity
 from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
-from outlier_atlas.criteria.show import Evidence, Finding, Page, Section, Show
+from outlier_atlas.criteria.show import Evidence, Finding, Page, ReportSection, Show
 from outlier_atlas.criteria.shows import BEHIND, SHOWS
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Inputs:
+class PageInputs:
     """What a report is made from: files of the run, and the configuration without `execution`.
 
     `ablations` says whether the table of the ablation stage is there.
@@ -67,7 +67,9 @@ class Inputs:
     ablations: bool = False
 
 
-def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_file: Path) -> None:
+def render(
+    settings: Mapping[str, Any], inputs: PageInputs, page: Path, findings_file: Path
+) -> None:
     """Write the page, and the findings as JSON.
 
     Args:
@@ -111,7 +113,7 @@ def render(settings: Mapping[str, Any], inputs: Inputs, page: Path, findings_fil
 
 
 def _head(
-    report: ReportSettings, inputs: Inputs, evidence: Evidence, sentences: Sequence[Finding]
+    report: ReportSettings, inputs: PageInputs, evidence: Evidence, sentences: Sequence[Finding]
 ) -> Row:
     model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
     store = read_record(inputs.store_record)
@@ -151,7 +153,7 @@ def _head(
     }
 
 
-def _left_out(inputs: Inputs) -> str:
+def _left_out(inputs: PageInputs) -> str:
     detection = inputs.configuration["detection"]
     return ExcludeSettings.model_validate(detection["exclude"]).said
 
@@ -164,7 +166,7 @@ def _hash(text: str) -> Markup:
 
 def _body(
     report: ReportSettings,
-    inputs: Inputs,
+    inputs: PageInputs,
     evidence: Evidence,
     tokens: TokenStore,
     environment: Environment,
@@ -187,13 +189,15 @@ def _body(
     }
 
 
-def _rendered(environment: Environment, section: Section, everywhere: Mapping[str, Any]) -> Row:
+def _rendered(
+    environment: Environment, section: ReportSection, everywhere: Mapping[str, Any]
+) -> Row:
     html = environment.get_template(section.template).render(**section.values, **everywhere)
     # What the template has put in is escaped.
     return {"id": section.id, "label": section.label, "shown": section.shown, "html": Markup(html)}
 
 
-def _weights_section(report: ReportSettings, inputs: Inputs) -> Row | None:
+def _weights_section(report: ReportSettings, inputs: PageInputs) -> Row | None:
     if not inputs.configuration["weights"]["measure"]:
         return None
     rows, errors = (
@@ -203,11 +207,11 @@ def _weights_section(report: ReportSettings, inputs: Inputs) -> Row | None:
     return weights.section(rows, errors, report.rows)
 
 
-def _ablation(inputs: Inputs) -> Row:
+def _ablation(inputs: PageInputs) -> Row:
     return ablation.section(tables.read(inputs.tables, tables.ABLATIONS).to_pylist())
 
 
-def _comparison(report: ReportSettings, inputs: Inputs) -> Row:
+def _comparison(report: ReportSettings, inputs: PageInputs) -> Row:
     return comparison.section(inputs.folder, inputs.folder.with_name(str(report.compare)))
 
 

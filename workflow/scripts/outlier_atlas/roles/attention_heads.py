@@ -50,7 +50,7 @@ class ListsOnHost(TorchFunctionMode):
 
 
 @dataclass(frozen=True)
-class Part:
+class HeadChannels:
     """Channels of what a projection makes.
 
     Attributes:
@@ -158,15 +158,15 @@ class Heads:
                 for tensor in made:
                     self._sources[id(tensor)] = self._of(*taken)
 
-    def parts(self) -> dict[Role, Part]:
+    def parts(self) -> dict[Role, HeadChannels]:
         """What could be told for sure."""
         return {role: part for role, met in self._met.items() if (part := self._part(met))}
 
-    def _part(self, met: Sequence[_Operand]) -> Part | None:
+    def _part(self, met: Sequence[_Operand]) -> HeadChannels | None:
         found = {self._part_of(operand) for operand in met}
         return found.pop() if len(found) == 1 else None
 
-    def _part_of(self, operand: _Operand) -> Part | None:
+    def _part_of(self, operand: _Operand) -> HeadChannels | None:
         """The channels behind an operand, head after head."""
         if len({source.module for source in operand.sources}) != 1:
             return None
@@ -187,7 +187,9 @@ class Heads:
         if any(head != list(range(head[0], head[0] + size)) for head in heads):
             return None
         runs = _joined([(head[0], head[-1] + 1) for head in heads])
-        return Part(source.module, len(order), None if runs == ((0, source.width),) else runs)
+        return HeadChannels(
+            source.module, len(order), None if runs == ((0, source.width),) else runs
+        )
 
     def _of(self, *tensors: torch.Tensor) -> frozenset[_Moved]:
         return frozenset().union(*(self._sources.get(id(t), frozenset()) for t in tensors))

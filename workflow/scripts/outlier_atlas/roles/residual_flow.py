@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from outlier_atlas.roles.attention_heads import Part, Role
+from outlier_atlas.roles.attention_heads import HeadChannels, Role
 
 OUTSIDE = -1
 """Stands for the layer of what no block has made."""
@@ -90,7 +90,7 @@ class BlockFlow:
     made: Node
     shape: tuple[int, ...]
     calls: dict[str, Call]
-    heads: dict[Role, Part]
+    heads: dict[Role, HeadChannels]
     attention: dict[str, int]
     returned: int
 

@@ -27,7 +27,7 @@ Compression = Literal["lz4", "zstd", "none"]
 
 
 @dataclass(frozen=True)
-class Part:
+class SiteArray:
     """One of the arrays that hold a site: its name, its dtype, and what its values are."""
 
     name: str
@@ -35,7 +35,7 @@ class Part:
     long_name: str
 
 
-def parts(site: str) -> tuple[Part, ...]:
+def parts(site: str) -> tuple[SiteArray, ...]:
     """The arrays that hold a site, or the losses of the tokens.
 
     Of `expert_out` the values, the expert and the channel of each, and the largest input of the
@@ -43,16 +43,20 @@ def parts(site: str) -> tuple[Part, ...]:
     together.
     """
     if site == TOKEN_LOSS:
-        return (Part(site, "float32", "-log of the probability that the model gives the token"),)
-    values = Part(site, "float32", SITE_NAMES[site])
+        return (
+            SiteArray(site, "float32", "-log of the probability that the model gives the token"),
+        )
+    values = SiteArray(site, "float32", SITE_NAMES[site])
     if site != EXPERT_OUT:
         return (values,)
     return (
         values,
-        Part(f"{site}_expert", "int32", f"expert that {site} is of"),
-        Part(f"{site}_channel", "int32", f"channel that the value of {site} is in"),
-        Part(f"{site}_input", "float32", "largest input of the expert's down projection"),
-        Part(f"{site}_input_channel", "int32", f"channel that the value of {site}_input is in"),
+        SiteArray(f"{site}_expert", "int32", f"expert that {site} is of"),
+        SiteArray(f"{site}_channel", "int32", f"channel that the value of {site} is in"),
+        SiteArray(f"{site}_input", "float32", "largest input of the expert's down projection"),
+        SiteArray(
+            f"{site}_input_channel", "int32", f"channel that the value of {site}_input is in"
+        ),
     )
 
 

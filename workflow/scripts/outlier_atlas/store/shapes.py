@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outlier_atlas.settings.sites import ATTN_SINK, TOKEN_LOSS
-from outlier_atlas.store.layout import Layout, Part, boundary_array, parts
+from outlier_atlas.store.layout import Layout, SiteArray, boundary_array, parts
 from outlier_atlas.store.rearrange import Shape
 
 
@@ -17,7 +17,7 @@ def shapes(layout: Layout) -> dict[str, Shape]:
     return of_sites | between | losses
 
 
-def _part_shape(layout: Layout, site: str, part: Part) -> Shape:
+def _part_shape(layout: Layout, site: str, part: SiteArray) -> Shape:
     # What its numbers depend on, and no other site's: an array of another is replaced.
     of_sinks = {"sink_tokens": layout.sink_tokens} if site == ATTN_SINK else {}
     return {

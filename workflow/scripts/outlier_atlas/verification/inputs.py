@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from outlier_atlas import builtin
-from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.data.folder import local_files
 from outlier_atlas.data.prepare import check_documents, digests_of
 from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
@@ -48,7 +48,7 @@ def _looks(records: Records) -> Iterator[Callable[[], object]]:
         if (records.resources / builtin.path(source)).exists():
             yield partial(builtin.check, f"builtin:{source}", records.resources)
     if records.model.exists():
-        yield lambda: Weights(records.model, records.resources).verify()
+        yield lambda: CheckedWeights(records.model, records.resources).verify()
     yield partial(_check_dataset, records)
     for record in filter(Path.exists, records.datasets):
         yield partial(check_documents, record.with_suffix(".jsonl"), record)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from outlier_atlas import tables
-from outlier_atlas.checkpoint.weight_integrity import Weights
+from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.files import read_record
 from outlier_atlas.loading.matrices import Checkpoint, Matrix
 from outlier_atlas.progress import progress
@@ -39,7 +39,7 @@ def measure(
         ValueError: the model is not there any more, or a weight is quantized in a way that cannot
             be undone.
     """
-    Weights(model_record, resources).check()
+    CheckedWeights(model_record, resources).check()
     record = read_record(model_record)
     source, config, architecture = described(record, resources, trust_remote_code)
     files = record["files"]

@@ -99,7 +99,7 @@ def weights_of(file: GgufFile, config: PretrainedConfig) -> list[Weight]:
                 f"{type(model).__name__} is made; fetch the file again"
             )
     weights = [Weight(name, wanted[name], tuple(blocks)) for name, blocks in made.items()]
-    reader = Weights(file.parts[0].parent, file.architecture, _parameters(file), weights)
+    reader = GgufWeights(file.parts[0].parent, file.architecture, _parameters(file), weights)
     for weight in weights:
         reader.check_shape(weight)
     return weights
@@ -207,7 +207,7 @@ def _parameters(file: GgufFile) -> dict[str, Any]:
 # --- Weights -------------------------------------------------------------------------------------
 
 
-class Weights(Mapping[str, "LazyWeight"]):
+class GgufWeights(Mapping[str, "LazyWeight"]):
     """The weights of a GGUF file by name, each read when it is asked for.
 
     Args:
@@ -228,7 +228,7 @@ class Weights(Mapping[str, "LazyWeight"]):
         self._weights = {weight.name: weight for weight in weights}
 
     @classmethod
-    def open(cls, folder: Path) -> Weights:
+    def open(cls, folder: Path) -> GgufWeights:
         """The weights of a model's folder, as its index has them."""
         index = read_record(folder / GGUF_INDEX)
         weights = [
@@ -348,7 +348,7 @@ class Weights(Mapping[str, "LazyWeight"]):
 class LazyWeight:
     """A weight that is read when transformers loads it: `weight[...].to(dtype=…)`."""
 
-    def __init__(self, weights: Weights, weight: Weight) -> None:
+    def __init__(self, weights: GgufWeights, weight: Weight) -> None:
         self._weights = weights
         self.weight = weight
 
@@ -367,7 +367,7 @@ class LazyWeight:
         return self
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """See `Weights.rows`."""
+        """See `GgufWeights.rows`."""
         return self._weights.rows(self.weight, start, stop)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:

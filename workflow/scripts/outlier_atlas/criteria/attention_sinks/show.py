@@ -13,8 +13,8 @@ from outlier_atlas.criteria.show import (
     Evidence,
     Finding,
     Page,
+    ReportSection,
     Row,
-    Section,
     Show,
     with_left_out,
 )
@@ -39,7 +39,7 @@ class AttentionSinksShow(Show):
         layers, positions = _rows(evidence)
         return with_left_out(sentence(layers, positions, criterion["definition"]), criterion)
 
-    def section(self, page: Page) -> Section:
+    def section(self, page: Page) -> ReportSection:
         criterion = self.criterion(page.evidence)
         values = _values(criterion, *_rows(page.evidence), page.report.rows)
         if criterion["measured"]:
@@ -50,7 +50,7 @@ class AttentionSinksShow(Show):
                 "over the sequences; colour from 0 to 1.",
             )
         template = "attention_sinks/section.html.j2"
-        return Section("sinks", self.title, template, values, shown=criterion["measured"])
+        return ReportSection("sinks", self.title, template, values, shown=criterion["measured"])
 
 
 def _rows(evidence: Evidence) -> tuple[list[Row], list[Row]]:

@@ -8,8 +8,8 @@ from itertools import groupby
 from outlier_atlas.criteria.experts.tables import DESCRIPTION, EXPERT_MAGNITUDES
 from outlier_atlas.criteria.show import (
     Page,
+    ReportSection,
     Row,
-    Section,
     Show,
 )
 from outlier_atlas.settings.sites import EXPERT_OUT
@@ -32,7 +32,7 @@ class ExpertsShow(Show):
     description = DESCRIPTION
     title = "Experts"
 
-    def section(self, page: Page) -> Section:
+    def section(self, page: Page) -> ReportSection:
         rows = page.evidence.rows(EXPERT_MAGNITUDES)
         values: Row = {}
         if rows:
@@ -46,7 +46,9 @@ class ExpertsShow(Show):
                 "are named above.",
             )
         values["measured"] = bool(rows)
-        return Section("experts", self.title, "experts/section.html.j2", values, shown=bool(rows))
+        return ReportSection(
+            "experts", self.title, "experts/section.html.j2", values, shown=bool(rows)
+        )
 
 
 def _values(rows: Sequence[Row], min_tokens: int, most: int) -> Row:

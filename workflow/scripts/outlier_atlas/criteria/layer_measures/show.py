@@ -7,8 +7,8 @@ from outlier_atlas.criteria.magnitudes.show import sites
 from outlier_atlas.criteria.quantization_error import show as quantization_error
 from outlier_atlas.criteria.show import (
     Page,
+    ReportSection,
     Row,
-    Section,
     Show,
 )
 
@@ -19,7 +19,7 @@ class LayerMeasuresShow(Show):
     description = DESCRIPTION
     title = "Kurtosis"
 
-    def section(self, page: Page) -> Section:
+    def section(self, page: Page) -> ReportSection:
         measured = sites(page)
         quantized = quantization_error.pictures(page)
         values = {
@@ -31,7 +31,7 @@ class LayerMeasuresShow(Show):
             ],
         }
         label = f"Kurtosis{' and quantization error' if quantized else ''}"
-        return Section("measures", label, "layer_measures/section.html.j2", values)
+        return ReportSection("measures", label, "layer_measures/section.html.j2", values)
 
 
 def _kurtosis(page: Page, site: str) -> Row:

@@ -11,8 +11,8 @@ from outlier_atlas.criteria.show import (
     Evidence,
     Finding,
     Page,
+    ReportSection,
     Row,
-    Section,
     Show,
     left_out,
     not_measured,
@@ -40,7 +40,7 @@ class LlmInt8Show(Show):
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
         return _findings(evidence, self.criterion(evidence))
 
-    def section(self, page: Page) -> Section:
+    def section(self, page: Page) -> ReportSection:
         rows, most = page.evidence.rows(LLM_INT8_FEATURES), page.report.rows
         criterion = self.criterion(page.evidence)
         values = {
@@ -55,7 +55,9 @@ class LlmInt8Show(Show):
             },
         }
         template = "llm_int8/section.html.j2"
-        return Section("llm-int8", "LLM.int8()", template, values, shown=criterion["measured"])
+        return ReportSection(
+            "llm-int8", "LLM.int8()", template, values, shown=criterion["measured"]
+        )
 
 
 def _findings(evidence: Evidence, criterion: Row) -> list[Finding]:

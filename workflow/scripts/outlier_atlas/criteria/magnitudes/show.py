@@ -9,8 +9,8 @@ from outlier_atlas.criteria.show import (
     Evidence,
     Finding,
     Page,
+    ReportSection,
     Row,
-    Section,
     Show,
 )
 from outlier_atlas.settings.sites import SITE_NAMES
@@ -30,14 +30,14 @@ class MagnitudesShow(Show):
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
         return [largest(evidence.rows(LAYER_MAGNITUDES))]
 
-    def section(self, page: Page) -> Section:
+    def section(self, page: Page) -> ReportSection:
         tokens = page.tokens
         values = {
             "sites": sites(page),
             "tokens_said": f"{count(len(tokens.token_ids), 'token')} in "
             f"{count(tokens.sequences, 'sequence')}",
         }
-        return Section("sites", "Sites", "magnitudes/section.html.j2", values)
+        return ReportSection("sites", "Sites", "magnitudes/section.html.j2", values)
 
 
 def sites(page: Page) -> list[Row]:

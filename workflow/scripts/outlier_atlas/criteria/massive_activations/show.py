@@ -16,8 +16,8 @@ from outlier_atlas.criteria.show import (
     Evidence,
     Finding,
     Page,
+    ReportSection,
     Row,
-    Section,
     Show,
     left_out,
     not_measured,
@@ -50,11 +50,11 @@ class MassiveActivationsShow(Show):
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
         return _findings(evidence, self.criterion(evidence), text)
 
-    def section(self, page: Page) -> Section:
+    def section(self, page: Page) -> ReportSection:
         criterion = self.criterion(page.evidence)
         values = _values(page, criterion)
         template = "massive_activations/section.html.j2"
-        return Section("massive", self.title, template, values, shown=criterion["measured"])
+        return ReportSection("massive", self.title, template, values, shown=criterion["measured"])
 
 
 def _findings(evidence: Evidence, criterion: Row, text: bool) -> list[Finding]:
