@@ -81,6 +81,8 @@ def flip(folder: Path, count: int, seed: int, end: float, only: int | None) -> i
     found: list[flips.Outcome] = []
     for outcome in flips.outcomes(finished, seed, indices, WORKERS, end):
         found.append(outcome)
+        if len(found) % 20 == 0:
+            print(f"{len(found)} flips, {sum(o.bad for o in found)} missed a goal", flush=True)
         if outcome.bad or only is not None:
             print(outcome, flush=True)
             print(
@@ -110,6 +112,8 @@ def wander(folder: Path, count: int, seed: int, end: float, only: int | None) ->
     steps = faults = 0
     for state in histories.states(folder, seed, numbers, STEPS, WORKERS, end, only):
         steps += 1
+        if steps % 10 == 0:
+            print(f"{steps} steps, {faults} not as fresh", flush=True)
         happened = {*state.step.changed, *(kind for kind, _ in state.step.events)}
         tried.update(happened)
         if state.faults:
