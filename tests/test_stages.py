@@ -53,7 +53,7 @@ def test_a_record_without_products_is_a_reason_only_where_it_is_newer(tmp_path):
     assert reason(2) == "a 1 → 2"
     assert reason(2) == "a 1 → 2", "after a run that was stopped"
     assert reason(2, newer=False) is None
-    assert reason(3) == "a 2 → 3"
+    assert reason(3, newer=False) == "a 2 → 3"
 
 
 def test_damaged_records_are_told(tmp_path):

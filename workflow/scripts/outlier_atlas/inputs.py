@@ -96,7 +96,8 @@ class Inputs:
             before = None if before is None else _without_change(before)
             file = path if same else self._written(path, there, wanted, True, before)
             if before is not None:
-                self._reasons_if_newer[str(file)] = changes_in_words(path.stem, before, wanted)
+                reasons = self._reasons_if_newer if same else self._reasons
+                reasons[str(file)] = changes_in_words(path.stem, before, wanted)
             return str(file)
         gone = products.missing(made) if made is not None else []
         made_from = None if made is None else products.made_from(made)
