@@ -13,6 +13,7 @@ from typing import Any
 
 from outlier_atlas.plan.units import shown
 from outlier_atlas.sanitize import shortened
+from outlier_atlas.text import count
 
 LONGEST = 240
 """Characters of a finding."""
@@ -48,18 +49,18 @@ def _files(jobs: Sequence[Any]) -> str:
 def _model(jobs: Sequence[Any]) -> str:
     record = _record(jobs[0].output[0])
     size = shown(record["weight_bytes"])
-    return f"{record['architecture']}, {record['layers']} layers, {size} of weights"
+    return f"{record['architecture']}, {count(record['layers'], 'layer')}, {size} of weights"
 
 
 def _documents(jobs: Sequence[Any]) -> str:
     record = _record(jobs[0].output.record)
-    return f"{record['documents']:,} documents"
+    return count(record["documents"], "document")
 
 
 def _tokens(jobs: Sequence[Any]) -> str:
     record = _record(jobs[0].output.record)
-    sequences, documents = record["sequences"], record["documents"]
-    return f"{record['tokens']:,} tokens in {sequences:,} sequences, of {documents:,} documents"
+    tokens, sequences = count(record["tokens"], "token"), count(record["sequences"], "sequence")
+    return f"{tokens} in {sequences}, of {count(record['documents'], 'document')}"
 
 
 def _store(jobs: Sequence[Any]) -> str:
@@ -77,15 +78,15 @@ def _activations(jobs: Sequence[Any]) -> str:
 
 
 def _shape(shape: dict[str, Any]) -> str:
-    layers, sites = len(shape["layers"]), len(shape["sites"])
-    return f"{layers} layers, {sites} sites, {shape['tokens']:,} tokens"
+    layers, sites = count(len(shape["layers"]), "layer"), count(len(shape["sites"]), "site")
+    return f"{layers}, {sites}, {count(shape['tokens'], 'token')}"
 
 
 def _weights(jobs: Sequence[Any]) -> str:
     rows = _rows(jobs, "weights.csv")
     largest = max(rows, key=lambda row: abs(float(row["value"] or 0)))
     value = abs(float(largest["value"] or 0))
-    return f"{len(rows):,} weights; the largest |value| is {value:.4g} in {largest['weight']}"
+    return f"{count(len(rows), 'weight')}; the largest |value| is {value:.4g} in {largest['weight']}"
 
 
 def _criteria(jobs: Sequence[Any]) -> str:
