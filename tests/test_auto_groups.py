@@ -269,7 +269,6 @@ def test_a_choice_that_comes_out_the_same_runs_nothing_else(finished, tmp_path):
     }  # fmt: skip
     assert choice.read(project.folder / CHOICE) == 2
     shutil.rmtree(project.folder / ".snakemake")
-    assert planned(project.folder, changed(CONFIG, "execution.device_memory", TWO)) != [{}]
     assert again(project, changed(CONFIG, "execution.device_memory", TWO)) == {}
 
 
@@ -281,7 +280,7 @@ def test_a_finished_run_imports_no_torch(finished, arguments):
         [*command, "--configfile", "auto.yaml", *arguments],
         cwd=finished, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "Nothing to be done" in done.stderr
+    assert "Nothing to be done" in done.stdout + done.stderr
     imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
     assert "outlier_atlas.plan.choice" in imported
     assert not {"torch", "transformers"} & imported
