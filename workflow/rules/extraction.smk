@@ -24,9 +24,6 @@ rule plan:
 # `layer_groups: auto`: how many extraction jobs there are is known once this has run.
 if AUTO_GROUPS:
 
-    localrules:
-        choose_layer_groups,
-
     checkpoint choose_layer_groups:
         input:
             inputs=lambda wildcards: choice_inputs(),
@@ -37,8 +34,9 @@ if AUTO_GROUPS:
             products=products_of("choose_layer_groups"),
         log:
             f"{RESULTS}/logs/choose_layer_groups.log",
+        localrule: True
         conda:
-            "../../envs/model.yaml"
+            "../envs/model.yaml"
         resources:
             jobs_at_once=extractions_at_once,
             scheduled=scheduled,

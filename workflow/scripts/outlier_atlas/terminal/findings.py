@@ -86,7 +86,8 @@ def _weights(jobs: Sequence[Any]) -> str:
     rows = _rows(jobs, "weights.csv")
     largest = max(rows, key=lambda row: abs(float(row["value"] or 0)))
     value = abs(float(largest["value"] or 0))
-    return f"{count(len(rows), 'weight')}; the largest |value| is {value:.4g} in {largest['weight']}"
+    weights = count(len(rows), "weight")
+    return f"{weights}; the largest |value| is {value:.4g} in {largest['weight']}"
 
 
 def _criteria(jobs: Sequence[Any]) -> str:
