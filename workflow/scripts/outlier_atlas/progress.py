@@ -18,6 +18,8 @@ FIRST_SECONDS, LAST_SECONDS = 2.0, 30.0
 """Between two lines in the log: at first, and in a job of hours."""
 LINE_SECONDS = 15.0
 """Between two lines on a screen that cannot draw a bar."""
+LEAST_SHARE = 0.02
+"""From which on the time that is left is told."""
 
 
 class Progress:
@@ -73,9 +75,11 @@ class Progress:
         left = (self._total - self._done) / rate if rate else 0.0
         share = self._done / self._total if self._total else 1.0
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        # The first steps compile and load: their rate tells nothing of the rest.
+        ahead = f", {_time(left)} left" if share >= LEAST_SHARE else ""
         return (
             f"{self._description}: {int(100 * share)} % of {self._total:,}{self._unit}, "
-            f"{speed}{self._unit}/s, {_time(left)} left"
+            f"{speed}{self._unit}/s{ahead}"
         )
 
 

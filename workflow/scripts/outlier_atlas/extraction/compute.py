@@ -26,6 +26,7 @@ from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
 from outlier_atlas.store.layout import Target
 from outlier_atlas.store.repair import look_again
+from outlier_atlas.text import count
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import LayerGroup
@@ -149,4 +150,6 @@ def _say_where(job: Job, where: str) -> None:
     """One job of the run says it on the terminal; every job has it in its log."""
     if named(where).is_host and job.device == "auto":
         level = logging.WARNING if job.group == job.shard == 0 else logging.DEBUG
-        log.log(level, "no CUDA device here: running on the CPU, %d threads a job", job.threads)
+        log.log(
+            level, "no CUDA device here: running on the CPU, %s a job", count(job.threads, "thread")
+        )
