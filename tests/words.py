@@ -4,7 +4,6 @@ python tests/words.py: a line for each of them in the project's files; `make lin
 """
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -41,17 +40,22 @@ def found(path: Path) -> list[str]:
 
 
 def main() -> int:
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    names = [
-        name
-        for name in tracked
-        if Path(name).suffix in TEXT and name not in EXEMPT and not name.startswith("tests/")
-    ]
-    lines = [line for name in names if (ROOT / name).is_file() for line in found(ROOT / name)]
+    lines = [line for path in texts() for line in found(path)]
     print("\n".join(lines) or "no words to avoid")
     return bool(lines)
+
+
+def texts() -> list[Path]:
+    """The texts of the project but for its tests: what a user may read."""
+    folders = [ROOT / name for name in ("benchmarks", "config", "docs", "profiles", "workflow")]
+    paths = [path for folder in folders for path in sorted(folder.rglob("*"))]
+    paths += sorted(path for path in ROOT.iterdir() if path.is_file())
+    names = {path: str(path.relative_to(ROOT)) for path in paths}
+    return [
+        path
+        for path, name in names.items()
+        if path.is_file() and path.suffix in TEXT and name not in EXEMPT and "/." not in f"/{name}"
+    ]
 
 
 if __name__ == "__main__":
