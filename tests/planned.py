@@ -84,7 +84,8 @@ def main(folder: Path) -> None:
     output = OutputSettings(quiet={Quietness.ALL})
     with SnakemakeApi(output) as api, redirect_stdout(StringIO()):
         workflow = api.workflow(
-            resource_settings=ResourceSettings(cores=2),
+            # More than any job asks for: with fewer GPUs a job gets no more than there are.
+            resource_settings=ResourceSettings(cores=2, resources={"gpu": 8}),
             config_settings=ConfigSettings(configfiles=[folder / "mine.yaml"]),
             snakefile=ROOT / "Snakefile",
             workdir=folder,

@@ -90,7 +90,7 @@ def test_of_measured_memory_a_tenth_is_left_alone_where_that_fits(llama, tmp_pat
 def test_the_host_beside_a_device_counts(large, tmp_path):
     run = automatic(large, tmp_path)
     made = planned_before(run.settings, run.model_record, run.resources)
-    beside = int(made.divided(2).beside / 0.9) + 1
+    beside = int(made.divided(2).host_needed / 0.9) + 1
     budget = MemoryBudget("device", None, "the device", beside)
     assert layer_groups.fewest([(made, budget)]) == 2
 

@@ -204,8 +204,8 @@ INDEXED = {
     "index: an empty map": (content(INDEX, '{"weight_map": {}}'), "names no file"),
     "index: a number": (index(x=7), "not a safetensors index"),
     "index: up and away": (index(x="../../m/model.safetensors"), "names '../../m/model.safetenso"),
-    "index: an absolute path": (index(x="/etc/passwd"), "names '/etc/passwd', and a file beside"),
-    "index: the folder": (index(x="."), "names '.', and a file beside it is needed"),
+    "index: an absolute path": (index(x="/etc/passwd"), "names '/etc/passwd', which is no file in"),
+    "index: the folder": (index(x="."), "names '.', which is no file in its folder"),
     "index: a pickle": (index(x="pytorch_model.bin"), "which is no safetensors file"),
     "index: an escape": (index(x="\x1b[2J.safetensors"), r"names '\x1b[2J.safetensors', which is"),
     "experts: more than there are": (
