@@ -200,7 +200,7 @@ def test_a_job_imports_the_library_next_to_its_script(tmp_path):
     (tmp_path / "outlier_atlas").mkdir()
     (tmp_path / "outlier_atlas" / "__init__.py").write_text("raise ImportError('another one')")
     scripts = ROOT / "workflow" / "scripts"
-    code = f"import sys; sys.path.extend([{str(scripts)!r}]); import doorway, outlier_atlas as o"
+    code = f"import sys; sys.path.extend([{str(scripts)!r}]); import rule_main, outlier_atlas as o"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print(o.__file__)"], cwd=tmp_path, check=True,
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)},
