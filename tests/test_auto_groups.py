@@ -215,7 +215,14 @@ def finished(large, tmp_path_factory):
 
 def command(folder, *arguments, check=True):
     done = snakemake(
-        folder, TARGET, "--configfile", "mine.yaml", *arguments, root=folder, check=check
+        folder,
+        TARGET,
+        "--configfile",
+        "mine.yaml",
+        "--verbose",
+        *arguments,
+        root=folder,
+        check=check,
     )
     return done.stdout + done.stderr
 
