@@ -23,6 +23,8 @@ from typing import Any
 
 import commanded
 import forked
+import numpy as np
+import zarr
 from commanded import Done, Project
 
 from outlier_atlas import inputs, products
@@ -384,9 +386,30 @@ def differences(fresh: Path, run: Path) -> list[str]:
         elif name not in want:
             if not _matches(LEFTOVERS, name):
                 wrong.append(f"left over {name}")
-        elif want[name] != have[name]:
+        elif want[name] != have[name] and not _differs_behind_the_end(fresh, run, name):
             wrong.append(name)
     return wrong
+
+
+def _differs_behind_the_end(fresh: Path, run: Path, name: str) -> bool:
+    """Whether two chunks differ only in rows behind the end of their array, which no reader sees.
+
+    Those of sequences that the run has no more stay in an array's last chunk.
+    """
+    found = re.fullmatch(r"((?:activations|boundaries)\.zarr)/(\w+)/c/([\d/]+)", name)
+    if not found:
+        return False
+    one, other = (
+        zarr.open_group(folder / found[1], mode="r", use_consolidated=False)[found[2]]
+        for folder in (fresh, run)
+    )
+    assert isinstance(one, zarr.Array) and isinstance(other, zarr.Array)
+    axis, index = len(one.shape) - 2, [int(number) for number in found[3].split("/")]
+    last, filled = divmod(one.shape[axis], one.chunks[axis])
+    if index[axis] != last or not filled or one.shape != other.shape:
+        return False
+    values = [np.asarray(array[:]).tobytes() for array in (one, other)]
+    return values[0] == values[1]
 
 
 ORDER = ("tokens", "manifests", "activations", "boundaries", "summaries", "tables", "figures")
