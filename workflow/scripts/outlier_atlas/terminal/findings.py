@@ -52,6 +52,10 @@ def _model(jobs: Sequence[Any]) -> str:
     return f"{record['architecture']}, {count(record['layers'], 'layer')}, {size} of weights"
 
 
+def _layer_groups(jobs: Sequence[Any]) -> str:
+    return count(_record(jobs[0].output.choice)["layer_groups"], "layer group")
+
+
 def _documents(jobs: Sequence[Any]) -> str:
     record = _record(jobs[0].output.record)
     return count(record["documents"], "document")
@@ -134,6 +138,7 @@ def _record(path: object) -> dict[str, Any]:
 FINDINGS: dict[str, Callable[[Sequence[Any]], str]] = {
     "fetch_model": _model,
     "fetch_dataset": _documents,
+    "choose_layer_groups": _layer_groups,
     "tokenize_dataset": _tokens,
     "create_store": _store,
     "extract_activations": _activations,

@@ -57,6 +57,7 @@ class Stages:
         self._stages: dict[str, Stage] = {}
         self._rules: dict[int, str] = {}
         self._started = time.monotonic()
+        self._dag: Any = None
 
     def plan(self, dag: Any, known: Known | None) -> Iterator[str]:
         """Take the jobs of Snakemake's graph, and yield a line for each rule: why it runs.
@@ -65,15 +66,8 @@ class Stages:
             dag: Snakemake's graph.
             known: returns the reason that a record gives; None leaves reasons out.
         """
-        jobs: dict[str, list[Any]] = defaultdict(list)
-        for level in dag.toposorted(set(dag.needrun_jobs())):
-            for job in sorted(level, key=str):
-                if not job.is_norun:
-                    jobs[job.rule.name].append(job)
-        for rule, of_rule in jobs.items():
-            numbered = {dag.jobid(job): job for job in of_rule}
-            self._stages[rule] = Stage(rule, _title(of_rule), numbered)
-            self._rules |= dict.fromkeys(numbered, rule)
+        self._dag = dag
+        jobs = self._take()
         if not jobs:
             return
         count = sum(map(len, jobs.values()))
@@ -83,8 +77,26 @@ class Stages:
             why = "" if known is None else reason(dag, of_rule, known)
             yield f"  {rule:{width}} {len(of_rule):5}  {why}".rstrip()
 
+    def _take(self) -> dict[str, list[Any]]:
+        """Take the jobs that the graph has now, in the order of their rules; what is done stays."""
+        jobs: dict[str, list[Any]] = defaultdict(list)
+        for level in self._dag.toposorted(set(self._dag.needrun_jobs())):
+            for job in sorted(level, key=str):
+                if not job.is_norun:
+                    jobs[job.rule.name].append(job)
+        for rule, of_rule in jobs.items():
+            numbered = {self._dag.jobid(job): job for job in of_rule}
+            stage = self._stages.setdefault(rule, Stage(rule, _title(of_rule), numbered))
+            finished = {n: job for n, job in stage.jobs.items() if n in stage.finished}
+            stage.jobs = finished | numbered
+            stage.title = _title(list(stage.jobs.values()))
+            self._rules |= dict.fromkeys(numbered, rule)
+        return jobs
+
     def begin(self, number: int, logs: Iterable[str]) -> str | None:
         """Note that a job begins; return the line of its stage if it is the first."""
+        if number not in self._rules and self._dag is not None:
+            self._take()  # a checkpoint has made the graph larger
         stage = self._of(number)
         if stage is None:
             return None
@@ -131,7 +143,7 @@ class Stages:
 
     def end(self) -> str:
         """Return the line behind the last job."""
-        count = len(self._rules)
+        count = sum(len(stage.finished) for stage in self._stages.values())
         took = duration(time.monotonic() - self._started)
         return f"{_clock()} {count} {'job' if count == 1 else 'jobs'} done in {took}"
 
