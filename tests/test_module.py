@@ -246,6 +246,8 @@ def test_turns_follow_the_jobs_of_a_workflow_without_hooks(tmp_path, monkeypatch
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """A repository with what is in the worktree."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
     folder = tmp_path_factory.mktemp("repository")
     for name in ("Snakefile", "workflow", "profiles"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy2)(ROOT / name, folder / name)
