@@ -94,7 +94,7 @@ def test_a_job_that_is_refused_ends_in_one_line_and_leaves_only_its_log(name, fo
 
 
 CONFIGURATIONS = {
-    "twice": ("model: {source: ./a}\nmodel: {source: ./b}\n", "line 2: 'model' is there already"),
+    "twice": ("model: {source: ./a}\nmodel: {source: ./b}\n", "line 2: 'model' is a repeated key"),
     "bomb": (
         "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"{b}: &{b} [{f'*{a},' * 10}]\n" for a, b in pairwise("abcdef")),

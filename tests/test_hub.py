@@ -229,7 +229,7 @@ def test_what_cannot_run_is_refused_before_its_weights_are_fetched(outcome, name
         ("no_dataset_revision", "dataset 'texts/speeches' has no revision 'v9'"),
         ("no_subset", "dataset 'texts/speeches'"),
         ("no_split", "dataset 'texts/speeches'"),
-        ("no_column", "there is no column 'content'; there are 'text'"),
+        ("no_column", "there is no column 'content'; its columns are 'text'"),
         ("gated_dataset", "dataset 'texts/gated' is gated"),
         ("no_data", "dataset 'texts/empty': it has no data files"),
         ("too_little", "too little text: "),

@@ -35,7 +35,7 @@ def arrays(folder):
 
 USERS = {
     "the Snakemake of a run": lambda folder: locks.own(folder, print),
-    "a job": lambda folder: locks.at_work(folder / "locks" / "job", print).__enter__(),
+    "a job": lambda folder: locks.job_lock(folder / "locks" / "job", print).__enter__(),
     "who asks": lambda folder: locks.is_held(folder / "locks" / "job"),
     "commits": lambda folder: commits._lock(folder, fcntl.LOCK_EX).__enter__(),
     "a shared chunk": lambda folder: arrays(folder)._chunk_lock(3).__enter__(),

@@ -44,7 +44,7 @@ def faults(config):
         ("model", "gpt2", "model = 'gpt2': must be a section with the keys source"),
         ("model.source", "", "model.source = '': must not be empty"),
         ("model.source", 7, "model.source = 7: must be text"),
-        ("model.source", "builtin:gpt5", "model.source = 'builtin:gpt5': no such built-in; there"),
+        ("model.source", "builtin:gpt5", "model.source = 'builtin:gpt5': no such built-in; take"),
         ("model.revision", "main", "model: revision 'main': only a hub id has revisions"),
         ("model.dtype", "fp8", "model.dtype = 'fp8': must be 'bfloat16', 'float16' or 'float32'"),
         ("model.dtype", None, "model.dtype = None: must be 'bfloat16', 'float16' or 'float32'"),

@@ -16,7 +16,7 @@ from outlier_atlas.extraction.writer import RowWriter
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 PATIENCE = 60
-STOPPED = "stopped by {}; what is committed counts: run the same command again\n"
+STOPPED = "stopped by {}; committed results are kept: run the same command again\n"
 
 SCRIPT = """
 import os, sys, time
@@ -266,7 +266,7 @@ def test_a_job_that_was_stopped_alone_is_told_once_by_its_snakemake(capfd):
         assert not supervisor.keep(record(f"{command}{how}"))
     assert supervisor.keep(record(f"{command}returned non-zero exit status 1."))
     assert supervisor.keep(record("Error in rule a:"))
-    said = "a job was stopped by a signal; what is committed counts: run the same command again\n"
+    said = "a job was stopped by a signal; committed results are kept: run the same command again\n"
     assert capfd.readouterr().err == said
 
 

@@ -11,8 +11,8 @@ from outlier_atlas.files import (
     canonical,
     read_record,
     replacing,
-    unwritten,
     write_all,
+    write_error,
     write_record,
     write_whole,
 )
@@ -82,8 +82,8 @@ def test_a_file_is_appended_to_or_replaced(tmp_path):
 
 def test_room_is_asked_for_where_that_helps(tmp_path):
     for number in errno.ENOSPC, errno.EDQUOT, errno.EFBIG:
-        assert "make room" in str(unwritten(OSError(number, "full"), tmp_path, "9 bytes"))
-    assert "make room" not in str(unwritten(OSError(errno.EACCES, "no"), tmp_path, "9 bytes"))
+        assert "make room" in str(write_error(OSError(number, "full"), tmp_path, "9 bytes"))
+    assert "make room" not in str(write_error(OSError(errno.EACCES, "no"), tmp_path, "9 bytes"))
 
 
 def test_a_record_that_was_changed_anywhere_is_damaged(tmp_path):

@@ -84,7 +84,7 @@ def _ablate(ablation: Ablation) -> None:
     losses = {key: streams.losses(key) for key in variants}
     bootstrap = Bootstrap(ablation.held.sequences, **ablation.bootstrap)
     found = columns(trials, losses, ablation.held.sequence_starts, bootstrap)
-    table = tables.ABLATIONS.under({"bootstrap": bootstrap.record()})
+    table = tables.ABLATIONS.with_parameters({"bootstrap": bootstrap.record()})
     tables.write(ablation.tables, table, found)
 
 

@@ -27,11 +27,11 @@ class ModelSettings(Section):
     )
     dtype: DType = Field(
         "bfloat16",
-        description="Type in which weights are held and the forward pass computes; quantized "
-        "weights are dequantized into it.",
+        description="Data type of the weights in memory and of the forward pass; quantized "
+        "weights are dequantized to it.",
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the checkpoint. Off unless you set it."
+        False, description="Whether Python code that comes with the checkpoint may run."
     )
 
     @field_validator("source")

@@ -1,8 +1,8 @@
-"""Tables as files: Parquet and CSV.
+"""Tables as Parquet and CSV files.
 
-One row a finding, in a fixed order, the same from run to run. The definition of a column
-and its unit travel in the Parquet file itself, as the field's metadata `definition` and `unit`;
-the tokens that are left out of its numbers, as the file's `left_out`.
+A table has one row for each finding, in an order that is the same in every run. The Parquet file
+contains the definition and the unit of each column as the field's metadata `definition` and `unit`,
+and the tokens that its numbers exclude as the file's metadata `left_out`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from outlier_atlas.files import replacing, write_whole
 from outlier_atlas.tables.table import Table
 
 LEFT_OUT = b"left_out"
+"""Key of the file's metadata with the excluded tokens."""
 
 DEFINITION = b"definition"
-"""Key of a column's metadata."""
+"""Key of a column's metadata with its definition."""
 
 ROWS_TOGETHER = 64
-"""Rows that are written together where rows are long."""
+"""Number of rows in a batch of a table with long rows."""
 
 
 def write(folder: Path, table: Table, columns: Mapping[str, Any], left_out: str = "") -> None:
-    """Write a table as Parquet and as CSV; each file appears whole or not at all.
+    """Write a table as Parquet and as CSV, each file atomically.
 
     Args:
-        folder: the run's `tables` folder; made where it is missing.
-        table: its description.
-        columns: its values, all equally long; the names must be those of the description.
-        left_out: tokens that its numbers are without, in a sentence (`ExcludeSettings.said`); the
-            Parquet file's metadata has it as `left_out`.
+        folder: the run's `tables` folder; created if it is missing.
+        table: description of the table.
+        columns: values of each column, all of equal length; the names must be those of the
+            description.
+        left_out: sentence that names the excluded tokens (`ExcludeSettings.sentence`), for the
+            metadata `left_out` of the Parquet file.
     """
     assert set(columns) == {column.name for column in table.columns}, table.name
     schema = table.schema
@@ -55,7 +57,7 @@ def _write_parquet(data: pa.Table, content: pa.BufferOutputStream) -> None:
 
 @contextmanager
 def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Write a table that is too large to be held, as Parquet alone: gives what takes each row.
+    """Yield a function that writes one row of a table too large for memory; only as Parquet.
 
     The file appears when the block ends without an error.
     """
@@ -81,51 +83,52 @@ def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any
 
 
 def read(folder: Path, table: Table) -> pa.Table:
-    """A table that `write` wrote.
+    """Read a table that `write` wrote.
 
     Raises:
-        ValueError: another version of the project wrote it, with other columns.
+        ValueError: Another version of the project wrote the file, with other columns.
     """
     path = folder / f"{table.name}.parquet"
-    # Without this, pyarrow reads a column that the file lacks as empty.
-    _refuse_other(path, pa.parquet.read_schema(path), table)
+    # Without this check, pyarrow reads a missing column as empty.
+    _refuse_other_columns(path, pa.parquet.read_schema(path), table)
     return pa.parquet.read_table(path, schema=table.schema)
 
 
 def refuse_other_definitions(folder: Path, table: Table) -> None:
-    """Check that a table's columns mean what this version of the project means by them.
+    """Check that the columns of a table have the definitions of this version of the project.
 
     Raises:
-        ValueError: another version of the project wrote it, by other definitions.
+        ValueError: Another version of the project wrote the file, with other columns or
+            definitions.
     """
     path = folder / f"{table.name}.parquet"
     schema = pa.parquet.read_schema(path)
-    _refuse_other(path, schema, table)
+    _refuse_other_columns(path, schema, table)
     for column in table.columns:
         definition = (schema.field(column.name).metadata or {}).get(DEFINITION, b"")
         if definition.decode() != column.definition:
             raise _other_version(path, f"its column {column.name} has another definition")
 
 
-def _refuse_other(path: Path, schema: pa.Schema, table: Table) -> None:
-    have = {field.name: field.type for field in schema}
+def _refuse_other_columns(path: Path, schema: pa.Schema, table: Table) -> None:
+    types = {field.name: field.type for field in schema}
     for column in table.columns:
-        if column.name not in have:
+        if column.name not in types:
             raise _other_version(path, f"it has no column {column.name}")
-        if have[column.name] != column.type:
+        if types[column.name] != column.type:
             raise _other_version(
-                path, f"its column {column.name} is {have[column.name]}, not {column.type}"
+                path, f"its column {column.name} is {types[column.name]}, not {column.type}"
             )
 
 
 def _other_version(path: Path, cause: str) -> ValueError:
     return ValueError(
         f"{path}: written by another version of Outlier Atlas ({cause}); run the snakemake command "
-        f"of its run again: the table is written again from what the run has computed"
+        f"of its run again: it rewrites the table from the results that the run has computed"
     )
 
 
 def left_out(folder: Path, table: Table) -> str:
-    """The tokens that a table's numbers are without, in a sentence; empty where there are none."""
+    """Return the sentence that names the tokens excluded from a table; empty if there are none."""
     metadata = pa.parquet.read_schema(folder / f"{table.name}.parquet").metadata
     return bytes(metadata.get(LEFT_OUT, b"")).decode()

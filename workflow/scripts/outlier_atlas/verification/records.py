@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from outlier_atlas import job_metrics
 from outlier_atlas.checkpoint.source import DIGESTS
 from outlier_atlas.data.tokens import HELDOUT, RECORD
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
-from outlier_atlas.job_metrics import MEASURED
 from outlier_atlas.plan.choice import CHOICE
 
 
@@ -62,7 +62,7 @@ def own_records(records: Records) -> Iterator[str]:
     paths += [*records.datasets, *sorted((run / "manifests" / INPUTS).glob("*.json"))]
     for folder in (INPUTS, DIGESTS):
         paths += sorted((records.resources / folder).glob("*.json"))
-    paths += sorted((run / MEASURED).glob("*.json"))
+    paths += sorted((run / job_metrics.FOLDER).glob("*.json"))
     for path in filter(Path.exists, paths):
         try:
             check_record(path)
