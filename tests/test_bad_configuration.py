@@ -76,9 +76,9 @@ FILES = {
     "a number of words": (dataset("sequences: !!int ten"), "dataset.sequences = ten: cannot be r"),
     "a truth of words": (dataset("split: !!bool maybe"), "dataset.split = maybe: cannot be read"),
     "a time of words": (dataset("date: !!timestamp x"), "dataset.date = x: cannot be read as a"),
-    "an alias bomb": (BOMB, "more than 10,000 values, with its aliases (`*name`) written out"),
-    "a merge bomb": (MERGE_BOMB, "more than 10,000 values, with its aliases"),
-    "an alias of itself": ("a: &a [*a]\n", "more than 10,000 values, with its aliases"),
+    "an alias bomb": (BOMB, "more than 10,000 values with all aliases (`*name`) expanded"),
+    "a merge bomb": (MERGE_BOMB, "more than 10,000 values with all aliases"),
+    "an alias of itself": ("a: &a [*a]\n", "more than 10,000 values with all aliases"),
     "a deep nest": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
     "expressions": ("__use_yte__: true\n" + LEAST, "__use_yte__ lets a configuration run Python"),
     "no keys of ours": (with_line("layers: 3"), "layers: unknown key; known here: run, model, dat"),
@@ -257,7 +257,7 @@ FILES = {
     # Combinations.
     "groups above layers": (
         with_line("extraction: {layers: [0], layer_groups: 2}"),
-        "layer_groups 2 is above the 1 layers that have to run to measure layer 0",
+        "layer_groups 2 is above the 1 layers that must run to measure layer 0",
     ),
     "shards above sequences": (
         dataset("sequences: 1") + "extraction: {sequence_shards: 2}\n",
@@ -296,7 +296,7 @@ FILES = {
     ),
     "leaving out of what is not kept": (
         with_line("extraction: {store: []}\ndetection: {exclude: {first_positions: 1}}"),
-        "detection.exclude: tokens cannot be left out of attn_in, whose values are not stored; ",
+        "detection.exclude: tokens cannot be excluded at attn_in, because its values are not ",
     ),
     # Sources.
     "a URL": (source("https://hf.co/a/b"), "neither a hub id (`name`, `owner/name`) nor a path"),

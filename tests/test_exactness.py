@@ -19,7 +19,7 @@ from outlier_atlas.statistics import medians, summary
 from outlier_atlas.statistics.codes import bits_of_code, from_code, magnitude_codes
 from outlier_atlas.statistics.medians import needs_median, sequence_median
 from outlier_atlas.statistics.sequences import WholeSequence
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 
 DTYPES = {"float32": np.float32, "float16": np.float16}
 
@@ -73,7 +73,7 @@ def test_massive_activations_are_those_of_the_definition(
         mock.patch.object(summary, "on_host", lambda _: on_host),
         mock.patch.object(medians, "on_host", lambda _: on_host),
     ):
-        tiles = [summarize(values[a:b], Place(0, a, b - a), 64.0) for a, b in pairwise(edges)]
+        tiles = [summarize(values[a:b], TileRange(0, a, b - a), 64.0) for a, b in pairwise(edges)]
         found = massive_activations(
             WholeSequence(tuple(tiles)), 100.0, 1000.0, "tensor",
             lambda tile: values[tile.start : tile.stop],
@@ -100,9 +100,9 @@ def test_the_bits_of_a_code_are_all_that_are_rounded_to_it(code):
 
 def test_bfloat16_needs_no_second_look():
     x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 100
-    assert needs_median(summarize(x, Place(0, 0, 40), 64.0))
-    assert not needs_median(summarize(x, Place(0, 0, 40), 1e9)), "nothing to compare"
-    rounded = summarize(x.bfloat16(), Place(0, 0, 40), 64.0)
+    assert needs_median(summarize(x, TileRange(0, 0, 40), 64.0))
+    assert not needs_median(summarize(x, TileRange(0, 0, 40), 1e9)), "nothing to compare"
+    rounded = summarize(x.bfloat16(), TileRange(0, 0, 40), 64.0)
     assert not needs_median(rounded)
     whole = WholeSequence((rounded,)).median()
     assert whole == lower_median(x.bfloat16().float().numpy())

@@ -157,7 +157,7 @@ def test_the_user_names_files(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["/etc/passwd", "../x.txt", "a/../../x.txt", "~/x", "**x"])
 def test_no_pattern_leads_out_of_the_folder(pattern):
-    with pytest.raises(ValueError, match=r"leads out of the dataset|has to be alone"):
+    with pytest.raises(ValueError, match=r"leads out of the dataset|must be a path component"):
         DatasetSettings(source="./x", files=[pattern])
 
 

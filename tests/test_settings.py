@@ -126,7 +126,7 @@ def test_every_fault_has_its_own_line():
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({}, "model: missing; The model: where it comes from and its dtype."),
+        ({}, "model: missing; The model: its source and its dtype."),
         ({"model": {}}, "model.source: missing; `builtin:smollm2-135m-instruct`, a local folder"),
     ],
 )

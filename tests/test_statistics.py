@@ -17,7 +17,7 @@ from outlier_atlas.statistics.codes import from_code, magnitude_codes
 from outlier_atlas.statistics.experts import ExpertMagnitudes, summarize_experts
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.sequences import BySequence
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 
 CHANNELS = 4
 
@@ -43,7 +43,7 @@ def places(length, cuts, starts=(0,)):
     """Tiles of `length` tokens, cut before each of the tokens `cuts` and at each sequence."""
     edges = sorted({*starts, length, *(cut % length for cut in cuts)})
     for a, b in pairwise(edges):
-        yield Place(sum(start <= a for start in starts) - 1, a, b - a)
+        yield TileRange(sum(start <= a for start in starts) - 1, a, b - a)
 
 
 def tiles(x, cuts, starts=(0,), floor=1.0):
@@ -192,7 +192,7 @@ def test_massive_activations_of_any_split_are_those_of_the_whole(
     starts = np.array(sorted({0, len(x), *(cut % len(x) for cut in sequences)}), np.int64)
     decide = partial(massive_activations, absolute=100.0, ratio=1000.0, median=median)
     pieces = tiles(x, cuts, starts[:-1].tolist())
-    got = accumulate(lambda: BySequence(starts, decide), pieces, order, split).found()
+    got = accumulate(lambda: BySequence(starts, decide), pieces, order, split).results()
     want = []
     for a, b in pairwise(starts):
         whole = lower_median(x[a:b])

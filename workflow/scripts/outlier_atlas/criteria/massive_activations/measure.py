@@ -88,7 +88,7 @@ class MassiveActivationsMeasure(CriterionMeasure):
     @cached_property
     def found(self) -> list[Massive]:
         """The massive activations, by layer."""
-        return [(layer, one) for layer, each in self.of_layers.items() for one in each.found()]
+        return [(layer, one) for layer, each in self.of_layers.items() for one in each.results()]
 
     def findings(self) -> int:
         return len(self.found)

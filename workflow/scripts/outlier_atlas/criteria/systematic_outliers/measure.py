@@ -60,7 +60,7 @@ class SystematicOutliersMeasure(CriterionMeasure):
     @cached_property
     def found(self) -> list[tuple[int, TokenOutlier]]:
         """The outliers, by layer."""
-        return [(layer, one) for layer, each in self.of_layers.items() for one in each.found()]
+        return [(layer, one) for layer, each in self.of_layers.items() for one in each.results()]
 
     def findings(self) -> int:
         return len(self.found)
