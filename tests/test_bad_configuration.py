@@ -1,6 +1,6 @@
-"""Wrong configurations: of each kind one, as files, and what is said of them.
+"""Tests of invalid configuration files, one of each kind, and of the messages about them.
 
-Single values of wrong types and ranges are in `test_settings.py`, too.
+Single values of wrong types and ranges are also tested in `test_settings.py`.
 """
 
 import subprocess
@@ -82,7 +82,7 @@ FILES = {
     "a deep nest": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
     "expressions": ("__use_yte__: true\n" + LEAST, "__use_yte__ lets a configuration run Python"),
     "no keys of ours": (with_line("layers: 3"), "layers: unknown key; known here: run, model, dat"),
-    # Values that YAML takes for something else.
+    # Values that YAML reads differently.
     "bos: no is false": (dataset("bos: no"), "dataset.bos = no (which YAML reads as false): must "),
     "a number for a name": (with_line("run: {name: 2024}"), "run.name = 2024: must be text (in qu"),
     "a date for a name": (
@@ -147,7 +147,7 @@ FILES = {
     "a list for a word": (dataset("split: [train]"), "dataset.split = ['train']: must be text"),
     "a null for a word": (dataset("split:"), "dataset.split = None: must be text"),
     "a null for a number": (dataset("sequences:"), "dataset.sequences = None: must be a whole nu"),
-    # Ranges that `test_settings.py` has not.
+    # Ranges that `test_settings.py` does not test.
     "huge sequences": (dataset(f"sequences: {10**30}"), "must be below 2147483648"),
     "a negative length": (dataset("sequence_length: -5"), "dataset.sequence_length = -5: must be"),
     "a huge seed": (dataset("shuffle_seed: 4294967296"), "shuffle_seed = 4294967296: must be belo"),

@@ -1,4 +1,4 @@
-"""Damaged datasets and tokenizers, of each kind one: refused by the stage that reads them.
+"""Tests of damaged datasets and tokenizers, one of each kind, which the dataset stage refuses.
 
 What single files say of themselves is in `test_data.py`; here the whole stage is refused, with
 nothing left behind.
@@ -35,7 +35,7 @@ def chat(*messages):
 
 
 def parquet(**columns):
-    """The bytes of a Parquet file."""
+    """Return the bytes of a Parquet file with these columns."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue().to_pybytes()
@@ -231,7 +231,7 @@ TOKENIZERS = {
 
 
 def tokenized(model, source, tmp_path, settings):
-    """The dataset stage, refused; its line."""
+    """Run the dataset stage, which must refuse its input; return its message."""
     dataset = {"source": str(source), "sequences": 2, "sequence_length": 16} | settings
     run = Run(tmp_path, {"model": {"source": str(model)}, "dataset": dataset})
     fetch(run.settings.model, run.resources, run.model_record)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def snakemake(folder, *arguments, **environment):
-    """Run Snakemake on the project; its exit status and all that it says."""
+    """Run Snakemake on the project; return its exit status and all of its output."""
     command = [forked.python(), "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
     done = subprocess.run(
@@ -35,7 +35,7 @@ def snakemake(folder, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Models and texts, right ones and wrong ones."""
+    """Models and texts, valid and invalid ones."""
     folder = tmp_path_factory.mktemp("project")
     tiny.llama(folder / "model")
     (folder / "texts").mkdir()

@@ -1,4 +1,4 @@
-"""From documents to sequences of tokens: files, encoding, packing, and the token store."""
+"""Tests of the way from documents to tokens: files, encoding, packing and the token store."""
 
 import json
 import random
@@ -110,7 +110,7 @@ texts = st.lists(st.lists(tokens, max_size=8), max_size=12)
 
 
 def packed(documents, bos=None, **packing):
-    """The sequences, as many as the documents give."""
+    """Return all sequences that can be made of the documents."""
     used = PackingCounts()
     documents = [Document(ids, () if bos is None else (bos,)) for ids in documents]
     for count in range(200, 0, -1):
@@ -178,7 +178,7 @@ def test_too_little_text_says_how_much_there_is_and_is_needed(packing, sentence)
 
 @pytest.fixture
 def make(llama, tmp_path):
-    """Tokenizes a dataset with the tiny model's tokenizer, or another one."""
+    """A function that tokenizes a dataset with the tiny model's tokenizer, or another one."""
 
     def run(source, tokenizer=None, **settings):
         model = llama

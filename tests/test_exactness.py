@@ -1,4 +1,4 @@
-"""Membership is exact: values on either side of a threshold, as near to it as their type allows."""
+"""Tests that membership is exact, with values as near to a threshold as their type allows."""
 
 from itertools import pairwise
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ def lower_median(x):
 
 
 def next_to(number, dtype):
-    """The least number of a type that is not below one, and the largest that is."""
+    """Return the least number of a type that is not below `number`, and the largest that is."""
     above = dtype(number)
     while float(above) < number:
         above = np.nextafter(above, dtype(np.inf))
@@ -40,7 +40,7 @@ def next_to(number, dtype):
 
 
 def at_the_edge(seed, tokens, channels, dtype, ratio=1000.0):
-    """Values two of which are next to `ratio` times their median: one massive, and one not."""
+    """Return values with two next to `ratio` times the median, of which only one is massive."""
     random = np.random.default_rng(seed)
     x = (random.standard_normal((tokens, channels)) * random.uniform(0.2, 5)).astype(dtype)
     for column in (0, 1):  # large before the median is taken, so that it stays where it is
@@ -123,7 +123,7 @@ ROW = list(range(5, 5 + TOKENS))
 
 @pytest.fixture(scope="module", params=DTYPES)
 def edge(request, tmp_path_factory):
-    """A model whose residual stream is planted values: of the last token two at the edge."""
+    """A model whose residual stream has planted values, two of them at the edge."""
     dtype = request.param
     folder, weights = tiny.silent(tmp_path_factory.mktemp(dtype) / "model", layers=2)
     # A seed for which the median's code is on the far side of the median from the edge.
@@ -164,7 +164,7 @@ def test_a_run_finds_the_value_at_the_edge_alone(edge, store, chunk, detection, 
 
 
 def scanned(values, tops):
-    """What `super_experts` reads: experts' outputs, massive activations, and the largest |x|."""
+    """Return the inputs of `super_experts`: outputs, massive activations and the largest |x|."""
     experts = {
         layer: SimpleNamespace(
             values=np.array(of_layer, np.float32), channels=np.zeros(len(of_layer), np.int64),
@@ -181,7 +181,7 @@ def scanned(values, tops):
 
 
 def test_an_expert_just_above_the_quantile_is_above_it():
-    """In float32 the quantile between two neighbours is one of them."""
+    """In float32, the quantile between two neighbouring numbers would be one of them."""
     above = np.float32(3)
     below = np.nextafter(above, np.float32(0))
     settings = DetectionSettings.model_validate({"super_experts": {"quantile": 0.75}})
@@ -210,7 +210,7 @@ def test_a_layer_of_which_nothing_is_finite_is_none_to_grow_from():
     ],
 )
 def test_an_expert_at_a_threshold_is_not_above_it(criterion, found):
-    """Above the quantile, above the ratio, and growth that is at least the configured one."""
+    """Quantile and ratio must be exceeded, and the growth reached."""
     settings = DetectionSettings.model_validate({"super_experts": criterion})
     scan = scanned([[1.0, 2.0, 3.0], [4.0, -5.0]], {0: [4.0], 1: [5.0]})
     experts = super_experts(*scan, settings)

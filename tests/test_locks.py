@@ -1,4 +1,4 @@
-"""A file system without locks is refused in one sentence, by everyone who takes one."""
+"""Tests that every user of a lock refuses a file system without locks in one sentence."""
 
 import errno
 import fcntl
@@ -27,7 +27,7 @@ def without_locks(monkeypatch, number=errno.ENOSYS):
 
 
 def arrays(folder):
-    """As far as its locks go."""
+    """Return an `Arrays` object with nothing but the folder of its locks."""
     made = object.__new__(Arrays)
     made._locks = folder
     return made

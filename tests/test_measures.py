@@ -1,4 +1,4 @@
-"""Measures of layers and quantization errors against dumb implementations of their formulas."""
+"""Tests of layer measures and quantization errors against naive implementations."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +49,7 @@ def test_outlier_channels_are_left_as_they_are():
 
 
 def assert_errors(got, x, threshold, kept):
-    """A summary has the errors of a search among all numbers of each format."""
+    """Check a summary against a search among all numbers of each format."""
     y = x[kept & np.isfinite(x).all(axis=1)]
     outliers = (np.abs(y) >= np.float32(threshold)).any(axis=0)
     assert got.outlier_channels == outliers.sum()
@@ -84,8 +84,11 @@ def test_errors_of_a_tile_are_those_of_a_search(x, threshold, data):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("numbers", "parts"), [(INT8, 127), (E4M3, 448), (E4M3, 6 * 448)])
 def test_errors_of_what_is_next_to_a_tie(seed, numbers, parts):
-    """Between two numbers under a scale that is no power of two, which itself is rounded: a
-    reciprocal in the place of the division gives others. The last are ties of NVFP4's scales."""
+    """Values between two numbers, under a rounded scale that is not a power of two.
+
+    Multiplying by a reciprocal instead of dividing would give other errors. The last case has ties
+    of NVFP4's scales.
+    """
     random = np.random.default_rng(seed)
     largest = np.float32(random.lognormal(sigma=9))
     ties = np.array([(a + b) / 2 for a, b in pairwise(numbers)]) * (6 if parts == 6 * 448 else 1)
@@ -99,7 +102,7 @@ def test_errors_of_what_is_next_to_a_tie(seed, numbers, parts):
 
 @pytest.mark.parametrize("exponent", range(-149, -110))
 def test_errors_of_tiny_values(exponent):
-    """Some are below what the smallest scale can hold, and some scales are no normal numbers."""
+    """Some values are too small for the smallest scale, and some scales are subnormal."""
     x = np.random.default_rng(-exponent).integers(-9, 10, (2, 33)).astype(np.float32)
     x *= np.float32(2.0**exponent)
     got = summarize_quantization(torch.from_numpy(x), TileRange(0, 0, 2), 6.0)
@@ -223,7 +226,7 @@ def test_the_table_of_quantization_errors_has_the_formulas(measured):
 
 
 def test_errors_of_another_version_are_made_anew(measured, monkeypatch):
-    """And nothing else that is kept."""
+    """A new version of the errors recomputes them and nothing else."""
     before = {p: p.read_bytes() for p in (measured.folder / "summaries").rglob("*.safetensors")}
     monkeypatch.setattr(tiles, "ERRORS_VERSION", ERRORS_VERSION + 1)
     measured.detect()

@@ -1,4 +1,4 @@
-"""Summaries of tiles against direct float64 computations, with values that break formulas."""
+"""Tests of tile summaries against float64 computations, with values that break naive formulas."""
 
 import dataclasses
 from fractions import Fraction
@@ -52,7 +52,7 @@ def made(x, floor=4.0, kept=None):
 
 
 def exact_moments(values):
-    """Number, mean and sums of powers of the distances, in exact arithmetic."""
+    """Return number, mean and sums of powers of deviations, in exact arithmetic."""
     numbers = [Fraction(float(value)) for value in values]
     if not numbers:
         return 0, 0.0, 0.0, 0.0, 0.0
@@ -63,7 +63,7 @@ def exact_moments(values):
 
 
 def assert_moments(got, values):
-    """Equal to the rounding of float64, relative to the largest distance from the mean."""
+    """Check equality up to float64 rounding, relative to the largest deviation from the mean."""
     want = exact_moments(values)
     size = max(map(abs, map(float, values)), default=0.0)
     assert got[0] == want[0]
@@ -151,7 +151,7 @@ WIDE = [
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 700), st.lists(st.sampled_from(WIDE), min_size=1), st.integers(0, 2**32 - 1))
 def test_a_tokens_median_is_that_of_sorting(on_host, channels, rows, seed):
-    """From row to row the values change by many powers of ten."""
+    """The medians are exact if values change by many powers of ten from row to row."""
     random = np.random.default_rng(seed)
     x = np.stack([row(random, channels) for row in rows]).astype(np.float32)
     with mock.patch.object(summary, "on_host", lambda _: on_host):

@@ -1,4 +1,4 @@
-"""Files are there whole or not at all, also where the disk takes a part of what is written."""
+"""Tests that files are written atomically, even if the disk accepts only a part."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from outlier_atlas.files import (
 
 
 class Slow:
-    """A file that takes a few bytes at a time, and then none where the disk is full."""
+    """A file that accepts a few bytes at a time, and raises when the disk is full."""
 
     def __init__(self, room=10**6):
         self.held, self.room = b"", room
@@ -43,7 +43,7 @@ def test_what_a_file_takes_in_parts_is_written_whole():
 
 
 def full_after(monkeypatch, room):
-    """The disk takes so many bytes more."""
+    """Limit the bytes that the disk still accepts."""
 
     def write_part(file, content):
         file.write(content[:room])

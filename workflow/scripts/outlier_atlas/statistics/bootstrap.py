@@ -50,7 +50,7 @@ class Bootstrap:
 
     @cached_property
     def _drawn(self) -> NDArray[np.bool_]:
-        """Whether a draw contains a sequence, (sequence, resample)."""
+        """Mask of the sequences that each draw contains, (sequence, resample)."""
         return np.ascontiguousarray(self.weights.T > 0)
 
     @cached_property

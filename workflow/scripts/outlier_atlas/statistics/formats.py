@@ -151,7 +151,10 @@ class ErrorSums:
 
     @property
     def sqnr(self) -> float:
-        """10 log10(sum x^2 / sum e^2) in dB; infinite without an error, NaN if all x are zero."""
+        """Signal to quantization noise ratio in dB, 10 log10(sum x^2 / sum e^2).
+
+        It is infinite without an error, and NaN if all x are zero.
+        """
         if not self.squared_errors:
             return math.inf if self.squares else math.nan
         return 10 * math.log10(self.squares / self.squared_errors)

@@ -60,7 +60,7 @@ class Table:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether the table has bootstrap intervals."""
+        """True if the table has bootstrap intervals."""
         return any(column.name.endswith("_low") for column in self.columns)
 
     def with_parameters(self, parameters: Mapping[str, Any]) -> Table:
