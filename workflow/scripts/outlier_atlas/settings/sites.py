@@ -132,7 +132,7 @@ DECLARED: dict[Site, Declaration] = {
         linear_input=True,
     ),
     "attn_out": Declaration(
-        name="what attention adds",
+        name="contribution of attention",
         definition="the contribution of attention to the residual stream",
         llama="output of `self_attn`",
         transformer_lens="hook_attn_out",
@@ -172,7 +172,7 @@ DECLARED: dict[Site, Declaration] = {
         note=3,
     ),
     "mlp_out": Declaration(
-        name="what the MLP adds",
+        name="contribution of the MLP",
         definition="the contribution of the MLP or mixture of experts to the residual stream",
         llama="output of `mlp`",
         transformer_lens="hook_mlp_out",

@@ -9,18 +9,23 @@ from outlier_atlas.tables.table import CHANNEL, LAYER, NO_INTERVALS, SITE, WHERE
 
 TOKEN_OUTLIERS = Table(
     "token_outliers",
-    f"A row for each token outlier, by layer and token. {NO_INTERVALS}",
+    f"One row for each token outlier, by layer and token. {NO_INTERVALS}",
     (
         SITE,
         LAYER,
         *WHERE,
         CHANNEL,
-        Column("value", pa.float32(), "Its value largest in |x|, with its sign.", "activation"),
+        Column(
+            "value",
+            pa.float32(),
+            "The token's value with the largest |x|, with its sign.",
+            "activation",
+        ),
         Column(
             "median",
             pa.float64(),
-            "Median, over the tokens of its sequence in that layer that have a finite value, of "
-            "their largest |x|; the lower of the two middle ones, exact.",
+            "Median of the largest |x| of each token, over the tokens of the sequence in that "
+            "layer with a finite value; the lower of the two middle values, exact.",
             "activation",
         ),
         Column("median_ratio", pa.float64(), "|value| / median.", "ratio"),
