@@ -351,7 +351,7 @@ def flip_bit(path: Path, byte: int, bit: int) -> bytes:
 
 DAMAGE = re.compile(
     r"damaged|lost|not what|checksum|replaced|not the file|not all commits|another|differs?\b|"
-    r"cannot be read"
+    r"cannot be read|not JSON"
 )
 
 
