@@ -82,6 +82,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "measured": (rf"{RUN}/measured/.*", ("report",)),
     "weights": (r"resources/weights/.*", ("weights", "report")),
     "model record": (r"resources/models/.*\.json", ("detection", "extraction", "report")),
+    "tokens, shared": (r"resources/tokens/.*", ("extraction", "ablation")),
     "digests": (r"resources/digests/.*", ("extraction", "ablation")),
     "model": (r"model/.*", ()),
     "others": (r"(results|resources)/.*", tuple(CHANGES)),
