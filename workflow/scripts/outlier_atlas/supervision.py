@@ -180,11 +180,11 @@ def _descendants(process: int) -> Iterator[int]:
     children: dict[int, list[int]] = defaultdict(list)
     for child, parent in _parents():
         children[parent].append(child)
-    waiting = list(children[process])
-    while waiting:
-        child = waiting.pop(0)
+    pending = list(children[process])
+    while pending:
+        child = pending.pop(0)
         yield child
-        waiting += children[child]
+        pending += children[child]
 
 
 def _parents() -> Iterator[tuple[int, int]]:

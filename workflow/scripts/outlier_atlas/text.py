@@ -59,9 +59,9 @@ def percent(share: float) -> str:
     return f"{min(max(share * 100, 0.01), 99.99):.3g} %" if share < 0.9995 else "over 99.9 %"
 
 
-def percentage(of_hundred: float) -> str:
+def percentage(hundredths: float) -> str:
     """Return a number of percent in the format of `percent`."""
-    return percent(of_hundred / 100)
+    return percent(hundredths / 100)
 
 
 def count(number: int, noun: str) -> str:

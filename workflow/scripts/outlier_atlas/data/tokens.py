@@ -94,16 +94,16 @@ def write_tokens(
         temporary.open("wb") as file,
         pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer,
     ):
-        waiting: list[pa.RecordBatch] = []
+        pending: list[pa.RecordBatch] = []
         for index, sequence in enumerate(sequences):
             ids = np.asarray(sequence, np.int32)
             assert len(ids), "no sequence is empty"
             ids_digest.update(ids.astype("<i4").tobytes())
             lengths.append(len(ids))
-            waiting.append(_batch(index, ids, own_text, pieces))
-            if sum(batch.num_rows for batch in waiting) >= ROW_GROUP:
-                _write(writer, waiting)
-        _write(writer, waiting)
+            pending.append(_batch(index, ids, own_text, pieces))
+            if sum(batch.num_rows for batch in pending) >= ROW_GROUP:
+                _write(writer, pending)
+        _write(writer, pending)
     starts = np.cumsum([0, *lengths], dtype=np.int64)
     ids_digest.update(starts.astype("<i8").tobytes())
     return WrittenTokens(
@@ -117,13 +117,13 @@ def write_tokens(
 
 
 def copy_tokens(source: tuple[Path, Path], target: tuple[Path, Path]) -> None:
-    """Copy a token store and its record; each file is there whole or not at all.
+    """Copy a token store and its record, each file atomically.
 
     Args:
         source, target: the token store and its record.
 
     Raises:
-        DamagedFileError: the token store is not the one that its record describes.
+        DamagedFileError: The token store does not match its record.
     """
     TokenStore.recorded(*source)
     for path, copy in zip(source, target, strict=True):

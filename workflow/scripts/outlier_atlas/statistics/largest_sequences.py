@@ -32,7 +32,7 @@ class LargestSequences:
     channels: int
     _values: Float32 = field(init=False)
     _sequences: Int64 = field(init=False)
-    _waiting: dict[int, Float32] = field(default_factory=dict)
+    _pending: dict[int, Float32] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._values = np.zeros((0, self.channels), np.float32)
@@ -60,9 +60,9 @@ class LargestSequences:
             values: (channel,): the largest |x|; negative if there is none.
             sequence: the sequence of the tile.
         """
-        earlier = self._waiting.get(sequence)
-        self._waiting[sequence] = values if earlier is None else np.maximum(earlier, values)
-        if len(self._waiting) == KEPT:  # inserting them together takes as long as inserting one
+        earlier = self._pending.get(sequence)
+        self._pending[sequence] = values if earlier is None else np.maximum(earlier, values)
+        if len(self._pending) == KEPT:  # inserting them together takes as long as inserting one
             self._settle()
 
     def merge(self, other: LargestSequences) -> None:
@@ -70,10 +70,10 @@ class LargestSequences:
         self._take(other.values, other.sequences)
 
     def _settle(self) -> None:
-        if self._waiting:
-            values = np.stack([*self._waiting.values()])
-            sequences = np.array([*self._waiting])[:, None]
-            self._waiting = {}
+        if self._pending:
+            values = np.stack([*self._pending.values()])
+            sequences = np.array([*self._pending])[:, None]
+            self._pending = {}
             self._take(values, np.where(values < 0, -1, sequences))
 
     def _take(self, values: Float32, sequences: Int64) -> None:

@@ -57,13 +57,13 @@ class CodeHistogram:
 
     def __init__(self) -> None:
         self._counts = SparseCounts()
-        self._waiting: list[NDArray[np.uint16]] = []
+        self._pending: list[NDArray[np.uint16]] = []
 
     def add(self, numbers: Float64) -> None:
         """Add numbers, which may include infinity."""
         with np.errstate(over="ignore"):
-            self._waiting.append(magnitude_codes(numbers.astype(np.float32)))
-        if sum(map(len, self._waiting)) > WAITING:
+            self._pending.append(magnitude_codes(numbers.astype(np.float32)))
+        if sum(map(len, self._pending)) > WAITING:
             self._settle()
 
     def merge(self, other: CodeHistogram) -> None:
@@ -80,12 +80,12 @@ class CodeHistogram:
         return [from_code(lower_quantile(codes, counts, quantile)) for quantile in quantiles]
 
     def _settle(self) -> None:
-        if not self._waiting:
+        if not self._pending:
             return
-        counts = np.bincount(np.concatenate(self._waiting))
+        counts = np.bincount(np.concatenate(self._pending))
         codes = np.flatnonzero(counts)
         self._counts.add(codes, counts[codes])
-        self._waiting = []
+        self._pending = []
 
 
 class CountsBySequence:

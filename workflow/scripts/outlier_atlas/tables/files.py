@@ -62,20 +62,20 @@ def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any
     The file appears when the block ends without an error.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    waiting: list[Mapping[str, Any]] = []
+    pending: list[Mapping[str, Any]] = []
     with (
         replacing(folder / f"{table.name}.parquet") as path,
         pa.parquet.ParquetWriter(path, table.schema, compression="zstd") as writer,
     ):
 
         def flush() -> None:
-            columns = {name: [row[name] for row in waiting] for name in table.schema.names}
+            columns = {name: [row[name] for row in pending] for name in table.schema.names}
             writer.write_table(pa.table(columns, schema=table.schema))
-            waiting.clear()
+            pending.clear()
 
         def write_row(row: Mapping[str, Any]) -> None:
-            waiting.append(row)
-            if len(waiting) == ROWS_TOGETHER:
+            pending.append(row)
+            if len(pending) == ROWS_TOGETHER:
                 flush()
 
         yield write_row
