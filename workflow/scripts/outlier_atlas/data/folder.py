@@ -170,7 +170,9 @@ def _refuse_irregular(path: Path, where: str) -> None:
 def _named(patterns: Sequence[str], names: Sequence[str], where: str) -> list[str]:
     for pattern in patterns:
         if not _matches([pattern], names):
-            raise ValueError(f"{where}: no file matches {pattern!r} (dataset.files)")
+            raise ValueError(
+                f"{where}: no file matches {pattern!r}; correct the pattern in dataset.files"
+            )
     chosen = _matches(patterns, names)
     unknown = [name for name in chosen if not name.endswith(ENDINGS)]
     if unknown:
@@ -187,7 +189,10 @@ def _patterns(
     subsets = _subsets(folder, names)
     if not subsets:
         if settings.subset is not None:
-            raise ValueError(f"{where}: no subset {settings.subset!r}: its README.md names none")
+            raise ValueError(
+                f"{where}: no subset {settings.subset!r}: its README.md names none; remove "
+                f"dataset.subset"
+            )
         return _by_name(names, where)
     name = settings.subset or _default(subsets)
     if name not in subsets:

@@ -135,12 +135,12 @@ class DatasetSettings(Section):
         if kind != "hub" and self.revision is not None:
             raise ValueError(
                 f"revision {self.revision!r}: only a hub dataset has one, "
-                f"and source is {self.source!r}"
+                f"and source is {self.source!r}; remove it"
             )
         if PurePath(self.source).suffix in DATA and self.subset is not None:
             raise ValueError(
                 f"subset {self.subset!r}: only a hub dataset or a folder has one, "
-                f"and source is {self.source!r}"
+                f"and source is {self.source!r}; remove it"
             )
         if kind == "builtin" and (self.subset is not None or self.split != "train" or self.files):
             raise ValueError(
@@ -153,10 +153,14 @@ class DatasetSettings(Section):
             )
         if self.min_length > self.sequence_length:
             raise ValueError(
-                f"min_length {self.min_length} is above sequence_length {self.sequence_length}"
+                f"min_length {self.min_length} is above sequence_length {self.sequence_length}; "
+                f"take at most {self.sequence_length}"
             )
         if self.packing == "concat" and self.min_length != 1:
-            raise ValueError(f"min_length {self.min_length} needs packing: document")
+            raise ValueError(
+                f"min_length {self.min_length} needs packing: document; set packing, or remove "
+                f"min_length"
+            )
         return self
 
     @property

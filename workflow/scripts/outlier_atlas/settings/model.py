@@ -44,6 +44,6 @@ class ModelSettings(Section):
         if self.revision is not None and source_kind(self.source) != "hub":
             raise ValueError(
                 f"revision {self.revision!r}: only a hub id has revisions, "
-                f"and source is {self.source!r}"
+                f"and source is {self.source!r}; remove it"
             )
         return self

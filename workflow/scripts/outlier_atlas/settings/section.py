@@ -59,5 +59,5 @@ def refuse_repeats(items: Sequence[Any]) -> None:
     for item in items:
         if item in seen:
             shown = list(item) if isinstance(item, tuple) else item
-            raise ValueError(f"{shown!r} is named more than once")
+            raise ValueError(f"{shown!r} is named more than once; keep one of them")
         seen.add(item)
