@@ -35,8 +35,8 @@ class SmoothQuantSettings(Section):
 
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,
-        description="Share of an outlier that is moved into the weights: s = max|X|^alpha / "
-        "max|W|^(1 - alpha).",
+        description="Migration strength: how much of an outlier is moved into the weights, s = "
+        "max|X|^alpha / max|W|^(1 - alpha).",
     )
 
 

@@ -40,8 +40,8 @@ class AdvancedExtractionSettings(Section):
         4.0,
         description="Smallest |x| that a summary keeps with its token and channel, at the inputs "
         "of linear layers (`attn_in`, `attn_hidden`, `mlp_in`, `mlp_hidden`). Thresholds of "
-        "`detection` from here on never read the store; lower ones read it and need the site "
-        "stored. Raising the floor recomputes nothing.",
+        "`detection` at or above the floor never read the store; lower ones read it, and need the "
+        "site stored. Raising the floor recomputes nothing.",
     )
     massive_floor: PositiveFloat = Field(
         64.0,

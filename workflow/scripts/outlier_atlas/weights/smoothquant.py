@@ -15,7 +15,7 @@ def smoothquant_scales(
 
     Args:
         activations, weights: the largest |x| and |w| of each channel; (channel,).
-        alpha: share of the outliers that is moved into the weights.
+        alpha: migration strength, how much of an outlier is moved into the weights.
 
     Returns:
         (channel,); NaN if one of the two maxima is zero or NaN, because nothing can be moved.
