@@ -62,7 +62,12 @@ def test_empty_documents_are_left_out(tmp_path):
         ("a.txt", b"good\nbad \xff byte", {}, "a.txt: not UTF-8, at byte 9 (line 2); convert it"),
         ("a.jsonl", b'{"text": "x"}\n{"tex', {}, "a.jsonl:2: not a JSON line"),
         ("a.jsonl", b"[1]\n", {}, "a.jsonl:1: a JSON object is needed, with key 'text'"),
-        ("a.jsonl", b'{"body": "x"}\n', {}, "a.jsonl:1: there is no column 'text'; there are"),
+        (
+            "a.jsonl",
+            b'{"body": "x"}\n',
+            {},
+            "a.jsonl:1: there is no column 'text'; its columns are",
+        ),
         ("a.jsonl", b'{"text": 7}\n', {}, "row 1: text is needed, not a number"),
         ("a.jsonl", b'{"text": "\xe9"}\n', {}, "a.jsonl: not UTF-8, at byte 10 (line 1)"),
         ("a.jsonl", b"[" * 100_000, {}, "a.jsonl:1: not a JSON line"),
@@ -77,7 +82,7 @@ def test_empty_documents_are_left_out(tmp_path):
         ("a.jsonl", b'{"i": [1.5]}', {"input_ids_column": "i"}, "must be whole numbers"),
         ("a.jsonl", b'{"i": [true]}', {"input_ids_column": "i"}, "must be whole numbers"),
         ("a.jsonl", b'{"m": ["x"]}', {"messages_column": "m"}, "needs `role` and `content`"),
-        ("a.tsv", b"x", {}, "ends in '.tsv'; known are .csv, .jsonl, .parquet, .txt"),
+        ("a.tsv", b"x", {}, "ends in '.tsv'; known endings are .csv, .jsonl, .parquet, .txt"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, name, content, settings, sentence):

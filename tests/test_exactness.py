@@ -172,7 +172,7 @@ def scanned(values, tops):
         )
         for layer, of_layer in enumerate(values)
     }  # fmt: skip
-    massive = {layer: SimpleNamespace(found=lambda: [1]) for layer in experts}
+    massive = {layer: SimpleNamespace(results=lambda: [1]) for layer in experts}
     return (
         experts,
         massive,
