@@ -1,7 +1,6 @@
 """Files of the rules by name, and what rules ask about the run, the model or the dataset."""
 
 import functools
-import re
 
 from outlier_atlas import products, tables
 from outlier_atlas.criteria import tables as criteria_tables
@@ -19,8 +18,8 @@ DATASETS = {dataset.name: dataset for run in RUNS.values() for dataset in run.da
 
 
 def one_of(names):
-    """A regular expression for some names."""
-    return "|".join(map(re.escape, names))
+    """A regular expression for some names, which have letters, digits, `-`, `_` and `.`."""
+    return "|".join(name.replace(".", r"\.") for name in names)
 
 
 # Of each rule, and not of the whole workflow, which may have taken these rules as a module.
