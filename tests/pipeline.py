@@ -18,7 +18,8 @@ from outlier_atlas.ablation.job import Ablation
 from outlier_atlas.ablation.run import ablate
 from outlier_atlas.checkpoint.source import fetch, load_config, slug
 from outlier_atlas.data.prepare import tokenize_dataset
-from outlier_atlas.data.tokens import HELDOUT, TokenStore
+from outlier_atlas.data.records import HELDOUT
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.run import detect
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.prepare import prepare_store

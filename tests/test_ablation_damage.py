@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_damage import flip, said
 
 from outlier_atlas.ablation.streams import Streams
-from outlier_atlas.data.tokens import HELDOUT
+from outlier_atlas.data.records import HELDOUT
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.files import DamagedFileError
 

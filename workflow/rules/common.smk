@@ -7,11 +7,12 @@ from outlier_atlas import builtin, products, tables
 from outlier_atlas.criteria import tables as criteria_tables
 from outlier_atlas.data import folder
 from outlier_atlas.digests import Digests
-from outlier_atlas.data import prepare as data_stage
+from outlier_atlas.data import source as data_stage
 from outlier_atlas.plan import scheduler_resources, choice
 from outlier_atlas.checkpoint import source as model_stage
-from outlier_atlas.report import figures, page
+from outlier_atlas.report import figures
 from outlier_atlas.report import compared_runs
+from outlier_atlas.report.templates import TEMPLATES
 from outlier_atlas.settings.source import gguf_parts, local_path, source_kind
 from outlier_atlas.workflow import jobs_at_once, literal
 

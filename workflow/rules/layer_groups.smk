@@ -52,5 +52,5 @@ def report_inputs(groups):
     """The record of what the report is made from."""
     settings = {"configuration": reported_configuration(groups)}
     return inputs(
-        "render_report", "render_report.py", settings, compared, templates=page.PARTS
+        "render_report", "render_report.py", settings, compared, templates=TEMPLATES
     )

@@ -54,7 +54,7 @@ def unpack(repository, commit, folder):
 
 def require_packages(folder):
     """End with a line where a package is missing that the rules need to be planned."""
-    names = ("numpy", "pyarrow", "pydantic")
+    names = ("pydantic",)
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         sys.exit(

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.data.records import RECORD
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, unwritten, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, LAYER, NO_INTERVALS, SITE, WHERE, Column, Table
 
@@ -15,15 +13,15 @@ TOKEN_OUTLIERS = Table(
         LAYER,
         *WHERE,
         CHANNEL,
-        Column("value", pa.float32(), "Its value largest in |x|, with its sign.", "activation"),
+        Column("value", "float32", "Its value largest in |x|, with its sign.", "activation"),
         Column(
             "median",
-            pa.float64(),
+            "float64",
             "Median, over the tokens of its sequence in that layer that have a finite value, of "
             "their largest |x|; the lower of the two middle ones, exact.",
             "activation",
         ),
-        Column("median_ratio", pa.float64(), "|value| / median.", "ratio"),
+        Column("median_ratio", "float64", "|value| / median.", "ratio"),
     ),
 )
 
