@@ -8,7 +8,8 @@ from outlier_atlas.criteria import tables as criteria_tables
 from outlier_atlas.data import folder
 from outlier_atlas.digests import Digests
 from outlier_atlas.data import source as data_stage
-from outlier_atlas.plan import scheduler_resources, choice
+from outlier_atlas import scheduler_resources
+from outlier_atlas.extraction import choice
 from outlier_atlas.checkpoint import source as model_stage
 from outlier_atlas.report import figures
 from outlier_atlas.report import compared_runs

@@ -10,12 +10,12 @@ from types import TracebackType
 
 from torch import nn
 
+from outlier_atlas.devices.limits import resident
 from outlier_atlas.devices.registry import named, of
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.job_metrics import Measured
 from outlier_atlas.loading.partial import weight_bytes
-from outlier_atlas.plan.limits import resident
 from outlier_atlas.plan.requirements import Plan
 
 INTERVAL_SECONDS = 0.02

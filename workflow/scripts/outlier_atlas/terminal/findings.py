@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas.plan.units import shown
 from outlier_atlas.sanitize import shortened
 from outlier_atlas.text import count
+from outlier_atlas.units import shown
 
 LONGEST = 240
 """Characters of a finding."""

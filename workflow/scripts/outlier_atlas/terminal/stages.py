@@ -11,10 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from outlier_atlas.plan.units import duration
 from outlier_atlas.terminal.findings import finding
 from outlier_atlas.terminal.joblog import JobLog, Message
 from outlier_atlas.terminal.reasons import Known, reason
+from outlier_atlas.units import duration
 
 
 @dataclass

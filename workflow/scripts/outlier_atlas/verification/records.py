@@ -9,10 +9,10 @@ from typing import Any
 
 from outlier_atlas.checkpoint.source import DIGESTS
 from outlier_atlas.data.records import HELDOUT, RECORD
+from outlier_atlas.extraction.choice import CHOICE
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
 from outlier_atlas.job_metrics import MEASURED
-from outlier_atlas.plan.choice import CHOICE
 
 
 @dataclass(frozen=True)
