@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from torch import nn
 
@@ -43,13 +42,8 @@ class Measurement:
         self._peak.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._peak.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._peak.__exit__()
         self._ended = time.monotonic()
 
     def loaded(self, modules: Sequence[nn.Module]) -> None:
@@ -110,12 +104,7 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ends.set()
         self._thread.join()
 

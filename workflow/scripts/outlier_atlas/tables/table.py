@@ -75,6 +75,15 @@ TOKEN_TEXT = Column("token_text", "string", "The token's own text, special token
 WHERE = (TOKEN_INDEX, SEQUENCE, POSITION, TOKEN_ID, TOKEN_TEXT)
 """Of a token: its place in the run, and what it is."""
 
+LARGEST_OF_TOKEN = (
+    SITE,
+    LAYER,
+    *WHERE,
+    CHANNEL,
+    Column("value", "float32", "Its value largest in |x|, with its sign.", "activation"),
+)
+"""A token and its largest value: the first columns of tables of tokens that are outliers."""
+
 
 NO_INTERVALS = (
     "Values of a single token depend on no other sequence than its own: they have no intervals."

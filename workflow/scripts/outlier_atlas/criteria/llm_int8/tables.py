@@ -5,6 +5,16 @@ from __future__ import annotations
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, Column, Table, intervals
 
+SHARES = (
+    "layer_share_layers",
+    "layer_share_tensors",
+    "position_share_union",
+    "position_share_mean",
+    "position_share_max",
+    "positive_share",
+)
+"""Names of the shares that have intervals over sequences."""
+
 LLM_INT8_FEATURES = Table(
     "llm_int8_features",
     "LLM.int8(): a row for each channel with at least one value |x| >= threshold at the "
@@ -91,15 +101,7 @@ LLM_INT8_FEATURES = Table(
             "channel's largest |x| at the sites, below the threshold, too.",
             "activation",
         ),
-        *intervals(
-            "layer_share_layers",
-            "layer_share_tensors",
-            "position_share_union",
-            "position_share_mean",
-            "position_share_max",
-            "positive_share",
-            unit="share",
-        ),
+        *intervals(*SHARES, unit="share"),
         *intervals("value", unit="activation", signed=True),
     ),
 )

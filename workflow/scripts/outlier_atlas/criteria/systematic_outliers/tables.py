@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from outlier_atlas.criteria.description import Description
-from outlier_atlas.tables.table import CHANNEL, LAYER, NO_INTERVALS, SITE, WHERE, Column, Table
+from outlier_atlas.tables.table import LARGEST_OF_TOKEN, NO_INTERVALS, Column, Table
 
 SYSTEMATIC_OUTLIERS = Table(
     "systematic_outliers",
     "A row for each token whose largest |x| is far above the mean of |x|, by layer and token. "
     f"{NO_INTERVALS}",
     (
-        SITE,
-        LAYER,
-        *WHERE,
-        CHANNEL,
-        Column("value", "float32", "Its value largest in |x|, with its sign.", "activation"),
+        *LARGEST_OF_TOKEN,
         Column(
             "mean",
             "float64",

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from outlier_atlas.criteria.description import Description
-from outlier_atlas.tables.table import CHANNEL, LAYER, NO_INTERVALS, SITE, WHERE, Column, Table
+from outlier_atlas.tables.table import LARGEST_OF_TOKEN, NO_INTERVALS, Column, Table
 
 TOKEN_OUTLIERS = Table(
     "token_outliers",
     f"A row for each token outlier, by layer and token. {NO_INTERVALS}",
     (
-        SITE,
-        LAYER,
-        *WHERE,
-        CHANNEL,
-        Column("value", "float32", "Its value largest in |x|, with its sign.", "activation"),
+        *LARGEST_OF_TOKEN,
         Column(
             "median",
             "float64",
