@@ -312,7 +312,7 @@ def manifests(groups):
 
 def scheduled(wildcards):
     """Whether a scheduler starts the jobs, as 0 or 1."""
-    return int(bool(workflow.remote_exec or not workflow.local_exec))
+    return int(snakemake_internals.is_scheduled(workflow))
 
 
 # Functions, because Snakemake knows no number of cores where it only shows something.
@@ -335,12 +335,12 @@ def extractions_at_once(wildcards):
     """Extraction jobs that are at work on one machine at a time; a scheduler's are each alone."""
     if scheduled(wildcards):
         return 1
-    gpus = workflow.global_resources.get("gpu") if ON_GPUS else None
+    gpus = snakemake_internals.limit_of(workflow, "gpu") if ON_GPUS else None
     return jobs_at_once(
         SEQUENCE_SHARDS,
         workflow.cores,
         extraction_threads(wildcards),
-        None if gpus is None else gpus.value,
+        gpus,
         SETTINGS.execution.gpus_per_job,
     )
 

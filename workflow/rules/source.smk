@@ -7,6 +7,8 @@ import tarfile
 import tempfile
 from importlib.util import find_spec
 
+# Not public, and used here as the library with `compat/snakemake_internals.py` is not found yet:
+# Snakemake says nowhere else which commit of which repository it reads.
 from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 
 
