@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.core_model_loading import LoadStateDictInfo
 
 from outlier_atlas.compat import snakemake_internals, torch_internals, transformers_internals
+from outlier_atlas.workflow import LOOKING
 
 LIBRARY = Path(torch_internals.__file__).parents[1]
 
@@ -251,6 +252,13 @@ def test_times_of_scripts_are_taken_through_the_function_that_is_replaced(tmp_pa
     snakemake_internals.ignore_script_times(tmp_path / "ours")
     assert jobs.get_script_mtime(str(ours)) == 0
     assert jobs.get_script_mtime(str(other)) > 0
+
+
+def test_options_of_the_command_line_have_the_names_that_are_looked_at():
+    from snakemake.cli import get_argument_parser
+
+    known = {action.dest for action in get_argument_parser()._actions}
+    assert {*LOOKING, "report_after_run", "nolock", "rerun_incomplete"} <= known
 
 
 def test_files_of_a_repository_tell_their_commit():
