@@ -79,7 +79,7 @@ def stage(run):
     return Ablation(
         run.settings.ablation.model_dump(mode="json"),
         run.settings.detection.bootstrap.model_dump(mode="json"), run.folder, run.store_record,
-        run.tokens, run.folder / "heldout.parquet", run.model_record, run.resources, run.tables,
+        run.tokens, run.heldout, run.heldout_record, run.model_record, run.resources, run.tables,
         device="cpu",
     )  # fmt: skip
 

@@ -18,7 +18,6 @@ from outlier_atlas.ablation.job import Ablation
 from outlier_atlas.ablation.run import ablate
 from outlier_atlas.checkpoint.source import fetch, load_config, slug
 from outlier_atlas.data.prepare import tokenize_dataset
-from outlier_atlas.data.records import HELDOUT
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.run import detect
 from outlier_atlas.extraction.job import Job
@@ -46,7 +45,8 @@ class Run:
         self.folder = root / "results" / self.settings.name
         self.model_record = self.resources / "models" / f"{slug(self.settings.model)}.json"
         self.tokens = self.folder / "tokens.parquet"
-        self.heldout = self.folder / "heldout.parquet"
+        self.heldout = self.resources / "tokens" / "heldout.parquet"
+        self.heldout_record = self.resources / "tokens" / "heldout.json"
         self.tokens_record = self.folder / "manifests" / "tokens.json"
         self.store_record = self.folder / "manifests" / "store.json"
         self.tables = self.folder / "tables"
@@ -138,8 +138,11 @@ class Run:
         parts = product(range(extraction.layer_groups), range(extraction.sequence_shards))
         manifests = [self.job(group, shard).manifest for group, shard in parts]
         records = Records(
-            self.folder, self.model_record, self.resources, self.tokens, self.heldout,
-            self.store_record, manifests, detected=self.tables / "layer_magnitudes.parquet",
+            self.folder, self.model_record, self.resources, self.tokens,
+            self.resources / "inputs" / "tokenize_dataset.json",
+            self.heldout if self.heldout.exists() else None, self.store_record, manifests,
+            [self.heldout_record] if self.heldout_record.exists() else [],
+            detected=self.tables / "layer_magnitudes.parquet",
             ablated=self.tables / "ablations.parquet",
         )  # fmt: skip
         verify(records, 2)
@@ -154,7 +157,7 @@ class Run:
         tokenize_dataset(
             dataset.model_copy(update={"sequences": self.settings.ablation.sequences}),
             self.model_record, self.resources, self.settings.model.trust_remote_code, None,
-            self.heldout, self.folder / HELDOUT, before=dataset.sequences,
+            self.heldout, self.heldout_record, before=dataset.sequences,
         )  # fmt: skip
 
     def ablate(self) -> None:
@@ -168,8 +171,8 @@ class Run:
             Ablation(
                 self.settings.ablation.model_dump(mode="json"),
                 self.settings.detection.bootstrap.model_dump(mode="json"),
-                self.folder, self.store_record, self.tokens, self.heldout, self.model_record,
-                self.resources, self.tables, device="cpu",
+                self.folder, self.store_record, self.tokens, self.heldout,
+                self.heldout_record, self.model_record, self.resources, self.tables, device="cpu",
                 device_memory=self.settings.execution.device_memory,
                 on_new_versions=self.settings.execution.on_new_versions,
             )

@@ -20,6 +20,7 @@ def main(job):
             store_record=store,
             tokens=Path(job.input.tokens),
             heldout=Path(job.input.heldout),
+            heldout_record=Path(job.input.heldout_record),
             model_record=Path(job.input.model),
             resources=Path("resources"),
             tables=Path(job.output.table).parent,

@@ -54,13 +54,16 @@ def refuse_prefix(workflow: Any) -> None:
             )
 
 
-def complete(workflow: Any, purpose: Purpose, settings: Settings, scripts: Path) -> list[str]:
+def complete(workflow: Any, purpose: Purpose, on_gpus: bool, scripts: Path) -> list[str]:
     """Set what the profile would, where the command line has set nothing.
+
+    Args:
+        on_gpus: whether a run may compute on a GPU.
 
     Returns:
         A line for each thing that the user may want to set, once in a process.
     """
-    lines = [line for line in _completed(workflow, purpose, settings, scripts) if line not in _said]
+    lines = [line for line in _completed(workflow, purpose, on_gpus, scripts) if line not in _said]
     _said.update(lines)
     return lines
 
@@ -68,10 +71,9 @@ def complete(workflow: Any, purpose: Purpose, settings: Settings, scripts: Path)
 _said: set[str] = set()
 
 
-def _completed(workflow: Any, purpose: Purpose, settings: Settings, scripts: Path) -> Iterator[str]:
+def _completed(workflow: Any, purpose: Purpose, on_gpus: bool, scripts: Path) -> Iterator[str]:
     if purpose is Purpose.JOB:
         return
-    on_gpus = settings.execution.device != "cpu"
     limited = on_gpus and snakemake_internals.set_limit(workflow, "gpu", 1)
     if limited and purpose is Purpose.MAKE and snakemake_internals.is_module(workflow):
         yield "no limit on gpu was given: one GPU job at a time; `--resources gpu=2` allows two"

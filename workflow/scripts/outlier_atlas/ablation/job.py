@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.ablation.means import Means
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
-from outlier_atlas.data.records import HELDOUT, RECORD
+from outlier_atlas.data.records import RECORD
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
 from outlier_atlas.roles.cached_architecture import described
@@ -36,7 +36,7 @@ class Ablation:
         run: folder of the run.
         store_record: the layout of its store.
         tokens: the run's own token store.
-        heldout: token store of the held-out sequences.
+        heldout: token store of the held-out sequences; `heldout_record` is its record.
         model_record: the record of the model; `resources` is the folder that it is relative to.
         tables: folder of the run's tables, and of the one that is written.
         trust_remote_code: whether code from the checkpoint may run.
@@ -55,6 +55,7 @@ class Ablation:
     store_record: Path
     tokens: Path
     heldout: Path
+    heldout_record: Path
     model_record: Path
     resources: Path
     tables: Path
@@ -73,7 +74,7 @@ class Ablation:
     @cached_property
     def held(self) -> TokenStore:
         """The held-out tokens."""
-        return TokenStore.recorded(self.heldout, self.run / HELDOUT)
+        return TokenStore.recorded(self.heldout, self.heldout_record)
 
     @cached_property
     def means(self) -> Means:

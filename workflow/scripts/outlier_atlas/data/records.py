@@ -6,6 +6,3 @@ from pathlib import Path
 
 RECORD = Path("manifests") / "tokens.json"
 """The record of the run's tokens, seen from the run's folder."""
-
-HELDOUT = Path("manifests") / "heldout.json"
-"""The record of the held-out tokens, seen from the run's folder."""

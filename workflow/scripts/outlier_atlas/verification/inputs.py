@@ -10,12 +10,11 @@ from outlier_atlas import builtin
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.data.folder import local_files
 from outlier_atlas.data.prepare import check_documents
-from outlier_atlas.data.records import HELDOUT, RECORD
+from outlier_atlas.data.records import RECORD
 from outlier_atlas.data.source import digests_of
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.digests import NOT_READABLE, Digests
 from outlier_atlas.files import DamagedFileError
-from outlier_atlas.inputs import FOLDER as INPUTS
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.verification.records import Records, known
 
@@ -53,10 +52,12 @@ def _looks(records: Records) -> Iterator[Callable[[], object]]:
         yield lambda: CheckedWeights(records.model, records.resources).verify()
     yield partial(_check_dataset, records)
     for record in filter(Path.exists, records.datasets):
-        yield partial(check_documents, record.with_suffix(".jsonl"), record)
-    for tokens, name in ((records.tokens, RECORD), (records.heldout, HELDOUT)):
-        if (records.run / name).exists():
-            yield partial(TokenStore.recorded, tokens, records.run / name)
+        if record.parent.name == "tokens":
+            yield partial(TokenStore.recorded, record.with_suffix(".parquet"), record)
+        else:
+            yield partial(check_documents, record.with_suffix(".jsonl"), record)
+    if (records.run / RECORD).exists():
+        yield partial(TokenStore.recorded, records.tokens, records.run / RECORD)
 
 
 def _check_dataset(records: Records) -> None:
@@ -65,7 +66,7 @@ def _check_dataset(records: Records) -> None:
     Raises:
         DamagedFileError: one of them is not the one that the tokens were made of.
     """
-    record = records.run / "manifests" / INPUTS / "tokenize_dataset.json"
+    record = records.tokens_inputs
     made_from = known(record)
     if made_from is None or not made_from["files"]:
         return

@@ -23,6 +23,8 @@ def outputs(records: Records) -> Iterator[str]:
 
 def ablation(records: Records, layout: Layout, model: str | None) -> Iterator[str]:
     """What the ablation stage keeps and is not what was written."""
+    if records.heldout is None:
+        return
     try:
         heldout = TokenStore.open(records.heldout)
     except DamagedFileError:

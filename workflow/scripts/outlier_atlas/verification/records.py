@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from outlier_atlas.checkpoint.source import DIGESTS
-from outlier_atlas.data.records import HELDOUT, RECORD
+from outlier_atlas.data.records import RECORD
 from outlier_atlas.extraction.choice import CHOICE
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
@@ -23,10 +23,13 @@ class Records:
         run: its folder.
         model: record of its model; `resources` is the folder that it is relative to.
         tokens: its token store.
-        heldout: the held-out tokens, where they are asked for.
+        tokens_inputs: record of what the tokens are made from.
+        heldout: the held-out tokens, where there is an ablation stage; their record lies next to
+            them.
         store: record of its store.
         manifests: of its extraction jobs, layer group by layer group.
-        datasets: records of what was fetched of hub datasets; the documents of each lie next to it.
+        datasets: records of what was fetched of hub datasets, and of the tokens that runs share;
+            the documents or tokens of each lie next to it.
         outputs: records of what rules have made (`products.py`).
         detected: a file that detection makes: once it is gone, detection runs again.
         ablated: the same of the ablation stage.
@@ -36,13 +39,27 @@ class Records:
     model: Path
     resources: Path
     tokens: Path
-    heldout: Path
+    tokens_inputs: Path
+    heldout: Path | None
     store: Path
     manifests: Sequence[Path]
     datasets: Sequence[Path] = ()
     outputs: Sequence[Path] = ()
     detected: Path | None = None
     ablated: Path | None = None
+
+    @classmethod
+    def of(cls, records: Mapping[str, Any]) -> Records:
+        """Return the records whose paths are given as text."""
+        return cls(
+            resources=Path("resources"), **{name: _paths(given) for name, given in records.items()}
+        )
+
+
+def _paths(given: Any) -> Any:
+    if isinstance(given, str):
+        return Path(given)
+    return None if given is None else [Path(path) for path in given]
 
 
 def known(record: Path) -> dict[str, Any] | None:
@@ -57,7 +74,7 @@ def own_records(records: Records) -> Iterator[str]:
     """The records that are not what was written; those of the arrays' metadata, of the ablation
     stage and of outputs are left to who knows what they describe."""
     run = records.run
-    paths = [records.model, run / RECORD, run / HELDOUT, records.store, *records.manifests]
+    paths = [records.model, run / RECORD, records.store, *records.manifests]
     paths += [run / CHOICE]
     paths += [*records.datasets, *sorted((run / "manifests" / INPUTS).glob("*.json"))]
     for folder in (INPUTS, DIGESTS):
