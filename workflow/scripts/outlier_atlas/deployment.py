@@ -1,4 +1,4 @@
-"""How Snakemake uses the workflow: by itself or as a module of another one, with which profile.
+"""The use of the workflow by Snakemake: by itself or as a module, with a profile or without.
 
 As a module the workflow gets its configuration from the outer one, and Snakemake does not find the
 profile next to it. What the workflow needs of the profile is set here, or asked for in a line.
@@ -55,13 +55,13 @@ def refuse_prefix(workflow: Any) -> None:
 
 
 def complete(workflow: Any, purpose: Purpose, on_gpus: bool, scripts: Path) -> list[str]:
-    """Set what the profile would, where the command line has set nothing.
+    """Set what the default profile sets, unless the command line sets it.
 
     Args:
         on_gpus: whether a run may compute on a GPU.
 
     Returns:
-        A line for each thing that the user may want to set, once in a process.
+        Lines about what the user may want to set, each once in a process.
     """
     lines = [line for line in _completed(workflow, purpose, on_gpus, scripts) if line not in _said]
     _said.update(lines)
