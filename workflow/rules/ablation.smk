@@ -1,33 +1,6 @@
 """Ablation: the perplexity of held-out tokens without the outliers. Off by default."""
 
 
-def ablate_settings(run):
-    return dict(
-        ablation=run.settings.ablation.model_dump(mode="json"),
-        bootstrap=run.settings.detection.bootstrap.model_dump(mode="json"),
-        trust_remote_code=run.settings.model.trust_remote_code,
-    )
-
-
-ablate_inputs = inputs(
-    "ablate",
-    "ablate.py",
-    # The file of the held-out tokens has another name where they are of another dataset.
-    lambda run: ablate_settings(run)
-    | {"dataset": run.settings.dataset.model_dump(mode="json")},
-)
-
-
-def refuse_unconfigured(run):
-    """The record of the ablation's inputs, where there is such a stage."""
-    if not run.ablates:
-        sys.exit(
-            f"{run.path('tables/ablations.parquet')}: ablation.sequences is 0 in the configuration "
-            "of the run, so nothing is ablated; give a number of held-out sequences"
-        )
-    return ablate_inputs(run)
-
-
 rule ablate:
     input:
         inputs=of_run(refuse_unconfigured),

@@ -12,8 +12,9 @@ from outlier_atlas.extraction import choice
 from outlier_atlas.planned_run import Package, builtin_files
 from outlier_atlas.report import compared_runs, figures
 from outlier_atlas.report.templates import TEMPLATES
+from outlier_atlas.sanitize import visible
 from outlier_atlas.settings.source import source_kind
-from outlier_atlas.workflow import jobs_at_once, literal
+from outlier_atlas.workflow import jobs_at_once
 
 MODELS = {run.model.name: run.model for run in RUNS.values()}
 DATASETS = {dataset.name: dataset for run in RUNS.values() for dataset in run.datasets}
@@ -101,69 +102,6 @@ def each(of, settings, planned):
     return {name: one(name) for which in planned.values() for name in settings(which)}
 
 
-def inputs(
-    name,
-    script,
-    settings,
-    files=lambda run: {},
-    templates=(),
-    with_products=True,
-):
-    """A function that makes the record of what a rule of a run is made from, and returns its path.
-
-    The record stands for everything but the files of other rules.
-    """
-
-    # Once in a process: a record that is an input must not be written while its rule runs.
-    @functools.cache
-    def record(run):
-        path = Path(run.path(f"manifests/{INPUTS_FOLDER}/{name}.json"))
-        wanted = content(
-            script,
-            # The record of another model may be older than what was made before.
-            lambda: settings(run) | {"model": run.model.recorded_settings()},
-            lambda: files(run),
-            templates,
-        )
-        with one_line():
-            return INPUTS.record(path, wanted, with_products)
-
-    return record
-
-
-def shared_inputs(name, script, settings, outputs, files=lambda of: {}, without=None):
-    """The same of a rule whose outputs several runs use; another run may be making them."""
-
-    @functools.cache
-    def record(of):
-        whole = f"{name}.{of.name}"
-        path = Path(f"resources/{INPUTS_FOLDER}/{whole}.json")
-        wanted = content(
-            script, lambda: settings(of), lambda: files(of), without=without
-        )
-        with one_line():
-            if PURPOSE is Purpose.MAKE:
-                there = [
-                    Path(output) for output in [*outputs(of), shared_products(whole)]
-                ]
-                TURNS.take(
-                    whole, there[0], lambda: INPUTS.is_current(path, wanted, there)
-                )
-            return INPUTS.record(path, wanted)
-
-    return record
-
-
-def content(script, settings, files, templates=(), without=None):
-    """What the record of a rule's inputs holds, asked for where it is needed."""
-
-    def wanted():
-        code = {"code": SOURCES.digest(script, templates, without)} if script else {}
-        return {"settings": settings(), "files": files(), **code}
-
-    return wanted
-
-
 def products_of(name):
     """The record of what a rule of a run has made; a job checks what it reads by it."""
     return f"{RESULTS}/manifests/{products.FOLDER}/{name}.json"
@@ -220,24 +158,54 @@ def previous_manifest(wildcards):
     return [run.path(extraction_manifest(group - 1, *part))] if group else []
 
 
-def take_turns():
-    """Take the turn of everything that several runs share and that is still to be made.
+def figures_of(run):
+    """The files of a run's figures, without folder: what is measured decides which there are."""
+    settings = run.settings
+    return tuple(
+        figures.names(
+            settings.extraction.sites, settings.detection.quantization_error.sites
+        )
+    )
 
-    Every process takes its turns in the same order: so no two wait for each other.
-    """
-    runs, models, datasets = RUNS.values(), sorted(MODELS), sorted(DATASETS)
-    for source in sorted({source for run in runs for source in run.builtins}):
-        package_inputs(package(source.removeprefix("builtin:")))
-    for name in models:
-        fetch_model_inputs(MODELS[name])
-    for name in datasets:
-        if DATASETS[name].kind == "hub":
-            fetch_dataset_inputs(DATASETS[name])
-    for name in datasets:
-        tokenize_dataset_inputs(DATASETS[name])
-    measured = {run.model.name for run in runs if run.settings.weights.measure}
-    for name in sorted(measured):
-        measure_weights_inputs(MODELS[name])
+
+def planned_models(wildcards):
+    """The records of the models, made where need be; those of the hub are planned for without
+    fetching their weights."""
+    return [run.model.record for run in RUNS.values() if run.model.is_fetched]
+
+
+def records(run):
+    """Where the records of a run lie."""
+    auto = run.layer_groups == "auto"
+    groups = choice.read(Path(run.path(choice.CHOICE))) if auto else run.layer_groups
+    detected, ablated = run.products("detect_outliers", "ablate")
+    return dict(
+        run=run.folder,
+        model=run.model.record,
+        tokens=run.path("tokens.parquet"),
+        tokens_inputs=f"resources/{INPUTS_FOLDER}/tokenize_dataset.{run.dataset.name}.json",
+        heldout=run.heldout.tokens if run.ablates else None,
+        store=run.path("manifests/store.json"),
+        detected=detected,
+        ablated=ablated,
+        # Of `layer_groups: auto` none where its record is missing or damaged.
+        manifests=manifests(run, groups or 0),
+        datasets=[
+            file
+            for dataset in run.datasets
+            for file in [dataset.documents_record, dataset.tokens_record]
+        ],
+        outputs=[
+            *everything(run),
+            *(
+                shared_products(f"{name}.{dataset.name}")
+                for dataset in run.datasets
+                for name in ["fetch_dataset", "tokenize_dataset"]
+            ),
+            # Left by `layer_groups: auto`, where a number is configured now.
+            *([] if auto else run.products("choose_layer_groups")),
+        ],
+    )
 
 
 def scheduled(wildcards):

@@ -1,25 +1,6 @@
 """From texts to tokens, which runs with the same dataset and model share."""
 
 
-def dataset_settings(dataset):
-    return dataset.recorded_settings()
-
-
-fetch_dataset_inputs = shared_inputs(
-    "fetch_dataset",
-    "fetch_dataset.py",
-    dataset_settings,
-    lambda dataset: [dataset.documents, dataset.documents_record],
-)
-
-
-def dataset_products(dataset):
-    """The records of the files that the text is read from."""
-    if dataset.kind == "hub":
-        return [shared_products(f"fetch_dataset.{dataset.name}")]
-    return builtin_products(dataset.settings.source)
-
-
 # Of a hub dataset; other datasets are fetched by no rule.
 rule fetch_dataset:
     input:
@@ -38,21 +19,11 @@ rule fetch_dataset:
         "../envs/data.yaml"
     params:
         **each(of_dataset, dataset_settings, DATASETS),
-        source=of_dataset(lambda dataset: literal(dataset.settings.source)),
+        source=of_dataset(lambda dataset: visible(dataset.settings.source)),
     message:
         "Dataset {params.source}, as much of it as the run needs"
     script:
         "../scripts/fetch_dataset.py"
-
-
-tokenize_dataset_inputs = shared_inputs(
-    "tokenize_dataset",
-    "tokenize_dataset.py",
-    lambda dataset: dataset_settings(dataset)
-    | {"model": dataset.model.recorded_settings()},
-    lambda dataset: [dataset.tokens, dataset.tokens_record],
-    lambda dataset: dataset.digests(),
-)
 
 
 rule tokenize_dataset:
@@ -73,7 +44,7 @@ rule tokenize_dataset:
         "../envs/data.yaml"
     params:
         **each(of_dataset, dataset_settings, DATASETS),
-        source=of_dataset(lambda dataset: literal(dataset.settings.source)),
+        source=of_dataset(lambda dataset: visible(dataset.settings.source)),
     message:
         "Tokens of {params.source}"
     script:

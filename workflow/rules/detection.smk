@@ -1,19 +1,9 @@
 """From activations to tables: one pass over the store for all criteria."""
 
 
-def detect_outliers_settings(run):
-    detection = run.settings.detection
-    return dict(
-        detection=detection.model_dump(mode="json", exclude={"smoothquant"}),
-        trust_remote_code=run.settings.model.trust_remote_code,
-    )
-
-
 rule detect_outliers:
     input:
-        inputs=of_run(
-            inputs("detect_outliers", "detect_outliers.py", detect_outliers_settings)
-        ),
+        inputs=of_run(detect_outliers_inputs),
         model=of_run(lambda run: run.model.record),
         store=STORE_RECORD,
         tokens=TOKENS,

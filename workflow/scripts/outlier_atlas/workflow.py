@@ -81,11 +81,6 @@ def jobs_at_once(chains: int, cores: int, threads: int, gpus: int | None, of_job
     return min(most, max(1, gpus // min(of_job, gpus))) if gpus else most
 
 
-def literal(text: str) -> str:
-    """Text in which Snakemake finds nothing to fill in, and a terminal nothing to obey."""
-    return visible(text).replace("{", "{{").replace("}", "}}")
-
-
 def main(configuration: Path) -> None:
     """Print the closing words of the run that a configuration file describes."""
     print(closing_words(settings([configuration]).name))
