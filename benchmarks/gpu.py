@@ -45,10 +45,10 @@ from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.loading.partial import load_layers
 from outlier_atlas.plan.requirements import Plan, plan
-from outlier_atlas.plan.units import shown
 from outlier_atlas.roles.architecture import describe
 from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.units import shown
 
 SITES = ["attn_in", "mlp_in", "resid_post"]
 SHAPE = {

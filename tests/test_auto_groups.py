@@ -17,14 +17,14 @@ from test_staleness import Project, changed, checkout, planned
 from test_workflow import snakemake, write
 
 from outlier_atlas.checkpoint.source import fetch
-from outlier_atlas.extraction import layer_groups
+from outlier_atlas.devices import limits
+from outlier_atlas.extraction import choice, layer_groups
 from outlier_atlas.extraction.layer_groups import Machine, choose
 from outlier_atlas.extraction.prepare import planned as planned_before
 from outlier_atlas.extraction.prepare import planned_ablation
 from outlier_atlas.extraction.print_plan import print_plan
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import read_record
-from outlier_atlas.plan import choice, limits
 from outlier_atlas.plan.memory_budget import MemoryBudget
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
@@ -289,7 +289,7 @@ def test_a_finished_run_imports_no_torch(finished, arguments):
     )  # fmt: skip
     assert "Nothing to be done" in done.stdout + done.stderr
     imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
-    assert "outlier_atlas.plan.choice" in imported
+    assert "outlier_atlas.extraction.choice" in imported
     assert not {"torch", "transformers"} & imported
 
 

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from store_files import chunk_files, written
 
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.data.records import RECORD
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import DamagedFileError, read_record

@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 
 from outlier_atlas.checkpoint.folder import weight_files
 from outlier_atlas.checkpoint.source import load_config
+from outlier_atlas.devices import limits
+from outlier_atlas.devices.limits import available
 from outlier_atlas.job_metrics import GUESSED, Measured, rates, records
 from outlier_atlas.loading.footprint import sizes
 from outlier_atlas.loading.partial import build_on_meta, load_layers, load_model, weight_bytes
 from outlier_atlas.loading.shards import file_bytes
-from outlier_atlas.plan import limits
 from outlier_atlas.plan.group import HEAP_BYTES, PROCESS_BYTES
-from outlier_atlas.plan.limits import available
 from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.table import table
-from outlier_atlas.plan.units import bytes_of, duration, shown
 from outlier_atlas.roles.architecture import describe
 from outlier_atlas.settings.extraction import even_ranges
+from outlier_atlas.units import bytes_of, duration, shown
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
 

@@ -11,7 +11,7 @@ from outlier_atlas.criteria.measure import CriterionMeasure
 from outlier_atlas.criteria.measures import MEASURES
 from outlier_atlas.criteria.shows import BEHIND, SHOWS
 from outlier_atlas.criteria.tables import DESCRIPTIONS, TABLES
-from outlier_atlas.report.page import PARTS
+from outlier_atlas.report.templates import TEMPLATES
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.section import CriterionSettings
 from outlier_atlas.sources import Sources
@@ -50,7 +50,7 @@ def test_an_edit_reruns_the_stage_that_a_file_is_for_and_no_other(folder):
 
 
 def test_a_template_is_code_of_the_report():
-    assert {*CRITERIA.rglob("*.j2")} <= {*PARTS}
+    assert {*CRITERIA.rglob("*.j2")} <= {*TEMPLATES}
 
 
 def test_the_registries_name_every_folder():

@@ -6,9 +6,11 @@ from outlier_atlas import products, tables
 from outlier_atlas.criteria import tables as criteria_tables
 from outlier_atlas.digests import Digests
 from outlier_atlas.inputs import FOLDER as INPUTS_FOLDER
-from outlier_atlas.plan import choice, scheduler_resources
+from outlier_atlas import scheduler_resources
+from outlier_atlas.extraction import choice
 from outlier_atlas.planned_run import Package, builtin_files
-from outlier_atlas.report import compared_runs, figures, page
+from outlier_atlas.report import compared_runs, figures
+from outlier_atlas.report.templates import TEMPLATES
 from outlier_atlas.sanitize import visible
 from outlier_atlas.settings.source import source_kind
 from outlier_atlas.workflow import jobs_at_once
@@ -207,7 +209,7 @@ def records(run):
 
 def scheduled(wildcards):
     """Whether a scheduler starts the jobs, as 0 or 1."""
-    return int(bool(workflow.remote_exec or not workflow.local_exec))
+    return int(snakemake_internals.is_scheduled(workflow))
 
 
 # Functions, because Snakemake knows no number of cores where it only shows something.
@@ -232,12 +234,12 @@ def extractions_at_once(run):
     """Extraction jobs that are at work on one machine at a time; a scheduler's are each alone."""
     if scheduled(None):
         return 1
-    gpus = workflow.global_resources.get("gpu") if run.on_gpus else None
+    gpus = snakemake_internals.limit_of(workflow, "gpu") if run.on_gpus else None
     return jobs_at_once(
         run.sequence_shards,
         workflow.cores,
         extraction_threads(run),
-        None if gpus is None else gpus.value,
+        gpus,
         run.settings.execution.gpus_per_job,
     )
 

@@ -7,7 +7,7 @@ from rule_main import run
 
 def main(job):
     from outlier_atlas.checkpoint.source import offline
-    from outlier_atlas.plan import choice
+    from outlier_atlas.extraction import choice
     from outlier_atlas.settings.configuration import load
 
     settings = load(job.params.settings, "run")

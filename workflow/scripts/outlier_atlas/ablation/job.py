@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.ablation.means import Means
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.data.records import RECORD
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
 from outlier_atlas.roles.cached_architecture import described
 from outlier_atlas.settings.configuration import OnNewVersions

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.attention_sinks import tables as attention_sinks
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.criteria.experts import tables as experts
@@ -55,31 +53,31 @@ CRITERIA = Table(
     "criteria",
     "Each criterion: whether it was measured, on which sites, and how many findings it has.",
     (
-        Column("criterion", pa.string(), "Name of the criterion, as in the configuration."),
-        Column("measured", pa.bool_(), "Whether all of its sites were measured."),
-        Column("sites", pa.string(), "Sites it is defined on in this run, separated by spaces."),
-        Column("missing_sites", pa.string(), "Those of its sites that were not measured."),
+        Column("criterion", "string", "Name of the criterion, as in the configuration."),
+        Column("measured", "bool", "Whether all of its sites were measured."),
+        Column("sites", "string", "Sites it is defined on in this run, separated by spaces."),
+        Column("missing_sites", "string", "Those of its sites that were not measured."),
         Column(
             "findings",
-            pa.int64(),
+            "int64",
             f"Number of findings: {', '.join(_counted())}. "
             "Empty where the criterion was not measured, or could look at no layer.",
             "count",
         ),
         Column(
             "not_finite",
-            pa.int64(),
+            "int64",
             "NaN and infinite values of its sites, which all of its numbers leave out (of "
             "expert_out, tokens with one in an expert's output). Empty where it was not measured.",
             "count",
         ),
         Column(
             "layers_not_finite",
-            pa.string(),
+            "string",
             "Layers that it could not look at, separated by spaces: one of its sites has no finite "
             "value there (llm_int8: none of its sites has one). No share counts them.",
         ),
-        Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
+        Column("definition", "string", "The criterion in one sentence, with its thresholds."),
     ),
 )
 

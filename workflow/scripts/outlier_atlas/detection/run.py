@@ -18,7 +18,8 @@ from outlier_atlas.criteria.exclusion import Exclusion
 from outlier_atlas.criteria.measure import Context, Measures
 from outlier_atlas.criteria.measures import MEASURES
 from outlier_atlas.criteria.tables import CRITERIA, DESCRIPTIONS
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.data.records import RECORD
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.overview import criteria_columns
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source

@@ -9,14 +9,13 @@ from typing import NoReturn
 
 from outlier_atlas.devices.gpus import visible_gpus
 from outlier_atlas.devices.leases import devices
-from outlier_atlas.extraction import preflight
+from outlier_atlas.extraction import choice, preflight
 from outlier_atlas.extraction.prepare import planned, planned_ablation
-from outlier_atlas.plan import choice
 from outlier_atlas.plan.advice import fewest_groups
 from outlier_atlas.plan.memory_budget import GIVEN, MemoryBudget
 from outlier_atlas.plan.requirements import Plan
-from outlier_atlas.plan.units import shown
 from outlier_atlas.settings.configuration import Settings
+from outlier_atlas.units import shown
 
 log = logging.getLogger(__name__)
 

@@ -6,16 +6,15 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from torch import nn
 
+from outlier_atlas.devices.limits import resident
 from outlier_atlas.devices.registry import named, of
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.job_metrics import Measured
 from outlier_atlas.loading.partial import weight_bytes
-from outlier_atlas.plan.limits import resident
 from outlier_atlas.plan.requirements import Plan
 
 INTERVAL_SECONDS = 0.02
@@ -43,13 +42,8 @@ class Measurement:
         self._peak.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._peak.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._peak.__exit__()
         self._ended = time.monotonic()
 
     def loaded(self, modules: Sequence[nn.Module]) -> None:
@@ -110,12 +104,7 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ends.set()
         self._thread.join()
 

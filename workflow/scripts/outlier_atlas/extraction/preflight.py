@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from outlier_atlas.console import NOTICE
+from outlier_atlas.devices.limits import whole
 from outlier_atlas.devices.registry import HOST, candidates, named
+from outlier_atlas.extraction.choice import CHOICE
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
@@ -26,14 +28,12 @@ from outlier_atlas.plan.advice import (
     refusal,
     remedy,
 )
-from outlier_atlas.plan.choice import CHOICE
-from outlier_atlas.plan.limits import whole
+from outlier_atlas.plan.group import ENOUGH_TOKENS
 from outlier_atlas.plan.memory_budget import ConcurrentJobs, MemoryBudget
 from outlier_atlas.plan.requirements import Plan, plan
-from outlier_atlas.plan.scheduler_resources import ENOUGH_TOKENS
 from outlier_atlas.plan.table import table
-from outlier_atlas.plan.units import bytes_of
 from outlier_atlas.settings.extraction import ExtractionSettings
+from outlier_atlas.units import bytes_of
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.data.records import RECORD
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, unwritten, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
@@ -118,7 +119,7 @@ def prepare_store(
             its own code does not run in the dtype; or its files lack weights, or have other ones.
         OSError: the disk is full; with the path, and the bytes that are needed.
     """
-    from outlier_atlas.plan import scheduler_resources
+    from outlier_atlas.plan import group
     from outlier_atlas.plan.requirements import plan
     from outlier_atlas.roles.cached_architecture import described
 
@@ -149,7 +150,7 @@ def prepare_store(
     versions = {package: version(package) for package in RECORDED_VERSIONS}
     of_model = {name: model[name] for name in RECORDED_OF_MODEL}
     more = {"versions": versions, "extraction": own, "model": of_model}
-    write_record(record, layout.record() | more | scheduler_resources.recorded(made.groups))
+    write_record(record, layout.record() | more | group.record(made.groups))
 
 
 def _layout(

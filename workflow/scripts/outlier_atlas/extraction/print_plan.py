@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from outlier_atlas.extraction import layer_groups, preflight
+from outlier_atlas.extraction import choice, layer_groups, preflight
 from outlier_atlas.extraction.prepare import planned
 from outlier_atlas.job_metrics import rates
-from outlier_atlas.plan import choice
 from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.table import table
 from outlier_atlas.settings.configuration import Settings

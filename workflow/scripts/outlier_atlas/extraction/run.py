@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.data.records import RECORD
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.versions import settle, size_of
 from outlier_atlas.extraction.work import Work

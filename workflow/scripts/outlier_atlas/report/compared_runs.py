@@ -13,7 +13,7 @@ from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
 from outlier_atlas.criteria.massive_activations.tables import MASSIVE_CHANNELS
 from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
 from outlier_atlas.criteria.tables import CRITERIA
-from outlier_atlas.data.tokens import RECORD
+from outlier_atlas.data.records import RECORD
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.sanitize import visible
 from outlier_atlas.store.version import refuse_newer

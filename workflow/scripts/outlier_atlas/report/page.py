@@ -15,7 +15,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from outlier_atlas import __version__, criteria, tables
+from outlier_atlas import __version__, tables
 from outlier_atlas.criteria.perplexity import show as perplexity
 from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
 from outlier_atlas.criteria.show import Evidence, Finding, Page, ReportSection, Show
@@ -25,6 +25,7 @@ from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.job_metrics import records
 from outlier_atlas.report import ablation, comparison, facts, missing, weights
 from outlier_atlas.report.findings import alarms, findings
+from outlier_atlas.report.templates import CRITERIA, REPORT
 from outlier_atlas.report.theme import THEMES
 from outlier_atlas.sanitize import visible, visible_lines
 from outlier_atlas.settings.detection import ExcludeSettings
@@ -33,18 +34,6 @@ from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.origin import Origin
 from outlier_atlas.text import count, interval, number, percent, percentage
-
-HERE = Path(__file__).parent
-CRITERIA = Path(criteria.__file__).parent
-"""The folder of the criteria, with the templates of their sections."""
-PARTS = (
-    HERE / "template.html.j2",
-    HERE / "comparison.html.j2",
-    HERE / "style.css",
-    *sorted(CRITERIA.glob("*.html.j2")),
-    *sorted(CRITERIA.glob("*/*.html.j2")),
-)
-"""The files that the page is made of, code apart."""
 
 Row = dict[str, Any]
 
@@ -87,7 +76,7 @@ def render(
     ablations = evidence.rows(tables.ABLATIONS) if inputs.ablations else []
     sentences = findings(evidence, ablations, report.text != "none")
     environment = Environment(
-        loader=FileSystemLoader([HERE, CRITERIA]),
+        loader=FileSystemLoader([REPORT, CRITERIA]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -117,7 +106,7 @@ def _head(
 ) -> Row:
     model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
     store = read_record(inputs.store_record)
-    style = (HERE / "style.css").read_text("utf-8")
+    style = (REPORT / "style.css").read_text("utf-8")
     losses = evidence.rows(PERPLEXITY)
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.

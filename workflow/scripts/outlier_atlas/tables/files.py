@@ -3,21 +3,25 @@
 One row a finding, in a fixed order, the same from run to run. The definition of a column
 and its unit travel in the Parquet file itself, as the field's metadata `definition` and `unit`;
 the tokens that are left out of its numbers, as the file's `left_out`.
+
+pyarrow is imported by the functions that use it: the Snakefile imports this package for the names
+of the tables.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.files import replacing, write_whole
-from outlier_atlas.tables.table import Table
+from outlier_atlas.tables.table import PARAMETERS, ColumnType, Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LEFT_OUT = b"left_out"
 
@@ -26,6 +30,27 @@ DEFINITION = b"definition"
 
 ROWS_TOGETHER = 64
 """Rows that are written together where rows are long."""
+
+
+def arrow_type(kind: ColumnType) -> pa.DataType:
+    """Return the type of a column as pyarrow's own object."""
+    import pyarrow as pa
+
+    return pa.list_(pa.float32()) if kind == "list<float32>" else pa.type_for_alias(kind)
+
+
+def arrow_schema(table: Table) -> pa.Schema:
+    """Return the schema of a table's Parquet file, with everything its description says."""
+    import pyarrow as pa
+
+    fields = [
+        pa.field(column.name, arrow_type(column.type), metadata=column.metadata)
+        for column in table.columns
+    ]
+    metadata: dict[bytes | str, bytes | str] = {"table": table.name, "about": table.about}
+    if table.parameters:
+        metadata[PARAMETERS] = json.dumps({"detection": table.parameters}, sort_keys=True)
+    return pa.schema(fields, metadata=metadata)
 
 
 def write(folder: Path, table: Table, columns: Mapping[str, Any], left_out: str = "") -> None:
@@ -38,19 +63,22 @@ def write(folder: Path, table: Table, columns: Mapping[str, Any], left_out: str 
         left_out: tokens that its numbers are without, in a sentence (`ExcludeSettings.said`); the
             Parquet file's metadata has it as `left_out`.
     """
+    import pyarrow as pa
+    from pyarrow.csv import write_csv
+    from pyarrow.parquet import write_table as write_parquet
+
     assert set(columns) == {column.name for column in table.columns}, table.name
-    schema = table.schema
+    schema = arrow_schema(table)
     if left_out:
         schema = schema.with_metadata({**schema.metadata, LEFT_OUT: left_out})
     data = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-    for ending, write_table in (("parquet", _write_parquet), ("csv", pa.csv.write_csv)):
+    for ending, write_table in (
+        ("parquet", partial(write_parquet, compression="zstd")),
+        ("csv", write_csv),
+    ):
         content = pa.BufferOutputStream()
         write_table(data, content)
         write_whole(folder / f"{table.name}.{ending}", content.getvalue().to_pybytes())
-
-
-def _write_parquet(data: pa.Table, content: pa.BufferOutputStream) -> None:
-    pa.parquet.write_table(data, content, compression="zstd")
 
 
 @contextmanager
@@ -59,16 +87,20 @@ def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any
 
     The file appears when the block ends without an error.
     """
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
     folder.mkdir(parents=True, exist_ok=True)
+    schema = arrow_schema(table)
     waiting: list[Mapping[str, Any]] = []
     with (
-        replacing(folder / f"{table.name}.parquet") as path,
-        pa.parquet.ParquetWriter(path, table.schema, compression="zstd") as writer,
+        replacing(_path(folder, table)) as path,
+        ParquetWriter(path, schema, compression="zstd") as writer,
     ):
 
         def flush() -> None:
-            columns = {name: [row[name] for row in waiting] for name in table.schema.names}
-            writer.write_table(pa.table(columns, schema=table.schema))
+            columns = {name: [row[name] for row in waiting] for name in schema.names}
+            writer.write_table(pa.table(columns, schema=schema))
             waiting.clear()
 
         def write_row(row: Mapping[str, Any]) -> None:
@@ -86,10 +118,23 @@ def read(folder: Path, table: Table) -> pa.Table:
     Raises:
         ValueError: another version of the project wrote it, with other columns.
     """
-    path = folder / f"{table.name}.parquet"
+    from pyarrow.parquet import read_table
+
+    path = _path(folder, table)
     # Without this, pyarrow reads a column that the file lacks as empty.
-    _refuse_other(path, pa.parquet.read_schema(path), table)
-    return pa.parquet.read_table(path, schema=table.schema)
+    _refuse_other(path, file_schema(folder, table), table)
+    return read_table(path, schema=arrow_schema(table))
+
+
+def file_schema(folder: Path, table: Table) -> pa.Schema:
+    """Return the schema that a table's file has, with the metadata in it."""
+    from pyarrow.parquet import read_schema
+
+    return read_schema(_path(folder, table))
+
+
+def _path(folder: Path, table: Table) -> Path:
+    return folder / f"{table.name}.parquet"
 
 
 def refuse_other_definitions(folder: Path, table: Table) -> None:
@@ -98,8 +143,7 @@ def refuse_other_definitions(folder: Path, table: Table) -> None:
     Raises:
         ValueError: another version of the project wrote it, by other definitions.
     """
-    path = folder / f"{table.name}.parquet"
-    schema = pa.parquet.read_schema(path)
+    path, schema = _path(folder, table), file_schema(folder, table)
     _refuse_other(path, schema, table)
     for column in table.columns:
         definition = (schema.field(column.name).metadata or {}).get(DEFINITION, b"")
@@ -112,9 +156,9 @@ def _refuse_other(path: Path, schema: pa.Schema, table: Table) -> None:
     for column in table.columns:
         if column.name not in have:
             raise _other_version(path, f"it has no column {column.name}")
-        if have[column.name] != column.type:
+        if (kind := arrow_type(column.type)) != have[column.name]:
             raise _other_version(
-                path, f"its column {column.name} is {have[column.name]}, not {column.type}"
+                path, f"its column {column.name} is {have[column.name]}, not {kind}"
             )
 
 
@@ -127,5 +171,5 @@ def _other_version(path: Path, cause: str) -> ValueError:
 
 def left_out(folder: Path, table: Table) -> str:
     """The tokens that a table's numbers are without, in a sentence; empty where there are none."""
-    metadata = pa.parquet.read_schema(folder / f"{table.name}.parquet").metadata
+    metadata = file_schema(folder, table).metadata
     return bytes(metadata.get(LEFT_OUT, b"")).decode()

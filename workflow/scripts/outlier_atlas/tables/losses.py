@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
-from outlier_atlas.tables.table import Column, Table, intervals
+from outlier_atlas.tables.table import Column, ColumnType, Table, intervals
 
 ENOUGH_SEQUENCES = 10
 """Sequences from which on an interval that does not contain a number excludes it.
@@ -16,13 +14,20 @@ wrong at most twice as often as it says (docs/validation.md).
 
 LOSS = Column(
     "loss",
-    pa.float64(),
+    "float64",
     "Mean over those tokens of the negative log-likelihood, in nats: each token given all before "
     "it in its own sequence, from the logits of the whole vocabulary in float32.",
     "nats",
 )
 
-PERPLEXITY_OF_LOSS = Column("perplexity", pa.float64(), "exp(loss).", "ratio")
+PERPLEXITY_OF_LOSS = Column("perplexity", "float64", "exp(loss).", "ratio")
+
+AS_IN_SUPER_WEIGHTS: tuple[tuple[str, ColumnType, str], ...] = (
+    ("input", "float32", "activation"),
+    ("output", "float32", "activation"),
+    ("share", "float64", "ratio"),
+)
+"""Columns with a meaning in the table `super_weights`: name, type and unit."""
 
 ABLATIONS = Table(
     "ablations",
@@ -35,7 +40,7 @@ ABLATIONS = Table(
     (
         Column(
             "target",
-            pa.string(),
+            "string",
             "What is altered: none; super_weight or weight (of a down projection); super_expert; "
             "expert_weight (of a routed expert's down projection); outlier_features, all of "
             "LLM.int8() together; super_weights, all of them together; later_super_weight, one "
@@ -47,41 +52,35 @@ ABLATIONS = Table(
         ),
         Column(
             "site",
-            pa.string(),
+            "string",
             "Of channels the sites at which they are set, separated by spaces.",
         ),
-        Column("first_layer", pa.int32(), "First altered layer, 0-based.", "index"),
+        Column("first_layer", "int32", "First altered layer, 0-based.", "index"),
         Column(
             "last_layer",
-            pa.int32(),
+            "int32",
             "Last altered layer. Of outlier_features and channel all between that have the site "
             "are altered, of massive_activations and super_weights some.",
             "index",
         ),
-        Column("channels", pa.string(), "The channels, ascending, separated by spaces."),
-        Column("expert", pa.int32(), "The routed expert, or that of a weight, 0-based.", "index"),
-        Column("row", pa.int32(), "Of a weight its row: the output channel, 0-based.", "index"),
-        Column(
-            "column", pa.int32(), "Of a weight its column: the input channel, 0-based.", "index"
-        ),
+        Column("channels", "string", "The channels, ascending, separated by spaces."),
+        Column("expert", "int32", "The routed expert, or that of a weight, 0-based.", "index"),
+        Column("row", "int32", "Of a weight its row: the output channel, 0-based.", "index"),
+        Column("column", "int32", "Of a weight its column: the input channel, 0-based.", "index"),
         Column(
             "round",
-            pa.int32(),
+            "int32",
             "Of later_super_weight: in which search of the held-out sequences it was found, from "
             "1. All super weights of the run and those of earlier searches were zero in it.",
             "index",
         ),
         *(
             Column(name, kind, "Of later_super_weight: as in super_weights, in that search.", unit)
-            for name, kind, unit in (
-                ("input", pa.float32(), "activation"),
-                ("output", pa.float32(), "activation"),
-                ("share", pa.float64(), "ratio"),
-            )
+            for name, kind, unit in AS_IN_SUPER_WEIGHTS
         ),
         Column(
             "intervention",
-            pa.string(),
+            "string",
             "none; zero: the weight is 0, the expert's down_proj output (with its bias) is 0, or "
             "the site's value at the channels is 0 for all tokens; mean: it is the channel's mean "
             "over the run's tokens in that layer; random: as many other channels that are no "
@@ -92,17 +91,17 @@ ABLATIONS = Table(
             "channel and layer in the run's own sequences (at the first position and at others); "
             "random: as many other channels are 0 at the same tokens.",
         ),
-        Column("draw", pa.int32(), "Number of the random draw, 0-based.", "index"),
+        Column("draw", "int32", "Number of the random draw, 0-based.", "index"),
         Column(
             "tokens",
-            pa.int64(),
+            "int64",
             "Number of tokens that are predicted: all but the first of each held-out sequence.",
             "count",
         ),
-        Column("sequences", pa.int64(), "Number of held-out sequences.", "count"),
+        Column("sequences", "int64", "Number of held-out sequences.", "count"),
         LOSS,
         PERPLEXITY_OF_LOSS,
-        Column("ratio", pa.float64(), "perplexity / perplexity of the model as it is.", "ratio"),
+        Column("ratio", "float64", "perplexity / perplexity of the model as it is.", "ratio"),
         *intervals("loss", unit="nats"),
         *intervals("perplexity", "ratio", unit="ratio"),
     ),

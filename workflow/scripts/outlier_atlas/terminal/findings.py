@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas.plan.units import shown
+from outlier_atlas.compat.snakemake_internals import script_of
 from outlier_atlas.sanitize import shortened
 from outlier_atlas.text import count
+from outlier_atlas.units import shown
 
 LONGEST = 240
 """Characters of a finding."""
@@ -27,7 +28,7 @@ def finding(jobs: Sequence[Any]) -> str:
     """
     if not jobs[0].output:
         return ""
-    script = Path(str(jobs[0].rule.script or "")).stem
+    script = Path(script_of(jobs[0])).stem
     try:
         return shortened(FINDINGS.get(script, _files)(jobs), LONGEST)
     except (OSError, ValueError, KeyError, TypeError, StopIteration):

@@ -9,8 +9,10 @@ from pathlib import Path
 from outlier_atlas import builtin
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.data.folder import local_files
-from outlier_atlas.data.prepare import check_documents, digests_of
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.data.prepare import check_documents
+from outlier_atlas.data.records import RECORD
+from outlier_atlas.data.source import digests_of
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.digests import NOT_READABLE, Digests
 from outlier_atlas.files import DamagedFileError
 from outlier_atlas.settings.dataset import DatasetSettings

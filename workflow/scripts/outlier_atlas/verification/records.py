@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas.checkpoint.source import DIGESTS
-from outlier_atlas.data.tokens import RECORD
+from outlier_atlas.data.records import RECORD
+from outlier_atlas.extraction.choice import CHOICE
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
 from outlier_atlas.job_metrics import MEASURED
-from outlier_atlas.plan.choice import CHOICE
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import LAYER, POSITION, WHERE, Column, Table, intervals
 
-HEAD = Column("head", pa.int32(), "Query head of attention, 0-based.", "index")
+HEAD = Column("head", "int32", "Query head of attention, 0-based.", "index")
 
 ATTENTION_SINKS = Table(
     "attention_sinks",
@@ -16,11 +14,11 @@ ATTENTION_SINKS = Table(
     "attn_sink was not measured.",
     (
         LAYER,
-        Column("heads", pa.int32(), "Number of query heads.", "count"),
-        Column("sequences", pa.int64(), "Number of sequences.", "count"),
+        Column("heads", "int32", "Number of query heads.", "count"),
+        Column("sequences", "int64", "Number of sequences.", "count"),
         Column(
             "sink_metric",
-            pa.float64(),
+            "float64",
             "Sink metric of the first token, in %: 100 x share of (sequence, head) in which it "
             "receives more than the threshold. Where no number is NaN, its mean over the layers "
             "is that of the model.",
@@ -28,21 +26,21 @@ ATTENTION_SINKS = Table(
         ),
         Column(
             "sink_heads",
-            pa.int32(),
+            "int32",
             "Heads whose attention to the first token, as a mean over sequences, is above the "
             "threshold.",
             "count",
         ),
         Column(
             "value",
-            pa.float32(),
+            "float32",
             "The largest attention that a token receives in a head (the first of equals). The last "
             "of the T tokens has one query alone, itself: a large value there says little.",
             "share",
         ),
         HEAD,
         *WHERE,
-        Column("nan", pa.int64(), "Numbers that are NaN; left out of all other columns.", "count"),
+        Column("nan", "int64", "Numbers that are NaN; left out of all other columns.", "count"),
         *intervals("sink_metric", unit="%"),
         *intervals("value", unit="share"),
     ),
@@ -55,10 +53,8 @@ ATTENTION_SINK_HEADS = Table(
     (
         LAYER,
         HEAD,
-        Column(
-            "mean", pa.float64(), "Mean over sequences of what it receives, from 0 to 1.", "share"
-        ),
-        Column("sink_share", pa.float64(), "Share of sequences in which it is a sink.", "share"),
+        Column("mean", "float64", "Mean over sequences of what it receives, from 0 to 1.", "share"),
+        Column("sink_share", "float64", "Share of sequences in which it is a sink.", "share"),
         *intervals("mean", "sink_share", unit="share"),
     ),
 )
@@ -69,15 +65,15 @@ ATTENTION_SINK_POSITIONS = Table(
     "attn_sink was not measured.",
     (
         POSITION,
-        Column("sequences", pa.int64(), "Number of sequences that have this position.", "count"),
+        Column("sequences", "int64", "Number of sequences that have this position.", "count"),
         Column(
             "sink_metric",
-            pa.float64(),
+            "float64",
             "Sink metric of the position, in %: 100 x share of (sequence, layer, head) in which it "
             "receives more than the threshold; at position 0 the paper's Sink_1.",
             "%",
         ),
-        Column("mean", pa.float64(), "Mean of what it receives, over the same.", "share"),
+        Column("mean", "float64", "Mean of what it receives, over the same.", "share"),
         *intervals("sink_metric", unit="%"),
         *intervals("mean", unit="share"),
     ),

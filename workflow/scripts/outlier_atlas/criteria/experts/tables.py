@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, EXPERT, LAYER, WHERE, Column, Table, intervals
 
@@ -15,32 +13,32 @@ EXPERT_MAGNITUDES = Table(
     (
         LAYER,
         EXPERT,
-        Column("tokens", pa.int64(), "Number of tokens routed to it.", "count"),
+        Column("tokens", "int64", "Number of tokens routed to it.", "count"),
         Column(
             "token_share",
-            pa.float64(),
+            "float64",
             "tokens / all tokens of the run that are not left out. Over the experts of a layer the "
             "shares add up to the number of experts that a token is routed to.",
             "share",
         ),
         Column(
             "enough_tokens",
-            pa.bool_(),
+            "bool",
             "Whether it saw at least detection.experts.min_tokens tokens.",
         ),
         Column(
             "value",
-            pa.float32(),
+            "float32",
             "The finite down_proj output with the largest |x|, with its sign (the first of "
             "equals); empty where there is none.",
             "activation",
         ),
         CHANNEL,
         *WHERE,
-        Column("nan", pa.int64(), "Tokens with a NaN in its output; left out of value.", "count"),
+        Column("nan", "int64", "Tokens with a NaN in its output; left out of value.", "count"),
         Column(
             "infinite",
-            pa.int64(),
+            "int64",
             "Tokens whose largest |x| is infinite; left out likewise.",
             "count",
         ),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, EXPERT, LAYER, WHERE, Column, Table, intervals
 
@@ -15,17 +13,17 @@ SUPER_EXPERTS = Table(
         EXPERT,
         CHANNEL,
         *WHERE,
-        Column("value", pa.float32(), "Its largest |down_proj output|, signed.", "activation"),
+        Column("value", "float32", "Its largest |down_proj output|, signed.", "activation"),
         Column(
             "quantile",
-            pa.float64(),
+            "float64",
             "The quantile, over all experts that saw a token, that |value| is above.",
             "activation",
         ),
-        Column("largest_share", pa.float64(), "|value| / the largest of all experts.", "ratio"),
+        Column("largest_share", "float64", "|value| / the largest of all experts.", "ratio"),
         Column(
             "growth",
-            pa.float64(),
+            "float64",
             "Largest |x| of the layer's residual stream over that of the measured layer before; "
             "empty for the first.",
             "ratio",
