@@ -2,11 +2,10 @@
 
 import functools
 
-from outlier_atlas import products, tables
+from outlier_atlas import products, scheduler_resources, tables
 from outlier_atlas.criteria import tables as criteria_tables
 from outlier_atlas.digests import Digests
 from outlier_atlas.inputs import FOLDER as INPUTS_FOLDER
-from outlier_atlas import scheduler_resources
 from outlier_atlas.extraction import choice
 from outlier_atlas.planned_run import Package, builtin_files
 from outlier_atlas.report import compared_runs, figures
