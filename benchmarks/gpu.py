@@ -47,7 +47,6 @@ from outlier_atlas.loading.partial import load_layers
 from outlier_atlas.plan.requirements import Plan, plan
 from outlier_atlas.plan.units import shown
 from outlier_atlas.roles.architecture import describe
-from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
 
 SITES = ["attn_in", "mlp_in", "resid_post"]
@@ -179,10 +178,9 @@ def _measure(run: Run, group: int, planned: Plan, where: list[str]) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     job = dataclasses.replace(run.job(group, 0), threads=torch.get_num_threads(), verify="never")
-    layout = Layout.from_record(read_record(run.store_record))
-    fingerprint = str(read_record(run.model_record)["fingerprint"])
-    work = Work(layout, TokenStore.open(run.tokens), fingerprint, group, 0)
-    missing = work.missing(Commits.load(run.folder / COMMITS), job.batch_size)
+    stored = job.run
+    work = Work(stored.layout, stored.tokens, stored.model_fingerprint, group, 0)
+    missing = work.missing(stored.commits(), job.batch_size)
     started = time.perf_counter()
     layer_group = load(job, work, missing, where)
     took = time.perf_counter() - started
@@ -195,7 +193,7 @@ def _measure(run: Run, group: int, planned: Plan, where: list[str]) -> None:
     plan_of_peak = expected.device if on_cuda else expected.host_alone
     print(
         f"layers {work.span}: {shown(expected.weights)} loaded in {took:.1f} s, "
-        f"{layout.tokens / (done - loaded):,.0f} tokens/s; peak {shown(peak)}, "
+        f"{work.tokens.tokens / (done - loaded):,.0f} tokens/s; peak {shown(peak)}, "
         f"planned {shown(plan_of_peak)}: {peak / plan_of_peak:.3f} of the plan"
     )
 

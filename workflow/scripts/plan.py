@@ -10,15 +10,16 @@ def main(job):
     from outlier_atlas.extraction.print_plan import print_plan
     from outlier_atlas.roles.architecture import describe
     from outlier_atlas.settings.configuration import load
+    from outlier_atlas.store.run import Run
 
     settings = load(job.params.settings, "run")
     results, jobs = Path(job.log[0]).parents[1], job.resources.jobs_at_once
     if not job.input.model:
         with unfetched(settings.model, describe) as (record, folder):
-            print_plan(settings, record, folder, results, jobs)
+            print_plan(settings, Run(results, record, folder), jobs)
         return
     offline()
-    print_plan(settings, Path(job.input.model), Path("resources"), results, jobs)
+    print_plan(settings, Run(results, Path(job.input.model), Path("resources")), jobs)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from outlier_atlas.files import (
 from outlier_atlas.store.fingerprints import NUMERICS_VERSION
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.origin import DEVICE, VERSIONS, Origin
+from outlier_atlas.store.run_files import RunFiles
 
 CHECKSUM = np.dtype("<u4")
 ORIGINS = "origins.json"
@@ -46,13 +47,13 @@ class Streams:
     """The files of one set of held-out tokens; memory is that of a sequence's rows.
 
     Args:
-        run: folder of the run.
+        run: the files of the run.
         layout: of its store.
         model: fingerprint of the weights.
         heldout: the held-out tokens.
     """
 
-    def __init__(self, run: Path, layout: Layout, model: str, heldout: TokenStore) -> None:
+    def __init__(self, run: RunFiles, layout: Layout, model: str, heldout: TokenStore) -> None:
         self._groups, self._starts = len(layout.layer_groups), heldout.sequence_starts
         # Stands for all that they depend on, except the variant.
         current = fingerprint(
@@ -64,7 +65,7 @@ class Streams:
                 "tokens": [heldout.token_ids.tolist(), self._starts.tolist()],
             }
         )
-        self._folder = run / "ablation" / current
+        self._folder = run.ablation / current
 
     def delete_others(self) -> None:
         """Remove what lies under another fingerprint."""

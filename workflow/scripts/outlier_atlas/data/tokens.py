@@ -20,10 +20,6 @@ from numpy.typing import NDArray
 
 from outlier_atlas.files import DamagedFileError, read_record, replacing, sha256
 
-RECORD = Path("manifests") / "tokens.json"
-HELDOUT = Path("manifests") / "heldout.json"
-"""Record of the token store, seen from the run's folder."""
-
 ROW_GROUP = 2**16
 """Tokens in a row group: what a look at one token's text has to read."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from outlier_atlas.settings.configuration import OnNewVersions
 from outlier_atlas.settings.extraction import Verify
+from outlier_atlas.store.run import Run
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,7 @@ class Job:
     """What an extraction job is given.
 
     Attributes:
-        run: folder of the run.
-        store_record: the layout, as the rule that owns the store's shape recorded it.
-        tokens: the token store.
-        model_record: the record of the model.
-        resources: folder that the model's record is relative to.
+        run: the run.
         group: number of the layer group, 0-based.
         shard: number of the sequence shard, 0-based.
         manifest: the record to leave when all is committed.
@@ -35,11 +32,7 @@ class Job:
         on_new_versions: what happens where the run would grow under other versions than before.
     """
 
-    run: Path
-    store_record: Path
-    tokens: Path
-    model_record: Path
-    resources: Path
+    run: Run
     group: int
     shard: int
     manifest: Path

@@ -86,7 +86,7 @@ class Measurement:
             predicted_device=0 if alone else group.device,
             host=None if self._peak.bytes is None else self._peak.bytes + self._mapped,
             on_device=_on_device(self._where),
-        ).write(job.run, job.manifest.stem)
+        ).write(job.run.folder, job.manifest.stem)
 
 
 def _on_device(where: Sequence[str]) -> int | None:

@@ -15,7 +15,6 @@ from outlier_atlas.console import NOTICE
 from outlier_atlas.devices.registry import HOST, candidates, named
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.files import read_record
 from outlier_atlas.job_metrics import rates
 from outlier_atlas.locks import holders
 from outlier_atlas.plan.advice import (
@@ -26,7 +25,6 @@ from outlier_atlas.plan.advice import (
     refusal,
     remedy,
 )
-from outlier_atlas.plan.choice import CHOICE
 from outlier_atlas.plan.limits import whole
 from outlier_atlas.plan.memory_budget import ConcurrentJobs, MemoryBudget
 from outlier_atlas.plan.requirements import Plan, plan
@@ -34,6 +32,7 @@ from outlier_atlas.plan.scheduler_resources import ENOUGH_TOKENS
 from outlier_atlas.plan.table import table
 from outlier_atlas.plan.units import bytes_of
 from outlier_atlas.settings.extraction import ExtractionSettings
+from outlier_atlas.store.run_files import RunFiles
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ def planned(job: Job, work: Work, gpus: int) -> Plan:
     """The plan of the run that a job belongs to, on so many devices a job."""
     lengths = np.diff(work.tokens.sequence_starts)
     return plan(
-        work.layout, read_record(job.model_record), job.resources, job.batch_size,
+        work.layout, job.run.model, job.run.resources, job.batch_size,
         int(lengths.max()), bool((lengths % work.layout.chunk_tokens).any()), job.trust_remote_code,
         gpus,
     )  # fmt: skip
@@ -110,14 +109,14 @@ def say(made: Plan, budget: MemoryBudget, job: Job) -> None:
         ValueError: the run cannot fit; the block that would has been logged.
     """
     level = NOTICE if job.group == job.shard == 0 else logging.DEBUG
-    found = rates(job.run.parent, made.model, budget.name)
-    log.log(level, "%s", table(made, budget, found, job.run))
-    refuse(made, budget, job.run, _section(job), job.auto_groups)
+    found = rates(job.run.folder.parent, made.model, budget.name)
+    log.log(level, "%s", table(made, budget, found, job.run.folder))
+    refuse(made, budget, job.run.folder, _section(job), job.auto_groups)
 
 
 def _section(job: Job) -> dict[str, Any]:
     """The user's own `extraction` section; the record leaves out what makes nothing stale."""
-    recorded = read_record(job.store_record)["extraction"]
+    recorded = job.run.store_description["extraction"]
     own = ExtractionSettings.model_validate(recorded | {"verify": job.verify})
     return own.model_dump(mode="json", exclude_defaults=True)
 
@@ -145,8 +144,8 @@ def refuse(
                 f"extraction.layer_groups: auto was {_groups(made)} when it was chosen; {reason}"
             )
             ways.append(
-                f"extraction.layer_groups: {number} would fit, or delete {run / CHOICE} to have "
-                f"the number chosen for this machine"
+                f"extraction.layer_groups: {number} would fit, or delete "
+                f"{RunFiles(run).layer_groups_record} to have the number chosen for this machine"
             )
         elif fits := remedy(made, budget, run, section):
             log.warning("\nThis would fit:\n\n%s", fits)

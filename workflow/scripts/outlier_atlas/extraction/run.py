@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import logging
 
-from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.versions import settle, size_of
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.files import fingerprint, read_record, write_record
-from outlier_atlas.store.commits import COMMITS, Commits
-from outlier_atlas.store.layout import Layout
+from outlier_atlas.files import fingerprint, write_record
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +23,10 @@ def extract(job: Job) -> None:
             would grow under other versions, and `execution.on_new_versions` refuses that.
         OSError: a file cannot be read or written.
     """
-    layout = Layout.from_record(read_record(job.store_record))
-    model = read_record(job.model_record)
-    tokens = TokenStore.recorded(job.tokens, job.run / RECORD)
-    work = Work(layout, tokens, str(model["fingerprint"]), job.group, job.shard)
-    commits = settle(job, work, Commits.load(job.run / COMMITS))
+    run = job.run
+    layout, model, tokens = run.layout, run.model_fingerprint, run.tokens
+    work = Work(layout, tokens, model, job.group, job.shard)
+    commits = settle(job, work, run.commits())
     if work.missing(commits, size_of(job, work)):
         _compute(job, work)
     else:

@@ -25,11 +25,11 @@ from outlier_atlas.extraction.writer import RowWriter, queue_bytes
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Commits, Rows
+from outlier_atlas.store.commits import Commit, Rows
 from outlier_atlas.store.layout import BOUNDARY, Target
 from outlier_atlas.store.origin import DEVICE, VERSIONS, Origin
-from outlier_atlas.store.repair import damaged_of, give_up
-from outlier_atlas.store.targets import DamagedChunkError
+from outlier_atlas.store.repair import damaged_of
+from outlier_atlas.store.target_chunks import DamagedChunkError
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import Keep, LayerGroup
@@ -49,14 +49,14 @@ def stream(
         Stopped: a signal has asked the job to stop.
         ValueError: a chunk is damaged that is read or that others share.
     """
-    arrays = Arrays(job.run, work.layout, work.counted(Commits.load(job.run / COMMITS)))
+    arrays = job.run.arrays()
     try:
         with stopping.deferred():
             _stream(job, work, missing, group, where, arrays)
     except DamagedChunkError as damage:
         # Other jobs have committed more meanwhile, or have deleted what they had read.
-        arrays = Arrays(job.run, work.layout, work.counted(Commits.load(job.run / COMMITS)))
-        raise give_up(job.run, arrays, _all_damaged(arrays, work, damage, job.threads)) from damage
+        arrays = job.run.arrays()
+        raise job.run.give_up(arrays, _all_damaged(arrays, work, damage, job.threads)) from damage
 
 
 def _all_damaged(
@@ -87,7 +87,7 @@ def _stream(
     summaries = SummaryWriter(job.run, work)
     destinations = destinations_of(missing)
     device = named(where)
-    commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
+    commits = job.run.commit_file(job.manifest.stem)
     # What last bits depend on makes no row stale by itself: see `versions`.
     details = {
         "batch_size": job.batch_size,
@@ -95,7 +95,7 @@ def _stream(
         "threads": job.threads,
         VERSIONS: Origin.now().versions,
     }
-    weights = CheckedWeights(job.model_record, job.resources)
+    weights = CheckedWeights(job.run.model_record, job.run.resources)
 
     def commit(rows: Rows) -> None:
         weights.check()  # a file that was overwritten may have changed under a memory map

@@ -6,7 +6,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from outlier_atlas.statistics.summary import Place, Summary
 from outlier_atlas.statistics.tiles import AnySummary, summary_of
 from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
+from outlier_atlas.store.run_files import RunFiles
 from outlier_atlas.store.summaries import path_of, write
 
 MEDIANS = 1024
@@ -29,11 +29,11 @@ class SummaryWriter:
     """Takes tiles as they are computed, and writes the summaries of rows that are complete.
 
     Attributes:
-        run: folder of the run.
+        run: the files of the run.
         work: of the job.
     """
 
-    run: Path
+    run: RunFiles
     work: Work
     _tiles: dict[tuple[Rows, Target], list[AnySummary]] = field(
         default_factory=lambda: defaultdict(list)

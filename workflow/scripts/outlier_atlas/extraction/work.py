@@ -14,7 +14,7 @@ from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.store.commits import Commits, Counted, Rows
 from outlier_atlas.store.fingerprints import Fingerprints, sequences_of
 from outlier_atlas.store.layout import Layout, Target
-from outlier_atlas.store.rows import shard_rows
+from outlier_atlas.store.token_axis import shard_rows
 
 
 @dataclass(frozen=True)

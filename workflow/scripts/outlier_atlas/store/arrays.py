@@ -1,6 +1,6 @@
 """The arrays of a run, open for reading and writing rows of tokens.
 
-`store/shape.py` gives them their shape. What is read must agree with the commits that stand for it.
+`store/create.py` gives them their shape. What is read must agree with its commits.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import Counted, Rows
 from outlier_atlas.store.layout import Layout, Target, arrays_of, boundary_array, parts
 from outlier_atlas.store.metadata import DamagedMetadataError, check
-from outlier_atlas.store.targets import DamagedChunkError, TargetChunks
-from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES, STORE
+from outlier_atlas.store.run_files import RunFiles
+from outlier_atlas.store.target_chunks import DamagedChunkError, TargetChunks
 
 Float32 = NDArray[np.float32]
 
@@ -38,17 +37,17 @@ class Arrays:
     """
 
     def __init__(
-        self, run: Path, layout: Layout, counted: Counted | None = None, recorded: bool = True
+        self, run: RunFiles, layout: Layout, counted: Counted | None = None, recorded: bool = True
     ) -> None:
         if recorded:
             check(run)
         self._layout = layout
-        self._locks = run / "manifests" / "locks"
+        self._locks = run.chunk_locks
         self._counted = counted
         self._written: dict[tuple[Target, Rows], str] = {}
         try:
-            activations = zarr.open_group(run / ACTIVATIONS, mode="r+", use_consolidated=False)
-            boundaries = zarr.open_group(run / BOUNDARIES, mode="r+", use_consolidated=False)
+            activations = zarr.open_group(run.activations, mode="r+", use_consolidated=False)
+            boundaries = zarr.open_group(run.boundaries, mode="r+", use_consolidated=False)
             arrays = {p.name: activations[p.name] for site in layout.store for p in parts(site)}
             between = (boundary_array(layer) for layer in layout.boundaries())
             arrays |= {name: boundaries[name] for name in between}
@@ -57,8 +56,9 @@ class Arrays:
             self.chunks = TargetChunks(arrays, layout.chunk_tokens)
         # Whatever zarr makes of metadata that is damaged, or of another layout.
         except Exception as error:
-            cause = f"not as {STORE} says: {type(error).__name__} {error}"
-            raise DamagedMetadataError(run, run / ACTIVATIONS, cause) from error
+            record = run.store_record.relative_to(run.folder)
+            cause = f"not as {record} says: {type(error).__name__} {error}"
+            raise DamagedMetadataError(run, run.activations, cause) from error
 
     def read(self, target: Target, start: int, stop: int) -> Float32:
         """Tokens `start` to `stop` of a target, (token, channel).

@@ -22,9 +22,6 @@ from outlier_atlas.files import CHECKSUM, append, canonical, checksum, replacing
 from outlier_atlas.locks import flock
 from outlier_atlas.store.layout import Target
 
-COMMITS = Path("manifests") / "commits"
-"""Folder of the commit files, seen from the run's folder."""
-
 
 @dataclass(frozen=True, order=True)
 class Rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 from outlier_atlas.files import DamagedFileError, write_whole
 from outlier_atlas.settings.sites import DIMENSIONS, SITES, Site
 from outlier_atlas.store.layout import Layout, parts
-from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES
+from outlier_atlas.store.run_files import RunFiles
 
 Widths = Mapping[int, int]
 """Channels of a site in each layer that has the site."""
@@ -43,7 +43,7 @@ def _agree(one: Widths, other: Widths) -> bool:
     return all(one[layer] == other[layer] for layer in one.keys() & other.keys())
 
 
-def rename(run: Path, layout: Layout) -> int:
+def rename(run: RunFiles, layout: Layout) -> int:
     """Give the dimensions of the arrays of an older run the names of now; chunks stay.
 
     Each array is renamed with one write, and one that has its name is left alone: where a kill
@@ -58,12 +58,12 @@ def rename(run: Path, layout: Layout) -> int:
     return sum(_rename(path, names) for path, names in _arrays(run, layout) if path.is_file())
 
 
-def _arrays(run: Path, layout: Layout) -> Iterator[tuple[Path, list[str]]]:
+def _arrays(run: RunFiles, layout: Layout) -> Iterator[tuple[Path, list[str]]]:
     # Also the sites that are not configured now: their arrays may be there until `clear_up`.
     for site in SITES:
         names = ["layer", "token", layout.dimension(site)]
-        yield from ((run / ACTIVATIONS / p.name / "zarr.json", names) for p in parts(site))
-    boundaries = (run / BOUNDARIES).glob("*/zarr.json")
+        yield from ((run.activations / p.name / "zarr.json", names) for p in parts(site))
+    boundaries = run.boundaries.glob("*/zarr.json")
     yield from ((path, ["token", "channel"]) for path in sorted(boundaries))
 
 

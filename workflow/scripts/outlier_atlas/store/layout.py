@@ -14,6 +14,7 @@ from outlier_atlas.settings.sites import (
     SITE_NAMES,
     TOKEN_LOSS,
 )
+from outlier_atlas.store.run_files import STORE_RECORD
 
 BOUNDARY = "boundary"
 
@@ -272,7 +273,7 @@ class Layout:
             return cls._from_record(record)
         except KeyError as error:
             raise ValueError(
-                f"manifests/store.json has no {error}: another version of Outlier Atlas wrote it; "
+                f"{STORE_RECORD} has no {error}: another version of Outlier Atlas wrote it; "
                 f"run the snakemake command of the run again, without `verify`"
             ) from error
 

@@ -27,9 +27,7 @@ from outlier_atlas.files import canonical, write_unsynced
 from outlier_atlas.store.commits import Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import SUMMARY, Layout, Target
-
-SUMMARIES = "summaries"
-"""Folder of the summaries, seen from the run's folder."""
+from outlier_atlas.store.run_files import RunFiles
 
 LENGTHS = "lengths"
 """(attribute, tile): how long its array is; `NUMBER` where it is none."""
@@ -75,7 +73,7 @@ class LostSummaryError(ValueError):
         self.rows = rows
 
 
-def path_of(run: Path, target: Target, rows: Rows, measure: str = "") -> Path:
+def path_of(run: RunFiles, target: Target, rows: Rows, measure: str = "") -> Path:
     """Where the summary of some rows of a site and layer lies.
 
     Args:
@@ -83,7 +81,7 @@ def path_of(run: Path, target: Target, rows: Rows, measure: str = "") -> Path:
     """
     # Where nothing is stored, what it was made as: what a commit stands for is not written over.
     name = target.array.removeprefix(SUMMARY)
-    folder = run / SUMMARIES / f"{name}{measure}" / f"layer-{target.layer}"
+    folder = run.summaries / f"{name}{measure}" / f"layer-{target.layer}"
     return folder / f"chunk-{rows.chunk}.{rows.start}-{rows.stop}.safetensors"
 
 
@@ -125,12 +123,12 @@ def read(
         raise DamagedSummaryError(f"{path}: {error}") from error
 
 
-def files(run: Path) -> Iterator[tuple[Path, Target, Rows]]:
+def files(run: RunFiles) -> Iterator[tuple[Path, Target, Rows]]:
     """All summaries that lie in a run's folder, each with its target and its rows.
 
     Those of stored sites come from detection; the targets of the others are summaries.
     """
-    for path in sorted((run / SUMMARIES).glob("*/layer-*/chunk-*.safetensors")):
+    for path in sorted(run.summaries.glob("*/layer-*/chunk-*.safetensors")):
         target, place = _target(path.parent), PLACE.fullmatch(path.name)
         if target and place:
             yield path, target, Rows(*map(int, place.groups()))
@@ -155,9 +153,9 @@ def check_itself(path: Path) -> None:
     _whole(path)
 
 
-def remove_superseded(run: Path, layout: Layout) -> None:
+def remove_superseded(run: RunFiles, layout: Layout) -> None:
     """Remove what a layout does not need of sites that are not stored: those of a higher floor."""
-    for folder in (run / SUMMARIES).glob("*@*/layer-*"):
+    for folder in run.summaries.glob("*@*/layer-*"):
         target = _target(folder)
         if target and layout.superseded(target):
             shutil.rmtree(folder)
@@ -166,7 +164,7 @@ def remove_superseded(run: Path, layout: Layout) -> None:
 
 
 def committed(
-    run: Path,
+    run: RunFiles,
     commits: Commits,
     fingerprints: Fingerprints,
     target: Target,

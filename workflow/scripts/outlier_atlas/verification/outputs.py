@@ -24,7 +24,7 @@ def outputs(records: Records) -> Iterator[str]:
 def ablation(records: Records, layout: Layout, model: str | None) -> Iterator[str]:
     """What the ablation stage keeps and is not what was written."""
     try:
-        heldout = TokenStore.open(records.heldout)
+        heldout = TokenStore.open(records.run.heldout_file)
     except DamagedFileError:
         return  # missing, or damaged and named
     if model is None:

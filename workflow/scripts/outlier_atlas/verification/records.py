@@ -1,4 +1,4 @@
-"""Where the records of a run lie, and their own checksums."""
+"""The records of a run, and their own checksums."""
 
 from __future__ import annotations
 
@@ -8,23 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas.checkpoint.source import DIGESTS
-from outlier_atlas.data.tokens import HELDOUT, RECORD
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
-from outlier_atlas.job_metrics import MEASURED
-from outlier_atlas.plan.choice import CHOICE
+from outlier_atlas.store.run import Run
 
 
 @dataclass(frozen=True)
 class Records:
-    """Where the records of a run lie.
+    """The records of a run.
 
     Attributes:
-        run: its folder.
-        model: record of its model; `resources` is the folder that it is relative to.
-        tokens: its token store.
-        heldout: the held-out tokens, where they are asked for.
-        store: record of its store.
+        run: the run.
         manifests: of its extraction jobs, layer group by layer group.
         datasets: records of what was fetched of hub datasets; the documents of each lie next to it.
         outputs: records of what rules have made (`products.py`).
@@ -32,12 +26,7 @@ class Records:
         ablated: the same of the ablation stage.
     """
 
-    run: Path
-    model: Path
-    resources: Path
-    tokens: Path
-    heldout: Path
-    store: Path
+    run: Run
     manifests: Sequence[Path]
     datasets: Sequence[Path] = ()
     outputs: Sequence[Path] = ()
@@ -57,12 +46,12 @@ def own_records(records: Records) -> Iterator[str]:
     """The records that are not what was written; those of the arrays' metadata, of the ablation
     stage and of outputs are left to who knows what they describe."""
     run = records.run
-    paths = [records.model, run / RECORD, run / HELDOUT, records.store, *records.manifests]
-    paths += [run / CHOICE]
-    paths += [*records.datasets, *sorted((run / "manifests" / INPUTS).glob("*.json"))]
+    paths = [run.model_record, run.tokens_record, run.heldout_record, run.store_record]
+    paths += [*records.manifests, run.layer_groups_record, *records.datasets]
+    paths += sorted(run.input_records.glob("*.json"))
     for folder in (INPUTS, DIGESTS):
-        paths += sorted((records.resources / folder).glob("*.json"))
-    paths += sorted((run / MEASURED).glob("*.json"))
+        paths += sorted((run.resources / folder).glob("*.json"))
+    paths += sorted(run.measured.glob("*.json"))
     for path in filter(Path.exists, paths):
         try:
             check_record(path)
