@@ -1,7 +1,5 @@
 """Rule `plan`: prints what the run takes, before anything is read or computed."""
 
-from pathlib import Path
-
 from rule_main import run
 
 
@@ -11,15 +9,16 @@ def main(job):
     from outlier_atlas.roles.architecture import describe
     from outlier_atlas.settings.configuration import load
     from outlier_atlas.store.run import Run
+    from run_of_job import folder_of, run_of
 
     settings = load(job.params.settings, "run")
-    results, jobs = Path(job.log[0]).parents[1], job.resources.jobs_at_once
+    jobs = job.resources.jobs_at_once
     if not job.input.model:
         with unfetched(settings.model, describe) as (record, folder):
-            print_plan(settings, Run(results, record, folder), jobs)
+            print_plan(settings, Run(folder_of(job), record, folder), jobs)
         return
     offline()
-    print_plan(settings, Run(results, Path(job.input.model), Path("resources")), jobs)
+    print_plan(settings, run_of(job), jobs)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,23 @@ GIVEN = {
     "heldout": "heldout_file",
     "heldout_record": "heldout_record",
 }
-"""Names of a rule's inputs, and the arguments of `Run` that they are."""
+"""The arguments of `Run` by the names that rules give their inputs."""
+
+
+RESOURCES = Path("resources")
 
 
 def run_of(job) -> Run:
-    """Return the run that a job is of: its folder has the log, its inputs are where the rule says.
+    """Return the run of a job, with tokens and model where the job's inputs are.
 
     Args:
-        job: the `snakemake` object, of a rule whose input has the record of the model as `model`.
+        job: the `snakemake` object of a rule that has the record of the model as input `model`.
     """
     given = {argument: job.input.get(name) for name, argument in GIVEN.items()}
     files = {argument: Path(path) for argument, path in given.items() if path}
-    folder = Path(job.log[0]).parents[1]
-    return Run(folder, Path(job.input.model), Path("resources"), **files)
+    return Run(folder_of(job), Path(job.input.model), RESOURCES, **files)
+
+
+def folder_of(job) -> Path:
+    """Return the folder of a job's run, which has the job's log in `logs`."""
+    return Path(job.log[0]).parents[1]

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from outlier_atlas.store import metadata
 from outlier_atlas.store.array_shapes import FILL, fits, shapes
 from outlier_atlas.store.commits import revise
-from outlier_atlas.store.current_commits import current
+from outlier_atlas.store.current_commits import CurrentCommits
 from outlier_atlas.store.dimensions import rename
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.groups import Groups
@@ -103,7 +103,8 @@ def _drop_commits(
     fingerprints: Fingerprints,
 ) -> None:
     """Drop the commits that do not stand for what is configured now."""
-    dropped = revise(run.commit_files, current(layout, kept, fingerprints))
+    current = CurrentCommits(layout, kept, fingerprints)
+    dropped = revise(run.commit_files, current.reduced)
     if dropped:
         log.warning(
             "%s: %d commits were of another configuration; what they stand for is computed again "

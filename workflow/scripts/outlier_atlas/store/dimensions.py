@@ -1,4 +1,4 @@
-"""Names of the arrays' dimensions: one name for one length, as xarray needs them."""
+"""The names of the arrays' dimensions: one name for one length, as xarray needs them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from outlier_atlas.store.layout import Layout, parts
 from outlier_atlas.store.run_files import RunFiles
 
 Widths = Mapping[int, int]
-"""Channels of a site in each layer that has the site."""
+"""The number of channels of a site, by layer."""
 
 
 def own_names(widths: Mapping[Site, Widths], hidden_size: int) -> dict[str, str]:
-    """Names of the last dimensions of the sites that cannot have the declared one in a model.
+    """Return the names of the last dimensions that cannot be the declared ones in a model, by site.
 
     Sites share a name where they are equally wide in every layer that has both. All sites of the
     model are compared, in a fixed order, so that the names do not depend on the sites of a run.
 
     Args:
-        widths: of all sites that the model has.
-        hidden_size: channels of the residual stream.
+        widths: the widths of all sites that the model has.
+        hidden_size: the number of channels of the residual stream.
     """
     layers = {layer for of_site in widths.values() for layer in of_site}
     sharing: dict[str, list[Widths]] = {"channel": [dict.fromkeys(layers, hidden_size)]}
@@ -44,10 +44,10 @@ def _agree(one: Widths, other: Widths) -> bool:
 
 
 def rename(run: RunFiles, layout: Layout) -> int:
-    """Give the dimensions of the arrays of an older run the names of now; chunks stay.
+    """Give the dimensions of an older run's arrays their current names; chunks stay.
 
-    Each array is renamed with one write, and one that has its name is left alone: where a kill
-    comes between two of them, the next call renames the others.
+    Each array is renamed with one write, and an array that has its names is left alone: after a
+    kill between two arrays the next call renames the others.
 
     Returns:
         The number of arrays that were renamed.

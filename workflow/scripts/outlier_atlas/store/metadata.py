@@ -1,9 +1,9 @@
 """A record of what zarr writes: the metadata of a run's arrays, and their coordinates.
 
 Chunks have a checksum of their own; `zarr.json` files and chunks of coordinates have none. So
-`store/create.py` keeps the text of the former and a checksum of the latter in
-`manifests/metadata.json`. It deletes that record before it changes an array and writes it when all
-arrays have their shape: without a record, no job trusts the arrays, and `create_store` runs again.
+`store/create.py` keeps the text of the `zarr.json` files and a checksum of the coordinates in a
+record. It deletes the record before it changes an array, and writes it when all arrays have their
+shape: without a record no job trusts the arrays, and `create_store` runs again.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ COORDINATES = {
     "sequence": "sequence of the token, 0-based",
     "position": "position of the token in its sequence, 0-based",
 }
-"""The coordinates, and what each one is."""
+"""The coordinates, and what each of them is."""
 
 
 class DamagedMetadataError(DamagedFileError):
-    """Metadata or a coordinate of a run's arrays that is not what was written.
+    """Damaged metadata, or a damaged coordinate, of a run's arrays.
 
     Rule `create_store` restores it: `path` is the output of that rule.
 
@@ -71,10 +71,11 @@ def write(run: RunFiles, layout: Layout) -> None:
 
 
 def forget(run: RunFiles, arrays: Collection[Path]) -> None:
-    """Take arrays that are about to be removed out of the record.
+    """Remove arrays from the record, before they are removed from the disk.
 
     Args:
-        arrays: their folders.
+        run: the files of the run.
+        arrays: the folders of the arrays.
     """
     record = read(run)
     gone = {_name(run, folder / METADATA_FILE) for folder in arrays}
@@ -92,7 +93,7 @@ def read(run: RunFiles) -> dict[str, Any]:
     """Read the record.
 
     Raises:
-        DamagedMetadataError: it is missing or damaged.
+        DamagedMetadataError: the record is missing or damaged.
     """
     try:
         return read_record(run.metadata_record)
@@ -106,7 +107,7 @@ def check(run: RunFiles) -> None:
     """Compare the metadata of the arrays with the record.
 
     Raises:
-        DamagedMetadataError: they differ.
+        DamagedMetadataError: the metadata differs.
     """
     changed = list(differing(run, read(run)))
     if changed:
@@ -115,7 +116,7 @@ def check(run: RunFiles) -> None:
 
 
 def differing(run: RunFiles, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """The metadata files that are not as recorded, and what is wrong with each."""
+    """Yield the metadata files that are not as recorded, each with its cause."""
     for name, text in record["files"].items():
         there = content(run.folder / name)
         if there is None:
@@ -125,7 +126,7 @@ def differing(run: RunFiles, record: Mapping[str, Any]) -> Iterator[tuple[Path, 
 
 
 def differing_coordinates(run: RunFiles, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """The chunks of coordinates that are not as recorded, and what is wrong with each."""
+    """Yield the chunks of coordinates that are not as recorded, each with its cause."""
     for name, digest in record["coordinates"].items():
         if not (run.folder / name).is_file():
             yield run.folder / name, "its file is missing"
@@ -136,7 +137,7 @@ def differing_coordinates(run: RunFiles, record: Mapping[str, Any]) -> Iterator[
 def restore(run: RunFiles) -> list[DamagedMetadataError]:
     """Write metadata again as it was recorded, and remove chunks of coordinates that differ.
 
-    An array whose folder is gone stays away: its chunks are gone, too.
+    An array without its folder is not restored: its chunks are gone, too.
 
     Returns:
         What was damaged.

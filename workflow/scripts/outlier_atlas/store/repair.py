@@ -1,4 +1,4 @@
-"""What to do about damage: it no longer counts, and the job that makes it looks again."""
+"""Repair: what proves damaged no longer counts, and the job that makes it looks again."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def lost_summaries(
 
 
 def give_up(run: RunFiles, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> ValueError:
-    """Take damaged chunks out of the store and its commits; have the extraction jobs look again.
+    """Remove damaged chunks and their commits, and have the extraction jobs look again.
 
     Returns:
         The error to raise: it says what was damaged and that the same command repairs it.
@@ -70,7 +70,7 @@ def give_up(run: RunFiles, arrays: Arrays, damages: Sequence[DamagedChunkError])
 
 
 def give_up_summaries(run: RunFiles, lost: Sequence[LostSummaryError]) -> ValueError:
-    """Take summaries that cannot be read out of the commits; have the extraction jobs look again.
+    """Remove lost summaries and their commits, and have the extraction jobs look again.
 
     Returns:
         The error to raise: it says what was lost and that the same command repairs it.
@@ -99,6 +99,6 @@ def _given_up(
 
 
 def look_again(run: RunFiles) -> None:
-    """Have every extraction job of a run look for what is missing, the next time it is started."""
+    """Have every extraction job of a run look for missing rows, the next time that it starts."""
     for manifest in run.job_manifests.glob("*.json"):
         manifest.unlink(missing_ok=True)

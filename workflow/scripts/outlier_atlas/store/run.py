@@ -1,4 +1,4 @@
-"""A run and what it has stored: the one object that the stages are given.
+"""A run and its store: the one object that stages are given.
 
 zarr is imported only by the methods that open arrays: a job that finds nothing to do ends at once.
 """
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.store import metadata
-from outlier_atlas.store.commits import Commit, CommitFile, Commits, revise, without
+from outlier_atlas.store.commits import Commit, CommitFile, Commits, Rows, revise, without
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
+from outlier_atlas.store.metadata import DamagedMetadataError
 from outlier_atlas.store.run_files import (
     HELDOUT,
     HELDOUT_RECORD,
@@ -40,9 +41,10 @@ class Run(RunFiles):
     again, since other jobs append to them.
 
     Args:
-        folder: of the run.
-        model_record: the record of the model; `resources` is the folder that it is relative to.
-        tokens_file: the tokens; by default a file in the run's folder, as the next three.
+        folder: the folder of the run.
+        model_record: the record of the model.
+        resources: the folder that the record of the model is relative to.
+        tokens_file: the tokens. By default these four files lie in the run's folder.
         tokens_record: the record of the tokens.
         heldout_file: the held-out tokens.
         heldout_record: the record of the held-out tokens.
@@ -70,7 +72,7 @@ class Run(RunFiles):
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """What the record of the model says.
+        """The contents of the record of the model.
 
         Raises:
             DamagedFileError: the record is damaged.
@@ -93,7 +95,7 @@ class Run(RunFiles):
 
     @cached_property
     def tokens_description(self) -> dict[str, Any]:
-        """What the record of the tokens says.
+        """The contents of the record of the tokens.
 
         Raises:
             DamagedFileError: the record is damaged.
@@ -113,7 +115,7 @@ class Run(RunFiles):
 
     @cached_property
     def store_description(self) -> dict[str, Any]:
-        """What the record of the store says: the layout, and what it was made from.
+        """The contents of the record of the store: layout, versions, model and settings.
 
         Raises:
             DamagedFileError: the record is damaged.
@@ -132,7 +134,7 @@ class Run(RunFiles):
 
     @cached_property
     def fingerprints(self) -> Fingerprints:
-        """What the numbers of each chunk depend on, as the run is configured now."""
+        """The fingerprints of the chunks, as the run is configured now."""
         return self._fingerprints(self.layout)
 
     def commits(self) -> Commits:
@@ -156,7 +158,13 @@ class Run(RunFiles):
     def committed_summaries(
         self, commits: Commits, target: Target, chunk: int, kind: type[Kind]
     ) -> list[Kind]:
-        """Return what extraction has kept of a chunk of a site that is not stored, by tile.
+        """Return the summaries that extraction has kept of a chunk, tile by tile.
+
+        Args:
+            commits: the commits that count.
+            target: a site that is not stored, in a layer.
+            chunk: the number of the chunk.
+            kind: the class of the summaries.
 
         Raises:
             LostSummaryError: a summary is missing, or is not the one that was committed.
@@ -183,10 +191,10 @@ class Run(RunFiles):
         return CommitFile(self.commit_files / f"{job}.jsonl")
 
     def revise(self, revised: Callable[[Commit], Commit] = lambda commit: commit) -> int:
-        """Change all commits; by default only lines that are damaged go.
+        """Change all commits; by default only damaged lines are removed.
 
         Args:
-            revised: returns a commit as it is to be; a commit without targets goes.
+            revised: returns a commit as it is to be; a commit without targets is removed.
 
         Returns:
             The number of commits that stand for less than they did.
@@ -215,7 +223,7 @@ class Run(RunFiles):
 
         clear_up(self, self.layout)
 
-    # Damage: what proves damaged no longer counts, and the same command computes it again.
+    # Damage: what is damaged no longer counts, and the same command computes it again.
 
     def give_up(self, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> ValueError:
         """Remove damaged chunks and their commits, and have the extraction jobs look again.
@@ -257,11 +265,29 @@ class Run(RunFiles):
 
     # What `verify` asks of a run whose records may be damaged.
 
-    def known_layout(self) -> Layout | None:
-        """Return the layout, from the record of the metadata where that of the store is damaged.
+    def restore_metadata(self) -> list[DamagedMetadataError]:
+        """Restore the metadata of the arrays from its record; remove the record if it is damaged.
 
-        It is then known as `layout`, also once the damaged record is removed. None where neither
-        record is whole.
+        Returns:
+            What was damaged.
+        """
+        try:
+            return metadata.restore(self)
+        except DamagedMetadataError as damage:
+            metadata.remove(self)
+            return [damage]
+
+    def summary_files(self) -> Iterator[tuple[Path, Target, Rows]]:
+        """Return the files of all summaries, each with its target and its rows."""
+        from outlier_atlas.store.summaries import files
+
+        return files(self)
+
+    def known_layout(self) -> Layout | None:
+        """Return the layout, from the record of the metadata where the store's is damaged.
+
+        `layout` then returns the same, also once the damaged record is removed. None if both
+        records are damaged.
         """
         try:
             described = self.store_description
@@ -275,7 +301,7 @@ class Run(RunFiles):
 
     def known_model_fingerprint(self) -> str | None:
         """Return the fingerprint of the weights, from the store's record where the model's is
-        damaged; None where neither has it. It is then known as `model_fingerprint`."""
+        damaged; None if neither has it. `model_fingerprint` then returns the same."""
         found = _known(self.model_record) or _known(self.store_record).get("model", {})
         if "fingerprint" not in found:
             return None
@@ -307,7 +333,7 @@ class Run(RunFiles):
 
 
 def _known(record: Path) -> dict[str, Any]:
-    """Return what a record says; nothing where it is missing or damaged."""
+    """Return the contents of a record; nothing where it is missing or damaged."""
     try:
         return read_record(record)
     except (OSError, DamagedFileError):

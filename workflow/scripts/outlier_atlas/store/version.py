@@ -1,4 +1,4 @@
-"""The version of a run's store: which project version made it, as far as that matters.
+"""The version of a run's store, which tells whether this version of the project can read it.
 
 Light to import: the Snakefile asks before any job runs.
 """
@@ -13,17 +13,18 @@ from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.store.run_files import RunFiles
 
 STORE_VERSION = 2
-"""Raised when a change to the code changes the form of a store. Version 1 is that of stores without
-a version; the last dimension of all of their sites is called `channel`."""
+"""The version of the stores that this code makes; raised when the form of a store changes. Stores
+without a version have version 1: the last dimension of all of their sites is called `channel`."""
 
 KEY = "store_version"
-"""Attribute of the store's root group, and key of the metadata's record, with its version."""
+"""The attribute of the store's root group, and the key of the metadata's record, that has the
+version."""
 
 
 def version_of(run: Path) -> int | None:
-    """The version of a run's store; None where there is no store yet, or no finished one.
+    """Return the version of a run's store; None where there is no store yet, or no finished one.
 
-    The record of the metadata comes first: its checksum covers the version.
+    The record of the metadata is read first: its checksum covers the version.
 
     Raises:
         ValueError: the version is not a number.

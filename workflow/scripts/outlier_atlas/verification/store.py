@@ -9,11 +9,11 @@ from pathlib import Path
 from outlier_atlas.extraction.run import manifest
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import DamagedFileError
-from outlier_atlas.store import metadata
 from outlier_atlas.store.commits import Commits, Rows
 from outlier_atlas.store.layout import Target
+from outlier_atlas.store.metadata import DamagedMetadataError
 from outlier_atlas.store.run import Run
-from outlier_atlas.store.summaries import DamagedSummaryError, LostSummaryError, check_itself, files
+from outlier_atlas.store.summaries import DamagedSummaryError, LostSummaryError, check_itself
 from outlier_atlas.verification.records import Records, known, run_again
 
 
@@ -32,12 +32,7 @@ def store(records: Records, whole: Work | None, threads: int) -> Iterator[str]:
 
 def _metadata(records: Records) -> Iterator[str]:
     """Metadata is restored here, so that chunks can be read; coordinates by `create_store`."""
-    try:
-        damages = metadata.restore(records.run)
-    except metadata.DamagedMetadataError as of_record:
-        metadata.remove(records.run)
-        damages = [of_record]
-    for damage in damages:
+    for damage in records.run.restore_metadata():
         if not damage.file.exists():
             run_again(records.run.store_record)
         yield str(damage)
@@ -102,7 +97,7 @@ def _summaries(records: Records, whole: Work | None) -> Iterator[str]:
     if whole:
         found = run.lost_summaries(run.commits())
         lost = {(summary.target, summary.rows): summary for summary in found}
-    for path, target, rows in files(run):
+    for path, target, rows in run.summary_files():
         try:
             check_itself(path)
         except DamagedSummaryError as damage:
@@ -123,7 +118,7 @@ def _chunks(records: Records, threads: int) -> Iterator[str]:
     run = records.run
     try:
         arrays = run.arrays_to_verify()
-    except metadata.DamagedMetadataError as damage:
+    except DamagedMetadataError as damage:
         # Metadata that no record can restore: arrays are dropped, and their chunks with them.
         run_again(records.run.store_record)
         yield f"{damage}; run `verify` again then"
