@@ -110,13 +110,12 @@ def _bare(run: Run, folder: Path):
 
 def _extraction(run: Run, threads: int):
     job = dataclasses.replace(run.job(0, 0), threads=threads)
-    stored = job.run
-    work = Work(stored.layout, stored.tokens, stored.model_fingerprint, 0, 0)
-    missing = work.missing(stored.commits(), job.batch_size)
+    work = Work.of(job.run, 0, 0)
+    missing = work.missing(job.run.commits(), job.batch_size)
     group = load(job, work, missing, ["cpu"])
 
     def seconds() -> float:
-        shutil.rmtree(stored.commit_files, ignore_errors=True)
+        shutil.rmtree(job.run.commit_files, ignore_errors=True)
         started = time.perf_counter()
         stream(job, work, missing, group, "cpu")
         return time.perf_counter() - started

@@ -178,9 +178,8 @@ def _measure(run: Run, group: int, planned: Plan, where: list[str]) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     job = dataclasses.replace(run.job(group, 0), threads=torch.get_num_threads(), verify="never")
-    stored = job.run
-    work = Work(stored.layout, stored.tokens, stored.model_fingerprint, group, 0)
-    missing = work.missing(stored.commits(), job.batch_size)
+    work = Work.of(job.run, group, 0)
+    missing = work.missing(job.run.commits(), job.batch_size)
     started = time.perf_counter()
     layer_group = load(job, work, missing, where)
     took = time.perf_counter() - started

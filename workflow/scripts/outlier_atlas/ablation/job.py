@@ -1,4 +1,4 @@
-"""What the ablation stage is given."""
+"""The arguments of the ablation stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What the stage is given.
+    """The arguments of the ablation stage.
 
     Attributes:
         settings: the `ablation` section of the configuration.
@@ -32,7 +32,7 @@ class Ablation:
         trust_remote_code: whether code from the checkpoint may run.
         device: `auto`, `cuda`, `mps` or `cpu`.
         gpus: devices to spread a layer group over, where they are GPUs.
-        device_memory: of the device, as the configuration has it; None takes what is free.
+        device_memory: the memory of the device, as configured; None takes what is free.
         threads: CPU threads.
         on_new_versions: what happens if something is missing and the rest was computed under
             other versions or on another kind of device.
@@ -70,5 +70,5 @@ class Ablation:
         return CheckedWeights(self.run.model_record, self.run.resources)
 
     def group_of(self, layer: int) -> int:
-        """The layer group that a layer is in."""
+        """Return the number of the layer group that a layer is in."""
         return next(index for index, layers in enumerate(self.groups) if layer in layers)

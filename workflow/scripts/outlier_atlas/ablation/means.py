@@ -1,4 +1,4 @@
-"""Means of channels over a run's tokens, from its store or the summaries of what is not stored."""
+"""The means of channels over a run's tokens, from the store or from summaries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from outlier_atlas.store.target_chunks import DamagedChunkError
 
 @dataclass(frozen=True)
 class Means:
-    """Each site and layer is read once, a chunk at a time, when a mean of it is first asked for.
+    """The means of channels; a site and layer is read once, when its first mean is asked for.
 
     Attributes:
         run: the run.
@@ -29,7 +29,7 @@ class Means:
     _known: dict[Target, NDArray[np.float64]] = field(default_factory=dict)
 
     def __call__(self, site: str, layer: int, channel: int) -> float:
-        """The mean of a channel's finite values over all tokens of the run, summed in float64.
+        """Return the mean of a channel's finite values over all tokens, summed in float64.
 
         From the store and from summaries it is the same but for the order of the additions.
 

@@ -1,4 +1,4 @@
-"""Where detection has its summaries from: files, or the store."""
+"""The summaries that detection reads: from files, or made from the store."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ class Found:
 class Source:
     """The summaries of a run.
 
-    Of a stored site they are made from its values where no current one is there, and kept.
+    Where a stored site has no current summary, it is made from the values and kept.
 
     Attributes:
         run: the run.
         commits: the commits that count.
         arrays: the arrays of the store.
-        exclusion: the tokens that are left out.
-        floors: of each site the least |x| that must be known with its place.
-        quantization: of which sites its error is asked for.
+        exclusion: the tokens that are excluded.
+        floors: the least |x| that must be known with its place, for each site.
+        quantization: the sites whose quantization error is wanted.
     """
 
     run: Run

@@ -23,10 +23,8 @@ def extract(job: Job) -> None:
             would grow under other versions, and `execution.on_new_versions` refuses that.
         OSError: a file cannot be read or written.
     """
-    run = job.run
-    layout, model, tokens = run.layout, run.model_fingerprint, run.tokens
-    work = Work(layout, tokens, model, job.group, job.shard)
-    commits = settle(job, work, run.commits())
+    work = Work.of(job.run, job.group, job.shard)
+    commits = settle(job, work, job.run.commits())
     if work.missing(commits, size_of(job, work)):
         _compute(job, work)
     else:

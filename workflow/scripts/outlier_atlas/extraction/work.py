@@ -14,6 +14,7 @@ from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.store.commits import Commits, Counted, Rows
 from outlier_atlas.store.fingerprints import Fingerprints, sequences_of
 from outlier_atlas.store.layout import Layout, Target
+from outlier_atlas.store.run import Run
 from outlier_atlas.store.token_axis import shard_rows
 
 
@@ -34,6 +35,12 @@ class Work:
     model_fingerprint: str
     group: int
     shard: int
+
+    @classmethod
+    def of(cls, run: Run, group: int, shard: int) -> Work:
+        """Return the part of a run that a layer group and a sequence shard name."""
+        layout, model = run.layout, run.model_fingerprint
+        return cls(layout, run.tokens, model, group, shard)
 
     @property
     def span(self) -> str:

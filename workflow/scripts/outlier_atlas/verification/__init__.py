@@ -1,4 +1,4 @@
-"""Compares everything that a run has left with its records, byte by byte.
+"""Verification: compares everything that a run has left with its records, byte by byte.
 
 What is damaged is named and removed, or what makes its rule run again is, so that the same
 `snakemake` command makes it again, and nothing else. Nothing is computed here.
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def verify(records: Records, threads: int) -> None:
-    """Say on a line each what of a run is damaged, and have the next run make it again.
+    """Name what is damaged in a run, a line each, and have the next run make it again.
 
     Raises:
         ValueError: something was damaged, or there is no run.
@@ -47,7 +47,7 @@ def verify(records: Records, threads: int) -> None:
 
 
 def _faults(records: Records, threads: int) -> Iterator[str]:
-    """Each damage in a line; what is damaged is gone when its line comes."""
+    """Yield a line for each damage; the damaged file is removed before its line is yielded."""
     # First, what is known from records that may be removed below.
     run = records.run
     layout, model = run.known_layout(), run.known_model_fingerprint()
@@ -61,6 +61,6 @@ def _faults(records: Records, threads: int) -> Iterator[str]:
         )
         return
     tokens = run.known_tokens()
-    whole = Work(layout, tokens, model, 0, 0) if tokens and model else None
+    whole = Work.of(run, 0, 0) if tokens and model else None
     yield from store(records, whole, threads)
     yield from ablation(records, layout, model)

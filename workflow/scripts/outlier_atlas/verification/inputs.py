@@ -1,4 +1,4 @@
-"""What a run was made from: the model, the datasets and the tokens."""
+"""Verification of what a run was made from: the model, the datasets and the tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from outlier_atlas.verification.records import Records, known
 
 
 def inputs(records: Records) -> Iterator[str]:
-    """The inputs that are not what their records describe."""
+    """Name the inputs that are not what their records describe."""
     for look in _looks(records):
         try:
             look()
@@ -28,7 +28,7 @@ def inputs(records: Records) -> Iterator[str]:
 
 
 def _looks(records: Records) -> Iterator[Callable[[], object]]:
-    """What reads each of the inputs that have a record."""
+    """Yield a function for each input that has a record; it reads the input and compares."""
     run = records.run
     for source in builtin.PACKAGES:
         if (run.resources / builtin.path(source)).exists():
@@ -48,7 +48,7 @@ def _check_dataset(records: Records) -> None:
     """Read the files of a local dataset, whatever their sizes and times are.
 
     Raises:
-        DamagedFileError: one of them is not the one that the tokens were made of.
+        DamagedFileError: a file is not the one that the tokens were made of.
     """
     record = records.run.input_records / "tokenize_dataset.json"
     made_from = known(record)

@@ -1,4 +1,4 @@
-"""The records of a run, and their own checksums."""
+"""Verification of records by their own checksums."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Records:
 
     Attributes:
         run: the run.
-        manifests: of its extraction jobs, layer group by layer group.
-        datasets: records of what was fetched of hub datasets; the documents of each lie next to it.
-        outputs: records of what rules have made (`products.py`).
-        detected: a file that detection makes: once it is gone, detection runs again.
-        ablated: the same of the ablation stage.
+        manifests: the manifests of the extraction jobs, layer group by layer group.
+        datasets: the records of fetched documents of hub datasets, which lie next to the documents.
+        outputs: the records of what rules have made (`products.py`).
+        detected: a file that detection makes; without it detection runs again.
+        ablated: a file that the ablation stage makes; without it the stage runs again.
     """
 
     run: Run
@@ -35,7 +35,7 @@ class Records:
 
 
 def known(record: Path) -> dict[str, Any] | None:
-    """What a record says; None where it is missing or damaged."""
+    """Return the contents of a record; None where it is missing or damaged."""
     try:
         return read_record(record)
     except (OSError, DamagedFileError):
@@ -43,8 +43,11 @@ def known(record: Path) -> dict[str, Any] | None:
 
 
 def own_records(records: Records) -> Iterator[str]:
-    """The records that are not what was written; those of the arrays' metadata, of the ablation
-    stage and of outputs are left to who knows what they describe."""
+    """Name the records that are not what was written, and remove them.
+
+    The records of the arrays' metadata, of the ablation stage and of outputs are compared with what
+    they describe, by other functions.
+    """
     run = records.run
     paths = [run.model_record, run.tokens_record, run.heldout_record, run.store_record]
     paths += [*records.manifests, run.layer_groups_record, *records.datasets]
@@ -61,6 +64,6 @@ def own_records(records: Records) -> Iterator[str]:
 
 
 def run_again(output: Path | None) -> None:
-    """Have a rule run again, whose other files were damaged."""
+    """Have a rule run again whose other files were damaged."""
     if output is not None:
         output.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The store of a run: metadata, commits, chunks and summaries."""
+"""Verification of the store: metadata, commits, chunks and summaries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from outlier_atlas.verification.records import Records, known, run_again
 
 
 def store(records: Records, whole: Work | None, threads: int) -> Iterator[str]:
-    """Name what of a run's store is not what was written.
+    """Name the parts of a run's store that are not what was written.
 
     Args:
         whole: the work of the run's first job; None where the tokens or the record of the model
@@ -31,7 +31,7 @@ def store(records: Records, whole: Work | None, threads: int) -> Iterator[str]:
 
 
 def _metadata(records: Records) -> Iterator[str]:
-    """Metadata is restored here, so that chunks can be read; coordinates by `create_store`."""
+    """Restore metadata, so that chunks can be read; `create_store` restores coordinates."""
     for damage in records.run.restore_metadata():
         if not damage.file.exists():
             run_again(records.run.store_record)
@@ -53,7 +53,7 @@ def _commits(records: Records, whole: Work | None) -> Iterator[str]:
 
 
 def _parts(records: Records, whole: Work) -> Iterator[tuple[Work, Path]]:
-    """The extraction jobs that are finished, with their manifests."""
+    """Yield the extraction jobs that are finished, with their manifests."""
     layout = whole.layout
     parts = list(product(range(len(layout.layer_groups)), range(layout.sequence_shards)))
     if len(parts) != len(records.manifests):
@@ -64,7 +64,7 @@ def _parts(records: Records, whole: Work) -> Iterator[tuple[Work, Path]]:
 
 
 def _jobs(records: Records, whole: Work, commits: Commits) -> Iterator[str]:
-    """Finished extraction jobs whose commits are not all there."""
+    """Yield the finished extraction jobs whose commits are not complete."""
     for work, _ in _parts(records, whole):
         if work.missing(commits, len(work.sequences)):
             yield f"layers {work.span}, sequence shard {work.shard}"
@@ -88,9 +88,9 @@ def _lost(run: Run, lost: Sequence[str], unreadable: Collection[Path]) -> str:
 
 
 def _summaries(records: Records, whole: Work | None) -> Iterator[str]:
-    """Summaries that are lost, or whose bytes are not what was written.
+    """Name the summaries that are lost, or that are not what was written.
 
-    Those of stored sites have no commits: they are compared with their own checksums.
+    Summaries of stored sites have no commits: they are compared with their own checksums.
     """
     run = records.run
     lost: dict[tuple[Target, Rows], LostSummaryError] = {}
@@ -114,7 +114,7 @@ def _summaries(records: Records, whole: Work | None) -> Iterator[str]:
 
 
 def _chunks(records: Records, threads: int) -> Iterator[str]:
-    """Chunks that are not what was committed."""
+    """Name the chunks that are not what was committed."""
     run = records.run
     try:
         arrays = run.arrays_to_verify()
