@@ -60,7 +60,7 @@ def ablate(ablation: Ablation) -> None:
 
 
 class _StartOverError(Exception):
-    """What was there has been removed, while something was already taken for done."""
+    """Earlier results have been removed after some of them were taken for done."""
 
 
 def _ablate(ablation: Ablation) -> None:
@@ -101,7 +101,7 @@ def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Strea
 
 @contextmanager
 def _leased(ablation: Ablation, streams: Streams) -> Iterator[Sequence[str]]:
-    """The devices of the stage, once it is known that it fits.
+    """Lease the devices of the stage, once it is known that it fits.
 
     Raises:
         ValueError: it does not, or memory runs out all the same; or the rest was computed

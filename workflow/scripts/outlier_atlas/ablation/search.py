@@ -49,7 +49,7 @@ def search(
     streams: Streams,
     devices: Devices,
 ) -> list[Later]:
-    """The super weights that show once others are zero, round by round.
+    """Return the super weights that show once others are zero, round by round.
 
     Args:
         found: the super weights of the run.
@@ -86,7 +86,7 @@ def _weight(row: Row) -> Weight:
 def _round(
     ablation: Ablation, variant: Variant, streams: Streams, devices: Devices
 ) -> Iterator[Row]:
-    """The largest output of every down projection, over all held-out sequences."""
+    """Yield the largest output of every down projection, over all held-out sequences."""
     key = f"search{variant.key}"
     groups = range(len(ablation.groups))
     missing = [index for index in groups if streams.record(key, index) is None]
@@ -201,11 +201,11 @@ def _keep(
 
 
 def _nowhere(_: NDArray[np.uint8]) -> None:
-    """Behind the last layer group nothing is read."""
+    """Drop rows: nothing is read after the last layer group."""
 
 
 def _rows(seen: _Seen, group: LayerGroup, ablation: Ablation) -> Iterator[Row]:
-    """A row for each spike; its share is of the weight as the altered model holds it."""
+    """Yield a row for each spike; its share is of the weight as the altered model holds it."""
     for layer, expert, spike in seen.spikes():
         row = asdict(spike) | {"layer": layer, "expert": expert}
         weight = weight_at(group.model, ablation.model[2], _weight(row))

@@ -90,14 +90,14 @@ class Streams:
             path.unlink()
 
     def there(self) -> set[Place]:
-        """What lies on disk."""
+        """Return the places whose files are on the disk."""
         names = (PLACE.fullmatch(path.name) for path in self._folder.glob("*.rows"))
         return {(name[1], int(name[2])) for name in names if name}
 
     @contextmanager
     def writing(self, place: Place) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-        """Takes the rows (token, byte) of a place, a sequence at a time, in their order; it is
-        there when the block ends.
+        """Write the rows (token, byte) of a place, a sequence at a time, in their order; the file
+        is there when the block ends.
 
         Raises:
             OSError: the disk is full.
@@ -114,7 +114,7 @@ class Streams:
             write_all(file, np.array(checksums, CHECKSUM).tobytes())
 
     def read(self, place: Place, sequence: int, dtype: torch.dtype) -> torch.Tensor:
-        """A sequence's tokens of a place, (token, channel).
+        """Return a sequence's tokens of a place, (token, channel).
 
         Raises:
             DamagedFileError: they are not what was written.
@@ -150,7 +150,7 @@ class Streams:
                 yield damage
 
     def record(self, key: str, group: int) -> dict[str, Any] | None:
-        """What was measured of a variant in a layer group; None where it was not.
+        """Return what was measured of a variant in a layer group; None where nothing was.
 
         Raises:
             DamagedFileError: it is not what was written.
@@ -173,7 +173,7 @@ class Streams:
                 self.delete(place)
 
     def losses(self, key: str) -> NDArray[np.float32]:
-        """The losses of a variant, (token,).
+        """Return the losses of a variant, (token,).
 
         Raises:
             DamagedFileError: they are not what was written.
@@ -183,7 +183,7 @@ class Streams:
         return torch.cat([self.read(place, s, torch.float32)[:, 0] for s in sequences]).numpy()
 
     def _checksum(self, place: Place, sequence: int, content: bytes) -> int:
-        """Of rows, and of where they belong: those of another variant or sequence have another."""
+        """Return the checksum of rows and their place: equal rows of another place have another."""
         belonging = f"{self._path(place).relative_to(self._folder.parent)} {sequence}"
         return int(google_crc32c.extend(google_crc32c.value(belonging.encode()), content))
 
@@ -193,5 +193,5 @@ class Streams:
 
 
 def bytes_of(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """The bytes (token, byte) of a tensor (token, channel)."""
+    """Return the bytes (token, byte) of a tensor (token, channel)."""
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()

@@ -102,7 +102,7 @@ def _write(folder: Path, settings: DetectionSettings, measures: Measures) -> Non
 def _tables(
     settings: DetectionSettings, measures: Measures
 ) -> Iterator[tuple[tables.Table, Columns, str]]:
-    """Each table under the settings of the run, its columns, and what its numbers leave out."""
+    """Yield each table under the settings of the run, its columns, and what its numbers exclude."""
     left_out = settings.exclude.said
     blocks = {described.name for described in DESCRIPTIONS if described.finding}
     of_criteria = settings.model_dump(mode="json", include=blocks)
@@ -133,7 +133,7 @@ def _source(detection: DetectionSettings, run: Run, special: list[int]) -> Sourc
 
 @contextmanager
 def _giving_up_damage(source: Source, threads: int) -> Iterator[None]:
-    """What proves damaged in the block no longer counts, and the error says how it is repaired."""
+    """Give up what proves damaged in the block; the error says how it is repaired."""
     run, arrays = source.run, source.arrays
     try:
         yield
@@ -147,7 +147,7 @@ def _giving_up_damage(source: Source, threads: int) -> Iterator[None]:
 
 
 def _floors(settings: DetectionSettings, layout: Layout) -> dict[str, float]:
-    """Of each site the least |x| that the criteria ask for with its place, or the layout's own."""
+    """Return the least |x| that criteria need with its place, or the layout's own, by site."""
     return {
         site: float(np.float32(min(layout.floor(site), settings.least.get(site, np.inf))))
         for site in layout.sites
@@ -155,7 +155,7 @@ def _floors(settings: DetectionSettings, layout: Layout) -> dict[str, float]:
 
 
 def _check_committed(source: Source) -> None:
-    """Nothing is counted that no commit stands for: what lies in an array proves nothing."""
+    """Refuse a run with rows that no commit stands for: the contents of an array prove nothing."""
     run, layout = source.run, source.run.layout
     groups = range(len(layout.layer_groups))
     targets = [target for group in groups for target in layout.measured(group)]

@@ -37,7 +37,7 @@ def scan(source: Source, measures: Measures, threads: int) -> None:
 
 
 def _takers(measures: Measures, summaries: str) -> Takers:
-    """What takes the summaries of each site and layer."""
+    """Return what takes the summaries of each site and layer."""
     takers: Takers = defaultdict(list)
     for measure in measures:
         for place, take in measure.takers() if measure.summaries == summaries else ():

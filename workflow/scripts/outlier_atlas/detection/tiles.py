@@ -45,7 +45,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of a chunk of one site and layer, tile by tile.
+    """The summaries of a chunk of one site and layer, tile by tile.
 
     `quantization` is empty where its error is not asked for.
     """
@@ -77,7 +77,7 @@ class Source:
     quantization: QuantizationErrorSettings
 
     def all(self, threads: int) -> Iterator[tuple[int, Target, Found]]:
-        """Chunk by chunk, and all sites and layers of a chunk together: the tiles of each.
+        """Yield the tiles of each site and layer, chunk by chunk.
 
         A few are read ahead while one is looked at: memory is a chunk for each thread, and twice
         `TOGETHER` summaries for each.
@@ -108,8 +108,8 @@ class Source:
                     yield chunk, target, one
 
     def values_of(self, site: str, layer: int) -> ValuesOf | None:
-        """Reads the values of a tile again, of the tokens that count; None where they are not
-        stored."""
+        """Return what reads a tile's values again, of the tokens that count; None where they are
+        not stored."""
         target = self.run.layout.target(site, layer)
         if target.is_summary:
             return None
@@ -173,7 +173,7 @@ class Source:
         return self._make(rows, values, make, path, fingerprint)
 
     def _fingerprint(self, rows: Rows, target: Target, **depends: float) -> str:
-        """That of a summary that is made from the store: of these very values, and no others."""
+        """Return the fingerprint of a summary that is made from these values of the store."""
         counted = self.run.fingerprints.counted(self.commits)
         made_from = [checksum for _, checksum in sorted(counted(target, rows.chunk))]
         left_out = {"left_out": self.exclusion.record()}

@@ -48,7 +48,7 @@ class Handout(Generic[Item]):
             self._release()
 
     def get(self) -> Item | None:
-        """The next item, None at the end; waits for it."""
+        """Wait for the next item and return it; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._free)
             self._free -= 1

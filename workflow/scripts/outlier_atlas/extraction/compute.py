@@ -117,7 +117,7 @@ def _check_boundary(job: Job, work: Work) -> None:
 def load(
     job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
 ) -> LayerGroup:
-    """The layer group with its weights on the devices, and the taps that are wanted."""
+    """Load the layer group on the devices, with the taps that are wanted."""
     from outlier_atlas.extraction.layer_group import load_group
     from outlier_atlas.roles.block_sites import tap_of_decoder
     from outlier_atlas.roles.cached_architecture import described

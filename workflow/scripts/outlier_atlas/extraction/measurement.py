@@ -22,7 +22,7 @@ INTERVAL_SECONDS = 0.02
 
 
 class Measurement:
-    """Of one job, from before it loads until all is written; a context manager.
+    """The memory and time of a job, from before it loads until all is written.
 
     Args:
         made: the plan in the batches of the job.
@@ -53,7 +53,7 @@ class Measurement:
         self._ended = time.monotonic()
 
     def loaded(self, modules: Sequence[nn.Module]) -> None:
-        """The weights are there."""
+        """Record that the weights are loaded."""
         self._loaded = time.monotonic()
         model = nn.ModuleList(modules)  # in which what is tied is one
         tensors = (*model.parameters(), *model.buffers())
@@ -90,7 +90,7 @@ class Measurement:
 
 
 def _on_device(where: Sequence[str]) -> int | None:
-    """Of the fullest device."""
+    """Return the peak of the fullest device."""
     peaks = [peak for name in where if (peak := named(name).peak()) is not None]
     return max(peaks, default=None)
 
@@ -127,7 +127,7 @@ class PeakMemory:
 
 
 def mapped(addresses: Iterable[tuple[int, int]]) -> int:
-    """How many of these bytes lie in the memory maps of files.
+    """Return the number of these bytes that lie in memory maps of files.
 
     Args:
         addresses: first byte, and number of bytes, of each piece.

@@ -226,7 +226,7 @@ def _check_weights(
 
 
 def _coordinates(store: TokenStore) -> dict[str, NDArray[np.int32]]:
-    """Where each token of the token axis comes from."""
+    """Return the coordinates of the token axis: token id, sequence and position."""
     lengths = np.diff(store.sequence_starts)
     sequence = np.repeat(np.arange(store.sequences, dtype=np.int32), lengths)
     position = np.arange(store.tokens) - np.repeat(store.sequence_starts[:-1], lengths)

@@ -47,7 +47,7 @@ def _delete_read(job: Job, work: Work, batch_size: int) -> None:
 
 
 def manifest(work: Work) -> dict[str, object]:
-    """What a job stands for, without time or machine: equal work gives equal bytes."""
+    """Return the manifest of a job, without time or machine: equal work gives equal bytes."""
     layers = work.layout.group_layers(work.group)
     return {
         "layers": [layers[0], layers[-1]],

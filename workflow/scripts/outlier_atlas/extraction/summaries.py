@@ -50,7 +50,7 @@ class SummaryWriter:
         values: torch.Tensor,
         whole_sequence: torch.Tensor,
     ) -> bool:
-        """Summarize a tile of some rows; whether they are complete now, and written.
+        """Summarize a tile of some rows; return whether they are complete now, and written.
 
         Args:
             target: a summary.
@@ -77,11 +77,11 @@ class SummaryWriter:
         return True
 
     def written(self, rows: Rows, targets: Iterable[Target]) -> dict[Target, str]:
-        """The checksums of summaries that were written here, for their commit; told once."""
+        """Return, once, the checksums of summaries that were written here, for their commit."""
         return {target: self._written.pop((rows, target)) for target in targets}
 
     def _median(self, target: Target, sequence: int, whole: torch.Tensor, together: int) -> float:
-        """Median of a sequence's |x|, computed once for its tiles, so many tokens at a time."""
+        """Return the median of a sequence's |x|, computed once for all of its tiles."""
         with self._lock:
             known = self._medians.get((target, sequence))
         if known is None:

@@ -1,4 +1,4 @@
-"""What happens when a run grows under other versions, or on another kind of device, than before.
+"""Growth of a run under other versions, or on another kind of device, than before.
 
 Only a run that lacks something grows: one that is complete stays as it is, whatever is installed.
 """
@@ -74,12 +74,12 @@ def check(job: Job, work: Work, device: str) -> None:
 
 
 def foreign(work: Work, commits: Commits, now: Origin) -> list[Origin]:
-    """The origins other than `now` of what counts in a run, whichever job has computed it."""
+    """Return the origins other than `now` of the commits that count, of all jobs of a run."""
     return others((Origin.of(each.details) for each in commits if _counts(work, each)), now)
 
 
 def size_of(job: Job, work: Work) -> int:
-    """Sequences in a batch; with `auto` they are not known yet, and the largest reach furthest."""
+    """Return the number of sequences in a batch; with `auto` the largest that it can be."""
     return len(work.sequences) if job.auto_batch else job.batch_size
 
 
