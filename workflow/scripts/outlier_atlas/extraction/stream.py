@@ -189,7 +189,9 @@ def _inputs(
 
 
 def _input(work: Work, arrays: Arrays, dtype: torch.dtype, batch: range) -> torch.Tensor:
-    """Return token ids (batch, token), or in a later layer group the boundary (batch, token, channel).
+    """Return token ids (batch, token), or the boundary (batch, token, channel).
+
+    The first layer group reads token ids, and a later one reads the boundary before it.
 
     Args:
         dtype: of the boundary, which holds such values exactly.

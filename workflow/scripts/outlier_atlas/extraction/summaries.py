@@ -81,7 +81,11 @@ class SummaryWriter:
         return {target: self._written.pop((rows, target)) for target in targets}
 
     def _median(self, target: Target, sequence: int, whole: torch.Tensor, together: int) -> float:
-        """Return the median of a sequence's |x|, computed once for all of its tiles."""
+        """Return the median of a sequence's |x|, computed once for all of its tiles.
+
+        Args:
+            together: the number of tokens that are taken at a time.
+        """
         with self._lock:
             known = self._medians.get((target, sequence))
         if known is None:
