@@ -87,10 +87,8 @@ FIXED: Config = {
 
 LEFTOVERS = {
     r"manifests/extraction/.*": "of another cut into layer groups and sequence shards",
-    r"manifests/(inputs|outputs)/(ablate|tokenize_heldout|extract\w+)\b.*": "of such a stage, too",
-    r"(heldout\.parquet|manifests/heldout\.json|ablation/.*|tables/ablations\..*)": (
-        "of the ablation stage, which is not configured now"
-    ),
+    r"manifests/(inputs|outputs)/(ablate|extract\w+)\b.*": "of such a stage, too",
+    r"(ablation/.*|tables/ablations\..*)": ("of the ablation stage, which is not configured now"),
     r"figures/.*": "of a site that is not measured now",
     r"summaries/.*": "of a lower floor, which serves a higher one, too",
     r"boundaries\.zarr/.*": "of what was computed in another cut into layer groups",

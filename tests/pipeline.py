@@ -44,9 +44,9 @@ class Run:
         self.folder = root / "results" / self.settings.name
         self.model_record = self.resources / "models" / f"{slug(self.settings.model)}.json"
         self.tokens = self.folder / "tokens.parquet"
-        self.heldout = self.folder / "heldout.parquet"
+        self.heldout = self.resources / "tokens" / "heldout.parquet"
+        self.heldout_record = self.resources / "tokens" / "heldout.json"
         self.tokens_record = self.folder / "manifests" / "tokens.json"
-        self.heldout_record = self.folder / "manifests" / "heldout.json"
         self.store_record = self.folder / "manifests" / "store.json"
         self.tables = self.folder / "tables"
         self.weights = self.resources / "weights" / slug(self.settings.model)
@@ -134,7 +134,9 @@ class Run:
         parts = product(range(extraction.layer_groups), range(extraction.sequence_shards))
         manifests = [self.job(group, shard).manifest for group, shard in parts]
         records = Records(
-            self.stored, manifests, detected=self.tables / "layer_magnitudes.parquet",
+            self.stored, self.resources / "inputs" / "tokenize_dataset.json", manifests,
+            [self.heldout_record] if self.heldout_record.exists() else [],
+            detected=self.tables / "layer_magnitudes.parquet",
             ablated=self.tables / "ablations.parquet",
         )  # fmt: skip
         verify(records, 2)

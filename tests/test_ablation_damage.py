@@ -11,7 +11,6 @@ from test_damage import flip, said
 from outlier_atlas.ablation.streams import Streams
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.files import DamagedFileError
-from outlier_atlas.store.run_files import HELDOUT_RECORD
 
 
 def rows_of(run, boundary):
@@ -109,8 +108,8 @@ def test_damaged_held_out_tokens_are_named_and_taken_away(llama, tmp_path):
         run.take_away()
     assert said(run).count(f"{run.heldout}: damaged") == 1
     assert not run.heldout.exists()
-    flip(run.folder / HELDOUT_RECORD)
-    assert f"{run.folder / HELDOUT_RECORD}: damaged" in said(run)
+    flip(run.heldout_record)
+    assert f"{run.heldout_record}: damaged" in said(run)
 
 
 def test_weights_that_change_under_the_stage_are_noticed(llama, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from outlier_atlas.settings.document import settings
 
 SHOWN = {
     "--lint": "in a good condition",
-    "--list-rules": "tokenize_heldout",
+    "--list-rules": "tokenize_dataset",
     "--list-target-rules": "verify",
     "--dag": "extract_activations",
     "--rulegraph mermaid-js": "flowchart",

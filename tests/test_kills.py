@@ -34,7 +34,7 @@ SEED = 20
 KILLS = {
     "fetch_model": 1,
     "tokenize_dataset": 2,
-    "tokenize_heldout": 1,
+    "tokenize_dataset.heldout": 1,
     "create_store": 5,
     "extract_activations.group-0.shard-0": 5,
     "extract_activations.group-0.shard-1": 4,
@@ -200,12 +200,12 @@ def test_snakemake_itself_is_killed_and_the_same_command_goes_on(history, tmp_pa
     held = folder / "results" / NAME / locks.LOCKS
 
     with_jobs = snakemake(folder)
-    assert wait(lambda: locked(held / "extract_activations.group-1.shard-0"))
+    assert wait(lambda: locked(held / "extract_activations.group-1-of-2.shard-0-of-2"))
     os.killpg(with_jobs.pid, signal.SIGKILL)
     with_jobs.wait()
 
     alone = snakemake(folder)
-    assert wait(lambda: locked(held / "extract_activations.group-1.shard-0"))
+    assert wait(lambda: locked(held / "extract_activations.group-1-of-2.shard-0-of-2"))
     second = snakemake(folder)
     refused = said(second)
     assert second.returncode == 1
@@ -214,7 +214,9 @@ def test_snakemake_itself_is_killed_and_the_same_command_goes_on(history, tmp_pa
     assert "Traceback" not in refused and "Exception" not in refused
     os.kill(alone.pid, signal.SIGKILL)
     alone.wait()
-    assert locked(held / "extract_activations.group-1.shard-0"), "its job is still at work"
+    assert locked(held / "extract_activations.group-1-of-2.shard-0-of-2"), (
+        "its job is still at work"
+    )
 
     at_the_end = snakemake(folder)
     assert wait(lambda: locked(held / "detect_outliers"))

@@ -92,9 +92,11 @@ def test_tokens_lie_where_a_rule_says(tmp_path):
     written = write_tokens(run.tokens_file, [[1, 2]], str, lambda ids: [*map(str, ids)])
     write_record(run.tokens_record, {"sha256": written.sha256})
     assert run.tokens.token_ids.tolist() == [1, 2]
-    assert run.heldout_file == tmp_path / "run" / "heldout.parquet"
-    with pytest.raises(FileNotFoundError):
-        _ = run.heldout
+    assert run.heldout_file is None
+    other = Run(run.folder, run.model_record, run.resources, heldout_file=run.tokens_file,
+                heldout_record=run.tokens_record)  # fmt: skip
+    assert other.tokens_file == tmp_path / "run" / "tokens.parquet"
+    assert other.heldout.token_ids.tolist() == [1, 2]
 
 
 def test_records_are_read_once_and_commits_by_every_call(run):

@@ -1,4 +1,6 @@
-"""Rule `plan`: prints what the run takes, before anything is read or computed."""
+"""Rule `plan`: prints what the runs take, before anything is read or computed."""
+
+from pathlib import Path
 
 from rule_main import run
 
@@ -9,16 +11,17 @@ def main(job):
     from outlier_atlas.roles.architecture import describe
     from outlier_atlas.settings.configuration import load
     from outlier_atlas.store.run import Run
-    from run_of_job import folder_of, run_of
 
-    settings = load(job.params.settings, "run")
-    jobs = job.resources.jobs_at_once
-    if not job.input.model:
-        with unfetched(settings.model, describe) as (record, folder):
-            print_plan(settings, Run(folder_of(job), record, folder), jobs)
-        return
-    offline()
-    print_plan(settings, run_of(job), jobs)
+    # Runs whose model is not fetched come first: they need the network.
+    for planned in sorted(job.params.runs, key=lambda planned: bool(planned["model"])):
+        settings = load(planned["settings"], "run")
+        results, jobs = Path(planned["folder"]), planned["jobs_at_once"]
+        if not planned["model"]:
+            with unfetched(settings.model, describe) as (record, folder):
+                print_plan(settings, Run(results, record, folder), jobs)
+            continue
+        offline()
+        print_plan(settings, Run(results, Path(planned["model"]), Path("resources")), jobs)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,19 @@ GIVEN = {
     "heldout": "heldout_file",
     "heldout_record": "heldout_record",
 }
-"""The arguments of `Run` by the names that rules give their inputs."""
-
-
-RESOURCES = Path("resources")
+"""The arguments of `Run` by the names that rules give their files."""
 
 
 def run_of(job) -> Run:
-    """Return the run of a job, with tokens and model where the job's inputs are.
+    """Return the run of a job, with tokens and model where the rule says.
 
     Args:
-        job: the `snakemake` object of a rule that has the record of the model as input `model`.
+        job: the `snakemake` object of a rule that has the record of the model as input `model`,
+            and its log in the folder `logs` of the run.
     """
-    given = {argument: job.input.get(name) for name, argument in GIVEN.items()}
+    # The rule that copies the tokens to the run has both: the run's own are its outputs.
+    given = {
+        argument: job.output.get(name) or job.input.get(name) for name, argument in GIVEN.items()
+    }
     files = {argument: Path(path) for argument, path in given.items() if path}
-    return Run(folder_of(job), Path(job.input.model), RESOURCES, **files)
-
-
-def folder_of(job) -> Path:
-    """Return the folder of a job's run, which has the job's log in `logs`."""
-    return Path(job.log[0]).parents[1]
+    return Run(Path(job.log[0]).parents[1], Path(job.input.model), Path("resources"), **files)

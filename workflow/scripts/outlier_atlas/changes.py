@@ -14,7 +14,6 @@ LONGEST = 60
 """Characters of a value."""
 
 KEYS = {
-    "before": "dataset.sequences",
     "bootstrap": "detection.bootstrap",
     "chunk_tokens": "extraction.advanced.chunk_tokens",
     "configuration": "",
@@ -28,7 +27,6 @@ KEYS = {
 FILES = {
     "fetch_model": "the model's file",
     "tokenize_dataset": "the dataset's file",
-    "tokenize_heldout": "the dataset's file",
     "render_report": "the compared run's file",
 }
 """What the user's files of a rule are."""
@@ -61,7 +59,7 @@ def _changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> It
             yield from _files(FILES.get(rule, "the file"), old or {}, new or {})
         else:
             for key, one, other in _leaves("", old, new):
-                yield _setting(_key(rule, key), one, other)
+                yield _setting(_key(key), one, other)
 
 
 def _files(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -81,13 +79,10 @@ def _leaves(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
         yield key, before, now
 
 
-def _key(rule: str, key: str) -> str:
+def _key(key: str) -> str:
     """The key of the configuration."""
     first, _, rest = key.partition(".")
-    full = ".".join(part for part in (KEYS.get(first, first), rest) if part)
-    if rule == "tokenize_heldout" and key == "dataset.sequences":
-        return "ablation.sequences"
-    return full
+    return ".".join(part for part in (KEYS.get(first, first), rest) if part)
 
 
 def _setting(key: str, before: Any, now: Any) -> str:

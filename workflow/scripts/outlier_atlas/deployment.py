@@ -75,13 +75,16 @@ def ignore_times(scripts: Path) -> None:
     jobs.get_script_mtime = unchanged
 
 
-def complete(workflow: Any, purpose: Purpose, settings: Settings, scripts: Path) -> list[str]:
+def complete(workflow: Any, purpose: Purpose, on_gpus: bool, scripts: Path) -> list[str]:
     """Set what the profile would, where the command line has set nothing.
+
+    Args:
+        on_gpus: whether a run may compute on a GPU.
 
     Returns:
         A line for each thing that the user may want to set, once in a process.
     """
-    lines = [line for line in _completed(workflow, purpose, settings, scripts) if line not in _said]
+    lines = [line for line in _completed(workflow, purpose, on_gpus, scripts) if line not in _said]
     _said.update(lines)
     return lines
 
@@ -89,10 +92,10 @@ def complete(workflow: Any, purpose: Purpose, settings: Settings, scripts: Path)
 _said: set[str] = set()
 
 
-def _completed(workflow: Any, purpose: Purpose, settings: Settings, scripts: Path) -> Iterator[str]:
+def _completed(workflow: Any, purpose: Purpose, on_gpus: bool, scripts: Path) -> Iterator[str]:
     if purpose is Purpose.JOB:
         return
-    if settings.execution.device != "cpu" and "gpu" not in workflow.global_resources:
+    if on_gpus and "gpu" not in workflow.global_resources:
         workflow.global_resources["gpu"] = 1
         if purpose is Purpose.MAKE and not workflow.modifier.is_main_snakefile():
             yield "no limit on gpu was given: one GPU job at a time; `--resources gpu=2` allows two"

@@ -16,8 +16,8 @@ DETECTION = ("detect_outliers", "join_weights", *FIGURES)
 STORE = ("create_store", "extract_activations", *DETECTION)
 TOKENS = ("tokenize_dataset", *STORE)
 MODEL = ("fetch_model", "measure_weights", *TOKENS)
-ABLATION = ("tokenize_heldout", "ablate", *REPORT)
-RULES = (*MODEL[:-1], *ABLATION)
+ABLATION = ("tokenize_dataset", "ablate", *REPORT)
+RULES = (*MODEL[:-1], "ablate", *REPORT)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ OTHER_SEQUENCES = Effect(TOKENS, "sequences that are not there")
 OTHER_MODEL = Effect(MODEL, "everything, where the weights are other ones")
 
 EFFECTS = {
-    "run.name": Effect(TOKENS, "everything, in another folder"),
+    "run.name": Effect(STORE, "everything, in another folder"),
     "model": OTHER_MODEL,
     "model.dtype": EVERYTHING,
     "dataset": OTHER_SEQUENCES,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,6 +104,21 @@ def write_tokens(
         shortest=min(lengths),
         longest=max(lengths),
     )
+
+
+def copy_tokens(source: tuple[Path, Path], target: tuple[Path, Path]) -> None:
+    """Copy a token store and its record; each file is there whole or not at all.
+
+    Args:
+        source, target: the token store and its record.
+
+    Raises:
+        DamagedFileError: the token store is not the one that its record describes.
+    """
+    TokenStore.recorded(*source)
+    for path, copy in zip(source, target, strict=True):
+        with replacing(copy) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 @dataclass(frozen=True)

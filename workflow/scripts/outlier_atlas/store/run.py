@@ -20,13 +20,7 @@ from outlier_atlas.store.commits import Commit, CommitFile, Commits, Rows, revis
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
 from outlier_atlas.store.metadata import DamagedMetadataError
-from outlier_atlas.store.run_files import (
-    HELDOUT,
-    HELDOUT_RECORD,
-    TOKENS,
-    TOKENS_RECORD,
-    RunFiles,
-)
+from outlier_atlas.store.run_files import TOKENS, TOKENS_RECORD, RunFiles
 
 if TYPE_CHECKING:
     from outlier_atlas.store.arrays import Arrays
@@ -44,9 +38,9 @@ class Run(RunFiles):
         folder: the folder of the run.
         model_record: the record of the model.
         resources: the folder that the record of the model is relative to.
-        tokens_file: the tokens. By default these four files lie in the run's folder.
-        tokens_record: the record of the tokens.
-        heldout_file: the held-out tokens.
+        tokens_file: the tokens; by default in the run's folder.
+        tokens_record: the record of the tokens; by default in the run's folder.
+        heldout_file: the held-out tokens, which other runs share; None without an ablation stage.
         heldout_record: the record of the held-out tokens.
     """
 
@@ -65,8 +59,8 @@ class Run(RunFiles):
         self.resources = resources
         self.tokens_file = tokens_file or folder / TOKENS
         self.tokens_record = tokens_record or folder / TOKENS_RECORD
-        self.heldout_file = heldout_file or folder / HELDOUT
-        self.heldout_record = heldout_record or folder / HELDOUT_RECORD
+        self.heldout_file = heldout_file
+        self.heldout_record = heldout_record
 
     # What the run is made from.
 
@@ -109,6 +103,7 @@ class Run(RunFiles):
         Raises:
             DamagedFileError: the tokens or their record are missing or damaged.
         """
+        assert self.heldout_file and self.heldout_record, "the rule names the held-out tokens"
         return TokenStore.recorded(self.heldout_file, self.heldout_record)
 
     # What the store is, and what of it counts.

@@ -18,9 +18,7 @@ COMMITS = "manifests/commits"
 """The folder of the commit files, seen from the run's folder."""
 
 TOKENS, TOKENS_RECORD = "tokens.parquet", "manifests/tokens.json"
-HELDOUT, HELDOUT_RECORD = "heldout.parquet", "manifests/heldout.json"
-"""The tokens and the held-out tokens, seen from the run's folder, unless a rule names other
-files."""
+"""The tokens and their record, seen from the run's folder, unless a rule names other files."""
 
 
 class RunFiles:

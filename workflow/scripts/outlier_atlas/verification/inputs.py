@@ -37,11 +37,12 @@ def _looks(records: Records) -> Iterator[Callable[[], object]]:
         yield lambda: CheckedWeights(run.model_record, run.resources).verify()
     yield partial(_check_dataset, records)
     for record in filter(Path.exists, records.datasets):
-        yield partial(check_documents, record.with_suffix(".jsonl"), record)
-    own, heldout = (run.tokens_file, run.tokens_record), (run.heldout_file, run.heldout_record)
-    for tokens, record in (own, heldout):
-        if record.exists():
-            yield partial(TokenStore.recorded, tokens, record)
+        if record.parent.name == "tokens":
+            yield partial(TokenStore.recorded, record.with_suffix(".parquet"), record)
+        else:
+            yield partial(check_documents, record.with_suffix(".jsonl"), record)
+    if run.tokens_record.exists():
+        yield partial(TokenStore.recorded, run.tokens_file, run.tokens_record)
 
 
 def _check_dataset(records: Records) -> None:
@@ -50,7 +51,7 @@ def _check_dataset(records: Records) -> None:
     Raises:
         DamagedFileError: a file is not the one that the tokens were made of.
     """
-    record = records.run.input_records / "tokenize_dataset.json"
+    record = records.tokens_inputs
     made_from = known(record)
     if made_from is None or not made_from["files"]:
         return

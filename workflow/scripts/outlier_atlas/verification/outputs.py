@@ -23,6 +23,8 @@ def outputs(records: Records) -> Iterator[str]:
 
 def ablation(records: Records, layout: Layout, model: str | None) -> Iterator[str]:
     """Name the files of the ablation stage that are not what was written."""
+    if records.run.heldout_file is None:
+        return
     try:
         heldout = TokenStore.open(records.run.heldout_file)
     except DamagedFileError:

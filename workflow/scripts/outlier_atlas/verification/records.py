@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,47 @@ class Records:
 
     Attributes:
         run: the run.
+        tokens_inputs: the record of what the tokens are made from.
         manifests: the manifests of the extraction jobs, layer group by layer group.
-        datasets: the records of fetched documents of hub datasets, which lie next to the documents.
+        datasets: the records of fetched documents of hub datasets, and of tokens that runs share;
+            the documents or tokens lie next to the records.
         outputs: the records of what rules have made (`products.py`).
         detected: a file that detection makes; without it detection runs again.
         ablated: a file that the ablation stage makes; without it the stage runs again.
     """
 
     run: Run
+    tokens_inputs: Path
     manifests: Sequence[Path]
     datasets: Sequence[Path] = ()
     outputs: Sequence[Path] = ()
     detected: Path | None = None
     ablated: Path | None = None
+
+    @classmethod
+    def of(cls, records: Mapping[str, Any]) -> Records:
+        """Return the records of a run, whose paths are given as text.
+
+        Args:
+            records: the folder of the run as `run`, the places of its `model`, `tokens` and
+                `heldout` tokens, and the attributes of this class.
+        """
+        given = {name: _paths(text) for name, text in records.items()}
+        run = Run(
+            given.pop("run"),
+            given.pop("model"),
+            Path("resources"),
+            tokens_file=given.pop("tokens"),
+            heldout_file=given.pop("heldout"),
+        )
+        assert given.pop("store") == run.store_record, "a run's folder has the record of its store"
+        return cls(run, **given)
+
+
+def _paths(given: Any) -> Any:
+    if isinstance(given, str):
+        return Path(given)
+    return None if given is None else [Path(path) for path in given]
 
 
 def known(record: Path) -> dict[str, Any] | None:
@@ -49,8 +77,8 @@ def own_records(records: Records) -> Iterator[str]:
     they describe, by other functions.
     """
     run = records.run
-    paths = [run.model_record, run.tokens_record, run.heldout_record, run.store_record]
-    paths += [*records.manifests, run.layer_groups_record, *records.datasets]
+    paths = [run.model_record, run.tokens_record, run.store_record, *records.manifests]
+    paths += [run.layer_groups_record, *records.datasets]
     paths += sorted(run.input_records.glob("*.json"))
     for folder in (INPUTS, DIGESTS):
         paths += sorted((run.resources / folder).glob("*.json"))
