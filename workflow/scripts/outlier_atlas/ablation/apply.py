@@ -28,7 +28,7 @@ from outlier_atlas.settings.sites import EXPERT_OUT, AlterableSite
 
 
 def tap_of(architecture: Architecture, site: str, layer: int) -> Tap:
-    """Return the place where a channel of a site is set.
+    """Where a channel of a site is set.
 
     Raises:
         ValueError: the model has no such layer, or no such site in it, or the value measured at
@@ -53,7 +53,7 @@ def tap_of(architecture: Architecture, site: str, layer: int) -> Tap:
 def alterations(
     architecture: Architecture, edits: Sequence[Edit], layers: range
 ) -> dict[Tap, Callable[[torch.Tensor], torch.Tensor]]:
-    """Return what is done to the activations of these layers, by their place."""
+    """What is made of the activations of these layers, by the place where they are."""
     channels: dict[Tap, dict[int, float]] = defaultdict(dict)
     massive: dict[Tap, list[SetMassive]] = defaultdict(list)
     for edit in edits:
@@ -86,7 +86,7 @@ def _altered(
 
 
 def massive_tokens(x: torch.Tensor, edit: SetMassive) -> torch.Tensor:
-    """Return the tokens of a sequence at which a channel is massive, ascending.
+    """The tokens of a sequence at which a channel is massive, ascending.
 
     Args:
         x: (token, channel), float32: the site of the whole sequence.
@@ -105,7 +105,7 @@ def massive_tokens(x: torch.Tensor, edit: SetMassive) -> torch.Tensor:
 def weights_zeroed(
     decoder: nn.Module, architecture: Architecture, edits: Sequence[Edit], layers: range
 ) -> Iterator[None]:
-    """Set weights of these layers to zero while the block lasts, and restore them after it."""
+    """The weights of these layers are zero while the block lasts, and as they were after it."""
     before = []
     try:
         for edit in edits:
@@ -121,7 +121,7 @@ def weights_zeroed(
 
 
 def experts_of(architecture: Architecture, layer: int) -> Tap:
-    """Return the fused experts of a layer.
+    """The fused experts of a layer.
 
     Raises:
         ValueError: the model has no such layer, or no routed experts in it whose output is known.
@@ -136,7 +136,7 @@ def experts_of(architecture: Architecture, layer: int) -> Tap:
 
 
 def weight_at(decoder: nn.Module, architecture: Architecture, weight: Weight) -> float:
-    """Return a weight of a down projection, as the model holds it."""
+    """A weight of a down projection, as the model holds it."""
     ((parameter, index),) = _weights(decoder, architecture, weight)
     return float(parameter[index])
 

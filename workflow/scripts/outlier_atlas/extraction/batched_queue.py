@@ -48,7 +48,7 @@ class Handout(Generic[Item]):
             self._release()
 
     def get(self) -> Item | None:
-        """Wait for the next item and return it; None at the end."""
+        """The next item, None at the end; waits for it."""
         with self._changed:
             self._changed.wait_for(lambda: self._free)
             self._free -= 1

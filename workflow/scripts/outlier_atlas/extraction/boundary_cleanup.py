@@ -1,4 +1,4 @@
-"""Boundaries of a run that stores no values: deleted once the next layer group has read them."""
+"""Boundaries of a run that stores no values: each goes when the next layer group has read it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def delete_read(run: Run, work: Work, batch_size: int) -> None:
 
 
 def _still_read(work: Work, commits: Commits, batch_size: int) -> frozenset[int]:
-    """Return the chunks of the boundary that other sequence shards have yet to read."""
+    """The chunks that other sequence shards have yet to read at the boundary."""
     starts = work.tokens.sequence_starts
     edges = (work.rows[0].chunk, work.rows[-1].chunk)
     sharing = {shard for chunk in edges for shard in shards_of_chunk(work.layout, starts, chunk)}

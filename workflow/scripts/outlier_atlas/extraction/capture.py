@@ -79,7 +79,7 @@ class LayerGroup:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The modules with weights: the decoder, and the head where there is one."""
+        """All that has weights: the decoder, and the head where there is one."""
         return [self.model] if self.head is None else [self.model, self.head.model]
 
     @torch.inference_mode()
@@ -108,7 +108,7 @@ class LayerGroup:
         keep: Keep,
         altered: Mapping[Tap, Alter] = MappingProxyType({}),
     ) -> None:
-        """Run a batch with plain hooks: the reference of the traced forward pass of `run`.
+        """The same as `run`, with plain hooks: the reference of a traced forward pass.
 
         Args:
             altered: what makes another tensor of a tap's module's, before the model goes on, and
@@ -132,7 +132,7 @@ class LayerGroup:
             self.model(**inputs, use_cache=False)
 
     def _inputs(self, batch: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor | None]:
-        """Return the arguments of the model, and the boundary that replaces its hidden states.
+        """What the model is called with, and the boundary that replaces its hidden states.
 
         The model is as it was loaded: nothing is left of the sequences before.
         """
@@ -144,7 +144,7 @@ class LayerGroup:
         return {"inputs_embeds": dummy(boundary, self._embedding_size, self._dtype)}, boundary
 
     def _recorded(self, tap: Tap, taken: torch.Tensor) -> torch.Tensor:
-        """Return the tensors; for a recorded module's output, the tensor recorded inside it."""
+        """What was taken; where it is a recorded module's output, what was recorded inside it."""
         return self._recorders[tap].take() if tap in self._recorders else taken
 
     def _hook(
@@ -176,14 +176,14 @@ def _recorder(model: nn.Module, tap: Tap, sink_tokens: int) -> RecordedExperts |
 
 
 def _given(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
-    """Return the hidden states among the arguments of a module."""
+    """The hidden states among what a module was called with."""
     value = hidden_states.given(*inputs)
     assert value is not None
     return value
 
 
 def _made(output: Any) -> torch.Tensor:
-    """Return the hidden states among the results of a module."""
+    """The hidden states among what a module returned."""
     value = hidden_states.made(output)
     assert value is not None
     return value

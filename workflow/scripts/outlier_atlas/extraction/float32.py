@@ -18,7 +18,7 @@ class Float32:
         self._memory = np.empty(0, np.uint32)
 
     def __call__(self, values: torch.Tensor) -> NDArray[np.float32]:
-        """Return the values of a tensor, which are valid until the next call."""
+        """The values of a tensor; valid until the next call."""
         if values.dtype != torch.bfloat16:
             return values.float().numpy()
         codes = values.contiguous().view(torch.int16).numpy().view(np.uint16)

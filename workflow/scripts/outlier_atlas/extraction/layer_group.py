@@ -31,7 +31,7 @@ def load_group(
     where: Sequence[str],
     sink_tokens: int = 0,
 ) -> LayerGroup:
-    """Load a layer group on the devices, with the head where losses are taken.
+    """The layer group with its weights on the devices; with the head where losses are taken.
 
     Args:
         model: its folder, its configuration and its architecture.

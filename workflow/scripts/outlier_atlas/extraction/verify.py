@@ -30,7 +30,7 @@ def verifies(wanted: Verify, batches: int) -> bool:
 
 
 def compared(group: LayerGroup, batch: torch.Tensor, keep: Keep) -> Keep:
-    """Return a `keep` for a batch that takes only tensors equal to those of a direct forward pass.
+    """`keep` for a batch, which takes only what a direct forward pass gives, too.
 
     Args:
         group: it runs the batch once, here, with plain hooks.

@@ -95,7 +95,7 @@ class RowWriter:
         ]
 
     def next_batch(self) -> None:
-        """Begin another batch; wait until all batches but the last are written.
+        """What is put from here on is of another batch; waits until all but the last is written.
 
         So a kill costs no more than the batch that computes and the one that is being written.
         """
@@ -151,7 +151,7 @@ class RowWriter:
             self._done(piece, complete)
 
     def _write(self, piece: _Piece, float32: Float32) -> bool:
-        """Write a piece, or keep it until its rows are complete; return whether they are."""
+        """Write a piece, or lay it by until its rows are complete; whether they are."""
         piece.host.wait()
         rows, values = piece.rows, piece.values
         if piece.target.is_summary:
@@ -211,7 +211,7 @@ class RowWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write what was put before an error, too: it is done and correct."""
+        """What was handed in before an error is still written: it is done and correct."""
         self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join()
