@@ -337,7 +337,7 @@ def test_the_plan_refuses_what_the_headers_show(llama, tmp_path):
     made = run(tmp_path, damaged(llama, weights(lambda w: w.pop(UP)), tmp_path))
     fetch(made.settings.model, made.resources, made.model_record)
     with pytest.raises(ValueError, match=f"lacks weights .1., such as {UP}"):
-        print_plan(made.settings, made.model_record, made.resources, tmp_path / "results")
+        print_plan(made.settings, made.stored)
 
 
 @pytest.mark.parametrize("perplexity", [False, True])

@@ -21,8 +21,9 @@ from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commits
+from outlier_atlas.store.commits import Commits
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.run_files import COMMITS
 
 SITES = ["resid_pre", "attn_in", "attn_hidden", "mlp_in", "mlp_hidden", "resid_post"]
 MOE_SITES = [site for site in SITES if site != "mlp_hidden"]

@@ -18,8 +18,8 @@ from outlier_atlas.extraction.batched_queue import Handout, keep_apart
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS
 from outlier_atlas.store.layout import BOUNDARY
+from outlier_atlas.store.run_files import COMMITS
 
 PATIENCE = 60
 """Seconds after which what should have happened at once did not."""

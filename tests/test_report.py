@@ -62,10 +62,8 @@ def rendered(run, ablations=False, **report):
         for path in list(run.figures.iterdir()):
             shutil.copy(path, path.with_stem(path.stem + dark.suffix))
     page, findings = run.folder / "report.html", run.folder / "findings.json"
-    inputs = PageInputs(
-        run.settings.model_dump(mode="json", exclude={"execution"}), run.folder, run.tables,
-        run.figures, run.tokens, run.model_record, run.tokens_record, run.store_record, ablations,
-    )  # fmt: skip
+    configuration = run.settings.model_dump(mode="json", exclude={"execution"})
+    inputs = PageInputs(configuration, run.stored, ablations)
     render(report, inputs, page, findings)
     return page.read_text(encoding="utf-8"), json.loads(findings.read_text())
 

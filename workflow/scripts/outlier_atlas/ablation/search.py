@@ -49,7 +49,7 @@ def search(
     streams: Streams,
     devices: Devices,
 ) -> list[Later]:
-    """The super weights that show once others are zero, round by round.
+    """Return the super weights that show once others are zero, round by round.
 
     Args:
         found: the super weights of the run.
@@ -86,7 +86,7 @@ def _weight(row: Row) -> Weight:
 def _round(
     ablation: Ablation, variant: Variant, streams: Streams, devices: Devices
 ) -> Iterator[Row]:
-    """The largest output of every down projection, over all held-out sequences."""
+    """Yield the largest output of every down projection, over all held-out sequences."""
     key = f"search{variant.key}"
     groups = range(len(ablation.groups))
     missing = [index for index in groups if streams.record(key, index) is None]
@@ -115,30 +115,30 @@ def _group(
     last = index + 1 == len(ablation.groups)
     wanted = {*SUPER_WEIGHT_SITES, EXPERT_OUT}
     # Elsewhere the run itself has not searched.
-    wanted &= {*ablation.layout.sites}
+    wanted &= {*ablation.run.layout.sites}
     measured = [
         tap
         for each in layers
         for site, tap in architecture.taps[each].items()
-        if site in wanted and each in ablation.layout.layers
+        if site in wanted and each in ablation.run.layout.layers
     ]
     if last and not measured:
         return {"spikes": []}
     end = [] if last else [architecture.taps[layers[-1]]["resid_post"]]
     group = load_group(
-        ablation.model, layers, ablation.layout.dtype, ablation.trust_remote_code,
+        ablation.model, layers, ablation.run.layout.dtype, ablation.trust_remote_code,
         [*measured, *end], where,
     )  # fmt: skip
-    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.layout.dtype]
-    seen = _Seen(ablation.held.sequence_starts)
+    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.run.layout.dtype]
+    seen = _Seen(ablation.run.heldout.sequence_starts)
     said = f"super weights again, layers {layers[0]} to {layers[-1]}"
     with (
         weights_zeroed(group.model, architecture, variant.edits, layers),
         nullcontext(_nowhere) if last else streams.writing((key, index + 1)) as put,
-        progress(ablation.held.tokens, " tokens", said) as bar,
+        progress(ablation.run.heldout.tokens, " tokens", said) as bar,
     ):
-        for sequence in range(ablation.held.sequences):
-            ids = ablation.held.sequence(sequence)
+        for sequence in range(ablation.run.heldout.sequences):
+            ids = ablation.run.heldout.sequence(sequence)
             batch = torch.from_numpy(ids.astype(np.int64))
             if index:
                 batch = streams.read((key, index), sequence, dtype)
@@ -201,11 +201,11 @@ def _keep(
 
 
 def _nowhere(_: NDArray[np.uint8]) -> None:
-    """Behind the last layer group nothing is read."""
+    """Drop rows: nothing is read after the last layer group."""
 
 
 def _rows(seen: _Seen, group: LayerGroup, ablation: Ablation) -> Iterator[Row]:
-    """A row for each spike; its share is of the weight as the altered model holds it."""
+    """Yield a row for each spike; its share is of the weight as the altered model holds it."""
     for layer, expert, spike in seen.spikes():
         row = asdict(spike) | {"layer": layer, "expert": expert}
         weight = weight_at(group.model, ablation.model[2], _weight(row))

@@ -13,11 +13,12 @@ from typing import Any
 
 from outlier_atlas.files import DamagedFileError, canonical, read_record, write_record
 from outlier_atlas.settings.configuration import Settings
+from outlier_atlas.store.run_files import RunFiles
 
 log = logging.getLogger(__name__)
 
-CHOICE = "manifests/layer_groups.json"
-"""The record, in the folder of a run."""
+CHOICE = RunFiles(Path()).layer_groups_record
+"""The record, seen from the folder of a run."""
 
 PLAN_VERSION = 1
 """Version of the plan's sizes. A change that makes the plan larger raises it by one, and every

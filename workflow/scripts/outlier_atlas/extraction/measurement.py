@@ -21,7 +21,7 @@ INTERVAL_SECONDS = 0.02
 
 
 class Measurement:
-    """Of one job, from before it loads until all is written; a context manager.
+    """The memory and time of a job, from before it loads until all is written.
 
     Args:
         made: the plan in the batches of the job.
@@ -47,7 +47,7 @@ class Measurement:
         self._ended = time.monotonic()
 
     def loaded(self, modules: Sequence[nn.Module]) -> None:
-        """The weights are there."""
+        """Record that the weights are loaded."""
         self._loaded = time.monotonic()
         model = nn.ModuleList(modules)  # in which what is tied is one
         tensors = (*model.parameters(), *model.buffers())
@@ -80,11 +80,11 @@ class Measurement:
             predicted_device=0 if alone else group.device,
             host=None if self._peak.bytes is None else self._peak.bytes + self._mapped,
             on_device=_on_device(self._where),
-        ).write(job.run, job.manifest.stem)
+        ).write(job.run.folder, job.manifest.stem)
 
 
 def _on_device(where: Sequence[str]) -> int | None:
-    """Of the fullest device."""
+    """Return the peak of the fullest device."""
     peaks = [peak for name in where if (peak := named(name).peak()) is not None]
     return max(peaks, default=None)
 
@@ -116,7 +116,7 @@ class PeakMemory:
 
 
 def mapped(addresses: Iterable[tuple[int, int]]) -> int:
-    """How many of these bytes lie in the memory maps of files.
+    """Return the number of these bytes that lie in memory maps of files.
 
     Args:
         addresses: first byte, and number of bytes, of each piece.

@@ -13,6 +13,7 @@ import yaml
 from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.requirements import Plan
 from outlier_atlas.settings.sites import ATTN_SINK
+from outlier_atlas.store.run_files import RunFiles
 from outlier_atlas.units import shown
 
 SHORTEST = 16
@@ -149,8 +150,9 @@ def full_disk(plan: Plan, run: Path) -> str | None:
     free = shutil.disk_usage(run).free
     if need <= free:
         return None
-    stores = ("activations.zarr", "boundaries.zarr", "summaries")
-    files = (path for store in stores for path in (run / store).rglob("*") if path.is_file())
+    of_run = RunFiles(run)
+    stores = (of_run.activations, of_run.boundaries, of_run.summaries)
+    files = (path for store in stores for path in store.rglob("*") if path.is_file())
     need -= sum(path.stat().st_size for path in files)
     if need <= free:
         return None

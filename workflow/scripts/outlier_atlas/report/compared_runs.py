@@ -13,9 +13,9 @@ from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
 from outlier_atlas.criteria.massive_activations.tables import MASSIVE_CHANNELS
 from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
 from outlier_atlas.criteria.tables import CRITERIA
-from outlier_atlas.data.records import RECORD
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.sanitize import visible
+from outlier_atlas.store.run_files import STORE_RECORD, TOKENS_RECORD, RunFiles
 from outlier_atlas.store.version import refuse_newer
 
 Row = dict[str, Any]
@@ -28,8 +28,12 @@ TABLES = (
     ATTENTION_SINK_POSITIONS,
     PERPLEXITY,
 )
-STORE = "manifests/store.json"
-FILES = (*(f"tables/{table.name}.parquet" for table in TABLES), str(RECORD), STORE)
+_TABLES_FOLDER = RunFiles(Path()).tables
+FILES = (
+    *(f"{_TABLES_FOLDER}/{table.name}.parquet" for table in TABLES),
+    TOKENS_RECORD,
+    STORE_RECORD,
+)
 """What of the other run's folder is read."""
 
 
@@ -71,11 +75,12 @@ class Side:
         """
         refuse_newer(folder)
         _refuse_damaged(folder)
+        files = RunFiles(folder)
         for table in TABLES:
-            tables.refuse_other_definitions(folder / "tables", table)
-        rows = {t.name: tables.read(folder / "tables", t).to_pylist() for t in TABLES}
-        left_out = tables.left_out(folder / "tables", CRITERIA)
-        records = read_record(folder / RECORD), _store_record(folder)
+            tables.refuse_other_definitions(files.tables, table)
+        rows = {t.name: tables.read(files.tables, t).to_pylist() for t in TABLES}
+        left_out = tables.left_out(files.tables, CRITERIA)
+        records = read_record(folder / TOKENS_RECORD), _store_record(folder)
         return cls(folder.name, rows, left_out, *records)
 
     @property
@@ -95,7 +100,7 @@ class Side:
 def _refuse_damaged(folder: Path) -> None:
     files = [folder / file for file in FILES]
     try:
-        products.check(sorted((folder / "manifests" / products.FOLDER).glob("*.json")), files)
+        products.check(sorted(RunFiles(folder).product_records.glob("*.json")), files)
     except DamagedFileError as error:
         # This run does not make it again: it belongs to another one.
         raise ValueError(
@@ -105,12 +110,12 @@ def _refuse_damaged(folder: Path) -> None:
 
 
 def _store_record(folder: Path) -> Row:
-    record = read_record(folder / STORE)
+    record = read_record(folder / STORE_RECORD)
     lacking = [key for key in ("model", "channels", "dtype") if key not in record]
     if lacking:
         raise ValueError(
-            f"report.compare: {folder / STORE} does not say {lacking[0]}: an older version of "
-            f"Outlier Atlas wrote it; run {folder.name} again"
+            f"report.compare: {folder / STORE_RECORD} does not say {lacking[0]}: an older "
+            f"version of Outlier Atlas wrote it; run {folder.name} again"
         )
     return record
 

@@ -21,7 +21,7 @@ from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
 from outlier_atlas.criteria.show import Evidence, Finding, Page, ReportSection, Show
 from outlier_atlas.criteria.shows import BEHIND, SHOWS
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.files import read_record, write_whole
+from outlier_atlas.files import write_whole
 from outlier_atlas.job_metrics import records
 from outlier_atlas.report import ablation, comparison, facts, missing, weights
 from outlier_atlas.report.findings import alarms, findings
@@ -30,9 +30,8 @@ from outlier_atlas.report.theme import THEMES
 from outlier_atlas.sanitize import visible, visible_lines
 from outlier_atlas.settings.detection import ExcludeSettings
 from outlier_atlas.settings.report import ReportSettings
-from outlier_atlas.store.commits import COMMITS, Commits
-from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.origin import Origin
+from outlier_atlas.store.run import Run
 from outlier_atlas.text import count, interval, number, percent, percentage
 
 Row = dict[str, Any]
@@ -40,19 +39,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class PageInputs:
-    """What a report is made from: files of the run, and the configuration without `execution`.
+    """What a report is made from: the run, and the configuration without `execution`.
 
     `ablations` says whether the table of the ablation stage is there.
     """
 
     configuration: Mapping[str, Any]
-    folder: Path
-    tables: Path
-    figures: Path
-    tokens: Path
-    model_record: Path
-    tokens_record: Path
-    store_record: Path
+    run: Run
     ablations: bool = False
 
 
@@ -71,8 +64,8 @@ def render(
         ValueError: the token store or a record is damaged, or the run to compare is not there.
     """
     report = ReportSettings.model_validate(settings)
-    tokens = TokenStore.recorded(inputs.tokens, inputs.tokens_record)
-    evidence = Evidence(inputs.tables, tokens.sequences)
+    tokens = inputs.run.tokens
+    evidence = Evidence(inputs.run.tables, tokens.sequences)
     ablations = evidence.rows(tables.ABLATIONS) if inputs.ablations else []
     sentences = findings(evidence, ablations, report.text != "none")
     environment = Environment(
@@ -95,7 +88,7 @@ def render(
     write_whole(page, html.encode("utf-8", errors="replace"))
     told = {
         "findings": [asdict(f) for f in sentences],
-        "alarms": alarms(evidence, read_record(inputs.store_record)["dtype"]),
+        "alarms": alarms(evidence, inputs.run.store_description["dtype"]),
         "left_out": _left_out(inputs),
     }
     write_whole(findings_file, f"{json.dumps(told, indent=2)}\n".encode("ascii"))
@@ -104,15 +97,15 @@ def render(
 def _head(
     report: ReportSettings, inputs: PageInputs, evidence: Evidence, sentences: Sequence[Finding]
 ) -> Row:
-    model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
-    store = read_record(inputs.store_record)
+    run = inputs.run
+    model, tokens, store = run.model, run.tokens_description, run.store_description
     style = (REPORT / "style.css").read_text("utf-8")
     losses = evidence.rows(PERPLEXITY)
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
     measured = count(len(store["layers"]), "layer")
-    origins = {Origin.of(commit.details) for commit in Commits.load(inputs.folder / COMMITS)}
+    origins = {Origin.of(commit.details) for commit in run.commits()}
     tokens_said = f"{count(tokens['tokens'], 'token')} in {count(tokens['sequences'], 'sequence')}"
     return {
         "title": visible(report.title) if report.title else f"The outliers of {name}",
@@ -127,17 +120,15 @@ def _head(
         # Our own file, and the only text that is not escaped.
         "style": Markup(style),
         "style_hash": _hash(style),
-        "folder": visible(str(inputs.folder)),
+        "folder": visible(str(run.folder)),
         "version": __version__,
         "facts": [
             *facts.facts(model, tokens, store, origins),
             ("perplexity", perplexity.line(losses)),
         ],
         "first_array": store["store"][0] if store["store"] else None,
-        "first_axis": Layout.from_record(store).dimension(store["store"][0])
-        if store["store"]
-        else None,
-        "measured": [facts.measured(record) for record in records(inputs.folder)],
+        "first_axis": run.layout.dimension(store["store"][0]) if store["store"] else None,
+        "measured": [facts.measured(record) for record in records(run.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
 
@@ -160,7 +151,7 @@ def _body(
     tokens: TokenStore,
     environment: Environment,
 ) -> Row:
-    picture = partial(_picture, inputs.figures)
+    picture = partial(_picture, inputs.run.figures)
     page = Page(report, inputs.configuration, evidence, tokens, picture)
     everywhere = {"left_out": _left_out(inputs), "text_shown": report.text}
 
@@ -190,18 +181,19 @@ def _weights_section(report: ReportSettings, inputs: PageInputs) -> Row | None:
     if not inputs.configuration["weights"]["measure"]:
         return None
     rows, errors = (
-        tables.read(inputs.tables, table).to_pylist()
+        tables.read(inputs.run.tables, table).to_pylist()
         for table in (tables.WEIGHTS, tables.WEIGHT_ERRORS)
     )
     return weights.section(rows, errors, report.rows)
 
 
 def _ablation(inputs: PageInputs) -> Row:
-    return ablation.section(tables.read(inputs.tables, tables.ABLATIONS).to_pylist())
+    return ablation.section(tables.read(inputs.run.tables, tables.ABLATIONS).to_pylist())
 
 
 def _comparison(report: ReportSettings, inputs: PageInputs) -> Row:
-    return comparison.section(inputs.folder, inputs.folder.with_name(str(report.compare)))
+    folder = inputs.run.folder
+    return comparison.section(folder, folder.with_name(str(report.compare)))
 
 
 def _picture(folder: Path, name: str, alt: str, caption: str) -> Row:

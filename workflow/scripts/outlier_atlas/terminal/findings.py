@@ -13,6 +13,7 @@ from typing import Any
 
 from outlier_atlas.compat.snakemake_internals import script_of
 from outlier_atlas.sanitize import shortened
+from outlier_atlas.store.run_files import RunFiles
 from outlier_atlas.text import count
 from outlier_atlas.units import shown
 
@@ -78,8 +79,8 @@ def _activations(jobs: Sequence[Any]) -> str:
     values = sum(shape["channels"][site] for site in shape["store"])
     values *= len(shape["layers"]) * shape["tokens"]
     size = shown(values * (4 if shape["dtype"] == "float32" else 2))
-    run = Path(str(jobs[0].output.manifest)).parents[2]
-    return f"{_shape(shape)}; {size} of values before compression in {run / 'activations.zarr'}"
+    run = RunFiles.of_store_record(Path(str(jobs[0].input.store)))
+    return f"{_shape(shape)}; {size} of values before compression in {run.activations}"
 
 
 def _shape(shape: dict[str, Any]) -> str:
