@@ -39,7 +39,7 @@ from real import MODEL, TEXT, built_in
 from outlier_atlas.criteria.layer_measures.measure import LayerMeasures
 from outlier_atlas.files import read_record
 from outlier_atlas.statistics import compiled, quantization
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.layout import Layout, Target
 
@@ -223,7 +223,7 @@ def _parts(run: Run) -> None:
     arrays, target = _arrays(run, layout), Target("mlp_in", layout.layers[-1])
     stop = layout.chunk_range(0)[1]
     values = arrays.read(target, 0, stop)
-    x, place = torch.from_numpy(values), Place(0, 0, stop)
+    x, place = torch.from_numpy(values), TileRange(0, 0, stop)
     parts = {
         "histogram (medians, quantiles)": {"_count": _no_count},
         "largest by token": {"_first_of_largest": _no_place},

@@ -196,8 +196,8 @@ def test_the_fullest_of_the_gpus_here_is_planned_for(monkeypatch):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from outlier_atlas.locks import at_work
-with at_work(Path(sys.argv[1]), print):
+from outlier_atlas.locks import job_lock
+with job_lock(Path(sys.argv[1]), print):
     print(flush=True)
     time.sleep(600)
 """

@@ -1,5 +1,5 @@
-"""Every key of the configuration, with values that nobody should give, and with the largest and the
-smallest that are accepted."""
+"""Tests of every key of the configuration with absurd values, and with the largest and smallest
+accepted ones."""
 
 import copy
 import math
@@ -71,7 +71,7 @@ def configured(base, keys):
 
 
 def check(key, value):
-    """Load a value of a key: what is wrong with it is said in lines that name the key."""
+    """Load a value of a key, and check that every fault is a line that names the key."""
     try:
         load(configured(LEAST, COMPANY.get(key, {}) | {key: value}), "run")
     except ValueError as error:
@@ -96,7 +96,7 @@ def test_whatever_is_given_is_read_or_refused_in_a_line(key, value):
 
 
 def accepted(base, key):
-    """The numbers that a key takes."""
+    """Yield the numbers that a key accepts."""
     for value in NUMBERS:
         given = configured(base, COMPANY.get(key, {}) | {key: value})
         try:
@@ -115,7 +115,7 @@ def test_every_number_has_a_least_and_a_largest():
 
 @pytest.fixture(scope="module")
 def planned(llama, tmp_path_factory):
-    """A fetched model, and a configuration of it."""
+    """A fetched model and its configuration."""
     folder = tmp_path_factory.mktemp("planned")
     base = {
         "model": {"source": str(llama)},

@@ -1,4 +1,4 @@
-"""Models and datasets of the hub, against a stand-in that speaks its protocol on loopback."""
+"""Tests of hub models and datasets with a local server that implements the hub's protocol."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def hub(tmp_path_factory):
 
 
 def _unusable(models):
-    """Models that cannot run, as their configuration or the headers of their weights tell."""
+    """Models that cannot run, according to their configuration or the headers of their weights."""
     good = json.loads((models / "good" / "config.json").read_text())
     encoder = {"model_type": "distilbert", "vocab_size": 320, "n_layers": 4, "dim": 32}
     for name, config in {
@@ -171,7 +171,7 @@ def drive(cases, folder, url):
 
 @pytest.fixture(scope="module")
 def outcome(hub, tmp_path_factory):
-    """What becomes of each case; fetched by one process of its own, as a rule would."""
+    """The outcome of each case; one separate process fetches them, as a rule would."""
     folder = tmp_path_factory.mktemp("fetched")
     with HubServer(hub) as server:
         results = drive(CASES, folder, server.url)
@@ -229,7 +229,7 @@ def test_what_cannot_run_is_refused_before_its_weights_are_fetched(outcome, name
         ("no_dataset_revision", "dataset 'texts/speeches' has no revision 'v9'"),
         ("no_subset", "dataset 'texts/speeches'"),
         ("no_split", "dataset 'texts/speeches'"),
-        ("no_column", "there is no column 'content'; there are 'text'"),
+        ("no_column", "there is no column 'content'; its columns are 'text'"),
         ("gated_dataset", "dataset 'texts/gated' is gated"),
         ("no_data", "dataset 'texts/empty': it has no data files"),
         ("too_little", "too little text: "),

@@ -152,7 +152,7 @@ def test_a_job_waits_for_the_one_that_outlived_its_snakemake(history, tmp_path):
     name = "extract_activations.group-0.shard-0"
     folder = copy(history.before(name), tmp_path / "project")
     lock = folder / "results" / NAME / locks.LOCKS / name
-    with locks.at_work(lock, print):
+    with locks.job_lock(lock, print):
         second = start(folder, name)
         assert wait(lambda: "waiting for process" in disturbed.said(folder))
         assert not list((folder / "results" / NAME / COMMITS).glob("*"))
@@ -259,7 +259,7 @@ def test_a_stage_that_is_told_to_stop_says_so_in_one_line_and_loses_nothing(
     stopped = launch(folder, name, Signal(at, signal.SIGTERM))
     assert stopped.status == 128 + signal.SIGTERM, stopped.said
     lines = [line for line in stopped.said.splitlines() if "run the same command again" in line]
-    assert lines == ["stopped by SIGTERM; what is committed counts: run the same command again"]
+    assert lines == ["stopped by SIGTERM; committed results are kept: run the same command again"]
     assert "Traceback" not in stopped.said
     assert launch(folder, name).status == 0
     assert history.differences(folder, name) == []
@@ -289,8 +289,8 @@ def test_signals_to_snakemake_end_it_and_its_jobs_within_seconds(history, tmp_pa
         time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
 
-    again = "what is committed counts: run the same command again"
-    stopping = "stopping after the batch in flight, at once at a second signal"
+    again = "committed results are kept: run the same command again"
+    stopping = "stopping after the batch in flight; a second signal stops at once"
     end(name, lambda process: process.terminate(), f"SIGTERM: {stopping}; {again}")
     end(name, twice, f"SIGINT: {stopping}; {again}")
     end(locks.SNAKEMAKE, twice, f"stopped by SIGINT before a job began; {again}")

@@ -55,7 +55,7 @@ def test_a_package_is_kept_when_its_sum_is_right(index, tmp_path):
     ("package", "sentence"),
     [
         (package(None, "0" * 64), "and should have 0{64}; it was not kept"),
-        (package("atlas_fixture/none", "0" * 64), "atlas_fixture/none cannot be taken out of it"),
+        (package("atlas_fixture/none", "0" * 64), "atlas_fixture/none cannot be extracted"),
         (package(None, "0" * 64, "atlas-fixture==2.0"), "could not be downloaded .* pip says: .*2"),
     ],
 )

@@ -17,7 +17,7 @@ from outlier_atlas.checkpoint.folder import weight_files
 from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.devices import limits
 from outlier_atlas.devices.limits import available
-from outlier_atlas.job_metrics import GUESSED, Measured, rates, records
+from outlier_atlas.job_metrics import GUESSED, JobMetrics, rates, records
 from outlier_atlas.loading.footprint import sizes
 from outlier_atlas.loading.partial import build_on_meta, load_layers, load_model, weight_bytes
 from outlier_atlas.loading.shards import file_bytes
@@ -255,7 +255,7 @@ def measured(**values):
         "load_seconds": 2.0, "compute_seconds": 5.0, "predicted_host": 1, "predicted_device": 0,
         "host": 1, "on_device": None,
     }  # fmt: skip
-    return Measured(**known | values)
+    return JobMetrics(**known | values)
 
 
 def test_rates_come_from_the_same_device_and_best_from_the_same_model(tmp_path):

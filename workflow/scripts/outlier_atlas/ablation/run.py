@@ -83,7 +83,7 @@ def _ablate(ablation: Ablation) -> None:
     losses = {key: streams.losses(key) for key in variants}
     bootstrap = Bootstrap(ablation.run.heldout.sequences, **ablation.bootstrap)
     found = columns(trials, losses, ablation.run.heldout.sequence_starts, bootstrap)
-    table = tables.ABLATIONS.under({"bootstrap": bootstrap.record()})
+    table = tables.ABLATIONS.with_parameters({"bootstrap": bootstrap.record()})
     tables.write(ablation.run.tables, table, found)
 
 

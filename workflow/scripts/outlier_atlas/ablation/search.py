@@ -28,7 +28,7 @@ from outlier_atlas.progress import progress
 from outlier_atlas.roles.block_sites import Tap
 from outlier_atlas.settings.sites import EXPERT_OUT, SUPER_WEIGHT_SITES
 from outlier_atlas.statistics.experts import ExpertMagnitudes, summarize_experts
-from outlier_atlas.statistics.summary import Place
+from outlier_atlas.statistics.summary import TileRange
 from outlier_atlas.statistics.super_weights import LargestOutput, Spike, TokenPeaks
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class _Seen:
         """Take a whole sequence of a site, (token, channel)."""
         start = int(self.starts[sequence])
         if tap.site == EXPERT_OUT:
-            place = Place(sequence, start, len(values))
+            place = TileRange(sequence, start, len(values))
             new = ExpertMagnitudes(tap.experts, len(self.starts) - 1)
             summary = summarize_experts(values, place, tap.experts)
             self.routed.setdefault(tap.layer, new).update(summary)

@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Generic
 
 from outlier_atlas.criteria.measure import Context, CriterionMeasure, Measures, Place, Taker
-from outlier_atlas.statistics.sequences import BySequence, Found, WholeSequence
+from outlier_atlas.statistics.sequences import BySequence, Result, WholeSequence
 
 
-class SequenceCriterion(CriterionMeasure, Generic[Found]):
+class SequenceCriterion(CriterionMeasure, Generic[Result]):
     """A criterion on one site whose findings in a sequence depend on all of its tokens.
 
     Attributes:
@@ -26,16 +26,16 @@ class SequenceCriterion(CriterionMeasure, Generic[Found]):
         self.of_layers = {layer: BySequence(starts, self.decider(layer)) for layer in self.layers}
 
     @abstractmethod
-    def decider(self, layer: int) -> Callable[[WholeSequence], Iterable[Found]]:
+    def decider(self, layer: int) -> Callable[[WholeSequence], Iterable[Result]]:
         """Return a function that yields the findings in a sequence of a layer."""
 
     def takers(self) -> Iterable[tuple[Place, Taker]]:
         return (((self.site, layer), each.update) for layer, each in self.of_layers.items())
 
     @cached_property
-    def found(self) -> list[tuple[int, Found]]:
+    def found(self) -> list[tuple[int, Result]]:
         """The findings, each with its layer; by layer."""
-        return [(layer, one) for layer, each in self.of_layers.items() for one in each.found()]
+        return [(layer, one) for layer, each in self.of_layers.items() for one in each.results()]
 
     def findings(self) -> int:
         return len(self.found)

@@ -103,13 +103,13 @@ def _tables(
     settings: DetectionSettings, measures: Measures
 ) -> Iterator[tuple[tables.Table, Columns, str]]:
     """Yield each table under the settings of the run, its columns, and what its numbers exclude."""
-    left_out = settings.exclude.said
+    left_out = settings.exclude.sentence
     blocks = {described.name for described in DESCRIPTIONS if described.finding}
     of_criteria = settings.model_dump(mode="json", include=blocks)
-    yield CRITERIA.under(of_criteria), criteria_columns(measures), left_out
+    yield CRITERIA.with_parameters(of_criteria), criteria_columns(measures), left_out
     for measure in measures:
         for table, columns in measure.tables():
-            of_table = table.under(measure.parameters(table))
+            of_table = table.with_parameters(measure.parameters(table))
             yield of_table, columns, left_out if measure.excludes else ""
 
 

@@ -25,7 +25,7 @@ from outlier_atlas.statistics.quantization import (
     summarize_quantization,
 )
 from outlier_atlas.statistics.sequences import ValuesOf
-from outlier_atlas.statistics.summary import Place, Summary
+from outlier_atlas.statistics.summary import Summary, TileRange
 from outlier_atlas.statistics.tiles import AnySummary, kind_of, summary_of
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import Commits, Rows
@@ -139,7 +139,7 @@ class Source:
 
         starts = self.run.tokens.sequence_starts
 
-        def make(part: torch.Tensor, place: Place, kept: Kept) -> AnySummary:
+        def make(part: torch.Tensor, place: TileRange, kept: Kept) -> AnySummary:
             summary = summary_of(target.site, part, place, floor, experts, kept)
             first, stop = starts[place.sequence : place.sequence + 2]
             whole = place.tokens == stop - first
@@ -161,7 +161,7 @@ class Source:
     ) -> list[QuantizationSummary]:
         threshold = self.quantization.threshold
 
-        def make(part: torch.Tensor, place: Place, kept: Kept) -> QuantizationSummary:
+        def make(part: torch.Tensor, place: TileRange, kept: Kept) -> QuantizationSummary:
             return summarize_quantization(part, place, threshold, kept)
 
         path = path_of(self.run, target, rows, "-quantization")
@@ -183,7 +183,7 @@ class Source:
         self,
         rows: Rows,
         values: Values,
-        make: Callable[[torch.Tensor, Place, Kept], Made],
+        make: Callable[[torch.Tensor, TileRange, Kept], Made],
         path: Path,
         fingerprint: str,
     ) -> list[Made]:
@@ -192,6 +192,6 @@ class Source:
         for sequence, start, stop in tiles(starts, rows):
             kept = self.exclusion.kept(self.run.tokens, int(starts[sequence]), start, stop)
             part = values()[start - rows.start : stop - rows.start]
-            made.append(make(part, Place(sequence, start, stop - start), kept))
+            made.append(make(part, TileRange(sequence, start, stop - start), kept))
         write(path, fingerprint, made)
         return made

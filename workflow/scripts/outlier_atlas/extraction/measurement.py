@@ -13,7 +13,7 @@ from outlier_atlas.devices.limits import resident
 from outlier_atlas.devices.registry import named, of
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.job_metrics import Measured
+from outlier_atlas.job_metrics import JobMetrics
 from outlier_atlas.loading.partial import weight_bytes
 from outlier_atlas.plan.requirements import Plan
 
@@ -63,7 +63,7 @@ class Measurement:
         job, group = self._job, self._plan.groups[self._job.group]
         device = named(self._where[0])
         alone = device.is_host
-        Measured(
+        JobMetrics(
             layer_group=job.group,
             sequence_shard=job.shard,
             layers=group.layers,

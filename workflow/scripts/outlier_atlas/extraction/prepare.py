@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.files import unwritten, write_record
+from outlier_atlas.files import write_error, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SITES
@@ -132,7 +132,7 @@ def prepare_store(
     except OSError as error:
         size = sum(values.nbytes for values in coordinates.values())
         needed = f"its coordinates take up to {size:,} bytes"
-        raise unwritten(error, run.activations, needed) from error
+        raise write_error(error, run.activations, needed) from error
     own = extraction.model_dump(mode="json", exclude_defaults=True)
     versions = {package: version(package) for package in RECORDED_VERSIONS}
     of_model = {name: run.model[name] for name in RECORDED_OF_MODEL}

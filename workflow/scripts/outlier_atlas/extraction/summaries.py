@@ -12,7 +12,7 @@ import torch
 
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.statistics.medians import needs_median, sequence_median
-from outlier_atlas.statistics.summary import Place, Summary
+from outlier_atlas.statistics.summary import Summary, TileRange
 from outlier_atlas.statistics.tiles import AnySummary, summary_of
 from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
@@ -62,7 +62,7 @@ class SummaryWriter:
         layout, starts = self.work.layout, self.work.tokens.sequence_starts
         sequence = int(np.searchsorted(starts, start, side="right")) - 1
         floor = float(np.float32(layout.floor(target.site)))
-        place = Place(sequence, start, len(values))
+        place = TileRange(sequence, start, len(values))
         summary = summary_of(target.site, values, place, floor, layout.experts)
         if isinstance(summary, Summary) and needs_median(summary):
             median = self._median(target, sequence, whole_sequence, len(values))

@@ -77,9 +77,9 @@ def render(
     )
     environment.filters |= {"visible": visible, "number": number, "percent": percent}
     environment.filters |= {
-        "interval": partial(interval, said=number),
-        "interval_in_percent": partial(interval, said=percent),
-        "interval_of_percentage": partial(interval, said=percentage),
+        "interval": partial(interval, show=number),
+        "interval_in_percent": partial(interval, show=percent),
+        "interval_of_percentage": partial(interval, show=percentage),
     }
     html = environment.get_template("template.html.j2").render(
         **_head(report, inputs, evidence, sentences),
@@ -135,7 +135,7 @@ def _head(
 
 def _left_out(inputs: PageInputs) -> str:
     detection = inputs.configuration["detection"]
-    return ExcludeSettings.model_validate(detection["exclude"]).said
+    return ExcludeSettings.model_validate(detection["exclude"]).sentence
 
 
 def _hash(text: str) -> Markup:

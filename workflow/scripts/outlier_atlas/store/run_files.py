@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from outlier_atlas import inputs, products
-from outlier_atlas.job_metrics import MEASURED
+from outlier_atlas.job_metrics import FOLDER as MEASURED
 
 STORE_RECORD = "manifests/store.json"
 """The record of the store's layout, seen from the run's folder."""

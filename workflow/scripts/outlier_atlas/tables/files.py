@@ -1,8 +1,8 @@
-"""Tables as files: Parquet and CSV.
+"""Tables as Parquet and CSV files.
 
-One row a finding, in a fixed order, the same from run to run. The definition of a column
-and its unit travel in the Parquet file itself, as the field's metadata `definition` and `unit`;
-the tokens that are left out of its numbers, as the file's `left_out`.
+A table has one row for each finding, in an order that is the same in every run. The Parquet file
+contains the definition and the unit of each column as the field's metadata `definition` and `unit`,
+and the tokens that its numbers exclude as the file's metadata `left_out`.
 
 pyarrow is imported by the functions that use it: the Snakefile imports this package for the names
 of the tables.
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LEFT_OUT = b"left_out"
+"""Key of the file's metadata with the excluded tokens."""
 
 DEFINITION = b"definition"
-"""Key of a column's metadata."""
+"""Key of a column's metadata with its definition."""
 
 ROWS_TOGETHER = 64
-"""Rows that are written together where rows are long."""
+"""Number of rows in a batch of a table with long rows."""
 
 
 def arrow_type(kind: ColumnType) -> pa.DataType:
@@ -54,14 +55,15 @@ def arrow_schema(table: Table) -> pa.Schema:
 
 
 def write(folder: Path, table: Table, columns: Mapping[str, Any], left_out: str = "") -> None:
-    """Write a table as Parquet and as CSV; each file appears whole or not at all.
+    """Write a table as Parquet and as CSV, each file atomically.
 
     Args:
-        folder: the run's `tables` folder; made where it is missing.
-        table: its description.
-        columns: its values, all equally long; the names must be those of the description.
-        left_out: tokens that its numbers are without, in a sentence (`ExcludeSettings.said`); the
-            Parquet file's metadata has it as `left_out`.
+        folder: the run's `tables` folder; created if it is missing.
+        table: description of the table.
+        columns: values of each column, all of equal length; the names must be those of the
+            description.
+        left_out: sentence that names the excluded tokens (`ExcludeSettings.sentence`), for the
+            metadata `left_out` of the Parquet file.
     """
     import pyarrow as pa
     from pyarrow.csv import write_csv
@@ -83,7 +85,7 @@ def write(folder: Path, table: Table, columns: Mapping[str, Any], left_out: str 
 
 @contextmanager
 def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Write a table that is too large to be held, as Parquet alone: gives what takes each row.
+    """Yield a function that writes one row of a table too large for memory; only as Parquet.
 
     The file appears when the block ends without an error.
     """
@@ -92,20 +94,20 @@ def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any
 
     folder.mkdir(parents=True, exist_ok=True)
     schema = arrow_schema(table)
-    waiting: list[Mapping[str, Any]] = []
+    pending: list[Mapping[str, Any]] = []
     with (
         replacing(_path(folder, table)) as path,
         ParquetWriter(path, schema, compression="zstd") as writer,
     ):
 
         def flush() -> None:
-            columns = {name: [row[name] for row in waiting] for name in schema.names}
+            columns = {name: [row[name] for row in pending] for name in schema.names}
             writer.write_table(pa.table(columns, schema=schema))
-            waiting.clear()
+            pending.clear()
 
         def write_row(row: Mapping[str, Any]) -> None:
-            waiting.append(row)
-            if len(waiting) == ROWS_TOGETHER:
+            pending.append(row)
+            if len(pending) == ROWS_TOGETHER:
                 flush()
 
         yield write_row
@@ -113,16 +115,16 @@ def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any
 
 
 def read(folder: Path, table: Table) -> pa.Table:
-    """A table that `write` wrote.
+    """Read a table that `write` wrote.
 
     Raises:
-        ValueError: another version of the project wrote it, with other columns.
+        ValueError: Another version of the project wrote the file, with other columns.
     """
     from pyarrow.parquet import read_table
 
     path = _path(folder, table)
     # Without this, pyarrow reads a column that the file lacks as empty.
-    _refuse_other(path, file_schema(folder, table), table)
+    _refuse_other_columns(path, file_schema(folder, table), table)
     return read_table(path, schema=arrow_schema(table))
 
 
@@ -138,38 +140,39 @@ def _path(folder: Path, table: Table) -> Path:
 
 
 def refuse_other_definitions(folder: Path, table: Table) -> None:
-    """Check that a table's columns mean what this version of the project means by them.
+    """Check that the columns of a table have the definitions of this version of the project.
 
     Raises:
-        ValueError: another version of the project wrote it, by other definitions.
+        ValueError: Another version of the project wrote the file, with other columns or
+            definitions.
     """
     path, schema = _path(folder, table), file_schema(folder, table)
-    _refuse_other(path, schema, table)
+    _refuse_other_columns(path, schema, table)
     for column in table.columns:
         definition = (schema.field(column.name).metadata or {}).get(DEFINITION, b"")
         if definition.decode() != column.definition:
             raise _other_version(path, f"its column {column.name} has another definition")
 
 
-def _refuse_other(path: Path, schema: pa.Schema, table: Table) -> None:
-    have = {field.name: field.type for field in schema}
+def _refuse_other_columns(path: Path, schema: pa.Schema, table: Table) -> None:
+    types = {field.name: field.type for field in schema}
     for column in table.columns:
-        if column.name not in have:
+        if column.name not in types:
             raise _other_version(path, f"it has no column {column.name}")
-        if (kind := arrow_type(column.type)) != have[column.name]:
+        if (kind := arrow_type(column.type)) != types[column.name]:
             raise _other_version(
-                path, f"its column {column.name} is {have[column.name]}, not {kind}"
+                path, f"its column {column.name} is {types[column.name]}, not {kind}"
             )
 
 
 def _other_version(path: Path, cause: str) -> ValueError:
     return ValueError(
         f"{path}: written by another version of Outlier Atlas ({cause}); run the snakemake command "
-        f"of its run again: the table is written again from what the run has computed"
+        f"of its run again: it rewrites the table from the results that the run has computed"
     )
 
 
 def left_out(folder: Path, table: Table) -> str:
-    """The tokens that a table's numbers are without, in a sentence; empty where there are none."""
+    """Return the sentence that names the tokens excluded from a table; empty if there are none."""
     metadata = file_schema(folder, table).metadata
     return bytes(metadata.get(LEFT_OUT, b"")).decode()

@@ -17,25 +17,25 @@ SHARES = (
 
 LLM_INT8_FEATURES = Table(
     "llm_int8_features",
-    "LLM.int8(): a row for each channel with at least one value |x| >= threshold at the "
+    "LLM.int8(): one row for each channel with at least one value |x| >= threshold at the "
     "criterion's sites, outlier features first.",
     (
         CHANNEL,
         Column(
             "outlier_feature",
             "bool",
-            "Whether the channel passes both shares, as the configuration defines them.",
+            "Whether the channel reaches both shares, as the configuration defines them.",
         ),
         Column(
             "layers",
             "int32",
-            "Layers with an outlier of this channel at any of the sites.",
+            "Number of layers with an outlier of this channel at any of the sites.",
             "count",
         ),
         Column(
             "tensors",
             "int32",
-            "Tensors (layer and site) with an outlier of this channel.",
+            "Number of tensors (layer and site) with an outlier of this channel.",
             "count",
         ),
         Column(
@@ -54,20 +54,20 @@ LLM_INT8_FEATURES = Table(
             "position_share_union",
             "float64",
             "Share of positions (sequence, position) with an outlier of this channel in at least "
-            "one tensor, of all that have a finite value in one.",
+            "one tensor, among all positions with a finite value in one.",
             "share",
         ),
         Column(
             "position_share_mean",
             "float64",
-            "Share of a tensor's positions (those with a finite value) with an outlier, mean over "
-            "the affected tensors.",
+            "Share of a tensor's positions with an outlier, among those with a finite value; mean "
+            "over the affected tensors.",
             "share",
         ),
         Column(
             "position_share_max",
             "float64",
-            "The same share in the tensor where it is largest.",
+            "Share as in position_share_mean, in the tensor with the largest share.",
             "share",
         ),
         Column(
@@ -76,29 +76,36 @@ LLM_INT8_FEATURES = Table(
             "Number of values |x| >= threshold, over all tensors.",
             "count",
         ),
-        Column("positive_share", "float64", "Share of them that are positive.", "share"),
+        Column("positive_share", "float64", "Share of outlier values that are positive.", "share"),
         Column(
-            "sidedness", "string", "one-sided: all outlier values have one sign; two-sided: not."
+            "sidedness",
+            "string",
+            "one-sided: all outlier values have the same sign; two-sided: they have both signs.",
         ),
         Column(
             "quartile1",
             "float32",
-            "First quartile of the outlier values (signed; lower of two neighbours). Exact where "
+            "First quartile of the signed outlier values, the lower of two neighbours. Exact if "
             "they are bfloat16 numbers; otherwise rounded, relative error <= 2^-9.",
             "activation",
         ),
-        Column("median", "float32", "Median of the outlier values, likewise.", "activation"),
+        Column(
+            "median",
+            "float32",
+            "Median of the signed outlier values, with the rounding of quartile1.",
+            "activation",
+        ),
         Column(
             "quartile3",
             "float32",
-            "Third quartile of the outlier values, likewise.",
+            "Third quartile of the signed outlier values, with the rounding of quartile1.",
             "activation",
         ),
         Column(
             "value",
             "float32",
-            "The outlier value with the largest |x|, with its sign. Its interval is of the "
-            "channel's largest |x| at the sites, below the threshold, too.",
+            "The outlier value with the largest |x|, with its sign. Its interval is that of the "
+            "channel's largest |x| at the sites, which may be below the threshold.",
             "activation",
         ),
         *intervals(*SHARES, unit="share"),
@@ -108,13 +115,22 @@ LLM_INT8_FEATURES = Table(
 
 LLM_INT8_VARIANTS = Table(
     "llm_int8_variants",
-    "LLM.int8(): how many outlier features each reading of the two shares gives.",
+    "LLM.int8(): number of outlier features under each definition of the two shares.",
     (
-        Column("layer_share_over", "string", "What the layer share counts: layers or tensors."),
-        Column("position_share_by", "string", "The position share: union, mean or max."),
-        Column("configured", "bool", "Whether this is the reading that the run configures."),
-        Column("outlier_features", "int64", "Channels that are outlier features so read.", "count"),
-        Column("channels", "string", "Those channels, ascending, separated by spaces."),
+        Column("layer_share_over", "string", "Unit of the layer share: layers or tensors."),
+        Column(
+            "position_share_by",
+            "string",
+            "Definition of the position share: union, mean or max.",
+        ),
+        Column("configured", "bool", "Whether the run is configured with these definitions."),
+        Column(
+            "outlier_features",
+            "int64",
+            "Number of outlier features under these definitions.",
+            "count",
+        ),
+        Column("channels", "string", "Outlier features, ascending, separated by spaces."),
     ),
 )
 

@@ -19,9 +19,9 @@ from outlier_atlas.tables.table import (
 
 MASSIVE_ACTIVATIONS = Table(
     "massive_activations",
-    "A row for each massive activation: value, place and token; by layer, token and channel. A "
-    "single value has no interval over sequences: those of massive_channels say how far it depends "
-    "on them.",
+    "One row for each massive activation with its value and token, sorted by layer, token and "
+    "channel. A single value has no interval over sequences; the intervals of massive_channels "
+    "show how much values depend on sequences.",
     (
         SITE,
         LAYER,
@@ -53,7 +53,8 @@ MASSIVE_ACTIVATIONS = Table(
 
 MASSIVE_CHANNELS = Table(
     "massive_channels",
-    "The massive activations by layer and channel. Intervals are over the draws that have one.",
+    "The massive activations by layer and channel. Intervals are over the draws with a massive "
+    "activation.",
     (
         SITE,
         LAYER,
@@ -61,18 +62,28 @@ MASSIVE_CHANNELS = Table(
         Column(
             "massive_activations",
             "int64",
-            "Massive activations in this layer and channel.",
+            "Number of massive activations in this layer and channel.",
             "count",
         ),
-        Column("sequences", "int64", "Sequences that have at least one.", "count"),
+        Column("sequences", "int64", "Number of sequences with a massive activation.", "count"),
         Column(
             "first_position_share",
             "float64",
-            "Share of them at position 0 of a sequence.",
+            "Share of the massive activations at position 0 of a sequence.",
             "share",
         ),
-        Column("value", "float32", "The largest of them in |x|, with its sign.", "activation"),
-        Column("tensor_median_ratio", "float64", "Its |value| / tensor_median.", "ratio"),
+        Column(
+            "value",
+            "float32",
+            "The massive activation with the largest |x|, with its sign.",
+            "activation",
+        ),
+        Column(
+            "tensor_median_ratio",
+            "float64",
+            "|value| / tensor_median of that massive activation.",
+            "ratio",
+        ),
         SEQUENCE,
         POSITION,
         TOKEN_ID,

@@ -8,9 +8,9 @@ from outlier_atlas.tables.table import Column, Table, intervals
 
 PERPLEXITY = Table(
     "perplexity",
-    "Perplexity of the run's own tokens, by sequence and over all. A token's context is its "
-    "sequence from the start; a single one has no interval. Empty where extraction.perplexity is "
-    "false.",
+    "Perplexity of the run's own tokens, by sequence and over all sequences. The context of a "
+    "token is its sequence from the start. Single sequences have no intervals. Empty if "
+    "extraction.perplexity is false.",
     (
         Column(
             "sequence",
@@ -21,13 +21,14 @@ PERPLEXITY = Table(
         Column(
             "tokens",
             "int64",
-            "Number of tokens that are predicted: all but the first of each sequence.",
+            "Number of predicted tokens: all except the first of each sequence.",
             "count",
         ),
         Column(
             "nan",
             "int64",
-            "Those of them whose loss is NaN. Where there is one, loss and perplexity are empty.",
+            "Number of predicted tokens whose loss is NaN. If there is one, loss and perplexity "
+            "are empty.",
             "count",
         ),
         LOSS,

@@ -8,31 +8,30 @@ from outlier_atlas.tables.table import LAYER, WHERE, Column, Table, intervals
 SUPER_WEIGHTS = Table(
     "super_weights",
     "The largest output of each layer's down projection, the largest input at the same token, and "
-    "whether the weight between them is a super weight. Of routed experts those rows are listed in "
-    "which input and output are above the threshold. Input and share are of a single token and "
-    "have no intervals.",
+    "whether the weight between them is a super weight. Routed experts are listed only if input "
+    "and output are above the threshold. Input and share belong to a single token and have no "
+    "intervals.",
     (
         LAYER,
         Column(
             "expert",
             "int32",
-            "Routed expert, 0-based; empty for a down projection of the layer's own.",
+            "Routed expert, 0-based; empty for the down projection of the layer itself.",
             "index",
         ),
         Column(
             "super_weight",
             "bool",
             "Whether input and output are above detection.super_weights.threshold and the share "
-            "is at least detection.super_weights.min_share; empty where only the share is not "
-            "known.",
+            "is at least detection.super_weights.min_share; empty if only the share is unknown.",
         ),
         Column("row", "int32", "Row of the weight: channel of the output.", "index"),
-        Column("column", "int32", "Its column: channel of the input.", "index"),
+        Column("column", "int32", "Column of the weight: channel of the input.", "index"),
         Column(
             "weight",
             "float32",
-            "The weight W[row, column] of down_proj as in the checkpoint, dequantized where it is "
-            "quantized; empty where it is not known.",
+            "The weight W[row, column] of down_proj in the checkpoint, dequantized if it is "
+            "quantized; empty if it is unknown.",
             "weight",
         ),
         Column(
@@ -45,16 +44,16 @@ SUPER_WEIGHTS = Table(
             "output",
             "float32",
             "Output of down_proj itself with the largest |x| over all tokens (the first of "
-            "equals), with its sign and its bias, before any norm or factor behind it; of an "
-            "expert over the tokens routed to it, before the router's weight.",
+            "equals), with its sign and its bias, before any later norm or factor. For an expert, "
+            "it is taken over the tokens routed to it, before the router's weight.",
             "activation",
         ),
         Column(
             "share",
             "float64",
-            "weight x input / output, the weight rounded to the dtype of the run: how much of the "
-            "output this one weight makes. Negative where it works against the output; above 1 "
-            "where others do.",
+            "weight x input / output, with the weight rounded to the dtype of the run: the share "
+            "of the output that this weight contributes. Negative if its contribution has the "
+            "opposite sign of the output; above 1 if the other contributions do.",
             "ratio",
         ),
         *WHERE,

@@ -7,14 +7,14 @@ from outlier_atlas.tables.table import LARGEST_OF_TOKEN, NO_INTERVALS, Column, T
 
 TOKEN_OUTLIERS = Table(
     "token_outliers",
-    f"A row for each token outlier, by layer and token. {NO_INTERVALS}",
+    f"One row for each token outlier, by layer and token. {NO_INTERVALS}",
     (
         *LARGEST_OF_TOKEN,
         Column(
             "median",
             "float64",
-            "Median, over the tokens of its sequence in that layer that have a finite value, of "
-            "their largest |x|; the lower of the two middle ones, exact.",
+            "Median of the largest |x| of each token, over the tokens of the sequence in that "
+            "layer with a finite value; the lower of the two middle values, exact.",
             "activation",
         ),
         Column("median_ratio", "float64", "|value| / median.", "ratio"),
