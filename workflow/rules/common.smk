@@ -68,9 +68,7 @@ ABLATIONS = f"{RESULTS}/tables/{tables.ABLATIONS.name}.parquet"
 ABLATIONS_CSV = f"{RESULTS}/tables/{tables.ABLATIONS.name}.csv"
 FIGURES = [
     f"{RESULTS}/figures/{name}"
-    for name in figures.names(
-        SETTINGS.extraction.sites, SETTINGS.detection.quantization_error.sites
-    )
+    for name in figures.names(SETTINGS.extraction.sites, SETTINGS.detection)
 ]
 REPORT = f"{RESULTS}/report.html"
 FINDINGS = f"{RESULTS}/findings.json"
