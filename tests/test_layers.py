@@ -52,6 +52,9 @@ OF_A_CRITERION = {
     "show": "report",
     "shows": "report",
     "finding_table": "report",
+    "comparison": "report",
+    "figure": "report",
+    "figures": "report",
 }
 """The layer of a module of `criteria/`, which has all of a criterion; the others are `criteria`."""
 

@@ -18,9 +18,11 @@ class Description:
             `bootstrap` apart.
         finding: plural noun of what a criterion finds, such as `channels`; empty of a measure,
             which finds nothing.
+        compared: those of its tables that the report reads of another run to compare two runs.
     """
 
     name: str
     tables: tuple[Table, ...]
     settings: tuple[str, ...] = ()
     finding: str = ""
+    compared: tuple[Table, ...] = ()

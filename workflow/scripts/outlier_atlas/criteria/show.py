@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Protocol
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.criteria.tables import CRITERIA
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.report.compared_runs import NOT_MEASURED, Both, Side
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.sites import SITE_NAMES
 from outlier_atlas.tables.files import read
 from outlier_atlas.tables.table import Table
-from outlier_atlas.text import layers, listed
+from outlier_atlas.text import layers, listed, spanned
 
 Row = dict[str, Any]
 
@@ -111,6 +112,59 @@ class ReportSection:
     shown: bool = True
 
 
+@dataclass(frozen=True)
+class Finiteness:
+    """How many values of a site and layer are NaN or infinite.
+
+    Attributes:
+        some: whether any value is finite.
+    """
+
+    site: str
+    layer: int
+    nan: int
+    infinite: int
+    some: bool
+
+
+@dataclass(frozen=True)
+class ComparedNumber:
+    """A number of two runs that are compared: a row of the comparison's first table.
+
+    Attributes:
+        what: the name of the number.
+        table: the table with the number, one of `Description.compared`.
+        column: the column of the number and of its interval.
+        form: writes the number.
+        row: chooses the row with the number; None where the run has no such row.
+    """
+
+    what: str
+    table: Table
+    column: str
+    form: Callable[[float], str]
+    row: Callable[[Sequence[Row]], Row | None]
+
+    def of(self, side: Side) -> str:
+        """Return the number of a run, with its interval."""
+        row = self.row(side.rows(self.table))
+        return spanned(row, self.column, self.form) if row else NOT_MEASURED
+
+
+@dataclass(frozen=True)
+class ComparedPart:
+    """A part of the section that compares two runs.
+
+    Attributes:
+        template: the Jinja template, from the folder of the criteria. `other` is the name of the
+            other run.
+        values: what the template shows.
+    """
+
+    template: str
+    values: Mapping[str, Any]
+
+
 LAST = 100
 """The rank of a finding that comes behind equally striking ones of other criteria."""
 
@@ -123,11 +177,15 @@ class Show(ABC):
         title: what it is called where it was not measured, and where two runs are compared.
         rank: the place of its findings among others that are equally striking; the lowest comes
             first.
+        compared_numbers: the numbers of the whole run that are compared with another run's.
+        ablated: the names of its targets in the table `ablations`, as a sentence calls them.
     """
 
     description: ClassVar[Description]
     title: ClassVar[str]
     rank: ClassVar[int] = LAST
+    compared_numbers: ClassVar[tuple[ComparedNumber, ...]] = ()
+    ablated: ClassVar[Mapping[str, str]] = {}
 
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
         """Sentences for the first screen; by default none.
@@ -137,8 +195,33 @@ class Show(ABC):
         """
         return []
 
+    def headline(self, evidence: Evidence) -> str:
+        """Return a sentence for the first lines of the page, with a space before it; by default
+        nothing."""
+        return ""
+
+    def facts(self, evidence: Evidence) -> list[tuple[str, str]]:
+        """Return names and values for the list of what was run; by default none."""
+        return []
+
+    def finiteness(self, evidence: Evidence) -> Iterable[Finiteness]:
+        """Return how much is finite of the sites that its own tables count; by default nothing.
+
+        NaN and infinite values become an alarm above the findings.
+        """
+        return ()
+
     def section(self, page: Page) -> ReportSection | None:
         """Its section; by default none."""
+        return None
+
+    def compared_part(self, both: Both) -> ComparedPart | None:
+        """Return its part of the comparison with another run; by default none.
+
+        Args:
+            both: this run and the other one, with the rows of the tables in
+                `Description.compared`.
+        """
         return None
 
     def switched_off(self, page: Page) -> str:

@@ -36,5 +36,16 @@ BEHIND: tuple[Show, ...] = (
 )
 """What comes behind them."""
 
+ALL: tuple[Show, ...] = (*SHOWS, *BEHIND)
+"""All of them."""
+
+COMPARED: tuple[Show, ...] = (
+    PerplexityShow(),
+    MassiveActivationsShow(),
+    MagnitudesShow(),
+    AttentionSinksShow(),
+)
+"""What is compared with another run, in the order of that section."""
+
 TITLES = {show.description.name: show.title for show in SHOWS if show.description.finding}
 """What criteria are called where they were not measured, and where two runs are compared."""

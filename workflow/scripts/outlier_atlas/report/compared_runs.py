@@ -8,26 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas import products, tables
-from outlier_atlas.criteria.attention_sinks.tables import ATTENTION_SINK_POSITIONS, ATTENTION_SINKS
-from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
-from outlier_atlas.criteria.massive_activations.tables import MASSIVE_CHANNELS
-from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
-from outlier_atlas.criteria.tables import CRITERIA
+from outlier_atlas.criteria.tables import CRITERIA, DESCRIPTIONS
 from outlier_atlas.data.tokens import RECORD
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.sanitize import visible
 from outlier_atlas.store.version import refuse_newer
+from outlier_atlas.tables import Table
 
 Row = dict[str, Any]
 
-TABLES = (
-    CRITERIA,
-    LAYER_MAGNITUDES,
-    MASSIVE_CHANNELS,
-    ATTENTION_SINKS,
-    ATTENTION_SINK_POSITIONS,
-    PERPLEXITY,
-)
+TABLES = (CRITERIA, *(table for described in DESCRIPTIONS for table in described.compared))
+NOT_MEASURED = "not measured"
+"""What stands where a run has no such number."""
+
 STORE = "manifests/store.json"
 FILES = (*(f"tables/{table.name}.parquet" for table in TABLES), str(RECORD), STORE)
 """What of the other run's folder is read."""
@@ -53,10 +46,14 @@ def refuse_missing(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs: the rows of its tables by name, and its records."""
+    """One of the two runs: its records, and the rows of its tables that are compared.
+
+    Attributes:
+        by_table: the rows of each table, by its name.
+    """
 
     name: str
-    rows: Mapping[str, Sequence[Row]]
+    by_table: Mapping[str, Sequence[Row]]
     left_out: str
     tokens: Row
     store: Row
@@ -82,8 +79,17 @@ class Side:
     def model(self) -> str:
         return str(self.store["model"]["source"])
 
+    def rows(self, table: Table) -> Sequence[Row]:
+        """Return the rows of a table, which has to be one of those that are compared."""
+        return self.by_table[table.name]
+
     def criterion(self, name: str) -> Row:
-        row = next((row for row in self.rows["criteria"] if row["criterion"] == name), None)
+        """Return the row of a criterion in the table `criteria`.
+
+        Raises:
+            ValueError: the table has no such criterion.
+        """
+        row = next((row for row in self.rows(CRITERIA) if row["criterion"] == name), None)
         if row is None:
             raise ValueError(
                 f"report.compare: {self.name} was made by another version of Outlier Atlas, which "

@@ -16,10 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from outlier_atlas import __version__, criteria, tables
-from outlier_atlas.criteria.perplexity import show as perplexity
-from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
 from outlier_atlas.criteria.show import Evidence, Finding, Page, ReportSection, Show
-from outlier_atlas.criteria.shows import BEHIND, SHOWS
+from outlier_atlas.criteria.shows import ALL, BEHIND, SHOWS
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, write_whole
 from outlier_atlas.job_metrics import records
@@ -118,18 +116,18 @@ def _head(
     model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
     store = read_record(inputs.store_record)
     style = (HERE / "style.css").read_text("utf-8")
-    losses = evidence.rows(PERPLEXITY)
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
     measured = count(len(store["layers"]), "layer")
     origins = {Origin.of(commit.details) for commit in Commits.load(inputs.folder / COMMITS)}
     tokens_said = f"{count(tokens['tokens'], 'token')} in {count(tokens['sequences'], 'sequence')}"
+    headlines = "".join(show.headline(evidence) for show in ALL)
     return {
         "title": visible(report.title) if report.title else f"The outliers of {name}",
         "run_line": f"{name} on {tokens_said} of "
         f"{visible(str(tokens['source']))}, computed in {store['dtype']}: {measured}, "
-        f"{count(len(store['sites']), 'site')}.{perplexity.short(losses)}",
+        f"{count(len(store['sites']), 'site')}.{headlines}",
         "tokens_said": tokens_said,
         "alarms": alarms(evidence, store["dtype"]),
         "left_out": _left_out(inputs),
@@ -142,7 +140,7 @@ def _head(
         "version": __version__,
         "facts": [
             *facts.facts(model, tokens, store, origins),
-            ("perplexity", perplexity.line(losses)),
+            *(fact for show in ALL for fact in show.facts(evidence)),
         ],
         "first_array": store["store"][0] if store["store"] else None,
         "first_axis": Layout.from_record(store).dimension(store["store"][0])
@@ -185,7 +183,7 @@ def _body(
         "sections_behind": sections(BEHIND),
         "weights": _weights_section(report, inputs),
         "ablation": _ablation(inputs) if inputs.ablations else None,
-        "comparison": _comparison(report, inputs) if report.compare else None,
+        "comparison": _comparison(report, inputs, environment) if report.compare else None,
     }
 
 
@@ -211,8 +209,17 @@ def _ablation(inputs: PageInputs) -> Row:
     return ablation.section(tables.read(inputs.tables, tables.ABLATIONS).to_pylist())
 
 
-def _comparison(report: ReportSettings, inputs: PageInputs) -> Row:
-    return comparison.section(inputs.folder, inputs.folder.with_name(str(report.compare)))
+def _comparison(report: ReportSettings, inputs: PageInputs, environment: Environment) -> Row:
+    there = inputs.folder.with_name(str(report.compare))
+    section = comparison.section(inputs.folder, there)
+    # A part ends with the newline of its template, as the rest of the section's lines do.
+    whole = environment.overlay(keep_trailing_newline=True)
+    parts = [
+        # What a template has put in is escaped.
+        Markup(whole.get_template(part.template).render(part.values, other=section["name"]))
+        for part in section["parts"]
+    ]
+    return section | {"parts": parts}
 
 
 def _picture(folder: Path, name: str, alt: str, caption: str) -> Row:

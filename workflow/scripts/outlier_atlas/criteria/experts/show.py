@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from outlier_atlas.criteria.experts.tables import DESCRIPTION, EXPERT_MAGNITUDES
 from outlier_atlas.criteria.show import (
+    Evidence,
+    Finiteness,
     Page,
     ReportSection,
     Row,
@@ -49,6 +51,11 @@ class ExpertsShow(Show):
         return ReportSection(
             "experts", self.title, "experts/section.html.j2", values, shown=bool(rows)
         )
+
+    def finiteness(self, evidence: Evidence) -> Iterator[Finiteness]:
+        for row in evidence.rows(EXPERT_MAGNITUDES):
+            some = row["value"] is not None
+            yield Finiteness(EXPERT_OUT, row["layer"], row["nan"], row["infinite"], some)
 
 
 def _values(rows: Sequence[Row], min_tokens: int, most: int) -> Row:

@@ -36,6 +36,7 @@ class LlmInt8Show(Show):
     description = DESCRIPTION
     title = "LLM.int8() outlier features"
     rank = 60
+    ablated = {"outlier_features": "LLM.int8() outlier features"}
 
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
         return _findings(evidence, self.criterion(evidence))

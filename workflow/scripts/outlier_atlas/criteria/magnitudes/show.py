@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from outlier_atlas.criteria.magnitudes import comparison
 from outlier_atlas.criteria.magnitudes.tables import DESCRIPTION, LAYER_MAGNITUDES
 from outlier_atlas.criteria.show import (
+    ComparedPart,
     Evidence,
     Finding,
+    Finiteness,
     Page,
     ReportSection,
     Row,
     Show,
 )
+from outlier_atlas.report.compared_runs import Both
 from outlier_atlas.settings.sites import SITE_NAMES
 from outlier_atlas.text import (
     count,
@@ -38,6 +42,15 @@ class MagnitudesShow(Show):
             f"{count(tokens.sequences, 'sequence')}",
         }
         return ReportSection("sites", "Sites", "magnitudes/section.html.j2", values)
+
+    def finiteness(self, evidence: Evidence) -> Iterator[Finiteness]:
+        for row in evidence.rows(LAYER_MAGNITUDES):
+            some = row["top1"] is not None
+            yield Finiteness(row["site"], row["layer"], row["nan"], row["infinite"], some)
+
+    def compared_part(self, both: Both) -> ComparedPart:
+        values = {"sites": comparison.sites(both)}
+        return ComparedPart("magnitudes/comparison.html.j2", values)
 
 
 def sites(page: Page) -> list[Row]:

@@ -89,4 +89,5 @@ DESCRIPTION = Description(
         LAYER_MAGNITUDES,
         CHANNEL_MAXIMA,
     ),
+    compared=(LAYER_MAGNITUDES,),
 )

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 from outlier_atlas.criteria.finding_table import joined
 from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
+from outlier_atlas.criteria.massive_activations import comparison
 from outlier_atlas.criteria.massive_activations.tables import (
     DESCRIPTION,
     MASSIVE_ACTIVATIONS,
     MASSIVE_CHANNELS,
 )
 from outlier_atlas.criteria.show import (
+    ComparedPart,
     Evidence,
     Finding,
     Page,
@@ -26,6 +28,7 @@ from outlier_atlas.criteria.show import (
     place,
 )
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.report.compared_runs import Both
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.text import (
     bracketed,
@@ -46,6 +49,10 @@ class MassiveActivationsShow(Show):
     description = DESCRIPTION
     title = "Massive activations"
     rank = 50
+    ablated = {
+        "massive_activations": "massive activations",
+        "massive_channel": "channel of massive activations",
+    }
 
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
         return _findings(evidence, self.criterion(evidence), text)
@@ -55,6 +62,10 @@ class MassiveActivationsShow(Show):
         values = _values(page, criterion)
         template = "massive_activations/section.html.j2"
         return ReportSection("massive", self.title, template, values, shown=criterion["measured"])
+
+    def compared_part(self, both: Both) -> ComparedPart:
+        template = "massive_activations/comparison.html.j2"
+        return ComparedPart(template, comparison.values(both))
 
 
 def _findings(evidence: Evidence, criterion: Row, text: bool) -> list[Finding]:

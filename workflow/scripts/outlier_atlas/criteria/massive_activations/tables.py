@@ -92,4 +92,5 @@ DESCRIPTION = Description(
     ),
     ("massive_activations",),
     finding="values",
+    compared=(MASSIVE_CHANNELS,),
 )

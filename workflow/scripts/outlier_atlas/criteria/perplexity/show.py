@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outlier_atlas.criteria.perplexity.tables import DESCRIPTION
+from outlier_atlas.criteria.perplexity.tables import DESCRIPTION, PERPLEXITY
 from outlier_atlas.criteria.show import (
+    ComparedNumber,
+    Evidence,
     Page,
     Row,
     Show,
@@ -16,11 +18,26 @@ from outlier_atlas.text import (
 )
 
 
+def _whole_run(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row["sequence"] is None), None)
+
+
 class PerplexityShow(Show):
     """Perplexity, which has no section of its own."""
 
     description = DESCRIPTION
     title = "Perplexity"
+    compared_numbers = (
+        ComparedNumber(
+            "perplexity of its own tokens", PERPLEXITY, "perplexity", number, _whole_run
+        ),
+    )
+
+    def headline(self, evidence: Evidence) -> str:
+        return short(evidence.rows(PERPLEXITY))
+
+    def facts(self, evidence: Evidence) -> list[tuple[str, str]]:
+        return [("perplexity", line(evidence.rows(PERPLEXITY)))]
 
     def switched_off(self, page: Page) -> str:
         on = page.configuration["extraction"]["perplexity"]

@@ -39,4 +39,4 @@ PERPLEXITY = Table(
     ),
 )
 
-DESCRIPTION = Description("perplexity", (PERPLEXITY,))
+DESCRIPTION = Description("perplexity", (PERPLEXITY,), compared=(PERPLEXITY,))

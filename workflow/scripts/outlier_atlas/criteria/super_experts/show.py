@@ -26,6 +26,7 @@ class SuperExpertsShow(FindingTable):
     title = "Super experts (of a mixture of experts)"
     heading = "Super experts"
     rank = 20
+    ablated = {"super_expert": "super expert"}
     noun = "expert"
     head = ("layer", "expert", "largest output", "quantile of all", "growth of the residual stream")
 

@@ -26,6 +26,11 @@ class SuperWeightsShow(FindingTable):
     description = DESCRIPTION
     title = "Super weights"
     rank = 10
+    ablated = {
+        "super_weight": "super weight",
+        "super_weights": "super weights together",
+        "later_super_weight": "super weight of a later search, with those found before",
+    }
     noun = "weight"
     head = ("layer", "weight", "its value", "input", "largest output", "share of the output")
 
