@@ -55,6 +55,10 @@ OF_A_CRITERION = {
     "comparison": "report",
     "figure": "report",
     "figures": "report",
+    "target": "ablation",
+    "targets": "ablation",
+    "massive_values": "ablation",
+    "search": "ablation",
 }
 """The layer of a module of `criteria/`, which has all of a criterion; the others are `criteria`."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.ablation.apply import weight_at, weights_zeroed
 from outlier_atlas.ablation.streams import Streams, bytes_of
+from outlier_atlas.ablation.target import Devices
 from outlier_atlas.ablation.variants import Later, Variant, Weight, ZeroExpertWeight, ZeroWeight
 from outlier_atlas.loading.partial import DTYPES
 from outlier_atlas.progress import progress
@@ -34,9 +35,6 @@ from outlier_atlas.statistics.super_weights import LargestOutput, Spike, TokenPe
 if TYPE_CHECKING:
     from outlier_atlas.ablation.job import Ablation
     from outlier_atlas.extraction.capture import LayerGroup
-
-Devices = Callable[[], AbstractContextManager[Sequence[str]]]
-"""Leases the devices of the stage."""
 
 Row = dict[str, Any]
 
