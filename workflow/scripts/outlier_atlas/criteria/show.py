@@ -134,7 +134,7 @@ class ComparedNumber:
     Attributes:
         what: the name of the number.
         table: the table with the number, one of `Description.compared`.
-        column: the column of the number and of its interval.
+        column: the column of the number, and of its interval if the table has one.
         form: writes the number.
         row: chooses the row with the number; None where the run has no such row.
     """
@@ -148,7 +148,10 @@ class ComparedNumber:
     def of(self, side: Side) -> str:
         """Return the number of a run, with its interval."""
         row = self.row(side.rows(self.table))
-        return spanned(row, self.column, self.form) if row else NOT_MEASURED
+        if row is None:
+            return NOT_MEASURED
+        without = {f"{self.column}_low": None, f"{self.column}_high": None}
+        return spanned(without | row, self.column, self.form)
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,9 @@ WHAT = {
     "weight": "weight",
     "expert_weight": "expert's weight",
     "channel": "configured channel",
+    **{name: words for show in ALL for name, words in show.ablated.items()},
 }
-"""The names of all targets: those that the configuration names, and those of the criteria."""
-for _show in ALL:
-    WHAT |= _show.ablated
+"""The names of all targets in words: those that the configuration names, and the criteria's."""
 
 
 def section(rows: Sequence[Row]) -> Row:
