@@ -44,7 +44,7 @@ def section(here: Path, there: Path) -> Row:
 
 
 def _facts(both: Both) -> list[Row]:
-    """How the two runs were made, so far as their records say it."""
+    """Return how the two runs were made, from their records."""
     shown: tuple[tuple[str, Callable[[Side], str]], ...] = (
         ("model", lambda s: visible(s.model)),
         (
@@ -63,13 +63,13 @@ def _facts(both: Both) -> list[Row]:
 
 
 def _numbers(both: Both) -> list[Row]:
-    """The numbers of the whole run."""
+    """Return the numbers of the whole run."""
     numbers = [number for show in COMPARED for number in show.compared_numbers]
     return [{"what": each.what, "sides": [each.of(side) for side in both]} for each in numbers]
 
 
 def _findings(both: Both) -> list[Row]:
-    """The number of findings of each criterion that one of the runs measured."""
+    """Return the number of findings of each criterion that at least one run measured."""
     rows = []
     for name, title in TITLES.items():
         criteria = [side.criterion(name) for side in both]

@@ -1,6 +1,6 @@
-"""The findings of a run in five plain sentences, each with its definition.
+"""The first screen of the report: five findings with their definitions, and alarms.
 
-Pure functions from tables to sentences: equal tables give equal sentences.
+The functions depend on the tables only: equal tables give equal sentences.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ ABLATION_RANK = 30
 
 
 def findings(evidence: Evidence, ablations: Sequence[Row], text: bool) -> list[Finding]:
-    """Five sentences, the most striking first.
+    """Return five sentences, the most striking first.
 
     Args:
         ablations: rows of the table `ablations`; none without the ablation stage.
-        text: whether tokens are named by their text; by their id otherwise.
+        text: name tokens by their text; otherwise by their id.
     """
     ranked = [
         (ABLATION_RANK, mechanisms.taken_away(ablations)),

@@ -1,4 +1,4 @@
-"""What a run did not measure, and what would."""
+"""The list of what a run did not measure, and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from outlier_atlas.text import listed
 
 
 def missing(page: Page) -> list[tuple[str, str]]:
-    """Names, and why there is nothing of them."""
+    """Return names of what was not measured, each with the reason."""
     configuration, criteria = page.configuration, page.evidence.criteria
     switched = (
         ("Ablation", configuration["ablation"]["sequences"], "ablation.sequences is 0"),

@@ -1,4 +1,4 @@
-"""The page: everything of a run that a reader wants to see, in one file that opens offline."""
+"""The page of a run's report: one HTML file that opens offline."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PARTS = (
     *sorted(CRITERIA.glob("*.html.j2")),
     *sorted(CRITERIA.glob("*/*.html.j2")),
 )
-"""The files that the page is made of, code apart."""
+"""The templates and the style of the page."""
 
 Row = dict[str, Any]
 
@@ -51,7 +51,8 @@ Row = dict[str, Any]
 class PageInputs:
     """What a report is made from: files of the run, and the configuration without `execution`.
 
-    `ablations` says whether the table of the ablation stage is there.
+    Attributes:
+        ablations: whether the run has the table of the ablation stage.
     """
 
     configuration: Mapping[str, Any]
@@ -157,7 +158,7 @@ def _left_out(inputs: PageInputs) -> str:
 
 
 def _hash(text: str) -> Markup:
-    """What the page's Content-Security-Policy lets through: this text, and no other style."""
+    """Return the hash with which the page's Content-Security-Policy allows only this style."""
     digest = hashlib.sha256(text.encode()).digest()
     return Markup("sha256-") + base64.b64encode(digest).decode()
 
@@ -191,7 +192,7 @@ def _rendered(
     environment: Environment, section: ReportSection, everywhere: Mapping[str, Any]
 ) -> Row:
     html = environment.get_template(section.template).render(**section.values, **everywhere)
-    # What the template has put in is escaped.
+    # The template has escaped the values.
     return {"id": section.id, "label": section.label, "shown": section.shown, "html": Markup(html)}
 
 
@@ -215,7 +216,7 @@ def _comparison(report: ReportSettings, inputs: PageInputs, environment: Environ
     # A part ends with the newline of its template, as the rest of the section's lines do.
     whole = environment.overlay(keep_trailing_newline=True)
     parts = [
-        # What a template has put in is escaped.
+        # The template has escaped the values.
         Markup(whole.get_template(part.template).render(part.values, other=section["name"]))
         for part in section["parts"]
     ]

@@ -48,7 +48,7 @@ def change(here: Sequence[Row] | None, there: Sequence[Row] | None) -> str:
 
 
 def _first_share(rows: Sequence[Row]) -> float:
-    """The share of a channel's massive activations, of all layers, at the first position."""
+    """Return the share of a channel's massive activations in all layers at the first position."""
     counts = [row["massive_activations"] for row in rows]
     at_first = sum(n * row["first_position_share"] for n, row in zip(counts, rows, strict=True))
     return float(at_first / sum(counts))

@@ -1,10 +1,10 @@
-"""Searching for super weights again, with those that were found set to zero.
+"""The later search for super weights, with all known ones set to zero.
 
 A super weight can hide another one (Yu et al. 2024, arXiv 2411.07191): the output of the second is
-above the threshold only once the first one is gone. So the held-out sequences run with all known
-super weights at zero, and are searched by the same definition; until nothing new is found.
+above the threshold only if the first one is zero. So the held-out sequences run with all known
+super weights at zero and are searched by the same definition, until a round finds nothing new.
 
-What a layer group of a round has is a record on disk: a run that was killed goes on behind it.
+Each layer group of a round leaves a record on disk. A killed run resumes after the last record.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def search(
     streams: Streams,
     devices: Devices,
 ) -> list[Later]:
-    """The super weights that show once others are zero, round by round.
+    """Return the super weights that are found only if others are zero, round by round.
 
     Args:
         found: the super weights of the run.
-        criterion: the block `detection.super_weights` that they were found with.
-        rounds: how often is searched at most.
+        criterion: the block `detection.super_weights` of the run's tables.
+        rounds: the most rounds.
     """
     later: list[Later] = []
     zero = tuple(found)
@@ -84,12 +84,12 @@ def _weight(row: Row) -> Weight:
 def _round(
     ablation: Ablation, variant: Variant, streams: Streams, devices: Devices
 ) -> Iterator[Row]:
-    """The largest output of every down projection, over all held-out sequences."""
+    """Yield the largest output of every down projection, over all held-out sequences."""
     key = f"search{variant.key}"
     groups = range(len(ablation.groups))
     missing = [index for index in groups if streams.record(key, index) is None]
     if missing:
-        # What a group reads is deleted only when its record is there.
+        # The input of a layer group is deleted only after its record has been written.
         there = streams.there()
         first = missing[0] if not missing[0] or (key, missing[0]) in there else 0
         with devices() as where:
@@ -105,14 +105,14 @@ def _round(
 def _group(
     ablation: Ablation, index: int, variant: Variant, streams: Streams, where: Sequence[str]
 ) -> dict[str, list[Row]]:
-    """Run a variant through a layer group, and take the largest outputs of its layers."""
+    """Run a variant through a layer group, and return the largest outputs of its layers."""
     from outlier_atlas.extraction.layer_group import load_group
 
     key = f"search{variant.key}"
     layers, architecture = ablation.groups[index], ablation.model[2]
     last = index + 1 == len(ablation.groups)
     wanted = {*SUPER_WEIGHT_SITES, EXPERT_OUT}
-    # Elsewhere the run itself has not searched.
+    # The run itself searched only the sites that it measures.
     wanted &= {*ablation.layout.sites}
     measured = [
         tap
@@ -149,7 +149,7 @@ def _group(
 
 @dataclass
 class _Seen:
-    """What a pass has seen.
+    """The largest outputs of the layers that a pass has run.
 
     Attributes:
         starts: of the held-out sequences.
@@ -162,7 +162,7 @@ class _Seen:
         self.routed: dict[int, ExpertMagnitudes] = {}
 
     def take(self, tap: Tap, sequence: int, values: torch.Tensor) -> None:
-        """Take a whole sequence of a site, (token, channel)."""
+        """Add a whole sequence of a site, (token, channel)."""
         start = int(self.starts[sequence])
         if tap.site == EXPERT_OUT:
             place = Place(sequence, start, len(values))
@@ -175,7 +175,7 @@ class _Seen:
             self.dense[tap.layer].take_peaks(is_input, sequence, len(values), peaks)
 
     def spikes(self) -> Iterator[tuple[int, int | None, Spike]]:
-        """Layer, routed expert and spike."""
+        """Yield the layer, the routed expert and the spike of each down projection."""
         for layer, each in self.dense.items():
             if each.spike:
                 yield layer, None, each.spike
@@ -199,11 +199,11 @@ def _keep(
 
 
 def _nowhere(_: NDArray[np.uint8]) -> None:
-    """Behind the last layer group nothing is read."""
+    """Write nothing: no layer group reads the output of the last one."""
 
 
 def _rows(seen: _Seen, group: LayerGroup, ablation: Ablation) -> Iterator[Row]:
-    """A row for each spike; its share is of the weight as the altered model holds it."""
+    """Yield a row for each spike; its share uses the weight as the altered model has it."""
     for layer, expert, spike in seen.spikes():
         row = asdict(spike) | {"layer": layer, "expert": expert}
         weight = weight_at(group.model, ablation.model[2], _weight(row))
