@@ -27,13 +27,13 @@ FILES = (*(f"tables/{table.name}.parquet" for table in TABLES), str(RECORD), STO
 
 
 def refuse_missing(folder: Path) -> None:
-    """Whether all of the other run is there.
+    """Refuse a run whose files are missing.
 
     Args:
         folder: of the other run.
 
     Raises:
-        ValueError: it is not; says what to run.
+        ValueError: a file is missing; the message names the run to make first.
     """
     absent = [file for file in FILES if not (folder / file).is_file()]
     if absent:
@@ -60,7 +60,7 @@ class Side:
 
     @classmethod
     def read(cls, folder: Path) -> Side:
-        """Read what a run left.
+        """Read the tables and the records of a run.
 
         Raises:
             ValueError: another version of the project made it, with other columns, definitions or
@@ -126,10 +126,10 @@ Both = tuple[Side, Side]
 
 
 def refuse_other_shape(here: Side, there: Side) -> None:
-    """Layers and channels are compared by their number only.
+    """Refuse runs whose models differ in the number of layers or channels.
 
     Raises:
-        ValueError: the models of the runs have not as many of them.
+        ValueError: they differ, so that layer 3 of one says nothing about layer 3 of the other.
     """
     common = [site for site in here.store["channels"] if site in there.store["channels"]]
     sizes: list[tuple[str, int, int]] = [

@@ -36,7 +36,7 @@ def _first_position(rows: Sequence[Row]) -> Row | None:
 
 
 class AttentionSinksShow(Show):
-    """By head, by layer and by position."""
+    """Attention sinks by head, by layer and by position."""
 
     description = DESCRIPTION
     title = "Attention sinks"
@@ -95,12 +95,16 @@ def _compared_layers(both: Both) -> list[Row]:
 
 
 def _rows(evidence: Evidence) -> tuple[list[Row], list[Row]]:
-    """By layer, and by position."""
+    """Return the rows by layer, and those by position."""
     return evidence.rows(ATTENTION_SINKS), evidence.rows(ATTENTION_SINK_POSITIONS)
 
 
 def sentence(layers: Sequence[Row], positions: Sequence[Row], definition: str) -> list[Finding]:
-    """How often the first token is a sink; rows of attention_sinks and attention_sink_positions."""
+    """Return a finding on how often the first token is a sink; none if it never is.
+
+    Args:
+        layers, positions: rows of attention_sinks and attention_sink_positions.
+    """
     if not layers or not positions[0]["sink_metric"]:
         return []
     return [Finding(said(layers, positions), definition, 3)]
@@ -118,7 +122,7 @@ def _values(criterion: Row, layers: Sequence[Row], positions: Sequence[Row], mos
 
 
 def said(layers: Sequence[Row], positions: Sequence[Row]) -> str:
-    """How often the first token is a sink, in a sentence."""
+    """Return a sentence on how often the first token is a sink."""
     metric = positions[0]["sink_metric"]
     if metric is None:
         return "No number of this run is finite."

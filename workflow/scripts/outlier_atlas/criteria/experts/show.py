@@ -29,7 +29,7 @@ DEFINITION = (
 
 
 class ExpertsShow(Show):
-    """Which experts saw few tokens, and which have the largest outputs."""
+    """The experts with few tokens, and those with the largest outputs."""
 
     description = DESCRIPTION
     title = "Experts"
@@ -59,7 +59,7 @@ class ExpertsShow(Show):
 
 
 def _values(rows: Sequence[Row], min_tokens: int, most: int) -> Row:
-    """What the section shows.
+    """Return what the section shows.
 
     Args:
         rows: of `expert_magnitudes`, by layer and expert.
@@ -80,7 +80,7 @@ def _values(rows: Sequence[Row], min_tokens: int, most: int) -> Row:
 
 
 def seen(few: int, experts: int, min_tokens: int) -> str:
-    """How many experts saw too few tokens, in a sentence."""
+    """Return a sentence on how many experts saw too few tokens."""
     if not few:
         return f"All {count(experts, 'expert')} saw at least {count(min_tokens, 'token')}."
     of_all = f"{few:,} of {count(experts, 'expert')}"

@@ -54,7 +54,10 @@ class MagnitudesShow(Show):
 
 
 def sites(page: Page) -> list[Row]:
-    """Each site with its figures; that of the largest |x| is unfolded, the last of equals."""
+    """Return each site with its figures; the site of the largest |x| is unfolded.
+
+    Of several with the same largest |x|, the last one is.
+    """
     tops = largest_by_site(page.evidence.rows(LAYER_MAGNITUDES))
     unfolded = max(reversed(tops), key=lambda site: tops[site]["top1"] or 0, default=None)
     return [_site(site, top, page) | {"open": site == unfolded} for site, top in tops.items()]
@@ -81,7 +84,7 @@ def _site(site: str, top: Row, page: Page) -> Row:
 
 
 def largest_by_site(rows: Sequence[Row]) -> dict[str, Row]:
-    """Of each site the row of layer_magnitudes with the largest |x|."""
+    """Return the row of layer_magnitudes with the largest |x| of each site."""
     tops: dict[str, Row] = {}
     for row in rows:
         top = tops.setdefault(row["site"], row)["top1"]
@@ -91,7 +94,7 @@ def largest_by_site(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def largest(rows: Sequence[Row]) -> Finding:
-    """The largest |x| of each site.
+    """Return a finding on the largest |x| of each site.
 
     Args:
         rows: of the table `layer_magnitudes`.

@@ -44,7 +44,7 @@ from outlier_atlas.text import (
 
 
 class MassiveActivationsShow(Show):
-    """By channel, and by place with the text around it."""
+    """Massive activations by channel, and by place with the text around it."""
 
     description = DESCRIPTION
     title = "Massive activations"
@@ -114,7 +114,7 @@ def _none(evidence: Evidence, criterion: Row) -> list[Finding]:
 
 
 def closest(evidence: Evidence, criterion: Row) -> Finding:
-    """How near the site of massive activations comes to them."""
+    """Return a finding on how close the values of the site are to massive activations."""
     site = criterion["sites"]
     rows = [
         row
@@ -139,7 +139,7 @@ def _ratio(row: Row) -> float:
 
 
 def sequences_of(evidence: Evidence) -> dict[int, int]:
-    """The number of sequences in which each channel is massive, in whichever layers."""
+    """Return the number of sequences in which each channel is massive, in any layer."""
     of_channel: dict[int, set[int]] = defaultdict(set)
     for row in evidence.rows(MASSIVE_ACTIVATIONS):
         of_channel[row["channel"]].add(row["sequence"])
@@ -176,7 +176,7 @@ def _values(page: Page, criterion: Row) -> Row:
 
 
 def _channel(rows: Sequence[Row]) -> Row:
-    """A channel's massive activations, over its layers."""
+    """Return a channel's massive activations, over its layers."""
     top = max(rows, key=lambda row: abs(row["value"]))
     total = sum(row["massive_activations"] for row in rows)
     first = sum(row["massive_activations"] * row["first_position_share"] for row in rows)

@@ -45,7 +45,7 @@ class PerplexityShow(Show):
 
 
 def line(rows: Sequence[Row]) -> str:
-    """Of the whole run, in a sentence with its definition.
+    """Return the perplexity of the whole run, in a sentence with its definition.
 
     Args:
         rows: of the table `perplexity`.
@@ -64,7 +64,7 @@ def line(rows: Sequence[Row]) -> str:
 
 
 def short(rows: Sequence[Row]) -> str:
-    """The same at the top of the report; empty where there is none."""
+    """Return the perplexity for the first lines of the report; or ""."""
     if not rows or rows[-1]["perplexity"] is None:
         return ""
     return (

@@ -45,7 +45,11 @@ class SuperExpertsShow(FindingTable):
 
 
 def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
-    """The super expert with the largest output; rows of the table `super_experts`."""
+    """Return a finding on the super expert with the largest output; none without any.
+
+    Args:
+        rows: of the table `super_experts`.
+    """
     if not rows:
         return []
     top = max(rows, key=lambda row: abs(row["value"]))

@@ -67,7 +67,11 @@ class SuperWeightsShow(FindingTable):
 
 
 def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
-    """The super weight with the largest output; rows of the table `super_weights`."""
+    """Return a finding on the super weight with the largest output; none without any.
+
+    Args:
+        rows: of the table `super_weights`.
+    """
     found = [row for row in rows if row["super_weight"]]
     if not found:
         return []
