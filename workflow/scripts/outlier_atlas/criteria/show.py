@@ -199,8 +199,7 @@ class Show(ABC):
         return []
 
     def headline(self, evidence: Evidence) -> str:
-        """Return a sentence for the first lines of the page, with a space before it; by default
-        nothing."""
+        """Return a sentence for the first lines of the page; by default nothing."""
         return ""
 
     def facts(self, evidence: Evidence) -> list[tuple[str, str]]:

@@ -123,7 +123,7 @@ def _head(
     measured = count(len(store["layers"]), "layer")
     origins = {Origin.of(commit.details) for commit in Commits.load(inputs.folder / COMMITS)}
     tokens_said = f"{count(tokens['tokens'], 'token')} in {count(tokens['sequences'], 'sequence')}"
-    headlines = "".join(show.headline(evidence) for show in ALL)
+    headlines = "".join(f" {line}" for show in ALL if (line := show.headline(evidence)))
     return {
         "title": visible(report.title) if report.title else f"The outliers of {name}",
         "run_line": f"{name} on {tokens_said} of "

@@ -68,6 +68,6 @@ def short(rows: Sequence[Row]) -> str:
     if not rows or rows[-1]["perplexity"] is None:
         return ""
     return (
-        f" Perplexity {number(rows[-1]['perplexity'])}, exp of the mean negative log-likelihood of "
+        f"Perplexity {number(rows[-1]['perplexity'])}, exp of the mean negative log-likelihood of "
         f"these tokens."
     )
