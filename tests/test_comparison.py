@@ -12,9 +12,9 @@ from test_report import Page, _section
 from test_report import rendered as render
 from test_workflow import ROOT
 
+from outlier_atlas.criteria.massive_activations.comparison import change
 from outlier_atlas.files import write_record
 from outlier_atlas.report.compared_runs import refuse_missing
-from outlier_atlas.report.comparison import change
 from outlier_atlas.settings.configuration import load
 from outlier_atlas.settings.document import settings
 from outlier_atlas.store.run_files import STORE_RECORD

@@ -52,6 +52,13 @@ OF_A_CRITERION = {
     "show": "report",
     "shows": "report",
     "finding_table": "report",
+    "comparison": "report",
+    "figure": "report",
+    "figures": "report",
+    "target": "ablation",
+    "targets": "ablation",
+    "massive_values": "ablation",
+    "search": "ablation",
 }
 """The layer of a module of `criteria/`, which has all of a criterion; the others are `criteria`."""
 

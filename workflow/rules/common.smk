@@ -159,11 +159,7 @@ def previous_manifest(wildcards):
 def figures_of(run):
     """The files of a run's figures, without folder: what is measured decides which there are."""
     settings = run.settings
-    return tuple(
-        figures.names(
-            settings.extraction.sites, settings.detection.quantization_error.sites
-        )
-    )
+    return tuple(figures.names(settings.extraction.sites, settings.detection))
 
 
 def planned_models(wildcards):

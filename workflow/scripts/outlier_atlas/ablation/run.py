@@ -21,10 +21,10 @@ from outlier_atlas import tables
 from outlier_atlas.ablation.apply import alterations, weights_zeroed
 from outlier_atlas.ablation.job import Ablation
 from outlier_atlas.ablation.schedule import schedule
-from outlier_atlas.ablation.search import search
 from outlier_atlas.ablation.streams import Streams, bytes_of
 from outlier_atlas.ablation.table import columns
-from outlier_atlas.ablation.targets import Targets, later_trials
+from outlier_atlas.ablation.target import TargetContext
+from outlier_atlas.ablation.targets import Targets
 from outlier_atlas.ablation.variants import UNALTERED, Variant
 from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
@@ -69,14 +69,12 @@ def _ablate(ablation: Ablation) -> None:
     architecture = ablation.model[2]
     architecture.check_head(len(ablation.groups))
     architecture.check_length(int(np.diff(ablation.run.heldout.sequence_starts).max()))
-    targets = Targets(settings, ablation.run.tables, architecture, ablation.means)
+    targets = Targets(TargetContext(settings, ablation.run.tables, architecture, ablation.means))
     trials = targets.trials()
     run = ablation.run
     streams = Streams(run, run.layout, run.model_fingerprint, run.heldout)
     streams.delete_others()
-    rounds, leased = settings.search_rounds, partial(_leased, ablation, streams)
-    later = search(ablation, *targets.super_weights(), rounds, streams, leased)
-    trials += later_trials(later)
+    trials += targets.later_trials(ablation, streams, partial(_leased, ablation, streams))
     variants = {trial.variant.key: trial.variant for trial in trials}
     _run_all(ablation, variants, streams)
     streams.delete_streams()

@@ -1,4 +1,4 @@
-"""The page: everything of a run that a reader wants to see, in one file that opens offline."""
+"""The page of a run's report: one HTML file that opens offline."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from outlier_atlas import __version__, tables
-from outlier_atlas.criteria.perplexity import show as perplexity
-from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
 from outlier_atlas.criteria.show import Evidence, Finding, Page, ReportSection, Show
-from outlier_atlas.criteria.shows import BEHIND, SHOWS
+from outlier_atlas.criteria.shows import ALL, BEHIND, SHOWS
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import write_whole
 from outlier_atlas.job_metrics import records
@@ -41,7 +39,8 @@ Row = dict[str, Any]
 class PageInputs:
     """What a report is made from: the run, and the configuration without `execution`.
 
-    `ablations` says whether the table of the ablation stage is there.
+    Attributes:
+        ablations: whether the run has the table of the ablation stage.
     """
 
     configuration: Mapping[str, Any]
@@ -100,18 +99,18 @@ def _head(
     run = inputs.run
     model, tokens, store = run.model, run.tokens_description, run.store_description
     style = (REPORT / "style.css").read_text("utf-8")
-    losses = evidence.rows(PERPLEXITY)
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
     measured = count(len(store["layers"]), "layer")
     origins = {Origin.of(commit.details) for commit in run.commits()}
     tokens_said = f"{count(tokens['tokens'], 'token')} in {count(tokens['sequences'], 'sequence')}"
+    headlines = "".join(f" {line}" for show in ALL if (line := show.headline(evidence)))
     return {
         "title": visible(report.title) if report.title else f"The outliers of {name}",
         "run_line": f"{name} on {tokens_said} of "
         f"{visible(str(tokens['source']))}, computed in {store['dtype']}: {measured}, "
-        f"{count(len(store['sites']), 'site')}.{perplexity.short(losses)}",
+        f"{count(len(store['sites']), 'site')}.{headlines}",
         "tokens_said": tokens_said,
         "alarms": alarms(evidence, store["dtype"]),
         "left_out": _left_out(inputs),
@@ -124,7 +123,7 @@ def _head(
         "version": __version__,
         "facts": [
             *facts.facts(model, tokens, store, origins),
-            ("perplexity", perplexity.line(losses)),
+            *(fact for show in ALL for fact in show.facts(evidence)),
         ],
         "first_array": store["store"][0] if store["store"] else None,
         "first_axis": run.layout.dimension(store["store"][0]) if store["store"] else None,
@@ -139,7 +138,7 @@ def _left_out(inputs: PageInputs) -> str:
 
 
 def _hash(text: str) -> Markup:
-    """What the page's Content-Security-Policy lets through: this text, and no other style."""
+    """Return the hash with which the page's Content-Security-Policy allows only this style."""
     digest = hashlib.sha256(text.encode()).digest()
     return Markup("sha256-") + base64.b64encode(digest).decode()
 
@@ -165,7 +164,7 @@ def _body(
         "sections_behind": sections(BEHIND),
         "weights": _weights_section(report, inputs),
         "ablation": _ablation(inputs) if inputs.ablations else None,
-        "comparison": _comparison(report, inputs) if report.compare else None,
+        "comparison": _comparison(report, inputs, environment) if report.compare else None,
     }
 
 
@@ -173,7 +172,7 @@ def _rendered(
     environment: Environment, section: ReportSection, everywhere: Mapping[str, Any]
 ) -> Row:
     html = environment.get_template(section.template).render(**section.values, **everywhere)
-    # What the template has put in is escaped.
+    # The template has escaped the values.
     return {"id": section.id, "label": section.label, "shown": section.shown, "html": Markup(html)}
 
 
@@ -191,9 +190,17 @@ def _ablation(inputs: PageInputs) -> Row:
     return ablation.section(tables.read(inputs.run.tables, tables.ABLATIONS).to_pylist())
 
 
-def _comparison(report: ReportSettings, inputs: PageInputs) -> Row:
+def _comparison(report: ReportSettings, inputs: PageInputs, environment: Environment) -> Row:
     folder = inputs.run.folder
-    return comparison.section(folder, folder.with_name(str(report.compare)))
+    section = comparison.section(folder, folder.with_name(str(report.compare)))
+    # A part ends with the newline of its template, as the rest of the section's lines do.
+    whole = environment.overlay(keep_trailing_newline=True)
+    parts = [
+        # The template has escaped the values.
+        Markup(whole.get_template(part.template).render(part.values, other=section["name"]))
+        for part in section["parts"]
+    ]
+    return section | {"parts": parts}
 
 
 def _picture(folder: Path, name: str, alt: str, caption: str) -> Row:

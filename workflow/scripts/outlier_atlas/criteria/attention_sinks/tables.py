@@ -108,4 +108,5 @@ DESCRIPTION = Description(
     ),
     ("attention_sinks",),
     finding="heads that sink on the first token",
+    compared=(ATTENTION_SINKS, ATTENTION_SINK_POSITIONS),
 )

@@ -91,4 +91,5 @@ DESCRIPTION = Description(
         LAYER_MAGNITUDES,
         CHANNEL_MAXIMA,
     ),
+    compared=(LAYER_MAGNITUDES,),
 )

@@ -101,4 +101,5 @@ DESCRIPTION = Description(
     ),
     ("massive_activations",),
     finding="values",
+    compared=(MASSIVE_CHANNELS,),
 )

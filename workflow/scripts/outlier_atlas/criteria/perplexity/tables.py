@@ -38,4 +38,4 @@ PERPLEXITY = Table(
     ),
 )
 
-DESCRIPTION = Description("perplexity", (PERPLEXITY,))
+DESCRIPTION = Description("perplexity", (PERPLEXITY,), compared=(PERPLEXITY,))
