@@ -114,9 +114,9 @@ def test_the_record_names_the_method(tmp_path, llama):
         ({"quant_method": "compressed-tensors"}, r"quantized \('compressed-tensors'\)"),
         ({"quant_method": "nobody-knows"}, r"quantized \('nobody-knows'\)"),
         ({"quant_method": "nvfp4"}, r"quantized \('nvfp4'\)"),
-        ({"bits": 4}, "names no quant_method"),
-        ({}, "names no quant_method"),
-        ({"quant_method": ["fp8"]}, "names no quant_method"),
+        ({"bits": 4}, "has no quant_method"),
+        ({}, "has no quant_method"),
+        ({"quant_method": ["fp8"]}, "has no quant_method"),
         ({"quant_method": "fp8", "weight_block_size": "128"}, "weight_block_size '128'"),
         ({"quant_method": "fp8", "weight_block_size": [128, 0]}, "weight_block_size"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size"),
@@ -157,7 +157,7 @@ def test_packed_weights_of_which_the_configuration_does_not_tell_are_refused(dty
     weights = load_file(model / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     tiny.save_weights(model, weights | {name: weights[name].to(dtype)})
-    with pytest.raises(ValueError, match=rf"{name} is stored as {said}, and no quantization_conf"):
+    with pytest.raises(ValueError, match=rf"{name} is stored as {said}, but its config.json"):
         fetched(model, tmp_path)
 
 
