@@ -255,7 +255,7 @@ def test_a_split_file_is_read_whole_whichever_part_is_named(tmp_path):
     second = first.with_name("m-00002-of-00003.gguf")
     content = second.read_bytes()
     second.write_bytes(first.read_bytes())
-    with pytest.raises(ValueError, match=r"split\.no is 0, and its name says part 2"):
+    with pytest.raises(ValueError, match=r"split\.no is 0, but its file name says part 2"):
         file.read(first)
     second.unlink()
     with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf is missing"):
