@@ -221,15 +221,15 @@ LATER = {
     "layers: more than there are": (
         "store",
         config(num_hidden_layers=9),
-        "of layers 0 to 8 the checkpoint lacks weights (45), such as model.layers.4.input_layern",
+        "the checkpoint lacks weights of layers 0 to 8 (45), such as model.layers.4.input_layern",
     ),
     "hidden_size: another": (
         "store",
         config(hidden_size=64),
-        "in another shape than its config.json says (38), such as model.embed_tokens.weight: [320,",
+        "in another shape than its config.json states (38), such as model.embed_tokens.weight: [",
     ),
     "vocabulary: absurd": ("store", config(vocab_size=10**12), "not [1000000000000, 32]"),
-    "a weight: missing": ("store", weights(lambda w: w.pop(UP)), f"weights (1), such as {UP}"),
+    "a weight: missing": ("store", weights(lambda w: w.pop(UP)), f"to 3 (1), such as {UP}"),
     "a weight: another shape": (
         "store",
         weights(lambda w: w.update({UP: torch.zeros(3, 3)})),
@@ -243,7 +243,7 @@ LATER = {
     "the embedding: missing": (
         "store",
         weights(lambda w: w.pop("model.embed_tokens.weight")),
-        "lacks weights (1), such as model.embed_tokens.weight",
+        "lacks weights of layers 0 to 3 (1), such as model.embed_tokens.weight",
     ),
     "a norm: another shape": (
         "store",
@@ -253,7 +253,7 @@ LATER = {
     "names: of nobody": (
         "store",
         weights(lambda w: [w.update({f"x.{k}": w.pop(k)}) for k in list(w)]),
-        "lacks weights (38), such as model.embed_tokens.weight",
+        "lacks weights of layers 0 to 3 (38), such as model.embed_tokens.weight",
     ),
 }  # fmt: skip
 
@@ -263,7 +263,7 @@ FUSED = "model.layers.2.mlp.experts.down_proj"
 EXPERTS = {
     "an expert: another shape": (
         lambda w: w.update({EXPERT: torch.zeros(32, 17)}),
-        f"the checkpoint has weights that do not fit together (1): those of {FUSED}",
+        f"that do not fit together (1), such as those of {FUSED}",
     ),
     "an expert: missing": (
         lambda w: w.pop(EXPERT),
@@ -275,7 +275,7 @@ EXPERTS = {
     ),
     "all experts: missing": (
         lambda w: [w.pop(n) for n in list(w) if ".2.mlp.experts" in n],
-        f"lacks weights (2), such as {FUSED}",
+        f"(2), such as {FUSED}",
     ),
 }
 
@@ -336,7 +336,7 @@ def test_experts_that_lie_apart_are_held_as_they_are_put_together(name, tmp_path
 def test_the_plan_refuses_what_the_headers_show(llama, tmp_path):
     made = run(tmp_path, damaged(llama, weights(lambda w: w.pop(UP)), tmp_path))
     fetch(made.settings.model, made.resources, made.model_record)
-    with pytest.raises(ValueError, match=f"lacks weights .1., such as {UP}"):
+    with pytest.raises(ValueError, match=f"lacks weights of layers 0 to 3 .1., such as {UP}"):
         print_plan(made.settings, made.model_record, made.resources, tmp_path / "results")
 
 
@@ -349,7 +349,7 @@ def test_only_what_runs_has_to_be_there(perplexity, tmp_path):
     made = run(tmp_path, model, extraction={"layers": [0, 2], "perplexity": perplexity})
     if perplexity:
         said = refused(made.prepare, tmp_path / "results" / "run" / "activations.zarr")
-        assert "of layers 0 to 3 the checkpoint lacks weights (1), such as lm_head.weight" in said
+        assert "the checkpoint lacks weights of layers 0 to 3 (1), such as lm_head.weight" in said
     else:
         made.prepare()
 
@@ -360,7 +360,7 @@ def test_only_what_runs_has_to_be_there(perplexity, tmp_path):
         ({"layers": [0, 7]}, "extraction.layers: the model has no layer 7; it has 4 (0 to 3)"),
         ({"layer_groups": 5}, "extraction.layer_groups = 5: above the 4 layers that run; take at"),
         ({"sites": ["expert_out"]}, "LlamaForCausalLM has no expert_out in layer 0"),
-        ({"sites": ["router_logits"]}, "has no router_logits in layer 0 that can be told for sur"),
+        ({"sites": ["router_logits"]}, "has no router_logits in layer 0 that can be ident"),
     ],
 )
 def test_what_the_model_has_not_is_named(extraction, sentence, llama, tmp_path):

@@ -117,7 +117,9 @@ def test_rotations_go_on_beyond_what_was_trained(tmp_path, caplog):
     described.check_length(16)
     assert not caplog.records
     described.check_length(17)
-    assert "longer than LlamaForCausalLM was made for (max_position_embeddings = 16" in caplog.text
+    assert (
+        "longer than LlamaForCausalLM was trained for (max_position_embeddings = 16" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("kind", [t.OlmoConfig, t.OlmoeConfig])

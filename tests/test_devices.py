@@ -209,7 +209,9 @@ def test_parts_of_a_gpu_are_leased_one_by_one_without_asking_cuda(monkeypatch, t
     with lease(["MIG-a1"], tmp_path, "another"), leases.devices("auto", 1, "one"):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-a2"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a1,MIG-a2")
-    said = pytest.raises(ValueError, match="shows a job 1 CUDA device; take at most 1")
+    said = pytest.raises(
+        ValueError, match="a job sees only 1 CUDA device on this machine; set at most 1"
+    )
     with said, leases.devices("auto", 2, "one"):
         pass
 
@@ -239,7 +241,7 @@ def test_leased_gpus_are_the_only_ones_that_torch_will_see(count, monkeypatch, t
 def test_more_gpus_than_there_are_is_said(monkeypatch):
     monkeypatch.setattr(leases, "visible_gpus", lambda: ["4"])
     monkeypatch.setattr(leases, "lease", lambda *_: pytest.fail("would wait for ever"))
-    sentence = "gpus_per_job = 2: this machine shows a job 1 CUDA device; take at most 1"
+    sentence = "gpus_per_job = 2: a job sees only 1 CUDA device on this machine; set at most 1"
     with pytest.raises(ValueError, match=sentence), leases.devices("auto", 2, "one"):
         pass
 

@@ -141,7 +141,7 @@ def test_what_cannot_be_followed_is_refused(change, tmp_path, monkeypatch):
     else:
         index[1] = 2
     RecordedExperts(experts, "layers.0.mlp.experts")
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts: .* take expert_out out of"):
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts: .* remove expert_out from"):
         experts(torch.ones(2, 32).bfloat16(), index, torch.ones(2, 2).bfloat16())
 
 
@@ -150,7 +150,7 @@ def test_experts_that_run_on_every_token_are_refused(tmp_path):
     llama4 = t.Llama4TextConfig(**SIZES, head_dim=8, num_local_experts=4, intermediate_size_mlp=64)
     described = describe(llama4)
     assert "mlp_in" in described.taps[1]
-    with pytest.raises(ValueError, match="has no expert_out in layer 0 that can be told for sure"):
+    with pytest.raises(ValueError, match="has no expert_out in layer 0 that can be identified"):
         described.check(["expert_out"], range(4))
 
 

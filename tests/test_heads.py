@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from outlier_atlas.roles.architecture import describe
 from outlier_atlas.roles.attention_heads import HeadChannels
-from outlier_atlas.roles.residual_trace import watch
+from outlier_atlas.roles.residual_trace import trace_residual
 
 FALCON = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
           "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
@@ -111,7 +111,7 @@ def test_of_layers_of_mixed_kinds_those_with_attention_have_them():
     described = describe(config)
     assert described.check(["q", "k", "v"], [3]) == {"q": 32, "k": 16, "v": 16}
     # q_proj makes a gate besides, head by head.
-    assert described.taps[3]["q"].runs == ((0, 8), (16, 24), (32, 40), (48, 56))
+    assert described.taps[3]["q"].ranges == ((0, 8), (16, 24), (32, 40), (48, 56))
     with pytest.raises(ValueError, match=r"has no q in layer 0 .*; it has resid_pre, attn_in"):
         described.check(["q"], [0, 3])
 
@@ -119,7 +119,7 @@ def test_of_layers_of_mixed_kinds_those_with_attention_have_them():
 def test_clamped_before_it_is_cut_it_is_still_the_projection():
     attention = {"model_type": "", "clip_qkv": 3.0}
     config = t.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=320, attn_config=attention)
-    assert [describe(config).taps[0][s].runs for s in "qkv"] == [
+    assert [describe(config).taps[0][s].ranges for s in "qkv"] == [
         ((0, 32),), ((32, 64),), ((64, 96),),
     ]  # fmt: skip
 
@@ -151,7 +151,7 @@ class Model(nn.Module):
 
 def heads(attend):
     model = Model(attend)
-    return watch(model, model.blocks).blocks[0].heads
+    return trace_residual(model, model.blocks).blocks[0].heads
 
 
 def cut(made_BTC):

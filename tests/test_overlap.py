@@ -14,7 +14,7 @@ from pipeline import Run, config
 
 from outlier_atlas import stopping
 from outlier_atlas.extraction import writer
-from outlier_atlas.extraction.batched_queue import Handout, keep_apart
+from outlier_atlas.extraction.batched_queue import BatchedQueue, pin_to_core_share
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.store.arrays import Arrays
@@ -210,7 +210,7 @@ def test_an_error_of_the_writer_stops_the_job_with_its_cause_and_loses_nothing(
 
 
 def test_what_is_written_beside_the_forward_pass_is_handed_out_together():
-    handout, got = Handout(2), []
+    handout, got = BatchedQueue(2), []
     taker = threading.Thread(target=lambda: got.extend(iter(handout.get, None)))
     taker.start()
     handout.put("first")
@@ -239,7 +239,7 @@ def test_writing_threads_do_not_meet_on_a_core():
     cores, threads = [], len(os.sched_getaffinity(0))
 
     def work(index):
-        keep_apart(index, threads)
+        pin_to_core_share(index, threads)
         cores.append(os.sched_getaffinity(0))
 
     for index in range(threads):

@@ -89,7 +89,7 @@ def test_a_model_whose_own_code_fails_in_a_dtype_is_refused_in_it():
     described = describe(config)
     assert sizes(config, described, "float32", 16).weights(range(2)) > 0
     for dtype in ("bfloat16", "float16"):
-        with pytest.raises(ValueError, match=f"'{dtype}': XLNet.* does not run in it"):
+        with pytest.raises(ValueError, match=f"'{dtype}': XLNet.* does not run in this dtype"):
             sizes(config, described, dtype, 16)
 
 

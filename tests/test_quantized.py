@@ -179,7 +179,9 @@ def test_codes_whose_scales_do_not_fit_are_refused(name, fault, tmp_path):
         weights[f"model.layers.1.{name}.weight_scale_inv"] = scale.T[:, :1].contiguous()
     tiny.save_weights(model, weights)
     run = fetched(model, tmp_path)
-    with pytest.raises(ValueError, match=r"layers\.1\..* is held as torch\.float8_e4m3fn and not"):
+    with pytest.raises(
+        ValueError, match=r"layers\.1\..* was loaded as torch\.float8_e4m3fn and not"
+    ):
         run.extract()
 
 
@@ -194,7 +196,7 @@ def test_codes_that_nothing_scales_are_refused(dtype, method, tmp_path):
     quantized.say(model, {"quant_method": method})
     run = fetched(model, tmp_path)
     with pytest.raises(
-        ValueError, match=rf"experts\.down_proj is held as {dtype} and not as torch"
+        ValueError, match=rf"experts\.down_proj was loaded as {dtype} and not as torch"
     ):
         run.extract()
 

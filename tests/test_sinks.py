@@ -207,8 +207,8 @@ def test_a_mask_of_each_sequence_is_its_own():
 )
 def test_what_is_not_known_is_not_followed(unknown):
     known = {"query": random(1, 2, 4, 6), "key": random(1, 2, 4, 6), "softcap": None}
-    assert call(**known).followed()
-    assert not call(**known | unknown).followed()
+    assert call(**known).is_supported()
+    assert not call(**known | unknown).is_supported()
 
 
 class Attends(torch.nn.Module):
@@ -231,7 +231,7 @@ class Attends(torch.nn.Module):
 def test_attention_that_is_not_seen_once_is_an_error(times):
     module = Attends(times)
     RecordedAttention(module, "layers.3.self_attn", 4)
-    said = r"^layers\.3\.self_attn: .* cannot be followed.*take attn_sink out of extraction\.sites$"
+    said = r"^layers\.3\.self_attn: .* cannot be traced.*remove attn_sink from extraction\.sites$"
     with pytest.raises(ValueError, match=said):
         module(random(1, 2, 4, 6))
 

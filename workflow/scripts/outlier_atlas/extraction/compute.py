@@ -20,7 +20,7 @@ from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.versions import check
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
-from outlier_atlas.loading.malloc_tuning import few_kernels
+from outlier_atlas.loading.malloc_tuning import limit_kernel_caches
 from outlier_atlas.plan.memory_budget import ConcurrentJobs
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
@@ -52,7 +52,7 @@ def compute(job: Job, work: Work) -> None:
 def _compute(job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs) -> None:
     """Plan, load once and stream until nothing is missing; leave a record of what it took."""
     torch.set_num_threads(job.threads)
-    few_kernels()
+    limit_kernel_caches()
     CheckedWeights(job.model_record, job.resources).check()
     made = preflight.planned(job, work, len(where))
     job = replace(job, batch_size=preflight.automatic(made, job, work, where, concurrent))
