@@ -143,7 +143,7 @@ class Architecture:
             )
         log.warning(
             "sequences of %d tokens are longer than %s was trained for (%s = %d in its "
-            "config.json); the later positions are extrapolated",
+            "config.json); the values of later positions are stored as the model computes them",
             tokens, name, limit.key, limit.value,
         )  # fmt: skip
 
@@ -241,7 +241,7 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
 
 
 def _shared(flow: Flow | None, name: str) -> str | None:
-    """Return why the layers read more than the residual stream; None if they do not."""
+    """Return why the trace does not allow layer groups; None if it does."""
     if flow is None:
         return f"the residual stream of {name} could not be traced"
     if flow.shared is not None:

@@ -42,7 +42,7 @@ TURNS = ("transpose", "permute", "numpy_T", "mT", "swapaxes", "swapdims", "moved
 
 
 class ListsOnHost(TorchFunctionMode):
-    """Converts lists of indices into tensors on the host, so that they have values."""
+    """Mode that converts lists of indices into tensors on the host, so that they have values."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -138,7 +138,7 @@ class HeadTracer:
         self._lost = False
 
     def start(self, module: str, output: torch.Tensor) -> None:
-        """Number the values of a projection's output, unless an inner projection returned it."""
+        """Label the values of a projection's output, unless an inner projection returned it."""
         if id(output) not in self._begun:
             self._begun.add(id(output))
             labels = torch.arange(output.numel()).reshape(output.shape)

@@ -121,7 +121,7 @@ class ExpertRecorder(TorchFunctionMode):
             routed).
 
     Raises:
-        NotFollowedError: the inputs differ from this, or the computation cannot be traced.
+        UntraceableExpertsError: the inputs differ from this, or the computation cannot be traced.
     """
 
     def __init__(self, experts: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
@@ -179,7 +179,7 @@ class ExpertRecorder(TorchFunctionMode):
             |down_proj input|, and their channels. float32 holds integers up to 2^24 exactly.
 
         Raises:
-            NotFollowedError: not every token was recorded once for each of its experts.
+            UntraceableExpertsError: not every token was recorded once for each of its experts.
         """
         if not self.is_complete():
             raise UntraceableExpertsError("not every routed token was recorded")
