@@ -125,7 +125,7 @@ def test_a_file_with_one_tensor_changed_is_refused_by_its_name(name, written):
     path, _ = written(name)
     whole = file.read(path)
     config = configuration.configuration(whole)
-    assert tensors.weights_of(whole, config)
+    assert tensors.match_weights(whole, config)
     for tensor, blocks in whole.blocks.items():
         others = {key: value for key, value in whole.blocks.items() if key != tensor}
         for changed, said in {
@@ -139,7 +139,7 @@ def test_a_file_with_one_tensor_changed_is_refused_by_its_name(name, written):
             if tensor == "rope_freqs.weight" and changed != "added":
                 continue  # its values are checked with the metadata, below
             with pytest.raises(ValueError, match=re.escape(said[1])):
-                tensors.weights_of(replace(whole, blocks=said[0]), config)
+                tensors.match_weights(replace(whole, blocks=said[0]), config)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3moe", "gemma2", "phi3", "stablelm", "falcon"])
@@ -175,7 +175,7 @@ def test_a_key_that_is_missing_is_refused_or_means_what_llama_cpp_takes_it_for(n
         try:
             made = configuration.configuration(replace(whole, metadata=others))
             meant = made.to_dict()
-            tensors.weights_of(replace(whole, metadata=others), made)
+            tensors.match_weights(replace(whole, metadata=others), made)
         except ValueError:
             continue
         if key == f"{own}rope.freq_base":
@@ -202,7 +202,7 @@ def test_heads_that_are_rotated_in_part_where_the_class_cannot_are_refused(writt
     whole = file.read(written("qwen3")[0])
     part = replace(whole, metadata=whole.metadata | {"qwen3.rope.dimension_count": 16})
     with pytest.raises(ValueError, match=r"qwen3\.rope\.dimension_count = 16"):
-        tensors.weights_of(part, configuration.configuration(part))
+        tensors.match_weights(part, configuration.configuration(part))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", 
 """Entries that are added to a variance before its root is taken; none may be negative."""
 
 
-def check_stated(path: Path) -> None:
+def check_entries(path: Path) -> None:
     """Check the entries that transformers does not check, or whose errors do not name the entry.
 
     Args:

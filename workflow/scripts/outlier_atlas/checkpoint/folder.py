@@ -117,7 +117,7 @@ def fingerprint(folder: Path, files: Sequence[str], code: bool) -> str:
 
     Every byte counts: a single changed weight makes another model.
     """
-    return fingerprint_of(sums_of(folder, checked_files(folder, files, code)))
+    return fingerprint_of(sha256_by_name(folder, checked_files(folder, files, code)))
 
 
 def checked_files(folder: Path, files: Sequence[str], code: bool) -> list[str]:
@@ -156,7 +156,7 @@ def tokenizer_sums(folder: Path) -> dict[str, str]:
     """
     names = [name for name in regular_files(folder) if not _is_one_of(name, NO_TOKENIZER)]
     more = regular_files(folder / TEMPLATES) if (folder / TEMPLATES).is_dir() else []
-    return sums_of(folder, [*names, *(f"{TEMPLATES}/{name}" for name in more)])
+    return sha256_by_name(folder, [*names, *(f"{TEMPLATES}/{name}" for name in more)])
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -179,7 +179,7 @@ def _is_one_of(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def sums_of(folder: Path, names: Sequence[str]) -> dict[str, str]:
+def sha256_by_name(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the sha256 of each file by name; the files are read in parallel."""
     with ThreadPoolExecutor() as threads:
         sums = threads.map(sha256, [folder / name for name in names])

@@ -31,7 +31,7 @@ CONFIGURATION = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 
 
 @dataclass(frozen=True)
-class Known:
+class HubModel:
     """Model of the hub whose weights are not downloaded yet.
 
     Attributes:
@@ -78,7 +78,10 @@ def _git_hash(path: Path) -> str:
 
 
 def download(
-    repository: str, revision: str | None, trust_remote_code: bool, check: Callable[[Known], object]
+    repository: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    check: Callable[[HubModel], object],
 ) -> tuple[str, Path]:
     """Download a model into the cache of the hub (`HF_HOME`).
 
@@ -94,14 +97,14 @@ def download(
     Raises:
         ValueError: see `look_up`. Then only the configuration was downloaded.
     """
-    with look_up(repository, revision, trust_remote_code) as known:
-        check(known)
-        _snapshot(repository, known.commit, known.files)
-    return known.commit, known.folder
+    with look_up(repository, revision, trust_remote_code) as hub_model:
+        check(hub_model)
+        _snapshot(repository, hub_model.commit, hub_model.files)
+    return hub_model.commit, hub_model.folder
 
 
 @contextmanager
-def look_up(repository: str, revision: str | None, trust_remote_code: bool) -> Iterator[Known]:
+def look_up(repository: str, revision: str | None, trust_remote_code: bool) -> Iterator[HubModel]:
     """Download the configuration of a model and the headers of its weights.
 
     Raises:
@@ -135,7 +138,7 @@ def look_up(repository: str, revision: str | None, trust_remote_code: bool) -> I
         headers = Path(temporary) / repository.replace("/", "--")
         headers.mkdir()
         _headers(repository, info.sha, weights, headers)
-        yield Known(str(info.sha), folder, headers, weights)
+        yield HubModel(str(info.sha), folder, headers, weights)
 
 
 def _headers(repository: str, commit: str, names: Sequence[str], folder: Path) -> None:
@@ -172,7 +175,7 @@ def _headers(repository: str, commit: str, names: Sequence[str], folder: Path) -
         list(threads.map(write, names))
 
 
-def cached(repository: str, commit: str) -> Path:
+def cached_folder(repository: str, commit: str) -> Path:
     """Return the folder of a downloaded commit, without network access.
 
     Raises:

@@ -32,7 +32,7 @@ ADVICE = "take the checkpoint that it was made from"
 """Advice for a quantized checkpoint that cannot be dequantized."""
 
 
-def settings_of(config: PretrainedConfig) -> Any:
+def quantization_settings(config: PretrainedConfig) -> Any:
     """Return the `quantization_config` of a checkpoint or of its text decoder; None without one."""
     whole = getattr(config, "quantization_config", None)
     if whole is not None:
@@ -52,7 +52,7 @@ def check(source: str, config: PretrainedConfig, folder: Path, files: Sequence[s
     Raises:
         ValueError: the weights are quantized and cannot be dequantized while loading.
     """
-    settings = settings_of(config)
+    settings = quantization_settings(config)
     if is_gguf(files):
         kinds = Counter(str(tensor["dtype"]) for _, tensor in headers(folder, files))
         return f"GGUF {', '.join(kind for kind, _ in kinds.most_common())}"
@@ -70,7 +70,7 @@ def check(source: str, config: PretrainedConfig, folder: Path, files: Sequence[s
             f"model.source = {source!r}: its weights are quantized ({method[:40]!r}) in a way that "
             f"cannot be dequantized while loading ({', '.join(BLOCKS)} can); {ADVICE}"
         )
-    block = block_of(settings)
+    block = scale_block(settings)
     if block is not None and not _is_block(block):
         raise ValueError(
             f"model.source = {source!r}: the quantization_config in its config.json has "
@@ -79,7 +79,7 @@ def check(source: str, config: PretrainedConfig, folder: Path, files: Sequence[s
     return method
 
 
-def block_of(settings: Mapping[str, Any]) -> Any:
+def scale_block(settings: Mapping[str, Any]) -> Any:
     """Return the rows and columns of a weight that share a scale; None for one scale per weight."""
     return settings.get("weight_block_size", BLOCKS[settings["quant_method"]])
 

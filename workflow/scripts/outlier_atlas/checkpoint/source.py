@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlier_atlas import builtin
-from outlier_atlas.checkpoint.config_json import check_folder, check_sizes, check_stated
+from outlier_atlas.checkpoint.config_json import check_entries, check_folder, check_sizes
 from outlier_atlas.checkpoint.folder import (
     check_files,
     checked_files,
@@ -41,7 +41,7 @@ from outlier_atlas.settings.source import local_path, source_kind
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from outlier_atlas.checkpoint.hub import Known
+    from outlier_atlas.checkpoint.hub import HubModel
 
 DIGESTS = "digests"
 """Subfolder of `resources` with the digests of models and datasets."""
@@ -101,7 +101,7 @@ def fetch(
     if kind == "hub":
         commit, folder = hub.download(
             settings.source, settings.revision, settings.trust_remote_code,
-            lambda known: _check_before(settings, known, check),
+            lambda hub_model: _check_before(settings, hub_model, check),
         )  # fmt: skip
     elif kind == "local":
         folder = local_path(settings.source)
@@ -153,17 +153,17 @@ def unfetched(settings: ModelSettings, check: Check) -> Iterator[tuple[Path, Pat
     from outlier_atlas.checkpoint import hub
 
     trust = settings.trust_remote_code
-    with hub.look_up(settings.source, settings.revision, trust) as known:
-        _check_before(settings, known, check)
-        for path in known.folder.iterdir():
+    with hub.look_up(settings.source, settings.revision, trust) as hub_model:
+        _check_before(settings, hub_model, check)
+        for path in hub_model.folder.iterdir():
             if path.suffix in (".json", ".py"):
-                shutil.copy(path, known.headers)
-        folder, record = known.headers.parent, known.headers.parent / "record.json"
+                shutil.copy(path, hub_model.headers)
+        folder, record = hub_model.headers.parent, hub_model.headers.parent / "record.json"
         write_record(
             record,
             {
-                "kind": "unfetched", "source": settings.source, "folder": known.headers.name,
-                "files": list(known.files),
+                "kind": "unfetched", "source": settings.source, "folder": hub_model.headers.name,
+                "files": list(hub_model.files),
             },
         )  # fmt: skip
         yield record, folder
@@ -230,9 +230,9 @@ def _checked(
     return config, check(settings.source, config, weights, files)
 
 
-def _check_before(settings: ModelSettings, known: Known, check: Check | None) -> None:
+def _check_before(settings: ModelSettings, hub_model: HubModel, check: Check | None) -> None:
     """Refuse a model that could not run, before gigabytes of weights are downloaded."""
-    config, _ = _checked(settings, known.folder, known.headers, known.files)
+    config, _ = _checked(settings, hub_model.folder, hub_model.headers, hub_model.files)
     if check:
         check(config, settings.trust_remote_code)
 
@@ -244,9 +244,9 @@ def locate(record: Mapping[str, Any], resources: Path) -> Path:
         ValueError: the folder no longer exists.
     """
     if record["kind"] == "hub":
-        from outlier_atlas.checkpoint.hub import cached
+        from outlier_atlas.checkpoint.hub import cached_folder
 
-        return cached(record["repository"], record["commit"])
+        return cached_folder(record["repository"], record["commit"])
     local = record["kind"] == "local"
     folder = local_path(record["folder"]) if local else resources / record["folder"]
     if not (folder / "config.json").is_file():
@@ -265,7 +265,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     from transformers import AutoConfig
 
     path = folder / "config.json"
-    check_stated(path)
+    check_entries(path)
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True

@@ -12,7 +12,7 @@ import torch
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
-from outlier_atlas.devices.registry import named
+from outlier_atlas.devices.registry import get_device
 from outlier_atlas.extraction import preflight
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.measurement import Measurement
@@ -99,7 +99,7 @@ def _stream(
             size = size // 2
             said = "layers %s: out of memory on %s; going on with batches of %d"
             log.warning(said, work.span, ", ".join(where), size)
-        named(where[0]).empty_cache()
+        get_device(where[0]).empty_cache()
         # What was committed counts; the batch in flight is done again, in smaller ones.
         missing = work.missing(Commits.load(job.run / COMMITS), size)
     return size
@@ -148,7 +148,7 @@ def load(
 
 def _say_where(job: Job, where: str) -> None:
     """One job of the run says it on the terminal; every job has it in its log."""
-    if named(where).is_host and job.device == "auto":
+    if get_device(where).is_host and job.device == "auto":
         level = logging.WARNING if job.group == job.shard == 0 else logging.DEBUG
         log.log(
             level, "no CUDA device here: running on the CPU, %s a job", count(job.threads, "thread")

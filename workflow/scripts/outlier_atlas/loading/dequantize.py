@@ -21,7 +21,7 @@ from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from outlier_atlas.checkpoint.quantization import WIDE, block_of, settings_of
+from outlier_atlas.checkpoint.quantization import WIDE, quantization_settings, scale_block
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,18 +37,18 @@ STRIP = 128
 """Smallest number of rows that are scaled at a time; in float32 they take four times the bytes."""
 
 
-def dequantizing(config: PretrainedConfig) -> PretrainedConfig:
+def dequantizing_config(config: PretrainedConfig) -> PretrainedConfig:
     """Return the configuration with which `from_pretrained` dequantizes weights."""
-    settings = settings_of(config)
+    settings = quantization_settings(config)
     copied = copy.deepcopy(config)
     copied.quantization_config = {
         "quant_method": PACKED if settings["quant_method"] == "mxfp4" else SCALED,
-        "weight_block_size": block_of(settings),
+        "weight_block_size": scale_block(settings),
     }
     return copied
 
 
-def scaled(
+def dequantize_fp8(
     codes: torch.Tensor, scales: torch.Tensor, block: Sequence[int] | None, dtype: torch.dtype
 ) -> torch.Tensor:
     """Return a weight of 8 bits times the scales of its blocks, in float32 and rounded once.
@@ -74,8 +74,8 @@ def scaled(
     return dense
 
 
-def fits(codes: torch.Tensor, scales: torch.Tensor, block: Sequence[int] | None) -> bool:
-    """Return whether the shape of scales fits the blocks of a weight; see `scaled`."""
+def scales_fit(codes: torch.Tensor, scales: torch.Tensor, block: Sequence[int] | None) -> bool:
+    """Return whether the shape of scales fits the blocks of a weight; see `dequantize_fp8`."""
     if codes.dim() != 2 or block is None:
         return codes.dim() == 2 and scales.numel() == 1
     return tuple(scales.shape) == _grid(codes, block)
@@ -87,7 +87,9 @@ def _grid(codes: torch.Tensor, block: Sequence[int] | None) -> tuple[int, ...]:
     return tuple(-(-length // size) for length, size in zip(codes.shape, sizes, strict=True))
 
 
-def unpacked(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def dequantize_mxfp4(
+    blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """Return the experts of gpt_oss from MXFP4, transposed for its forward pass and rounded once.
 
     Args:
@@ -151,14 +153,14 @@ class Scale(_Operation):
         if not scales:
             return all(weight.element_size() > 1 for weight in weights)
         pairs = zip(weights, scales, strict=False)
-        return len(weights) == len(scales) and all(fits(*pair, self._block) for pair in pairs)
+        return len(weights) == len(scales) and all(scales_fit(*pair, self._block) for pair in pairs)
 
     def _dense(
         self, weights: list[torch.Tensor], scales: list[torch.Tensor], dtype: torch.dtype
     ) -> list[torch.Tensor]:
         if not scales:
             return [weight.to(dtype) for weight in weights]
-        return [scaled(*p, self._block, dtype) for p in zip(weights, scales, strict=True)]
+        return [dequantize_fp8(*p, self._block, dtype) for p in zip(weights, scales, strict=True)]
 
 
 class Unpack(_Operation):
@@ -175,7 +177,7 @@ class Unpack(_Operation):
         if set(parts) != {"blocks", "scales"}:
             return {}
         dtype = _dtype(model, full_layer_name)
-        return {full_layer_name: unpacked(parts["blocks"], parts["scales"], dtype)}
+        return {full_layer_name: dequantize_mxfp4(parts["blocks"], parts["scales"], dtype)}
 
 
 def _dtype(model: nn.Module, name: str) -> torch.dtype:

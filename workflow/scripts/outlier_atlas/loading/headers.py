@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from outlier_atlas.checkpoint.folder import headers, is_gguf
-from outlier_atlas.checkpoint.quantization import settings_of
+from outlier_atlas.checkpoint.quantization import quantization_settings
 from outlier_atlas.compat.transformers_internals import from_config, leave_out_ignored
 from outlier_atlas.loading.partial import check_complete, model_on_meta
 from outlier_atlas.loading.shards import is_of_decoder, needed_files
@@ -66,7 +66,7 @@ def check_headers(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    quantized = settings_of(config) is not None
+    quantized = quantization_settings(config) is not None
     if not is_gguf(files):  # the index of GGUF files was built from the names of both sides
         _check_used(folder, files, config, architecture, quantized)
     needed = needed_files(folder, files, architecture, layers, head) or files

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from outlier_atlas.checkpoint.folder import is_gguf
-from outlier_atlas.checkpoint.quantization import ADVICE, block_of, settings_of
-from outlier_atlas.loading.dequantize import fits, scaled, unpacked
+from outlier_atlas.checkpoint.quantization import ADVICE, quantization_settings, scale_block
+from outlier_atlas.loading.dequantize import dequantize_fp8, dequantize_mxfp4, scales_fit
 from outlier_atlas.roles.decoder_weights import StoredWeight
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path, files: Sequence[str], config: PretrainedConfig) -> None:
         self._folder, self._files = folder, files
-        settings = settings_of(config)
-        self._block = None if settings is None else block_of(settings)
+        settings = quantization_settings(config)
+        self._block = None if settings is None else scale_block(settings)
         self._open: dict[str, Any] = {}
         self._gguf: Any = None
         self._stack = ExitStack()
@@ -117,7 +117,7 @@ class Checkpoint:
             raise self._fault(weight)
 
     def _scaled(self, weight: StoredWeight, codes: Tensor, scales: Tensor) -> Matrix:
-        if not fits(codes, scales, self._block):
+        if not scales_fit(codes, scales, self._block):
             raise self._fault(weight)
         take = partial(_take_scaled, codes, scales, self._block)
         rows, columns = codes.shape
@@ -181,10 +181,10 @@ def _take_scaled(
     codes: Tensor, scales: Tensor, block: Sequence[int] | None, start: int, stop: int
 ) -> Tensor:
     if block is None:
-        return scaled(codes[start:stop], scales, None, torch.float32)
+        return dequantize_fp8(codes[start:stop], scales, None, torch.float32)
     height = block[0]
     first = start // height
-    dense = scaled(
+    dense = dequantize_fp8(
         codes[first * height : stop], scales[first : -(-stop // height)], block, torch.float32
     )
     return dense[start - first * height :]
@@ -192,4 +192,4 @@ def _take_scaled(
 
 def _take_packed(blocks: Tensor, scales: Tensor, start: int, stop: int) -> Tensor:
     part = slice(start, stop)
-    return unpacked(blocks[None, part], scales[None, part], torch.float32)[0].T.contiguous()
+    return dequantize_mxfp4(blocks[None, part], scales[None, part], torch.float32)[0].T.contiguous()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from outlier_atlas.checkpoint.folder import GGUF_INDEX
-from outlier_atlas.checkpoint.quantization import ADVICE, settings_of
+from outlier_atlas.checkpoint.quantization import ADVICE, quantization_settings
 from outlier_atlas.compat.transformers_internals import (
     IGNORED_KEYS,
     LOAD,
@@ -150,11 +150,11 @@ def check_complete(
 
 def _loadable(config: PretrainedConfig) -> PretrainedConfig:
     """Return the configuration to load with; it dequantizes quantized weights."""
-    if settings_of(config) is None:
+    if quantization_settings(config) is None:
         return config
-    from outlier_atlas.loading.dequantize import dequantizing
+    from outlier_atlas.loading.dequantize import dequantizing_config
 
-    return dequantizing(config)
+    return dequantizing_config(config)
 
 
 def _check_dtypes(folder: Path, loaded: nn.Module, planned: nn.Module) -> None:

@@ -316,7 +316,7 @@ def is_transposed(module: nn.Module, hidden: int) -> bool | None:
     """Return whether a linear layer or fused experts have their weights as (..., in, out).
 
     Most fused experts have an attribute for it. For others, the output of the down projection is as
-    wide as the residual stream. None if both of its axes are.
+    wide as the residual stream. None if both or neither of its axes are.
 
     Args:
         module: linear layer or fused experts.

@@ -29,7 +29,7 @@ def describe(source: Path, folder: Path) -> None:
     gguf_file = file.read(source)
     try:
         config = configuration.configuration(gguf_file)
-        weights = tensors.weights_of(gguf_file, config)
+        weights = tensors.match_weights(gguf_file, config)
     except (ArithmeticError, AssertionError, LookupError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"{source}: its metadata describes no model that can be built ({gist(error)})"

@@ -58,7 +58,7 @@ class Weight:
 # --- Names ---------------------------------------------------------------------------------------
 
 
-def weights_of(file: GgufFile, config: PretrainedConfig) -> list[Weight]:
+def match_weights(file: GgufFile, config: PretrainedConfig) -> list[Weight]:
     """Return the weights of a model, each with the tensors that it is made of.
 
     Raises:
