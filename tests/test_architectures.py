@@ -1,4 +1,4 @@
-"""Every architecture: its sites by role, and the store equal to hooks in any layer groups."""
+"""Sites of every architecture by role, and the store equal to hooks in any layer groups."""
 
 import re
 
@@ -185,7 +185,10 @@ def offered(architecture):
 
 
 def assert_equal_in_layer_groups(model, sites, tmp_path, layers="all", layer_groups=(1, 2, 3)):
-    """One batch of two sequences; what is recorded inside of modules, as in one layer group."""
+    """Assert that a batch of two sequences has the same values with hooks and in layer groups.
+
+    Values recorded inside of modules are compared with those of one layer group.
+    """
     want = None
     for groups in layer_groups:
         data = config(
@@ -292,7 +295,7 @@ def test_of_a_multimodal_model_the_text_decoder_alone_is_loaded(architecture, tm
 
 
 def test_layers_that_need_those_before_them_are_refused_in_several_groups(llama, monkeypatch):
-    """As nothing but a trial can tell: the model looks into its first layer."""
+    """Only a trial shows this dependence: the model reads its first layer."""
     forward = t.LlamaModel.forward
 
     def looks(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Damaged checkpoints, of each kind one: refused before their weights are loaded, in one line."""
+"""Damaged checkpoints of each kind are refused in one line before weights are loaded."""
 
 import json
 import shutil
@@ -43,14 +43,14 @@ def cut(name, keep):
 
 
 def header(held, length=None):
-    """A safetensors file of 64 zero bytes under a header."""
+    """Return a damage that writes a safetensors file of 64 zero bytes under a header."""
     text = held if isinstance(held, bytes) else json.dumps(held).encode()
     start = struct.pack("<Q", len(text) if length is None else length)
     return content("model.safetensors", start + text + bytes(64))
 
 
 def norm(**changes):
-    """The header of one tensor of 64 bytes, with something wrong in it."""
+    """Return a damage that writes the header of one tensor of 64 bytes with a wrong entry."""
     right = {"dtype": "BF16", "shape": [32], "data_offsets": [0, 64]}
     return header({"model.norm.weight": right | changes})
 
@@ -78,7 +78,7 @@ def renamed(name):
 
 
 def instead(make):
-    """Something in place of the weights."""
+    """Return a damage that replaces the weights."""
 
     def damage(folder):
         path = folder / "model.safetensors"
@@ -342,7 +342,7 @@ def test_the_plan_refuses_what_the_headers_show(llama, tmp_path):
 
 @pytest.mark.parametrize("perplexity", [False, True])
 def test_only_what_runs_has_to_be_there(perplexity, tmp_path):
-    """Layers above the measured ones and the head, where no losses are wanted."""
+    """Layers above the measured ones may be missing, and so may the head without losses."""
     model = tiny.llama(tmp_path / "model", tie_word_embeddings=False)
     lacking = "lm_head" if perplexity else "model.layers.3"
     weights(lambda w: [w.pop(n) for n in list(w) if n.startswith((lacking, "lm_head"))])(model)

@@ -1,4 +1,4 @@
-"""The lease: two jobs of one machine never share a GPU."""
+"""Leases: two jobs of one machine never share a GPU."""
 
 import itertools
 import logging
@@ -59,7 +59,7 @@ def holder(folder, gpus, count):
 
 @pytest.mark.parametrize(("gpus", "count"), [(["0", "1"], 1), (["0", "1", "2"], 2)])
 def test_killed_at_random_processes_never_hold_one_gpu_together(gpus, count, tmp_path):
-    """1,000 leases, contended by four processes of which one after the other is killed."""
+    """Four processes compete for 1,000 leases, while one after the other is killed."""
     draw, kills = random.Random(0), 0
     processes = [holder(tmp_path, gpus, count) for _ in range(4)]
     taken = tmp_path / "taken"

@@ -359,7 +359,7 @@ def test_out_of_memory_says_what_to_do(
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(where, "run" if where is LayerGroup else "place", full)
+    monkeypatch.setattr(where, "run" if where is LayerGroup else "move_to_devices", full)
     with pytest.raises(ValueError, match=said):
         run.extract()
     assert ("This takes less" in caplog.text) == (block is not None)

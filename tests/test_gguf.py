@@ -1,4 +1,4 @@
-"""GGUF files: what a model computes from them, and that nothing in a file is passed over."""
+"""GGUF files: values of their models, and the refusal of everything that would be ignored."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ from outlier_atlas.weights.measure import measure
 
 
 def folder_of(path):
-    """The folder of the model in a file, made once."""
+    """Return the folder of the model in a file, which is written once."""
     folder = path.with_name("model")
     if not folder.exists():
         gguf.describe(path, folder)
@@ -41,7 +41,7 @@ def loaded(folder, layers=None, dtype="float32"):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Paths of tiny files by name, and the models that they were written from."""
+    """Return a function from names to the path of a tiny file and the model it was written from."""
     kept = {}
 
     def write(name):
@@ -144,7 +144,7 @@ def test_a_file_with_one_tensor_changed_is_refused_by_its_name(name, written):
 
 @pytest.mark.parametrize("name", ["llama", "qwen3moe", "gemma2", "phi3", "stablelm", "falcon"])
 def test_no_key_of_the_metadata_is_passed_over(name, written):
-    """Another value of a key is another model, or is refused by the name of the key."""
+    """Another value of a key gives another model, or is refused by the name of the key."""
     path, _ = written(name)
     whole = file.read(path)
     held = configuration.configuration(whole).to_dict()
@@ -166,7 +166,7 @@ def test_no_key_of_the_metadata_is_passed_over(name, written):
 
 @pytest.mark.parametrize("name", ["llama", "qwen3moe", "gemma3", "phi3", "stablelm", "starcoder2"])
 def test_a_key_that_is_missing_is_refused_or_means_what_llama_cpp_takes_it_for(name, written):
-    """Never what the class of the configuration has by default, which is of another model."""
+    """The default of the configuration's class, which belongs to another model, is never used."""
     whole = file.read(written(name)[0])
     own = f"{whole.architecture}."
     held = configuration.configuration(whole).to_dict()

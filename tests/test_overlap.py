@@ -1,4 +1,4 @@
-"""Reading, computing and writing go on at once, within a bound, and an error loses nothing."""
+"""Reading, computing and writing overlap within a bound, and an error loses nothing."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ from outlier_atlas.store.commits import COMMITS
 from outlier_atlas.store.layout import BOUNDARY
 
 PATIENCE = 60
-"""Seconds after which what should have happened at once did not."""
+"""Seconds to wait for an event that should happen immediately."""
 SEQUENCES = 6
 ONE_BATCH = 4 * 3 * 8 * 32 * 2
 """Bytes of the sites of a sequence: layers x sites x tokens x channels, bfloat16."""
@@ -49,7 +49,7 @@ def stored(run):
 
 @pytest.fixture
 def want(run, tmp_path):
-    """What an undisturbed job stores."""
+    """Return what an undisturbed job stores."""
     other = Run(tmp_path / "other", run.settings.model_dump(mode="json"))
     other.prepare()
     other.extract()
@@ -57,7 +57,7 @@ def want(run, tmp_path):
 
 
 def committed(run):
-    """Number of sequences that count: each is a chunk."""
+    """Return the number of committed sequences; each is a chunk."""
     return sum(p.read_text().count("\n") for p in (run.folder / COMMITS).glob("*.jsonl"))
 
 
@@ -67,7 +67,7 @@ def assert_stored(run, want):
 
 
 def counting_forwards(monkeypatch, reached=lambda count: None):
-    """Counts the forward passes that have begun."""
+    """Count the forward passes that have begun."""
     begun = []
     forward = LayerGroup.run
 
@@ -95,7 +95,7 @@ def test_a_batch_computes_while_the_one_before_is_written(run, want, monkeypatch
 
 
 def test_no_more_than_one_batch_waits_to_be_written(run, monkeypatch):
-    """Else a kill would cost all that wait, which are many where batches are small."""
+    """A kill would lose all waiting batches, which are many if batches are small."""
     write = Arrays.write
     behind = []
 
@@ -253,7 +253,7 @@ def test_writing_threads_do_not_meet_on_a_core():
 
 
 def test_a_tensor_larger_than_what_may_wait_is_not_waited_for_in_vain(run, want, monkeypatch):
-    """One piece is held for a second one, which may not come before the first is written."""
+    """A piece waits for a second one, which may not come before the first is written."""
     monkeypatch.setattr(writer, "HOST_QUEUE_BYTES", 1)
     run.extract()
     assert_stored(run, want)

@@ -1,4 +1,4 @@
-"""Quantized checkpoints: dequantized, exactly and into the run's dtype, or not at all."""
+"""Quantized checkpoints: dequantized exactly into the run's dtype, or refused."""
 
 import json
 import re
@@ -162,7 +162,7 @@ def test_packed_weights_of_which_the_configuration_does_not_tell_are_refused(dty
 
 
 def test_whole_numbers_that_are_no_weights_are_not_taken_for_packed_ones(tmp_path):
-    """Such as the causal masks that old checkpoints of gpt2 have."""
+    """An example are the causal masks in old checkpoints of gpt2."""
     model = tiny.llama(tmp_path / "model")
     mask = {"model.layers.1.self_attn.bias": torch.ones(4, 4, dtype=torch.uint8)}
     tiny.save_weights(model, load_file(model / "model.safetensors") | mask)
@@ -188,7 +188,7 @@ def test_codes_whose_scales_do_not_fit_are_refused(name, fault, tmp_path):
 @pytest.mark.parametrize("method", ["fp8", "mxfp4"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8])
 def test_codes_that_nothing_scales_are_refused(dtype, method, tmp_path):
-    """Such as fused experts whose scales have a name that nobody knows."""
+    """An example are fused experts whose scales have an unknown name."""
     model = tiny.checkpoint(tmp_path / "model", t.GptOssConfig(**tiny.SIZES, num_local_experts=4))
     weights = load_file(model / "model.safetensors")
     name = "model.layers.1.mlp.experts.down_proj"
