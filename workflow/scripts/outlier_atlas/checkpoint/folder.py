@@ -155,8 +155,8 @@ def tokenizer_sums(folder: Path) -> dict[str, str]:
     known to be something else.
     """
     names = [name for name in regular_files(folder) if not _is_one_of(name, NO_TOKENIZER)]
-    more = regular_files(folder / TEMPLATES) if (folder / TEMPLATES).is_dir() else []
-    return sha256_by_name(folder, [*names, *(f"{TEMPLATES}/{name}" for name in more)])
+    templates = regular_files(folder / TEMPLATES) if (folder / TEMPLATES).is_dir() else []
+    return sha256_by_name(folder, [*names, *(f"{TEMPLATES}/{name}" for name in templates)])
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -221,9 +221,9 @@ def _gguf_tensors(folder: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Yield each weight of a GGUF model, once for every file that stores some of its tensors."""
     for name, weight in read_record(folder / GGUF_INDEX)["weights"].items():
         for file in sorted({blocks["file"] for blocks in weight["blocks"]}):
-            own = [blocks for blocks in weight["blocks"] if blocks["file"] == file]
-            size = sum(blocks["size"] for blocks in own)
-            kinds = "+".join(sorted({blocks["type"] for blocks in own}))
+            file_blocks = [blocks for blocks in weight["blocks"] if blocks["file"] == file]
+            size = sum(blocks["size"] for blocks in file_blocks)
+            kinds = "+".join(sorted({blocks["type"] for blocks in file_blocks}))
             yield file, name, {"dtype": kinds, "shape": weight["shape"], "data_offsets": [0, size]}
 
 

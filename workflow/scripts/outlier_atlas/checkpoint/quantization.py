@@ -34,9 +34,9 @@ ADVICE = "take the checkpoint that it was made from"
 
 def quantization_settings(config: PretrainedConfig) -> Any:
     """Return the `quantization_config` of a checkpoint or of its text decoder; None without one."""
-    whole = getattr(config, "quantization_config", None)
-    if whole is not None:
-        return whole
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None:
+        return settings
     return getattr(config.get_text_config(decoder=True), "quantization_config", None)
 
 

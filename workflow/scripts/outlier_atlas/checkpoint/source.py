@@ -314,9 +314,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
                 f"code, set model.trust_remote_code: true"
             ) from error
         message = gist(error, folder)
-        where = _no_json(folder) or folder
+        path = _no_json(folder) or folder
         raise ValueError(
-            f"{where}: its tokenizer cannot be read ({message}); fetch it again"
+            f"{path}: its tokenizer cannot be read ({message}); fetch it again"
         ) from error
 
 

@@ -40,7 +40,7 @@ def devices(device: str, count: int, job: str) -> Iterator[list[str]]:
 
     Args:
         device: `auto`, `cuda`, `mps` or `cpu`.
-        count: number of GPUs; other devices are used one at a time.
+        count: number of GPUs; a job uses one device of any other kind.
         job: name of the job, shown to jobs that wait for its GPUs.
 
     Yields:

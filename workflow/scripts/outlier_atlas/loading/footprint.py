@@ -55,15 +55,18 @@ class Sizes:
 
     def weights(self, layers: range, head: bool = False) -> int:
         """Return the bytes of the weights of a layer group, with or without the head."""
-        own = sum(self.layers[layer] for layer in layers) + (self.head if head else 0)
+        weights = sum(self.layers[layer] for layer in layers) + (self.head if head else 0)
         embedded = 0 in layers or (head and self.tied)
-        return own + self.rest + (self.embedding if embedded else 0)
+        return weights + self.rest + (self.embedding if embedded else 0)
 
     def fullest(self, layers: range, devices: int, head: bool = False) -> int:
         """Return the bytes of a layer group's weights on the device that has the most of them."""
-        own = [self.layers[layer] for layer in layers]
-        own[0] += self.weights(layers, head) - sum(own)
-        return max(sum(own[i] for i in part) for part in spread(own, min(devices, len(own))))
+        layer_bytes = [self.layers[layer] for layer in layers]
+        layer_bytes[0] += self.weights(layers, head) - sum(layer_bytes)
+        return max(
+            sum(layer_bytes[i] for i in part)
+            for part in spread(layer_bytes, min(devices, len(layer_bytes)))
+        )
 
 
 def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, tokens: int) -> Sizes:
@@ -118,7 +121,7 @@ def _head_sizes(
     with counter:
         head.losses(hidden, ids)
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    return {"head": size, "tied": bool(tied), "losses": counter.most}
+    return {"head": size, "tied": bool(tied), "losses": counter.peak}
 
 
 def _forward(
@@ -141,9 +144,9 @@ def _forward(
         except Exception as error:
             failed = error
         else:
-            return counter.most, None
-    # The last attempt had no mask, as in a run. Operations that only the meta device lacks are
-    # named in the error.
+            return counter.peak, None
+    # The last attempt had no mask, as in a run. If only the meta device lacks an operation, the
+    # error is of this type or names the device.
     only_on_meta = isinstance(failed, NotImplementedError) or "meta" in str(failed)
     return None, None if only_on_meta else failed
 
@@ -152,12 +155,12 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Dispatch mode that counts the bytes of all tensors that exist at the same time.
 
     Attributes:
-        most: the largest number of bytes so far.
+        peak: the largest number of bytes so far.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.most = 0
+        self.peak = 0
         self._now = 0
         self._users: dict[int, int] = {}
 
@@ -177,7 +180,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if storage not in self._users:
                 self._users[storage] = 0
                 self._now += size
-                self.most = max(self.most, self._now)
+                self.peak = max(self.peak, self._now)
             self._users[storage] += 1
             weakref.finalize(tensor, self._release, storage, size)
         return result

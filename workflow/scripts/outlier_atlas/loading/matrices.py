@@ -142,10 +142,10 @@ class Checkpoint:
 
 def _plain(weight: StoredWeight, stored: Tensor) -> Iterator[Matrix]:
     """Yield the matrices of a stored tensor that is not quantized."""
-    whole = stored.transpose(-2, -1) if weight.transposed else stored
-    matrices = list(whole) if whole.dim() == 3 else [whole]
+    matrix_or_stack = stored.transpose(-2, -1) if weight.transposed else stored
+    matrices = list(matrix_or_stack) if matrix_or_stack.dim() == 3 else [matrix_or_stack]
     for index, matrix in enumerate(matrices):
-        expert = index if whole.dim() == 3 else weight.expert
+        expert = index if matrix_or_stack.dim() == 3 else weight.expert
         rows, columns = matrix.shape
         yield Matrix(weight, expert, _name(stored), rows, columns, partial(_take, matrix))
 

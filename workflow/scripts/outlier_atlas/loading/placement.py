@@ -70,8 +70,8 @@ def move_to_devices(model: nn.Module, stack: str, layers: range, devices: Sequen
 
 def _parents(model: nn.Module, stack: str) -> list[nn.Module]:
     """Return the modules that contain the stack."""
-    way = stack.split(".")
-    return [model.get_submodule(".".join(way[:depth])) for depth in range(len(way))]
+    names = stack.split(".")
+    return [model.get_submodule(".".join(names[:depth])) for depth in range(len(names))]
 
 
 def _put(module: nn.Module, device: str) -> None:

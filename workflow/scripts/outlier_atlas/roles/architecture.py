@@ -86,10 +86,10 @@ class Architecture:
             ValueError: a layer does not exist, a site is missing in one of the layers, or the
                 number of channels of a site differs between layers.
         """
-        beyond = [layer for layer in layers if layer >= self.layers]
-        if beyond:
+        missing = [layer for layer in layers if layer >= self.layers]
+        if missing:
             raise ValueError(
-                f"extraction.layers: the model has no layer {beyond[0]}; it has {self.layers} "
+                f"extraction.layers: the model has no layer {missing[0]}; it has {self.layers} "
                 f"(0 to {self.layers - 1})"
             )
         return {site: self._channels(site, layers) for site in sites}
@@ -148,13 +148,13 @@ class Architecture:
         )  # fmt: skip
 
     def _channels(self, site: Site, layers: Sequence[int]) -> int:
-        lacking = [layer for layer in layers if site not in self.taps[layer]]
-        if lacking:
+        missing = [layer for layer in layers if site not in self.taps[layer]]
+        if missing:
             everywhere = [s for s in SITES if all(s in self.taps[layer] for layer in layers)]
             layers_with_site = [layer for layer in layers if site in self.taps[layer]]
             advice = f"; `layers: {layers_with_site}` have {site}" if layers_with_site else ""
             raise ValueError(
-                f"extraction.sites: {self.model_class.__name__} has no {site} in layer {lacking[0]}"
+                f"extraction.sites: {self.model_class.__name__} has no {site} in layer {missing[0]}"
                 f" that can be identified; it has {', '.join(everywhere)}{advice}"
             )
         channels = {self.taps[layer][site].channels for layer in layers}
@@ -185,9 +185,9 @@ def describe(config: PretrainedConfig, trust_remote_code: bool = False) -> Archi
     hidden = int(text.hidden_size)
     flow = trace_residual(decoder, stack)
     check_causal(config, text, flow, name)
-    if flow is not None and (idle := sorted({*range(len(stack))} - flow.blocks.keys())):
+    if flow is not None and (unused := sorted({*range(len(stack))} - flow.blocks.keys())):
         raise ValueError(
-            f"{name}: its layer {idle[0]} does not run without images or other input; choose "
+            f"{name}: its layer {unused[0]} does not run without images or other input; choose "
             f"another model"
         )
     if flow is not None and any(
@@ -309,14 +309,14 @@ def _decoder(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
 
 def _outside_decoder(model: nn.Module, decoder: nn.Module) -> list[str]:
     """Return the paths of modules with weights that are neither in the decoder nor contain it."""
-    inside = set(decoder.modules())
+    decoder_modules = set(decoder.modules())
     ancestors = {path for path, module in model.named_modules() if decoder in set(module.modules())}
     return [
         path
         for path, module in model.named_modules()
         if path not in ancestors
         and path.rpartition(".")[0] in ancestors
-        and module not in inside
+        and module not in decoder_modules
         and any(True for _ in module.parameters())
     ]
 

@@ -133,14 +133,14 @@ class HeadTracer:
         self._sources: dict[int, frozenset[_MovedOutput]] = {}
         self._scores: dict[int, _Scores] = {}
         self._moved: dict[int, _MovedOutput] = {}
-        self._begun: set[int] = set()
+        self._labelled: set[int] = set()
         self._operands: dict[Role, list[_Operand]] = {"q": [], "k": [], "v": []}
-        self._lost = False
+        self._overwritten = False
 
     def start(self, module: str, output: torch.Tensor) -> None:
         """Label the values of a projection's output, unless an inner projection returned it."""
-        if id(output) not in self._begun:
-            self._begun.add(id(output))
+        if id(output) not in self._labelled:
+            self._labelled.add(id(output))
             labels = torch.arange(output.numel()).reshape(output.shape)
             self._remember(output, _MovedOutput(module, output.shape[-1], labels))
 
@@ -222,7 +222,7 @@ class HeadTracer:
     def _add_product(self, queries: _Operand, keys: _Operand, values: _Operand) -> None:
         for role, operand in zip(self._operands, (queries, keys, values), strict=True):
             self._operands[role].append(
-                replace(operand, sources=frozenset()) if self._lost else operand
+                replace(operand, sources=frozenset()) if self._overwritten else operand
             )
 
     def _multiply(self, first: torch.Tensor, second: torch.Tensor, product: torch.Tensor) -> None:
@@ -235,7 +235,7 @@ class HeadTracer:
     def _overwrite(self, written: torch.Tensor, inputs: Sequence[torch.Tensor]) -> None:
         """Mark views into a tensor as unknown once other values are written into the tensor."""
         if not _channels(self._sources_of(*inputs)) <= _channels(self._sources_of(written)):
-            self._lost = True
+            self._overwritten = True
 
     def _pass_scores_on(
         self, func: Any, args: Sequence[Any], inputs: Sequence[torch.Tensor], outputs: Any

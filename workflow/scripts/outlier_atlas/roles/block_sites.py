@@ -69,10 +69,10 @@ class Tap:
             batch: number of sequences.
             tokens: number of tokens in a sequence.
         """
-        whole = tensor.reshape(batch, tokens, tensor.shape[-1])
+        values = tensor.reshape(batch, tokens, tensor.shape[-1])
         if self.ranges is None:
-            return whole
-        parts = [whole[..., first:stop] for first, stop in self.ranges]
+            return values
+        parts = [values[..., first:stop] for first, stop in self.ranges]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def positions(self, tensor: torch.Tensor) -> list[int]:
@@ -169,9 +169,13 @@ def readers_of_block(flow: BlockFlow, path: str, taps: Mapping[Place, Tap]) -> d
         if site not in taps:
             continue
         inner_path = taps[site].module.removeprefix(f"{path}.")
-        whole = flow.calls.get(inner_path)
+        site_call = flow.calls.get(inner_path)
         for name, call in flow.calls.items():
-            if whole and f"{name}.".startswith(f"{inner_path}.") and call.input is whole.input:
+            if (
+                site_call
+                and f"{name}.".startswith(f"{inner_path}.")
+                and call.input is site_call.input
+            ):
                 readers[f"{path}.{name}"] = site
     return readers
 
@@ -212,9 +216,9 @@ class _Block:
         if call is None or call.input is None or not call.outputs:
             return False
         shape = call.input_shape if tap.side == "input" else call.output_shape
-        whole = tap.ranges is not None or tap.side in ("experts", "attention")
+        any_width = tap.ranges is not None or tap.side in ("experts", "attention")
         rows, channels = prod(shape[:-1]), shape[-1:]
-        return rows == prod(self.flow.shape[:-1]) and (whole or channels == (tap.channels,))
+        return rows == prod(self.flow.shape[:-1]) and (any_width or channels == (tap.channels,))
 
     def only_child(self, pattern: re.Pattern[str]) -> str | None:
         """Return the name of the only child whose class name matches; None if several do."""
@@ -239,12 +243,12 @@ class _Block:
 
         The output of a shared expert is only a part of the module's output.
         """
-        whole = self.flow.calls.get(module) if self.flow else None
-        if self.flow is None or whole is None or not whole.outputs:
+        module_call = self.flow.calls.get(module) if self.flow else None
+        if self.flow is None or module_call is None or not module_call.outputs:
             return
         for path, child in self.named_modules_in(module, names):
             call, channels = self.flow.calls.get(path), width(child)[0]
-            if channels and call and call.outputs and call.outputs[0] is whole.outputs[0]:
+            if channels and call and call.outputs and call.outputs[0] is module_call.outputs[0]:
                 yield self.tap(site, path, "input", channels)
                 return
 

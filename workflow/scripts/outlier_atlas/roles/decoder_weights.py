@@ -108,14 +108,14 @@ def stored_weights(
     conversion = Conversion(model)
     tensors = _by_weight(folder, files)
     experts: Counter[tuple[str, str]] = Counter()
-    seen: set[int] = set()
+    listed: set[int] = set()
     weights = []
     for name in sorted(tensors, key=conversion.natural):
         target, pattern = conversion.target(name)
         parameter = parameters.get(target)
-        if parameter is None or (pattern is None and id(parameter.weight) in seen):
+        if parameter is None or (pattern is None and id(parameter.weight) in listed):
             continue
-        seen.add(id(parameter.weight))
+        listed.add(id(parameter.weight))
         shape, parts = tensors[name]
         # Packed weights have blocks along the input, so they are stored as (..., out, in).
         packed = name not in parts

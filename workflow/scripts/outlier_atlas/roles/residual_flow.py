@@ -43,20 +43,20 @@ class Node:
         """Whether the tensor is the result of a matrix product, with or without a bias."""
         return any(node.is_product for node in (self, *self.terms))
 
-    def summands(self, whole: Container[Node]) -> Iterator[Node]:
-        """Yield the summands of the tensor; nodes in `whole` are not decomposed further."""
-        if not self.terms or self in whole:
+    def summands(self, atoms: Container[Node]) -> Iterator[Node]:
+        """Yield the summands of the tensor; nodes in `atoms` are not decomposed further."""
+        if not self.terms or self in atoms:
             yield self
             return
         for term in self.terms:
-            yield from term.summands(whole)
+            yield from term.summands(atoms)
 
-    def sums(self, whole: Container[Node]) -> Iterator[Node]:
+    def sums(self, atoms: Container[Node]) -> Iterator[Node]:
         """Yield the tensor and the sums between it and its summands."""
-        if self.terms and self not in whole:
+        if self.terms and self not in atoms:
             yield self
             for term in self.terms:
-                yield from term.sums(whole)
+                yield from term.sums(atoms)
 
 
 @dataclass
@@ -101,13 +101,13 @@ class BlockFlow:
     attention: dict[str, int]
     tuple_length: int
 
-    def whole(self) -> set[Node]:
+    def atoms(self) -> set[Node]:
         """Return the nodes that are not decomposed: the block's input and its modules' outputs."""
         return {self.input, *(call.outputs[0] for call in self.calls.values() if call.outputs)}
 
     def summands(self) -> list[Node]:
         """Return the summands of the residual stream out of the block."""
-        return list(self.output.summands(self.whole() - {self.output}))
+        return list(self.output.summands(self.atoms() - {self.output}))
 
     def contribution(self, path: str) -> str | None:
         """Return the module whose output is what the module at `path` adds to the residual stream.
@@ -152,11 +152,11 @@ class BlockFlow:
         call = self.calls.get(mlp)
         if call is None:
             return None
-        whole = self.whole() - {self.output}
+        atoms = self.atoms() - {self.output}
         between = [
             node
-            for node in self.output.sums(whole)
-            if node is not self.output and any(s is self.input for s in node.summands(whole))
+            for node in self.output.sums(atoms)
+            if node is not self.output and any(s is self.input for s in node.summands(atoms))
         ]
         if len(between) != 1:
             return None

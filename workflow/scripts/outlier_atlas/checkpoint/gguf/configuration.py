@@ -116,15 +116,15 @@ def _values(file: GgufFile) -> dict[str, Any]:
     """
     from gguf import MODEL_ARCH_NAMES
 
-    own = f"{file.architecture}."
+    prefix = f"{file.architecture}."
     # Tools add keys in their own namespaces, which no reader uses.
-    known = {*MODEL_ARCH_NAMES.values(), "rope", "attention", "adapter", "clip"}
+    namespaces = {*MODEL_ARCH_NAMES.values(), "rope", "attention", "adapter", "clip"}
     values = {}
     for key, value in file.metadata.items():
         space = key.partition(".")[0]
-        if key.startswith(own):
-            values[key.removeprefix(own)] = value
-        elif space in known and not key.startswith(ELSEWHERE):
+        if key.startswith(prefix):
+            values[key.removeprefix(prefix)] = value
+        elif space in namespaces and not key.startswith(ELSEWHERE):
             raise _refusal(file, key, value, "belongs to another architecture or is unknown")
     if values.get("rope.scaling.type") == "linear":
         factor = values.get("rope.scaling.factor")
@@ -161,8 +161,8 @@ def _from_all_parts(config: PretrainedConfig, file: GgufFile) -> None:
 
 def _attribute(config: PretrainedConfig, key: str) -> str | None:
     # A configuration also keeps entries that its class does not use, so look at a new one.
-    own = type(config)()
-    return next((name for name in ATTRIBUTES.get(key, ()) if hasattr(own, name)), None)
+    defaults = type(config)()
+    return next((name for name in ATTRIBUTES.get(key, ()) if hasattr(defaults, name)), None)
 
 
 def _set(config: PretrainedConfig, key: str, value: Any) -> None:
@@ -251,8 +251,8 @@ def _rotation(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) 
 
 
 def _head_width(config: PretrainedConfig) -> int:
-    own = getattr(config, "head_dim", None)
-    return int(own or config.hidden_size // config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None)
+    return int(head_dim or config.hidden_size // config.num_attention_heads)
 
 
 def _rotated(config: PretrainedConfig) -> int:

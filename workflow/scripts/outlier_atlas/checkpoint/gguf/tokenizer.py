@@ -138,7 +138,7 @@ def _byte_level(file: GgufFile) -> PreTrainedTokenizerBase:
     backend.decoder = decoders.ByteLevel()
     if name in NFC:
         backend.normalizer = normalizers.NFC()
-    named = {
+    special_tokens = {
         key: tokens[number]
         for key, at in NAMED.items()
         if (number := _entry(file, at)) is not None and 0 <= number < len(tokens)
@@ -147,7 +147,7 @@ def _byte_level(file: GgufFile) -> PreTrainedTokenizerBase:
         tokenizer_object=backend,
         chat_template=file.metadata.get("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
-        **named,
+        **special_tokens,
     )
     for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
         tokenizer.add_tokens(
@@ -250,9 +250,9 @@ def _frame(file: GgufFile, tokenizer: Any) -> None:
 
     keys = ("add_bos_token", "add_eos_token")
     inner = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
+    framed = tokenizer("a")["input_ids"]
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    has = (whole[: len(whole) - len(inner)] == [ends[0]], whole[-1:] == [ends[1]] != inner[-1:])
+    has = (framed[: len(framed) - len(inner)] == [ends[0]], framed[-1:] == [ends[1]] != inner[-1:])
     defaults = (has[0] or _entry(file, "pre") in WHOLE_WORDS, has[1])
     stated = tuple(
         bool(_entry(file, key, default)) for key, default in zip(keys, defaults, strict=True)
