@@ -1,4 +1,4 @@
-"""Models and datasets of the hub, served by a stand-in that speaks its protocol on loopback."""
+"""Models and datasets of the hub, against a stand-in that speaks its protocol on loopback."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def hub(tmp_path_factory):
 
 
 def _unusable(models):
-    """Write models that cannot run, as their configuration or the headers of their weights show."""
+    """Models that cannot run, as their configuration or the headers of their weights tell."""
     good = json.loads((models / "good" / "config.json").read_text())
     encoder = {"model_type": "distilbert", "vocab_size": 320, "n_layers": 4, "dim": 32}
     for name, config in {
@@ -171,7 +171,7 @@ def drive(cases, folder, url):
 
 @pytest.fixture(scope="module")
 def outcome(hub, tmp_path_factory):
-    """Return the result of each case, fetched by a separate process as a rule does."""
+    """What becomes of each case; fetched by one process of its own, as a rule would."""
     folder = tmp_path_factory.mktemp("fetched")
     with HubServer(hub) as server:
         results = drive(CASES, folder, server.url)

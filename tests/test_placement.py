@@ -12,7 +12,7 @@ from pipeline import Run
 from test_architectures import GPT2, ROWS, assert_equal_in_layer_groups
 
 from outlier_atlas.checkpoint.source import load_config
-from outlier_atlas.devices.registry import device_of
+from outlier_atlas.devices.registry import of
 from outlier_atlas.extraction import compute
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.loading.footprint import sizes
@@ -129,7 +129,7 @@ def taken(folder, layers, devices, batch):
     move_to_devices(model, described.stack, layers, devices)
     taps = [tap for layer in layers for tap in described.taps[layer].values()]
     group, copies = LayerGroup(model, described, layers, taps), {}
-    group.run(batch, lambda tap, x: copies.update({(tap.site, tap.layer): device_of(x).to_host(x)}))
+    group.run(batch, lambda tap, x: copies.update({(tap.site, tap.layer): of(x).to_host(x)}))
     for copy in copies.values():
         copy.wait()
     return {key: copy.values for key, copy in copies.items()}

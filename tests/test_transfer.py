@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from outlier_atlas.devices.cuda import Cuda
-from outlier_atlas.devices.registry import get_device
+from outlier_atlas.devices.registry import named
 
 
 class StandIn:
@@ -64,13 +64,13 @@ def test_on_cuda_an_input_is_copied_from_pinned_memory_beside_the_forward_pass(c
 def test_elsewhere_the_forward_pass_moves_its_input_itself():
     values = torch.ones(2)
     for device in ("cpu", "mps"):
-        assert get_device(device).upload(values).take() is values
+        assert named(device).upload(values).take() is values
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_what_arrives_on_a_device_is_what_was_sent():
-    upload = get_device("cuda:0").upload
+    upload = named("cuda:0").upload
     sent = [torch.randn(1 << 20) for _ in range(8)]
     ahead = [upload(values) for values in sent]
     assert all(

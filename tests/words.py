@@ -35,7 +35,6 @@ CLEAN = [
     "compat",
     "devices",
     "extraction/batched_queue.py",
-    "extraction/boundary_cleanup.py",
     "extraction/capture.py",
     "extraction/float32.py",
     "extraction/layer_group.py",

@@ -20,7 +20,7 @@ from outlier_atlas.ablation.variants import (
     ZeroExpertWeight,
     ZeroWeight,
 )
-from outlier_atlas.devices.registry import device_of
+from outlier_atlas.devices.registry import of
 from outlier_atlas.roles.architecture import Architecture
 from outlier_atlas.roles.block_sites import Tap, is_transposed, width
 from outlier_atlas.roles.experts import biases, down_projection
@@ -89,7 +89,7 @@ def massive_tokens(x: torch.Tensor, edit: SetMassive) -> torch.Tensor:
     Args:
         x: (token, channel), float32: the site of the whole sequence.
     """
-    magnitudes = (x if device_of(x).has_float64 else x.cpu()).abs()
+    magnitudes = (x if of(x).has_float64 else x.cpu()).abs()
     own = magnitudes[:, edit.channel]
     finite = torch.where(magnitudes.isfinite(), magnitudes, torch.nan)
     # Both give the lower of the two middle values.

@@ -30,7 +30,7 @@ from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
 from outlier_atlas.extraction import preflight
 from outlier_atlas.files import read_record
-from outlier_atlas.loading.malloc_tuning import limit_kernel_caches
+from outlier_atlas.loading.malloc_tuning import few_kernels
 from outlier_atlas.loading.partial import DTYPES
 from outlier_atlas.plan.memory_budget import ConcurrentJobs
 from outlier_atlas.plan.requirements import plan
@@ -113,7 +113,7 @@ def _leased(ablation: Ablation, streams: Streams) -> Iterator[Sequence[str]]:
     with devices(ablation.device, gpus, f"{ablation.run.name}, ablation") as where:
         _settle(ablation, streams, Origin.now(where[0]))
         torch.set_num_threads(ablation.threads)
-        limit_kernel_caches()
+        few_kernels()
         _refuse_too_large(ablation, where)
         ablation.weights.check()
         try:

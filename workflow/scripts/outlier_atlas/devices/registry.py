@@ -1,6 +1,6 @@
 """Registry of devices by their names in torch.
 
-A new kind of device needs a class (`interface.Device`), a line in `get_device`, a line in
+A new kind of device needs a class (`interface.Device`), a line in `named`, a line in
 `candidates`, and its name in `settings/configuration.py`.
 """
 
@@ -22,7 +22,7 @@ HOST = "cpu"
 
 
 @cache
-def get_device(name: str) -> Device:
+def named(name: str) -> Device:
     """Return the device with a name such as `cuda:0`, `mps` or `cpu`."""
     kind = name.partition(":")[0]
     if kind == "cuda":
@@ -32,9 +32,9 @@ def get_device(name: str) -> Device:
     return Mps(name) if kind == "mps" else Cpu(name)
 
 
-def device_of(tensor: torch.Tensor) -> Device:
+def of(tensor: torch.Tensor) -> Device:
     """Return the device that a tensor is on."""
-    return get_device(str(tensor.device))
+    return named(str(tensor.device))
 
 
 def candidates(kind: str) -> list[str]:

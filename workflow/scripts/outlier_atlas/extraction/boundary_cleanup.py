@@ -1,4 +1,4 @@
-"""Deletion of boundaries in a run without stored values, after the next layer group read them."""
+"""Boundaries of a run that stores no values: each goes when the next layer group has read it."""
 
 from __future__ import annotations
 
@@ -12,36 +12,34 @@ from outlier_atlas.store.rows import shards_of_chunk
 
 
 def delete_read(run: Path, work: Work, batch_size: int) -> None:
-    """Delete the boundary before a layer group whose own rows are all committed.
+    """Delete the boundary before a layer group, all of whose own rows are committed.
 
-    The commits are removed before the chunks. So no commit exists for a deleted chunk: a job that
-    needs the boundary later finds it missing, and it is recomputed. The last sequence shard to
-    finish deletes a chunk that several shards share, because each shard commits its rows before it
-    checks.
+    Its commits go first: no commit stands for a chunk that was deleted on purpose, so what needs
+    the boundary later finds it missing and has it computed again. A chunk that other sequence
+    shards share is deleted by the last one of them to end: each has committed its rows before it
+    looks.
 
     Args:
-        run: folder of the run.
-        work: the job of the layer group and sequence shard.
         batch_size: sequences in a forward pass; other sequence shards read whole batches, too.
     """
-    boundary = work.boundary_before
-    assert boundary is not None, "a later layer group has a boundary before it"
+    before = work.boundary_before
+    assert before is not None, "a later layer group has a boundary before it"
     commits = Commits.load(run / COMMITS)
     chunks = frozenset(rows.chunk for rows in work.rows) - _still_read(work, commits, batch_size)
 
-    def without_chunks(commit: Commit) -> Commit:
+    def revised(commit: Commit) -> Commit:
         if commit.rows.chunk not in chunks:
             return commit
-        return without(commit, lambda target: target == boundary)
+        return without(commit, lambda target: target == before)
 
-    revise(run / COMMITS, without_chunks)
+    revise(run / COMMITS, revised)
     arrays = Arrays(run, work.layout)
     for chunk in sorted(chunks):
-        arrays.chunks.remove(boundary, chunk)
+        arrays.chunks.remove(before, chunk)
 
 
 def _still_read(work: Work, commits: Commits, batch_size: int) -> frozenset[int]:
-    """Return the chunks of the boundary that other sequence shards have yet to read."""
+    """The chunks that other sequence shards have yet to read at the boundary."""
     starts = work.tokens.sequence_starts
     edges = (work.rows[0].chunk, work.rows[-1].chunk)
     sharing = {shard for chunk in edges for shard in shards_of_chunk(work.layout, starts, chunk)}

@@ -12,7 +12,7 @@ import torch
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
-from outlier_atlas.devices.registry import get_device
+from outlier_atlas.devices.registry import named
 from outlier_atlas.extraction import preflight
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.measurement import Measurement
@@ -20,7 +20,7 @@ from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.versions import check
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
-from outlier_atlas.loading.malloc_tuning import limit_kernel_caches
+from outlier_atlas.loading.malloc_tuning import few_kernels
 from outlier_atlas.plan.memory_budget import ConcurrentJobs
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import COMMITS, Commits, Rows
@@ -52,7 +52,7 @@ def compute(job: Job, work: Work) -> None:
 def _compute(job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs) -> None:
     """Plan, load once and stream until nothing is missing; leave a record of what it took."""
     torch.set_num_threads(job.threads)
-    limit_kernel_caches()
+    few_kernels()
     CheckedWeights(job.model_record, job.resources).check()
     made = preflight.planned(job, work, len(where))
     job = replace(job, batch_size=preflight.automatic(made, job, work, where, concurrent))
@@ -99,7 +99,7 @@ def _stream(
             size = size // 2
             said = "layers %s: out of memory on %s; going on with batches of %d"
             log.warning(said, work.span, ", ".join(where), size)
-        get_device(where[0]).empty_cache()
+        named(where[0]).empty_cache()
         # What was committed counts; the batch in flight is done again, in smaller ones.
         missing = work.missing(Commits.load(job.run / COMMITS), size)
     return size
@@ -148,7 +148,7 @@ def load(
 
 def _say_where(job: Job, where: str) -> None:
     """One job of the run says it on the terminal; every job has it in its log."""
-    if get_device(where).is_host and job.device == "auto":
+    if named(where).is_host and job.device == "auto":
         level = logging.WARNING if job.group == job.shard == 0 else logging.DEBUG
         log.log(
             level, "no CUDA device here: running on the CPU, %s a job", count(job.threads, "thread")

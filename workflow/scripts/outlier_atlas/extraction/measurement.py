@@ -10,7 +10,7 @@ from types import TracebackType
 
 from torch import nn
 
-from outlier_atlas.devices.registry import device_of, get_device
+from outlier_atlas.devices.registry import named, of
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.job_metrics import Measured
@@ -39,7 +39,7 @@ class Measurement:
     def __enter__(self) -> Measurement:
         self._started = time.monotonic()
         for device in self._where:
-            get_device(device).reset_peak()
+            named(device).reset_peak()
         self._peak.__enter__()
         return self
 
@@ -58,7 +58,7 @@ class Measurement:
         model = nn.ModuleList(modules)  # in which what is tied is one
         tensors = (*model.parameters(), *model.buffers())
         self._weights = weight_bytes(model)
-        self._mapped = mapped((t.data_ptr(), t.nbytes) for t in tensors if device_of(t).is_host)
+        self._mapped = mapped((t.data_ptr(), t.nbytes) for t in tensors if of(t).is_host)
 
     def write(self, tokens: int) -> None:
         """Leave the record.
@@ -67,7 +67,7 @@ class Measurement:
             tokens: that were written.
         """
         job, group = self._job, self._plan.groups[self._job.group]
-        device = get_device(self._where[0])
+        device = named(self._where[0])
         alone = device.is_host
         Measured(
             layer_group=job.group,
@@ -91,7 +91,7 @@ class Measurement:
 
 def _on_device(where: Sequence[str]) -> int | None:
     """Of the fullest device."""
-    peaks = [peak for name in where if (peak := get_device(name).peak()) is not None]
+    peaks = [peak for name in where if (peak := named(name).peak()) is not None]
     return max(peaks, default=None)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from outlier_atlas.console import NOTICE
-from outlier_atlas.devices.registry import HOST, candidates, get_device
+from outlier_atlas.devices.registry import HOST, candidates, named
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
@@ -60,7 +60,7 @@ def concurrent_jobs(jobs: int, device: str, gpus: int, run: Path) -> ConcurrentJ
         gpus: that a job spreads over; jobs for which there are none wait before they load.
         run: its folder.
     """
-    there = [get_device(name) for name in candidates(device)]
+    there = [named(name) for name in candidates(device)]
     if there and not there[0].shares_host_memory:
         jobs = min(jobs, max(1, len(there) // gpus))
     return ConcurrentJobs(jobs, holders(run, "extract_activations") - {os.getpid()})
@@ -97,7 +97,7 @@ def automatic(
     if job.device_memory is not None:
         known.append(bytes_of(job.device_memory))
     memory = min((size for size in known if size is not None), default=None)
-    budget = MemoryBudget(get_device(where[0]).title, memory, "the whole device", None)
+    budget = MemoryBudget(named(where[0]).title, memory, "the whole device", None)
     size = batch_size(made, budget, len(work.sequences))
     log.info("layers %s: execution.batch_size: auto is %d here", work.span, size)
     return size
@@ -192,7 +192,7 @@ def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
 
 def budget_of(where: Sequence[str], given: str | None, concurrent: ConcurrentJobs) -> MemoryBudget:
     """The budget of a job's devices."""
-    return MemoryBudget.of(where, get_device(where[0]).title, given, concurrent)
+    return MemoryBudget.of(where, named(where[0]).title, given, concurrent)
 
 
 def foreseen(device: str, given: str | None, concurrent: ConcurrentJobs) -> MemoryBudget:
@@ -204,6 +204,6 @@ def foreseen(device: str, given: str | None, concurrent: ConcurrentJobs) -> Memo
         concurrent: jobs that run side by side.
     """
     here = candidates(device) or [HOST]
-    if get_device(here[0]).is_host and given is not None and device != HOST:
+    if named(here[0]).is_host and given is not None and device != HOST:
         return MemoryBudget.elsewhere(given)
     return budget_of(here, given, concurrent)

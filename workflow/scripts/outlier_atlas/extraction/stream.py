@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from outlier_atlas import stopping
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.devices.interface import Device, OnDevice, duplicate
-from outlier_atlas.devices.registry import device_of, get_device
+from outlier_atlas.devices.registry import named, of
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.extraction.verify import compared, verifies
@@ -86,7 +86,7 @@ def _stream(
 ) -> None:
     summaries = SummaryWriter(job.run, work)
     destinations = destinations_of(missing)
-    device = get_device(where)
+    device = named(where)
     commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
     # What last bits depend on makes no row stale by itself: see `versions`.
     details = {
@@ -152,7 +152,7 @@ def _keeper(
     def keep(tap: Tap, tensor_BTC: torch.Tensor) -> None:
         targets = destinations[tap.site, tap.layer]
         for on_device in {target.is_summary for target in targets}:
-            copy = duplicate(tensor_BTC) if on_device else device_of(tensor_BTC).to_host(tensor_BTC)
+            copy = duplicate(tensor_BTC) if on_device else of(tensor_BTC).to_host(tensor_BTC)
             for target in targets:
                 if target.is_summary == on_device:
                     for sequence, values_TC in zip(batch, copy.values, strict=True):

@@ -23,7 +23,7 @@ Both default to 1024.
 """
 
 
-def limit_kernel_caches() -> None:
+def few_kernels() -> None:
     """Bound the caches of prepared matrix products on the CPU.
 
     The experts of a mixture get other numbers of tokens in each batch, and each shape adds a

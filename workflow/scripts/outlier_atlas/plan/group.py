@@ -15,8 +15,8 @@ PROCESS_BYTES = 330 * MIB
 """What Python, torch and transformers take of a job's memory before there is a model; measured."""
 
 KERNEL_BYTES = 48 * MIB
-"""Bytes of a mixture's prepared matrix products on the CPU (`limit_kernel_caches`), and of the heap
-between them: 0 to 100 MiB were measured on mixtures of 16 to 64 experts, by dtype and tokens."""
+"""What a mixture's prepared matrix products take on the CPU (`few_kernels`), and the heap between
+them: between 0 and 100 on mixtures of 16 to 64 experts, by dtype and number of tokens."""
 
 HEAP_BYTES = 16 * MIB
 """Memory that glibc keeps of what a forward pass on the CPU has freed; see

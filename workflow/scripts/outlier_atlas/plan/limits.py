@@ -7,7 +7,7 @@ import resource
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from outlier_atlas.devices.registry import get_device
+from outlier_atlas.devices.registry import named
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
@@ -28,7 +28,7 @@ def available(
         device: `cuda:0`, which is the job's own, `mps` or `cpu`.
         jobs, processes: see `host_memory`.
     """
-    known = get_device(device)
+    known = named(device)
     free = known.free_memory()
     return (host_memory(jobs, processes), THIS_MACHINE) if free is None else (free, known.title)
 
@@ -40,7 +40,7 @@ def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | 
         device: as `available` takes it.
         jobs, processes: see `host_memory`.
     """
-    total = get_device(device).total_memory()
+    total = named(device).total_memory()
     return host_memory(jobs, processes) if total is None else total
 
 

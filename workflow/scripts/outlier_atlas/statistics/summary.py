@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from outlier_atlas.devices.registry import device_of
+from outlier_atlas.devices.registry import of
 from outlier_atlas.statistics.codes import Float32, Float64, Int32, Int64
 from outlier_atlas.statistics.one_pass import OnePass
 
@@ -161,12 +161,12 @@ def summarize(
 def widened(values_TC: torch.Tensor) -> torch.Tensor:
     """The values in float32, on a device that can add them up in float64."""
     # Sums of another order in memory would have other last bits.
-    return (values_TC if device_of(values_TC).has_float64 else values_TC.cpu()).float().contiguous()
+    return (values_TC if of(values_TC).has_float64 else values_TC.cpu()).float().contiguous()
 
 
 def on_host(tensor: torch.Tensor) -> bool:
     """Whether numpy can have a tensor's memory."""
-    return device_of(tensor).is_host
+    return of(tensor).is_host
 
 
 def _one_pass(x: torch.Tensor, floor: float) -> OnePass:
