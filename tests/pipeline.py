@@ -238,7 +238,7 @@ def hooked(
 
     def keep(tap: Tap, tensor: torch.Tensor) -> None:
         rows = tensor.reshape(*shape, tensor.shape[-1])
-        channels = [c for run in tap.runs or [(0, rows.shape[-1])] for c in range(*run)]
+        channels = [c for run in tap.ranges or [(0, rows.shape[-1])] for c in range(*run)]
         taken.setdefault((tap.site, tap.layer), []).extend(row[:, channels] for row in rows)
 
     for taps in architecture.taps:

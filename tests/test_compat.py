@@ -1,4 +1,4 @@
-"""What is used of other libraries without being public: an upgrade that changes it fails here."""
+"""Private names of other libraries in use: an upgrade that changes one of them fails here."""
 
 import inspect
 import json
@@ -75,7 +75,7 @@ def test_a_model_is_built_in_a_dtype_without_a_checkpoint():
 
 
 def test_transformers_loads_files_through_the_method_that_is_overridden(tmp_path, monkeypatch):
-    """With the model, what is loaded already, and the files in the first three places."""
+    """The first three arguments are the model, its loaded weights, and the files."""
     tiny.llama(tmp_path)
     calls = []
     whole = inspect.getattr_static(PreTrainedModel, transformers_internals.LOAD)

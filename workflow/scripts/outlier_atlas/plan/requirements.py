@@ -238,7 +238,7 @@ def plan(
             *unknown_parts(folder, model["files"], architecture),
         ),
         one_group=architecture.one_group is not None
-        or (layout.perplexity and architecture.ends_apart),
+        or (layout.perplexity and architecture.end_reads_more),
         batch_size=batch_size,
         tokens=tokens,
         gathers=gathers,
