@@ -36,7 +36,7 @@ from real import MODEL, TEXT, built_in
 from synthetic import mixture
 
 from outlier_atlas.job_metrics import JobMetrics, records
-from outlier_atlas.plan.units import shown
+from outlier_atlas.units import shown
 
 PARTS = ("groups", "tokens", "loading", "held", "bounded")
 

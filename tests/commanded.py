@@ -22,9 +22,9 @@ import tiny
 import yaml
 
 from outlier_atlas.files import fingerprint
-from outlier_atlas.store.commits import COMMITS
 from outlier_atlas.store.commits import _read as read_commits
 from outlier_atlas.store.layout import BOUNDARY, Target
+from outlier_atlas.store.run_files import COMMITS
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OUTLIER_ATLAS_MAKE": "", "TQDM_DISABLE": "1"}

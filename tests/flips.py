@@ -18,7 +18,7 @@ import commanded
 import forked
 from commanded import Done, Project
 
-from outlier_atlas.store.commits import COMMITS
+from outlier_atlas.store.run_files import COMMITS
 
 RUN = "results/mine"
 CONFIG: dict[str, Any] = {

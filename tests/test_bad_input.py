@@ -61,7 +61,7 @@ def written(folder, name, **sections):
 JOBS = {
     "no-model": ("fetch_model", {"model": {"source": "./none"}}, "'./none': no such folder"),
     "pickled": ("fetch_model", {"model": {"source": "./pickled"}}, "only pickled weights"),
-    "cut": ("fetch_model", {"model": {"source": "./cut"}}, "cut short, or no safetensors file"),
+    "cut": ("fetch_model", {"model": {"source": "./cut"}}, "truncated, or not a safetensors file"),
     "gguf": ("fetch_model", {"model": {"source": "./none.gguf"}}, "no such GGUF file"),
     "offline": ("fetch_model", {"model": {"source": "lab/model"}}, "the hub cannot be reached (of"),
     "no-data": ("tokenize_dataset", {"dataset": {"source": "./none.txt"}}, "no such file or folde"),

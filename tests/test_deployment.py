@@ -21,7 +21,7 @@ SHOWN = {
     "--list-target-rules": "verify",
     "--dag": "extract_activations",
     "--rulegraph mermaid-js": "flowchart",
-    "--filegraph": "results/smollm2-demo/report.html",
+    "--filegraph": "results/{run,smollm2-demo}/report.html",
     "--d3dag": '"rule": "render_report"',
     "--summary": "results/smollm2-demo/report.html",
     "--detailed-summary": "results/smollm2-demo/report.html",

@@ -123,8 +123,8 @@ def planned(llama, tmp_path_factory):
     }
     run = Run(folder, base)
     fetch(run.settings.model, run.resources, run.model_record)
-    (folder / "results").mkdir()
-    return folder, run, base
+    run.folder.mkdir(parents=True)
+    return run, base
 
 
 @pytest.mark.parametrize("packing", ["concat", "document"])
@@ -132,12 +132,12 @@ def planned(llama, tmp_path_factory):
     "key", [key for key in KEYS if key.split(".")[0] in ("dataset", "extraction", "execution")]
 )
 def test_an_accepted_number_is_planned_or_refused_in_a_line(key, packing, planned, capsys):
-    folder, run, base = planned
+    run, base = planned
     taken = dict(accepted(configured(base, {"dataset.packing": packing}), key))
     for value in {min(taken, default=None), max(taken, default=None)} - {None}:
         settings = load(taken[value], "run")
         try:
-            print_plan(settings, run.model_record, run.resources, folder / "results")
+            print_plan(settings, run.stored)
         except ValueError as error:
             assert "\n" not in str(error)
             assert not TECHNICAL.search(str(error))

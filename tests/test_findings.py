@@ -20,7 +20,7 @@ def altered(
     places = {"expert": None, "row": 5, "column": 9, "first_layer": 2, "last_layer": 2, **places}
     return {
         "target": target, "intervention": intervention, "draw": draw, "ratio": ratio,
-        "perplexity": 20 * ratio, "sequences": sequences, **ends, **places,
+        "perplexity": 20 * ratio, "sequences": sequences, "round": None, **ends, **places,
     }  # fmt: skip
 
 

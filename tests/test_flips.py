@@ -211,10 +211,8 @@ def test_products_are_compared_with_their_records(finished, tmp_path):
     table = run.tables / "criteria.csv"
     record = run.folder / "manifests" / "outputs" / "detect_outliers.json"
     products.write(record, [table], "")
-    records = Records(
-        run.folder, run.model_record, run.resources, run.tokens, run.tokens, None, run.store_record,
-        [], outputs=[record, record.with_name("absent.json")],
-    )  # fmt: skip
+    outputs = [record, record.with_name("absent.json")]
+    records = Records(run.stored, run.tokens, [], outputs=outputs)
     verify(records, 1)
     flip(table, 77)
     with pytest.raises(ValueError, match="1 damaged file"):

@@ -215,17 +215,17 @@ def test_what_cannot_run_is_refused_before_its_weights_are_fetched(outcome, name
     ("name", "sentence"),
     [
         ("gated", "model 'lab/gated' is gated: accept its terms on its page, then log in"),
-        ("missing", "model 'lab/nothing': there is no such model on the hub, or it is private"),
+        ("missing", "model 'lab/nothing': no such model on the hub, or it is private"),
         ("no_revision", "model 'lab/good' has no revision 'v9'"),
-        ("pickled", "lab/pickled: it has only pickled weights (pytorch_model.bin)"),
-        ("missing_shard", "lab/missing-shard: model.safetensors.index.json names"),
+        ("pickled", "lab/pickled: only pickled weights (pytorch_model.bin)"),
+        ("missing_shard", "lab/missing-shard: model.safetensors.index.json lists"),
         ("needs_code", "if you trust that code, set model.trust_remote_code: true"),
         ("gptq", "its weights are quantized ('gptq') in a way that cannot be dequantized while"),
-        ("packed", "model.layers.0.mlp.up_proj.weight is stored as I32, and no quantization"),
-        ("too_few", "num_hidden_layers is 4000, and the weights are"),
+        ("packed", "model.layers.0.mlp.up_proj.weight is stored as I32, but its config.json"),
+        ("too_few", "num_hidden_layers is 4000, but the checkpoint has"),
         ("no_decoder", "distilbert"),
-        ("no_safetensors", "lab/no-safetensors: model.safetensors is no safetensors file"),
-        ("no_dataset", "dataset 'texts/nothing': there is no such dataset on the hub"),
+        ("no_safetensors", "lab/no-safetensors: model.safetensors is not a safetensors"),
+        ("no_dataset", "dataset 'texts/nothing': no such dataset on the hub"),
         ("no_dataset_revision", "dataset 'texts/speeches' has no revision 'v9'"),
         ("no_subset", "dataset 'texts/speeches'"),
         ("no_split", "dataset 'texts/speeches'"),
@@ -305,7 +305,9 @@ def test_a_damaged_file_of_the_cache_is_downloaded_again_and_is_no_other_model(
         # In the text of a value, where JSON stays JSON.
         at = content.index(b"llama") if name == "config.json" else len(content) - 1
         blob.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(DamagedFileError, match=f"{name} is not what the hub has") as error:
+        with pytest.raises(
+            DamagedFileError, match=f"{name} differs from the file on the hub"
+        ) as error:
             fetch(settings, tmp_path, record)
         assert error.value.path == blob
         blob.unlink()

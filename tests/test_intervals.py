@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline import Run, config
 
 from outlier_atlas import tables
-from outlier_atlas.criteria.llm_int8.accumulator import SHARES
+from outlier_atlas.criteria.llm_int8.tables import SHARES
 from outlier_atlas.criteria.tables import TABLES
 from outlier_atlas.statistics import largest_sequences
 from outlier_atlas.statistics.bootstrap import Bootstrap

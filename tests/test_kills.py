@@ -27,7 +27,7 @@ from disturbed import (
 )
 
 from outlier_atlas import locks
-from outlier_atlas.store.commits import COMMITS
+from outlier_atlas.store.run_files import COMMITS
 
 ROOT = Path(__file__).parents[1]
 SEED = 20

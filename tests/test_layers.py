@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow" / "scripts"
 LIBRARY = SCRIPTS / "outlier_atlas"
-FOR_ALL = ("files", "text", "locks", "sanitize", "progress", "console", "builtin", "job_metrics",
-           "inputs", "products", "changes", "digests", "sources", "stopping", "signals",
-           "threads")  # fmt: skip
+FOR_ALL = ("files", "text", "units", "locks", "sanitize", "progress", "console", "builtin",
+           "job_metrics", "inputs", "products", "changes", "digests", "sources", "stopping",
+           "signals", "threads")  # fmt: skip
 """Modules that every package may import."""
 
 
@@ -52,6 +52,13 @@ OF_A_CRITERION = {
     "show": "report",
     "shows": "report",
     "finding_table": "report",
+    "comparison": "report",
+    "figure": "report",
+    "figures": "report",
+    "target": "ablation",
+    "targets": "ablation",
+    "massive_values": "ablation",
+    "search": "ablation",
 }
 """The layer of a module of `criteria/`, which has all of a criterion; the others are `criteria`."""
 

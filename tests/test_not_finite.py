@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from test_report import rendered
 
 from outlier_atlas.criteria.llm_int8.accumulator import OutlierFeatures
+from outlier_atlas.criteria.show import Finiteness
 from outlier_atlas.report import not_finite
 from outlier_atlas.statistics.summary import TileRange, summarize
 
@@ -177,11 +178,11 @@ def test_positions_that_are_finite_in_no_tensor_are_in_no_share():
 
 
 def test_what_is_not_finite_elsewhere_is_no_overflow():
-    rows = {"resid_post": [{"layer": 3, "nan": 1, "infinite": 0, "some": True}]}
+    rows = [Finiteness("resid_post", 3, nan=1, infinite=0, some=True)]
     counts, cause = not_finite.alarms(rows, "bfloat16")
     assert counts == (
         "resid_post holds 1 NaN and 0 infinite values, in layer 3: every number here leaves them "
         "out."
     )
     assert cause.startswith("The first are at resid_post of layer 3. The model ran in bfloat16")
-    assert not_finite.alarms({"k": [{"layer": 0, "nan": 0, "infinite": 0, "some": True}]}, "") == []
+    assert not_finite.alarms([Finiteness("k", 0, nan=0, infinite=0, some=True)], "") == []

@@ -31,8 +31,9 @@ from outlier_atlas import staleness
 from outlier_atlas.extraction import compute
 from outlier_atlas.job_metrics import records
 from outlier_atlas.settings.detection import DetectionSettings
-from outlier_atlas.store import shape
-from outlier_atlas.store.commits import COMMITS, Commits, revise
+from outlier_atlas.store.commits import Commits, revise
+from outlier_atlas.store.move_chunks import ASIDE
+from outlier_atlas.store.run_files import COMMITS
 
 CONFIG = {
     "run": {"name": "mine"},
@@ -608,7 +609,7 @@ def test_a_change_that_is_taken_back_costs_nothing_until_the_run_is_complete(sta
     run = stages.configured(**fewer)
     run.detect()
     assert {path.split("/")[1] for path in chunk_files(run)} == {"attn_in"}
-    assert not list(run.folder.rglob(shape.ASIDE))
+    assert not list(run.folder.rglob(ASIDE))
     for lines in (run.folder / COMMITS).glob("*.jsonl"):
         for line in lines.read_text().splitlines():
             assert json.loads(line)["arrays"].keys() == {"attn_in"}
@@ -635,7 +636,7 @@ def test_a_kill_while_layers_move_loses_nothing(stages, monkeypatch, moves):
     rename, left = Path.rename, [moves]
 
     def killed(self, target):
-        if shape.ASIDE in (self.parent.name, Path(target).parent.name):
+        if ASIDE in (self.parent.name, Path(target).parent.name):
             if not left[0]:
                 raise KeyboardInterrupt
             left[0] -= 1

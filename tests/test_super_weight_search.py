@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_report import rendered
 from torch import no_grad
 
-from outlier_atlas.ablation import search as searching
+from outlier_atlas.criteria.super_weights import search as searching
 
 HELDOUT = [[MARKED, *range(40, 70)], [*range(40, 60), MARKED, *range(70, 90)]]
 SECOND = Weight(layer=2, output=8, input=21, value=2.0)

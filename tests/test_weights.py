@@ -341,7 +341,7 @@ def test_memory_is_some_rows_however_large_a_matrix_is():
     stored_rows = torch.randn(8192, 1024).bfloat16()
     with _Counter() as counter:
         weight_statistics(8192, 1024, lambda start, stop: stored_rows[start:stop].float())
-    assert counter.most < 16 * 4 * BLOCK < stored_rows.numel() * 4
+    assert counter.peak < 16 * 4 * BLOCK < stored_rows.numel() * 4
 
 
 def anonymous():

@@ -1,15 +1,15 @@
 """Files of the rules by name, and what rules ask about the run, the model or the dataset."""
 
 import functools
-import re
 
-from outlier_atlas import products, tables
+from outlier_atlas import products, scheduler_resources, tables
 from outlier_atlas.criteria import tables as criteria_tables
 from outlier_atlas.digests import Digests
 from outlier_atlas.inputs import FOLDER as INPUTS_FOLDER
-from outlier_atlas.plan import choice, scheduler_resources
+from outlier_atlas.extraction import choice
 from outlier_atlas.planned_run import Package, builtin_files
-from outlier_atlas.report import compared_runs, figures, page
+from outlier_atlas.report import compared_runs, figures
+from outlier_atlas.report.templates import TEMPLATES
 from outlier_atlas.sanitize import visible
 from outlier_atlas.settings.source import source_kind
 from outlier_atlas.workflow import jobs_at_once
@@ -19,8 +19,8 @@ DATASETS = {dataset.name: dataset for run in RUNS.values() for dataset in run.da
 
 
 def one_of(names):
-    """A regular expression for some names."""
-    return "|".join(map(re.escape, names))
+    """A regular expression for some names, which have letters, digits, `-`, `_` and `.`."""
+    return "|".join(name.replace(".", r"\.") for name in names)
 
 
 # Of each rule, and not of the whole workflow, which may have taken these rules as a module.
@@ -159,11 +159,7 @@ def previous_manifest(wildcards):
 def figures_of(run):
     """The files of a run's figures, without folder: what is measured decides which there are."""
     settings = run.settings
-    return tuple(
-        figures.names(
-            settings.extraction.sites, settings.detection.quantization_error.sites
-        )
-    )
+    return tuple(figures.names(settings.extraction.sites, settings.detection))
 
 
 def planned_models(wildcards):
@@ -208,7 +204,7 @@ def records(run):
 
 def scheduled(wildcards):
     """Whether a scheduler starts the jobs, as 0 or 1."""
-    return int(bool(workflow.remote_exec or not workflow.local_exec))
+    return int(snakemake_internals.is_scheduled(workflow))
 
 
 # Functions, because Snakemake knows no number of cores where it only shows something.
@@ -233,12 +229,12 @@ def extractions_at_once(run):
     """Extraction jobs that are at work on one machine at a time; a scheduler's are each alone."""
     if scheduled(None):
         return 1
-    gpus = workflow.global_resources.get("gpu") if run.on_gpus else None
+    gpus = snakemake_internals.limit_of(workflow, "gpu") if run.on_gpus else None
     return jobs_at_once(
         run.sequence_shards,
         workflow.cores,
         extraction_threads(run),
-        None if gpus is None else gpus.value,
+        gpus,
         run.settings.execution.gpus_per_job,
     )
 

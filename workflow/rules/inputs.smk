@@ -189,7 +189,7 @@ def report_inputs(run, groups):
         "render_report.py",
         lambda run: {"configuration": reported_configuration(run, groups)},
         compared_files,
-        templates=page.PARTS,
+        templates=TEMPLATES,
     )(run)
 
 

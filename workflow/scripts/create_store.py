@@ -9,6 +9,7 @@ def main(job):
     from outlier_atlas.checkpoint.source import offline
     from outlier_atlas.data.tokens import copy_tokens
     from outlier_atlas.extraction.prepare import prepare_store
+    from run_of_job import run_of
 
     offline()
     copy_tokens(
@@ -20,11 +21,7 @@ def main(job):
         chunk_tokens=job.params.chunk_tokens,
         dtype=job.params.dtype,
         trust_remote_code=job.params.trust_remote_code,
-        model_record=Path(job.input.model),
-        resources=Path("resources"),
-        tokens=Path(job.output.tokens),
-        run=Path(job.output.record).parents[1],
-        record=Path(job.output.record),
+        run=run_of(job),
     )
 
 

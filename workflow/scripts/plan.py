@@ -10,6 +10,7 @@ def main(job):
     from outlier_atlas.extraction.print_plan import print_plan
     from outlier_atlas.roles.architecture import describe
     from outlier_atlas.settings.configuration import load
+    from outlier_atlas.store.run import Run
 
     # Runs whose model is not fetched come first: they need the network.
     for planned in sorted(job.params.runs, key=lambda planned: bool(planned["model"])):
@@ -17,10 +18,10 @@ def main(job):
         results, jobs = Path(planned["folder"]), planned["jobs_at_once"]
         if not planned["model"]:
             with unfetched(settings.model, describe) as (record, folder):
-                print_plan(settings, record, folder, results, jobs)
+                print_plan(settings, Run(results, record, folder), jobs)
             continue
         offline()
-        print_plan(settings, Path(planned["model"]), Path("resources"), results, jobs)
+        print_plan(settings, Run(results, Path(planned["model"]), Path("resources")), jobs)
 
 
 if __name__ == "__main__":

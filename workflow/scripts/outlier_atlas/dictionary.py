@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from outlier_atlas.criteria.tables import TABLES
 from outlier_atlas.tables import ABLATIONS, WEIGHT_CHANNELS, WEIGHT_TABLES, Column
+from outlier_atlas.tables.files import arrow_type
 
 METADATA = """\
 Each table is a Parquet file and a CSV file with the same rows. The metadata of the Parquet file
@@ -43,4 +44,4 @@ def markdown() -> str:
 
 def _row(column: Column) -> str:
     definition = column.definition.replace("|", r"\|")
-    return f"| `{column.name}` | {column.type} | {column.unit} | {definition} |"
+    return f"| `{column.name}` | {arrow_type(column.type)} | {column.unit} | {definition} |"

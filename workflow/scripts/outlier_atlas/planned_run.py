@@ -16,7 +16,7 @@ from typing import Any
 from outlier_atlas import builtin, products
 from outlier_atlas.checkpoint import source as model_stage
 from outlier_atlas.data import folder
-from outlier_atlas.data import prepare as data_stage
+from outlier_atlas.data import source as data_stage
 from outlier_atlas.digests import Digests
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.dataset import DatasetSettings

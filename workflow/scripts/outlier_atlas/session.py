@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from outlier_atlas import locks, supervision
+from outlier_atlas.compat import snakemake_internals
 from outlier_atlas.files import sweep
 from outlier_atlas.inputs import Inputs, Purpose
 from outlier_atlas.turns import Turns
@@ -67,9 +68,9 @@ class Session:
 
         def act(record: logging.LogRecord) -> bool:
             if getattr(record, "event", None) == "run_info" and _latest == [workflow]:
-                supervision.jobs_begin(workflow.local_exec)
-                needed = workflow.dag.needrun_jobs()
-                self.turns.plan((workflow.dag.jobid(job), job.output) for job in needed)
+                supervision.jobs_begin(snakemake_internals.runs_jobs_here(workflow))
+                graph = snakemake_internals.graph(workflow)
+                self.turns.plan(snakemake_internals.planned_outputs(graph))
             return self.turns.ended(record)
 
         return act

@@ -1,4 +1,4 @@
-"""Random controls: as many draws as are asked for, all of them different."""
+"""Draws of random controls, no two of them equal."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class Draws:
     """Draws of random controls.
 
     Attributes:
-        number: how many there are, where there are as many different ones.
-        seed: of the draws. Draw n is the same however many there are.
+        number: of draws; if there are fewer different ones, all of these are drawn.
+        seed: of the draws. A larger number adds draws and changes none.
     """
 
     number: int
     seed: int
 
     def sets(self, others: Sequence[int], size: int, of: str) -> list[tuple[int, ...]]:
-        """Sets of so many of `others`, each ascending, no set twice.
+        """Draw sets of `size` of `others`, each ascending, no set twice.
 
         Args:
-            of: what they are controls of, for the log.
+            of: the target that they are controls of, for the log.
         """
 
         def draw(random: np.random.Generator) -> tuple[int, ...]:
@@ -43,11 +43,12 @@ class Draws:
     def places(
         self, shape: tuple[int, int], taken: Collection[tuple[int, int]], of: str
     ) -> list[tuple[int, int]]:
-        """Places in a matrix, none of them taken, none twice.
+        """Draw places in a matrix, no place twice.
 
         Args:
             shape: rows and columns.
-            taken: places that are targets themselves.
+            taken: places that are targets, and are not drawn.
+            of: the target that they are controls of, for the log.
         """
 
         def draw(random: np.random.Generator) -> tuple[int, int]:

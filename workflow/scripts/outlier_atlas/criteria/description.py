@@ -18,9 +18,11 @@ class Description:
             `exclude` and `bootstrap`.
         finding: plural noun for the findings of a criterion, such as `channels`; empty for a
             measure, which has no findings.
+        compared: the tables that the report reads of another run to compare two runs.
     """
 
     name: str
     tables: tuple[Table, ...]
     settings: tuple[str, ...] = ()
     finding: str = ""
+    compared: tuple[Table, ...] = ()

@@ -1,4 +1,4 @@
-"""A section that is one table of findings, each with its token."""
+"""A section that consists of one table of findings, each with its token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from outlier_atlas.sanitize import visible
 from outlier_atlas.text import count, listed, number, ranges, shown
 
 Cells = list[tuple[str, str]]
-"""What is shown in each column, and the interval below it; empty where there is none."""
+"""The text of each column, and the interval below it; empty without an interval."""
 
 
 class FindingTable(Show):
@@ -32,18 +32,18 @@ class FindingTable(Show):
 
     @abstractmethod
     def cells(self, row: Row) -> Cells:
-        """The cells of a row."""
+        """Return the cells of a row."""
 
     @abstractmethod
     def order(self, row: Row) -> float:
-        """By which number rows are ordered, ascending."""
+        """Return the number by which rows are ordered, ascending."""
 
     def found(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of its table that are findings; by default all."""
+        """Return the rows of its table that are findings; by default all."""
         return list(rows)
 
     def picture(self, page: Page) -> Row | None:
-        """A figure above the table; by default none."""
+        """Return a figure above the table; by default none."""
         return None
 
     def section(self, page: Page) -> ReportSection | None:
@@ -76,22 +76,22 @@ class FindingTable(Show):
 
 
 def plain(*shown: object) -> Cells:
-    """Cells without intervals."""
+    """Return cells without intervals."""
     return [(str(one), "") for one in shown]
 
 
 def large_token(row: Row, reference: str) -> Cells:
-    """The cells of a token that is an outlier as a whole.
+    """Return the cells of a token that is an outlier as a whole.
 
     Args:
-        reference: name of the column of what it stands out from.
+        reference: the column of the number that its largest value is compared with.
     """
     large = number(row["value"]), number(row[f"{reference}_ratio"])
     return plain(row["layers"], row["channel"], *large)
 
 
 def joined(rows: Sequence[Row]) -> list[Row]:
-    """One row for a channel of a token: its largest, with all of its layers in words."""
+    """Return one row for a channel of a token: its largest, with all of its layers in words."""
     by_place: dict[tuple[int, int], list[Row]] = defaultdict(list)
     for row in rows:
         by_place[row["token_index"], row["channel"]].append(row)
@@ -103,7 +103,7 @@ def joined(rows: Sequence[Row]) -> list[Row]:
 
 
 def classes(rows: Sequence[Row]) -> str:
-    """How many findings each class of tokens has, in a sentence; empty where there are none."""
+    """Return a sentence on how many findings each class of tokens has; or ""."""
     counted = Counter(row["token_class"] for row in rows if "token_class" in row)
     if not counted:
         return ""

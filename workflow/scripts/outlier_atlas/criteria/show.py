@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Protocol
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.criteria.tables import CRITERIA
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.report.compared_runs import NOT_MEASURED, Both, Side
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.settings.sites import SITE_NAMES
 from outlier_atlas.tables.files import read
 from outlier_atlas.tables.table import Table
-from outlier_atlas.text import layers, listed
+from outlier_atlas.text import layers, listed, spanned
 
 Row = dict[str, Any]
 
@@ -25,8 +26,9 @@ Row = dict[str, Any]
 class Finding:
     """A sentence, and the definition of the numbers in it.
 
-    `striking` sorts: what was found comes before what was looked for in vain, and both before what
-    was not measured.
+    Attributes:
+        striking: the order on the first screen, the largest first. Outliers that were found come
+            before criteria without findings, and these before what was not measured.
     """
 
     text: str
@@ -35,7 +37,7 @@ class Finding:
 
 
 class Evidence:
-    """The tables of a run as rows; each is read once, when it is first asked for.
+    """The tables of a run as rows; each is read when it is first needed, and only once.
 
     Args:
         folder: the folder of the tables.
@@ -48,7 +50,7 @@ class Evidence:
         self._rows: dict[str, list[Row]] = {}
 
     def rows(self, table: Table) -> list[Row]:
-        """The rows of a table."""
+        """Return the rows of a table."""
         if table.name not in self._rows:
             self._rows[table.name] = read(self.folder, table).to_pylist()
         return self._rows[table.name]
@@ -63,7 +65,7 @@ class Picture(Protocol):
     """Embeds a figure of the run."""
 
     def __call__(self, name: str, alt: str, caption: str) -> Row:
-        """What the page shows.
+        """Return what the page shows.
 
         Args:
             name: of its file, without theme and ending.
@@ -74,11 +76,11 @@ class Picture(Protocol):
 
 @dataclass(frozen=True)
 class Page:
-    """What the sections of a page are made from.
+    """The inputs of the sections of a page.
 
     Attributes:
         report: the section `report` of the configuration.
-        configuration: all of it.
+        configuration: the whole configuration.
         evidence: the tables.
         tokens: the token store.
         picture: embeds a figure.
@@ -98,10 +100,10 @@ class ReportSection:
     Attributes:
         id: its anchor.
         label: the text of the link to it.
-        template: the Jinja template, from the folder of the criteria. It has `left_out` and
-            `text_shown`, too.
+        template: the Jinja template, from the folder of the criteria. It also has `left_out` and
+            `text_shown`.
         values: what the template shows.
-        shown: whether there is a link to it; otherwise the template shows nothing.
+        shown: whether the page links to it; if not, the template shows nothing.
     """
 
     id: str
@@ -111,8 +113,64 @@ class ReportSection:
     shown: bool = True
 
 
+@dataclass(frozen=True)
+class Finiteness:
+    """How many values of a site and layer are NaN or infinite.
+
+    Attributes:
+        some: whether any value is finite.
+    """
+
+    site: str
+    layer: int
+    nan: int
+    infinite: int
+    some: bool
+
+
+@dataclass(frozen=True)
+class ComparedNumber:
+    """A number of two runs that are compared: a row of the comparison's first table.
+
+    Attributes:
+        what: the name of the number.
+        table: the table with the number, one of `Description.compared`.
+        column: the column of the number, and of its interval if the table has one.
+        form: writes the number.
+        row: chooses the row with the number; None where the run has no such row.
+    """
+
+    what: str
+    table: Table
+    column: str
+    form: Callable[[float], str]
+    row: Callable[[Sequence[Row]], Row | None]
+
+    def of(self, side: Side) -> str:
+        """Return the number of a run, with its interval."""
+        row = self.row(side.rows(self.table))
+        if row is None:
+            return NOT_MEASURED
+        without = {f"{self.column}_low": None, f"{self.column}_high": None}
+        return spanned(without | row, self.column, self.form)
+
+
+@dataclass(frozen=True)
+class ComparedPart:
+    """A part of the section that compares two runs.
+
+    Attributes:
+        template: the Jinja template, from the folder of the criteria. `other` is the name of the
+            other run.
+        values: what the template shows.
+    """
+
+    template: str
+    values: Mapping[str, Any]
+
+
 LAST = 100
-"""The rank of a finding that comes behind equally striking ones of other criteria."""
+"""The rank of a finding that comes after equally striking ones of other criteria."""
 
 
 class Show(ABC):
@@ -120,47 +178,74 @@ class Show(ABC):
 
     Attributes:
         description: name and tables.
-        title: what it is called where it was not measured, and where two runs are compared.
-        rank: the place of its findings among others that are equally striking; the lowest comes
-            first.
+        title: its name in the list of what was not measured, and where two runs are compared.
+        rank: the order of its findings among equally striking ones; the lowest comes first.
+        compared_numbers: the numbers of the whole run that are compared with another run's.
+        ablated: the names of its targets in the table `ablations`, as a sentence calls them.
     """
 
     description: ClassVar[Description]
     title: ClassVar[str]
     rank: ClassVar[int] = LAST
+    compared_numbers: ClassVar[tuple[ComparedNumber, ...]] = ()
+    ablated: ClassVar[Mapping[str, str]] = {}
 
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
-        """Sentences for the first screen; by default none.
+        """Return sentences for the first screen; by default none.
 
         Args:
-            text: whether tokens are named by their text; by their id otherwise.
+            text: name tokens by their text; otherwise by their id.
         """
         return []
 
+    def headline(self, evidence: Evidence) -> str:
+        """Return a sentence for the first lines of the page; by default nothing."""
+        return ""
+
+    def facts(self, evidence: Evidence) -> list[tuple[str, str]]:
+        """Return names and values for the list of what was run; by default none."""
+        return []
+
+    def finiteness(self, evidence: Evidence) -> Iterable[Finiteness]:
+        """Return how much is finite of the sites that its own tables count; by default nothing.
+
+        NaN and infinite values become an alarm above the findings.
+        """
+        return ()
+
     def section(self, page: Page) -> ReportSection | None:
-        """Its section; by default none."""
+        """Return its section; by default none."""
+        return None
+
+    def compared_part(self, both: Both) -> ComparedPart | None:
+        """Return its part of the comparison with another run; by default none.
+
+        Args:
+            both: this run and the other one, with the rows of the tables in
+                `Description.compared`.
+        """
         return None
 
     def switched_off(self, page: Page) -> str:
-        """Why a measure was not made, for the list of what was not measured; empty where it was.
+        """Return why a measure was not made, for the list of what was not measured; or "".
 
-        Criteria are in that list by their row of the table `criteria`.
+        The criteria in that list come from the table `criteria`.
         """
         return ""
 
     def criterion(self, evidence: Evidence) -> Row:
-        """Its row of the table `criteria`."""
+        """Return its row of the table `criteria`."""
         return evidence.criteria[self.description.name]
 
 
 def place(site: str) -> str:
-    """A site as a sentence names it."""
+    """Return a site as a sentence names it."""
     name = "residual stream" if site.startswith("resid_") else SITE_NAMES[site]
     return f"{name} ({site})"
 
 
 def not_measured(criterion: Row, name: str) -> list[Finding]:
-    """What is said of a criterion whose sites were not measured."""
+    """Return the findings for a criterion whose sites were not measured."""
     missing = listed(criterion["missing_sites"].split())
     sites = listed(criterion["sites"].split())
     return [
@@ -170,15 +255,14 @@ def not_measured(criterion: Row, name: str) -> list[Finding]:
 
 
 def nothing_known(criterion: Row, name: str) -> list[Finding]:
-    """What is said of a criterion that could look at no layer."""
+    """Return the findings for a criterion without a finite value in any layer."""
     sites = listed(criterion["sites"].split())
     text = f"Nothing is known of {name}: in no layer is a value of {sites} finite."
     return [Finding(text, criterion["definition"], 2)]
 
 
 def left_out(criterion: Row) -> str:
-    """What a criterion could not look at, as a sentence behind its findings; empty where it could
-    look at everything.
+    """Return a sentence on the values that a criterion excluded as not finite; or "".
 
     Args:
         criterion: a row of the table `criteria`.
@@ -192,11 +276,11 @@ def left_out(criterion: Row) -> str:
 
 
 def with_left_out(findings: Iterable[Finding], criterion: Row) -> list[Finding]:
-    """Findings, and behind each what the criterion could not look at."""
+    """Return findings, each followed by what the criterion excluded as not finite."""
     behind = left_out(criterion) if criterion["measured"] else ""
     return [replace(finding, text=f"{finding.text}{behind}") for finding in findings]
 
 
 def nothing_finite(criterion: Row) -> bool:
-    """Whether a criterion was measured and could look at no layer."""
+    """Whether a criterion was measured, but no layer had a finite value."""
     return bool(criterion["measured"] and criterion["findings"] is None)

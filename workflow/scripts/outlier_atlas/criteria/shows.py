@@ -27,14 +27,25 @@ SHOWS: tuple[Show, ...] = (
     TokenOutliersShow(),
     ExpertsShow(),
 )
-"""What comes before the sections on ablation and on the comparison with another run."""
+"""The sections before those on ablation and on the comparison with another run."""
 
 BEHIND: tuple[Show, ...] = (
     LayerMeasuresShow(),
     QuantizationErrorShow(),
     PerplexityShow(),
 )
-"""What comes behind them."""
+"""The sections after them."""
+
+ALL: tuple[Show, ...] = (*SHOWS, *BEHIND)
+"""How the report shows every criterion and measure."""
+
+COMPARED: tuple[Show, ...] = (
+    PerplexityShow(),
+    MassiveActivationsShow(),
+    MagnitudesShow(),
+    AttentionSinksShow(),
+)
+"""What is compared with another run, in the order of that section."""
 
 TITLES = {show.description.name: show.title for show in SHOWS if show.description.finding}
-"""What criteria are called where they were not measured, and where two runs are compared."""
+"""The names of the criteria in the list of what was not measured, and in the comparison of runs."""

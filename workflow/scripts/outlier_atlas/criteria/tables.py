@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.attention_sinks import tables as attention_sinks
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.criteria.experts import tables as experts
@@ -55,20 +53,20 @@ CRITERIA = Table(
     "criteria",
     "Each criterion: whether it was measured, on which sites, and how many findings it has.",
     (
-        Column("criterion", pa.string(), "Name of the criterion, as in the configuration."),
-        Column("measured", pa.bool_(), "Whether all of its sites were measured."),
-        Column("sites", pa.string(), "Sites of the criterion in this run, separated by spaces."),
-        Column("missing_sites", pa.string(), "Sites of the criterion that were not measured."),
+        Column("criterion", "string", "Name of the criterion, as in the configuration."),
+        Column("measured", "bool", "Whether all of its sites were measured."),
+        Column("sites", "string", "Sites of the criterion in this run, separated by spaces."),
+        Column("missing_sites", "string", "Sites of the criterion that were not measured."),
         Column(
             "findings",
-            pa.int64(),
+            "int64",
             f"Number of findings: {', '.join(_counted())}. "
             "Empty if the criterion was not measured, or could evaluate no layer.",
             "count",
         ),
         Column(
             "not_finite",
-            pa.int64(),
+            "int64",
             "Number of NaN and infinite values at its sites, which all of its numbers exclude (for "
             "expert_out, the number of tokens with one in an expert's output). Empty if the "
             "criterion was not measured.",
@@ -76,11 +74,11 @@ CRITERIA = Table(
         ),
         Column(
             "layers_not_finite",
-            pa.string(),
+            "string",
             "Layers that the criterion could not evaluate, separated by spaces: one of its sites "
             "(llm_int8: all of its sites) has no finite value there. No share includes them.",
         ),
-        Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
+        Column("definition", "string", "The criterion in one sentence, with its thresholds."),
     ),
 )
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.checkpoint.source import (
-    DIGESTS,
     load_config,
     load_tokenizer,
     locate,
@@ -23,11 +20,8 @@ from outlier_atlas.data.corpus import DatasetRows, documents, valid
 from outlier_atlas.data.packing import Document, Packing, PackingCounts, pack
 from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import write_tokens
-from outlier_atlas.digests import Digests
 from outlier_atlas.files import (
     DamagedFileError,
-    canonical,
-    fingerprint,
     read_record,
     replacing,
     sha256,
@@ -37,30 +31,6 @@ from outlier_atlas.settings.dataset import DatasetSettings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-
-def slug(settings: DatasetSettings, model: str) -> str:
-    """Return a file name for the documents that are fetched from a hub dataset for one run.
-
-    Args:
-        settings: the `dataset` section of the configuration.
-        model: identifies the model, whose tokenizer decides how many documents are enough.
-    """
-    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", settings.source).strip("-.")
-    key = canonical([settings.model_dump(mode="json"), model])
-    return f"{readable[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-
-
-def digests_of(settings: DatasetSettings, resources: Path, keep: bool = True) -> Digests:
-    """Return the digests of a local dataset's files, by their names in its folder.
-
-    Args:
-        settings: the `dataset` section of the configuration.
-        resources: folder with the cache of the digests.
-        keep: whether the cache may be written.
-    """
-    name = f"dataset-{fingerprint(settings.source)[:16]}.json"
-    return Digests(resources / DIGESTS / name, keep)
 
 
 def fetch_dataset(

@@ -21,9 +21,6 @@ from numpy.typing import NDArray
 
 from outlier_atlas.files import DamagedFileError, read_record, replacing, sha256
 
-RECORD = Path("manifests") / "tokens.json"
-"""Record of the token store, relative to the run's folder."""
-
 ROW_GROUP = 2**16
 """Number of tokens in a row group, which is read to look up the text of one token."""
 

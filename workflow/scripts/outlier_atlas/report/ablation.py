@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
+from outlier_atlas.criteria.shows import ALL
 from outlier_atlas.tables.losses import ENOUGH_SEQUENCES
 from outlier_atlas.text import (
     bracketed,
@@ -54,17 +55,12 @@ def few(sequences: int) -> str:
 
 
 WHAT = {
-    "super_weight": "super weight",
-    "super_expert": "super expert",
-    "outlier_features": "LLM.int8() outlier features",
-    "super_weights": "super weights together",
-    "later_super_weight": "super weight of a later search, with those found before",
-    "massive_activations": "massive activations",
-    "massive_channel": "channel of massive activations",
     "weight": "weight",
     "expert_weight": "expert's weight",
     "channel": "configured channel",
+    **{name: words for show in ALL for name, words in show.ablated.items()},
 }
+"""The names of all targets in words: those that the configuration names, and the criteria's."""
 
 
 def section(rows: Sequence[Row]) -> Row:

@@ -8,39 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas import products, tables
-from outlier_atlas.criteria.attention_sinks.tables import ATTENTION_SINK_POSITIONS, ATTENTION_SINKS
-from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
-from outlier_atlas.criteria.massive_activations.tables import MASSIVE_CHANNELS
-from outlier_atlas.criteria.perplexity.tables import PERPLEXITY
-from outlier_atlas.criteria.tables import CRITERIA
-from outlier_atlas.data.tokens import RECORD
+from outlier_atlas.criteria.tables import CRITERIA, DESCRIPTIONS
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.sanitize import visible
+from outlier_atlas.store.run_files import STORE_RECORD, TOKENS_RECORD, RunFiles
 from outlier_atlas.store.version import refuse_newer
+from outlier_atlas.tables import Table
 
 Row = dict[str, Any]
 
-TABLES = (
-    CRITERIA,
-    LAYER_MAGNITUDES,
-    MASSIVE_CHANNELS,
-    ATTENTION_SINKS,
-    ATTENTION_SINK_POSITIONS,
-    PERPLEXITY,
+TABLES = (CRITERIA, *(table for described in DESCRIPTIONS for table in described.compared))
+NOT_MEASURED = "not measured"
+"""Text in place of a number that a run does not have."""
+
+_TABLES_FOLDER = RunFiles(Path()).tables
+FILES = (
+    *(f"{_TABLES_FOLDER}/{table.name}.parquet" for table in TABLES),
+    TOKENS_RECORD,
+    STORE_RECORD,
 )
-STORE = "manifests/store.json"
-FILES = (*(f"tables/{table.name}.parquet" for table in TABLES), str(RECORD), STORE)
 """What of the other run's folder is read."""
 
 
 def refuse_missing(folder: Path) -> None:
-    """Whether all of the other run is there.
+    """Refuse a run whose files are missing.
 
     Args:
         folder: of the other run.
 
     Raises:
-        ValueError: it is not; says what to run.
+        ValueError: a file is missing; the message names the run to make first.
     """
     absent = [file for file in FILES if not (folder / file).is_file()]
     if absent:
@@ -53,17 +50,21 @@ def refuse_missing(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs: the rows of its tables by name, and its records."""
+    """One of the two runs: its records, and the rows of its tables that are compared.
+
+    Attributes:
+        by_table: the rows of each table, by its name.
+    """
 
     name: str
-    rows: Mapping[str, Sequence[Row]]
+    by_table: Mapping[str, Sequence[Row]]
     left_out: str
     tokens: Row
     store: Row
 
     @classmethod
     def read(cls, folder: Path) -> Side:
-        """Read what a run left.
+        """Read the tables and the records of a run.
 
         Raises:
             ValueError: another version of the project made it, with other columns, definitions or
@@ -71,19 +72,29 @@ class Side:
         """
         refuse_newer(folder)
         _refuse_damaged(folder)
+        files = RunFiles(folder)
         for table in TABLES:
-            tables.refuse_other_definitions(folder / "tables", table)
-        rows = {t.name: tables.read(folder / "tables", t).to_pylist() for t in TABLES}
-        left_out = tables.left_out(folder / "tables", CRITERIA)
-        records = read_record(folder / RECORD), _store_record(folder)
+            tables.refuse_other_definitions(files.tables, table)
+        rows = {t.name: tables.read(files.tables, t).to_pylist() for t in TABLES}
+        left_out = tables.left_out(files.tables, CRITERIA)
+        records = read_record(folder / TOKENS_RECORD), _store_record(folder)
         return cls(folder.name, rows, left_out, *records)
 
     @property
     def model(self) -> str:
         return str(self.store["model"]["source"])
 
+    def rows(self, table: Table) -> Sequence[Row]:
+        """Return the rows of a table, which has to be one of those that are compared."""
+        return self.by_table[table.name]
+
     def criterion(self, name: str) -> Row:
-        row = next((row for row in self.rows["criteria"] if row["criterion"] == name), None)
+        """Return the row of a criterion in the table `criteria`.
+
+        Raises:
+            ValueError: the table has no such criterion.
+        """
+        row = next((row for row in self.rows(CRITERIA) if row["criterion"] == name), None)
         if row is None:
             raise ValueError(
                 f"report.compare: {self.name} was made by another version of Outlier Atlas, which "
@@ -95,7 +106,7 @@ class Side:
 def _refuse_damaged(folder: Path) -> None:
     files = [folder / file for file in FILES]
     try:
-        products.check(sorted((folder / "manifests" / products.FOLDER).glob("*.json")), files)
+        products.check(sorted(RunFiles(folder).product_records.glob("*.json")), files)
     except DamagedFileError as error:
         # This run does not make it again: it belongs to another one.
         raise ValueError(
@@ -105,12 +116,12 @@ def _refuse_damaged(folder: Path) -> None:
 
 
 def _store_record(folder: Path) -> Row:
-    record = read_record(folder / STORE)
+    record = read_record(folder / STORE_RECORD)
     lacking = [key for key in ("model", "channels", "dtype") if key not in record]
     if lacking:
         raise ValueError(
-            f"report.compare: {folder / STORE} does not say {lacking[0]}: an older version of "
-            f"Outlier Atlas wrote it; run {folder.name} again"
+            f"report.compare: {folder / STORE_RECORD} does not say {lacking[0]}: an older "
+            f"version of Outlier Atlas wrote it; run {folder.name} again"
         )
     return record
 
@@ -120,10 +131,10 @@ Both = tuple[Side, Side]
 
 
 def refuse_other_shape(here: Side, there: Side) -> None:
-    """Layers and channels are compared by their number only.
+    """Refuse runs whose models differ in the number of layers or channels.
 
     Raises:
-        ValueError: the models of the runs have not as many of them.
+        ValueError: they differ, so that layer 3 of one says nothing about layer 3 of the other.
     """
     common = [site for site in here.store["channels"] if site in there.store["channels"]]
     sizes: list[tuple[str, int, int]] = [

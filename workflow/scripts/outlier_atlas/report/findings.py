@@ -1,20 +1,15 @@
-"""The findings of a run in five plain sentences, each with its definition.
+"""The first screen of the report: five findings with their definitions, and alarms.
 
-Pure functions from tables to sentences: equal tables give equal sentences.
+The functions depend on the tables only: equal tables give equal sentences.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
-from outlier_atlas.criteria.attention_sinks.tables import ATTENTION_SINKS
-from outlier_atlas.criteria.experts.tables import EXPERT_MAGNITUDES
-from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
 from outlier_atlas.criteria.show import Evidence, Finding, Row
-from outlier_atlas.criteria.shows import BEHIND, SHOWS
+from outlier_atlas.criteria.shows import ALL
 from outlier_atlas.report import mechanisms, not_finite
-from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT
 
 MOST = 5
 """Sentences of the first screen."""
@@ -24,15 +19,15 @@ ABLATION_RANK = 30
 
 
 def findings(evidence: Evidence, ablations: Sequence[Row], text: bool) -> list[Finding]:
-    """Five sentences, the most striking first.
+    """Return five sentences, the most striking first.
 
     Args:
         ablations: rows of the table `ablations`; none without the ablation stage.
-        text: whether tokens are named by their text; by their id otherwise.
+        text: name tokens by their text; otherwise by their id.
     """
     ranked = [
         (ABLATION_RANK, mechanisms.taken_away(ablations)),
-        *((show.rank, show.findings(evidence, text)) for show in (*SHOWS, *BEHIND)),
+        *((show.rank, show.findings(evidence, text)) for show in ALL),
     ]
     ranked.sort(key=lambda one: one[0])
     sentences = [finding for _, each in ranked for finding in each]
@@ -40,17 +35,9 @@ def findings(evidence: Evidence, ablations: Sequence[Row], text: bool) -> list[F
 
 
 def alarms(evidence: Evidence, dtype: str) -> list[str]:
-    """What must come before any finding: values that are NaN or infinite.
+    """Return what must come before any finding: sentences on NaN and infinite values.
 
     Args:
         dtype: that the model ran in.
     """
-    of_sites = (
-        *((row["site"], row, "top1") for row in evidence.rows(LAYER_MAGNITUDES)),
-        *((EXPERT_OUT, row, "value") for row in evidence.rows(EXPERT_MAGNITUDES)),
-        *((ATTN_SINK, row | {"infinite": 0}, "value") for row in evidence.rows(ATTENTION_SINKS)),
-    )
-    by_site: dict[str, list[Row]] = defaultdict(list)
-    for site, row, largest in of_sites:
-        by_site[site].append(row | {"some": row[largest] is not None})
-    return not_finite.alarms(by_site, dtype)
+    return not_finite.alarms((each for show in ALL for each in show.finiteness(evidence)), dtype)

@@ -1,4 +1,4 @@
-"""Figures of a number by layer and column."""
+"""Heatmaps of a number by layer and column."""
 
 from __future__ import annotations
 
@@ -16,22 +16,38 @@ if TYPE_CHECKING:
     from outlier_atlas.report.theme import Theme
 
 COLUMNS = 1152
-"""Columns of a heatmap at most; of more channels each column shows the largest of some."""
+"""The most columns of a heatmap; with more channels a column shows the largest of several."""
 
 
-def maxima(
-    figure: Figure,
+def by_layer(table: Any, name: str) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the |x| of a table's column as (layer, column of the heatmap), and the layers.
+
+    A null becomes NaN.
+
+    Args:
+        table: an Arrow table, ordered by layer, with as many rows for each.
+        name: the name of the column.
+    """
+    layers = np.unique(table["layer"].to_numpy())
+    values = np.abs(table[name].to_numpy(zero_copy_only=False).astype(np.float64))
+    return values.reshape(len(layers), -1), layers.tolist()
+
+
+def logarithmic(
     largest: NDArray[np.float64],
     layers: list[int],
+    figure: Figure,
+    theme: Theme,
+    *,
     column: str,
     value: str,
-    theme: Theme,
 ) -> None:
-    """The largest values by layer and column, on a logarithmic scale of colours.
+    """Draw the largest values by layer and column on a logarithmic scale of colours.
 
     Args:
         largest: (layer, column), not negative; NaN where there is none.
-        column, value: what they are called.
+        layers: the number of each row.
+        column, value: the names of both.
     """
     from matplotlib.colors import LogNorm
 
@@ -58,21 +74,35 @@ def maxima(
     _label_columns(axes, largest, theme)
 
 
-def attention(figure: Figure, mean: NDArray[np.float64], layers: list[int], theme: Theme) -> None:
-    """The attention to the first token, (layer, head), from 0 to 1."""
+def from_0_to_1(
+    values: NDArray[np.float64],
+    layers: list[int],
+    figure: Figure,
+    theme: Theme,
+    *,
+    column: str,
+    value: str,
+) -> None:
+    """Draw values between 0 and 1, (layer, column), on a linear scale of colours.
+
+    Args:
+        values: (layer, column).
+        layers: the number of each row.
+        column, value: the names of both.
+    """
     axes = figure.add_subplot()
     image = axes.imshow(
-        mean, aspect="auto", origin="lower", interpolation="nearest",
+        values, aspect="auto", origin="lower", interpolation="nearest",
         cmap=theme.colormap, vmin=0, vmax=1,
     )  # fmt: skip
-    _finish_heatmap(figure, axes, image, layers, "attention to the first token", "{x:g}")
-    axes.set_xlabel("head")
+    _finish_heatmap(figure, axes, image, layers, value, "{x:g}")
+    axes.set_xlabel(column)
 
 
 def _finish_heatmap(
     figure: Figure, axes: Axes, image: Any, layers: list[int], value: str, numbers: str
 ) -> None:
-    """Its colours and its layers."""
+    """Add the scale of colours and the axis of layers."""
     bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.04, format=numbers)
     bar.set_label(value)
     bar.outline.set_visible(False)
@@ -82,7 +112,7 @@ def _finish_heatmap(
 
 
 def _label_columns(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> None:
-    """Name the channels or experts whose maximum stands out most, where there is room."""
+    """Label the columns with the largest maxima, as far as there is room."""
     peaks = np.nan_to_num(largest).max(axis=0)
     room = largest.shape[1] / 22
     named: list[int] = []
@@ -96,9 +126,12 @@ def _label_columns(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> No
 
 
 def _pooled(largest: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """Neighbouring channels, by their maximum, into at most `COLUMNS`; and how many into one.
+    """Pool neighbouring channels by their maximum into at most `COLUMNS` columns.
 
-    Left to the drawing, most channels of a wide model would be skipped, outliers among them.
+    Without this, matplotlib would skip most channels of a wide model, outliers among them.
+
+    Returns:
+        The pooled values, and the number of channels in a column.
     """
     width = -(-largest.shape[1] // COLUMNS)
     padding = -largest.shape[1] % width

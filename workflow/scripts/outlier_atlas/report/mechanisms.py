@@ -24,9 +24,7 @@ def taken_away(rows: Sequence[Row]) -> list[Finding]:
         return []
     # What a later search found is altered with all that was found before it, and has no draws.
     altered = [
-        at
-        for at in altered
-        if not math.isnan(rows[at]["ratio"]) and rows[at]["target"] != "later_super_weight"
+        at for at in altered if not math.isnan(rows[at]["ratio"]) and rows[at]["round"] is None
     ]
     if not altered:
         text = (

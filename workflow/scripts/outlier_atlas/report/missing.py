@@ -1,14 +1,14 @@
-"""What a run did not measure, and what would."""
+"""The list of what a run did not measure, and why."""
 
 from __future__ import annotations
 
 from outlier_atlas.criteria.show import Page, Row
-from outlier_atlas.criteria.shows import BEHIND, SHOWS, TITLES
+from outlier_atlas.criteria.shows import ALL, TITLES
 from outlier_atlas.text import listed
 
 
 def missing(page: Page) -> list[tuple[str, str]]:
-    """Names, and why there is nothing of them."""
+    """Return names of what was not measured, each with the reason."""
     configuration, criteria = page.configuration, page.evidence.criteria
     switched = (
         ("Ablation", configuration["ablation"]["sequences"], "ablation.sequences is 0"),
@@ -16,7 +16,7 @@ def missing(page: Page) -> list[tuple[str, str]]:
     )
     return [
         *((TITLES[name], _sites(row)) for name, row in criteria.items() if not row["measured"]),
-        *((show.title, why) for show in (*SHOWS, *BEHIND) if (why := show.switched_off(page))),
+        *((show.title, why) for show in ALL if (why := show.switched_off(page))),
         *((name, why) for name, on, why in switched if not on),
     ]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
-from outlier_atlas.tables.table import Column, Table, intervals
+from outlier_atlas.tables.table import Column, ColumnType, Table, intervals
 
 ENOUGH_SEQUENCES = 10
 """Least number of sequences whose interval can exclude a number.
@@ -16,13 +14,20 @@ contains the true value in 51 % of cases with 2 sequences, in 81 % with 4, and i
 
 LOSS = Column(
     "loss",
-    pa.float64(),
+    "float64",
     "Mean negative log-likelihood of the predicted tokens, in nats. Each token is predicted from "
     "all tokens before it in its sequence, with the logits of the whole vocabulary in float32.",
     "nats",
 )
 
-PERPLEXITY_OF_LOSS = Column("perplexity", pa.float64(), "exp(loss).", "ratio")
+PERPLEXITY_OF_LOSS = Column("perplexity", "float64", "exp(loss).", "ratio")
+
+AS_IN_SUPER_WEIGHTS: tuple[tuple[str, ColumnType, str], ...] = (
+    ("input", "float32", "activation"),
+    ("output", "float32", "activation"),
+    ("share", "float64", "ratio"),
+)
+"""Columns with a meaning in the table `super_weights`: name, type and unit."""
 
 ABLATIONS = Table(
     "ablations",
@@ -35,7 +40,7 @@ ABLATIONS = Table(
     (
         Column(
             "target",
-            pa.string(),
+            "string",
             "The ablated part of the model: none; super_weight or weight (of a down projection); "
             "super_expert; expert_weight (of a routed expert's down projection); outlier_features, "
             "all LLM.int8() outlier features together; super_weights, all super weights together; "
@@ -47,30 +52,30 @@ ABLATIONS = Table(
         ),
         Column(
             "site",
-            pa.string(),
+            "string",
             "Sites at which channels are set, separated by spaces; empty for other targets.",
         ),
-        Column("first_layer", pa.int32(), "First changed layer, 0-based.", "index"),
+        Column("first_layer", "int32", "First changed layer, 0-based.", "index"),
         Column(
             "last_layer",
-            pa.int32(),
+            "int32",
             "Last changed layer, 0-based. outlier_features and channel change every layer from "
             "first_layer to last_layer that has the site; massive_activations and super_weights "
             "change some of them.",
             "index",
         ),
-        Column("channels", pa.string(), "Ablated channels, ascending, separated by spaces."),
+        Column("channels", "string", "Ablated channels, ascending, separated by spaces."),
         Column(
             "expert",
-            pa.int32(),
+            "int32",
             "Ablated routed expert, or expert of the ablated weight, 0-based.",
             "index",
         ),
-        Column("row", pa.int32(), "Row of the weight: its output channel, 0-based.", "index"),
-        Column("column", pa.int32(), "Column of the weight: its input channel, 0-based.", "index"),
+        Column("row", "int32", "Row of the weight: its output channel, 0-based.", "index"),
+        Column("column", "int32", "Column of the weight: its input channel, 0-based.", "index"),
         Column(
             "round",
-            pa.int32(),
+            "int32",
             "For later_super_weight: number of the search of the held-out sequences that found the "
             "weight, 1-based. The search ran with all super weights of the run and of earlier "
             "searches set to zero.",
@@ -83,15 +88,11 @@ ABLATIONS = Table(
                 "For later_super_weight: as in the table super_weights, in that search.",
                 unit,
             )
-            for name, kind, unit in (
-                ("input", pa.float32(), "activation"),
-                ("output", pa.float32(), "activation"),
-                ("share", pa.float64(), "ratio"),
-            )
+            for name, kind, unit in AS_IN_SUPER_WEIGHTS
         ),
         Column(
             "intervention",
-            pa.string(),
+            "string",
             "none; zero: the weight, the expert's down_proj output (with its bias), or the "
             "channels at the site for all tokens are set to 0; mean: the channels are set to their "
             "mean over the run's tokens in that layer; random: as many randomly drawn channels "
@@ -102,17 +103,17 @@ ABLATIONS = Table(
             "channel and layer in the run's own sequences, separately at the first position and "
             "at others; its random sets as many other channels to 0 at the same tokens.",
         ),
-        Column("draw", pa.int32(), "Index of the random draw, 0-based.", "index"),
+        Column("draw", "int32", "Index of the random draw, 0-based.", "index"),
         Column(
             "tokens",
-            pa.int64(),
+            "int64",
             "Number of predicted tokens: all except the first of each held-out sequence.",
             "count",
         ),
-        Column("sequences", pa.int64(), "Number of held-out sequences.", "count"),
+        Column("sequences", "int64", "Number of held-out sequences.", "count"),
         LOSS,
         PERPLEXITY_OF_LOSS,
-        Column("ratio", pa.float64(), "perplexity / perplexity of the unchanged model.", "ratio"),
+        Column("ratio", "float64", "perplexity / perplexity of the unchanged model.", "ratio"),
         *intervals("loss", unit="nats"),
         *intervals("perplexity", "ratio", unit="ratio"),
     ),

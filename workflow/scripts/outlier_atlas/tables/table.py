@@ -1,16 +1,21 @@
-"""Descriptions of tables and columns, and the columns that many tables share."""
+"""Descriptions of tables and columns, and the columns that many tables share.
+
+The type of a column is the name of a pyarrow type and not an object of pyarrow: the Snakefile
+imports the descriptions, and starts without pyarrow and numpy. `files.arrow_schema` makes the types
+where a file is read or written.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import pyarrow as pa
+from typing import Any, Literal
 
 PARAMETERS = "parameters"
 """Key of a Parquet file's metadata with the settings that its numbers depend on, as JSON."""
+
+ColumnType = Literal["bool", "int32", "int64", "float32", "float64", "string", "list<float32>"]
+"""The type of a column's values, under pyarrow's name for it."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Column:
     """
 
     name: str
-    type: pa.DataType
+    type: ColumnType
     definition: str
     unit: str = ""
 
@@ -49,16 +54,6 @@ class Table:
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
     @property
-    def schema(self) -> pa.Schema:
-        fields = [
-            pa.field(column.name, column.type, metadata=column.metadata) for column in self.columns
-        ]
-        metadata: dict[bytes | str, bytes | str] = {"table": self.name, "about": self.about}
-        if self.parameters:
-            metadata[PARAMETERS] = json.dumps({"detection": self.parameters}, sort_keys=True)
-        return pa.schema(fields, metadata=metadata)
-
-    @property
     def has_intervals(self) -> bool:
         """True if the table has bootstrap intervals."""
         return any(column.name.endswith("_low") for column in self.columns)
@@ -68,22 +63,31 @@ class Table:
         return replace(self, parameters=dict(parameters))
 
 
-SITE = Column("site", pa.string(), "Site in the block at which the value was measured.")
-LAYER = Column("layer", pa.int32(), "Layer, 0-based, in the model's own numbering.", "index")
-CHANNEL = Column("channel", pa.int32(), "Channel: index along the last axis, 0-based.", "index")
-EXPERT = Column("expert", pa.int32(), "Expert, 0-based, in the model's own numbering.", "index")
+SITE = Column("site", "string", "Site in the block at which the value was measured.")
+LAYER = Column("layer", "int32", "Layer, 0-based, in the model's own numbering.", "index")
+CHANNEL = Column("channel", "int32", "Channel: index along the last axis, 0-based.", "index")
+EXPERT = Column("expert", "int32", "Expert, 0-based, in the model's own numbering.", "index")
 TOKEN_INDEX = Column(
-    "token_index", pa.int64(), "Index along the store's token axis, 0-based.", "index"
+    "token_index", "int64", "Index along the store's token axis, 0-based.", "index"
 )
-SEQUENCE = Column("sequence", pa.int32(), "Sequence, 0-based.", "index")
-POSITION = Column(
-    "position", pa.int32(), "Position of the token in its sequence, 0-based.", "index"
-)
-TOKEN_ID = Column("token_id", pa.int32(), "The tokenizer's id of the token.", "id")
-TOKEN_TEXT = Column("token_text", pa.string(), "The token's own text; the name of a special token.")
+SEQUENCE = Column("sequence", "int32", "Sequence, 0-based.", "index")
+POSITION = Column("position", "int32", "Position of the token in its sequence, 0-based.", "index")
+TOKEN_ID = Column("token_id", "int32", "The tokenizer's id of the token.", "id")
+TOKEN_TEXT = Column("token_text", "string", "The token's own text; the name of a special token.")
 
 WHERE = (TOKEN_INDEX, SEQUENCE, POSITION, TOKEN_ID, TOKEN_TEXT)
 """The columns that identify a token: its position in the run, its id and its text."""
+
+LARGEST_OF_TOKEN = (
+    SITE,
+    LAYER,
+    *WHERE,
+    CHANNEL,
+    Column(
+        "value", "float32", "The token's value with the largest |x|, with its sign.", "activation"
+    ),
+)
+"""A token and its largest value: the first columns of tables of tokens that are outliers."""
 
 
 NO_INTERVALS = (
@@ -102,7 +106,7 @@ def intervals(*names: str, unit: str, signed: bool = False) -> tuple[Column, ...
     return tuple(
         Column(
             f"{name}_{end}",
-            pa.float64(),
+            "float64",
             f"{which} end of the bootstrap interval of {f'|{name}|' if signed else name} over "
             f"sequences (detection.bootstrap); empty if there is only one sequence.",
             unit,

@@ -1,4 +1,4 @@
-"""Where the records of a run lie, and their own checksums."""
+"""Verification of records by their own checksums."""
 
 from __future__ import annotations
 
@@ -7,41 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas import job_metrics
 from outlier_atlas.checkpoint.source import DIGESTS
-from outlier_atlas.data.tokens import RECORD
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
-from outlier_atlas.plan.choice import CHOICE
+from outlier_atlas.store.run import Run
 
 
 @dataclass(frozen=True)
 class Records:
-    """Where the records of a run lie.
+    """The records of a run.
 
     Attributes:
-        run: its folder.
-        model: record of its model; `resources` is the folder that it is relative to.
-        tokens: its token store.
-        tokens_inputs: record of what the tokens are made from.
-        heldout: the held-out tokens, where there is an ablation stage; their record lies next to
-            them.
-        store: record of its store.
-        manifests: of its extraction jobs, layer group by layer group.
-        datasets: records of what was fetched of hub datasets, and of the tokens that runs share;
-            the documents or tokens of each lie next to it.
-        outputs: records of what rules have made (`products.py`).
-        detected: a file that detection makes: once it is gone, detection runs again.
-        ablated: the same of the ablation stage.
+        run: the run.
+        tokens_inputs: the record of what the tokens are made from.
+        manifests: the manifests of the extraction jobs, layer group by layer group.
+        datasets: the records of fetched documents of hub datasets, and of tokens that runs share;
+            the documents or tokens lie next to the records.
+        outputs: the records of what rules have made (`products.py`).
+        detected: a file that detection makes; without it detection runs again.
+        ablated: a file that the ablation stage makes; without it the stage runs again.
     """
 
-    run: Path
-    model: Path
-    resources: Path
-    tokens: Path
+    run: Run
     tokens_inputs: Path
-    heldout: Path | None
-    store: Path
     manifests: Sequence[Path]
     datasets: Sequence[Path] = ()
     outputs: Sequence[Path] = ()
@@ -50,10 +38,22 @@ class Records:
 
     @classmethod
     def of(cls, records: Mapping[str, Any]) -> Records:
-        """Return the records whose paths are given as text."""
-        return cls(
-            resources=Path("resources"), **{name: _paths(given) for name, given in records.items()}
+        """Return the records of a run, whose paths are given as text.
+
+        Args:
+            records: the folder of the run as `run`, the places of its `model`, `tokens` and
+                `heldout` tokens, and the attributes of this class.
+        """
+        given = {name: _paths(text) for name, text in records.items()}
+        run = Run(
+            given.pop("run"),
+            given.pop("model"),
+            Path("resources"),
+            tokens_file=given.pop("tokens"),
+            heldout_file=given.pop("heldout"),
         )
+        assert given.pop("store") == run.store_record, "a run's folder has the record of its store"
+        return cls(run, **given)
 
 
 def _paths(given: Any) -> Any:
@@ -63,7 +63,7 @@ def _paths(given: Any) -> Any:
 
 
 def known(record: Path) -> dict[str, Any] | None:
-    """What a record says; None where it is missing or damaged."""
+    """Return the contents of a record; None where it is missing or damaged."""
     try:
         return read_record(record)
     except (OSError, DamagedFileError):
@@ -71,15 +71,18 @@ def known(record: Path) -> dict[str, Any] | None:
 
 
 def own_records(records: Records) -> Iterator[str]:
-    """The records that are not what was written; those of the arrays' metadata, of the ablation
-    stage and of outputs are left to who knows what they describe."""
+    """Name the records that are not what was written, and remove them.
+
+    The records of the arrays' metadata, of the ablation stage and of outputs are compared with what
+    they describe, by other functions.
+    """
     run = records.run
-    paths = [records.model, run / RECORD, records.store, *records.manifests]
-    paths += [run / CHOICE]
-    paths += [*records.datasets, *sorted((run / "manifests" / INPUTS).glob("*.json"))]
+    paths = [run.model_record, run.tokens_record, run.store_record, *records.manifests]
+    paths += [run.layer_groups_record, *records.datasets]
+    paths += sorted(run.input_records.glob("*.json"))
     for folder in (INPUTS, DIGESTS):
-        paths += sorted((records.resources / folder).glob("*.json"))
-    paths += sorted((run / job_metrics.FOLDER).glob("*.json"))
+        paths += sorted((run.resources / folder).glob("*.json"))
+    paths += sorted(run.measured.glob("*.json"))
     for path in filter(Path.exists, paths):
         try:
             check_record(path)
@@ -89,6 +92,6 @@ def own_records(records: Records) -> Iterator[str]:
 
 
 def run_again(output: Path | None) -> None:
-    """Have a rule run again, whose other files were damaged."""
+    """Have a rule run again whose other files were damaged."""
     if output is not None:
         output.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from outlier_atlas.criteria.attention_sinks.tables import (
     ATTENTION_SINK_POSITIONS,
@@ -10,14 +10,18 @@ from outlier_atlas.criteria.attention_sinks.tables import (
     DESCRIPTION,
 )
 from outlier_atlas.criteria.show import (
+    ComparedNumber,
+    ComparedPart,
     Evidence,
     Finding,
+    Finiteness,
     Page,
     ReportSection,
     Row,
     Show,
     with_left_out,
 )
+from outlier_atlas.report.compared_runs import NOT_MEASURED, Both
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.text import (
     count,
@@ -27,12 +31,25 @@ from outlier_atlas.text import (
 )
 
 
+def _first_position(rows: Sequence[Row]) -> Row | None:
+    return rows[0] if rows else None
+
+
 class AttentionSinksShow(Show):
-    """By head, by layer and by position."""
+    """Attention sinks by head, by layer and by position."""
 
     description = DESCRIPTION
     title = "Attention sinks"
     rank = 40
+    compared_numbers = (
+        ComparedNumber(
+            "sink metric of the first token",
+            ATTENTION_SINK_POSITIONS,
+            "sink_metric",
+            percentage,
+            _first_position,
+        ),
+    )
 
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
         criterion = self.criterion(evidence)
@@ -52,14 +69,42 @@ class AttentionSinksShow(Show):
         template = "attention_sinks/section.html.j2"
         return ReportSection("sinks", self.title, template, values, shown=criterion["measured"])
 
+    def finiteness(self, evidence: Evidence) -> Iterator[Finiteness]:
+        # An attention weight is NaN or a number between 0 and 1.
+        for row in evidence.rows(ATTENTION_SINKS):
+            yield Finiteness(ATTN_SINK, row["layer"], row["nan"], 0, row["value"] is not None)
+
+    def compared_part(self, both: Both) -> ComparedPart:
+        template = "attention_sinks/comparison.html.j2"
+        return ComparedPart(template, {"sinks": _compared_layers(both)})
+
+
+def _compared_layers(both: Both) -> list[Row]:
+    """Return the sink metric of each layer in both runs."""
+    here, there = ({row["layer"]: row for row in side.rows(ATTENTION_SINKS)} for side in both)
+    return [
+        {
+            "layer": layer,
+            "sides": [
+                spanned(side[layer], "sink_metric", percentage) if layer in side else NOT_MEASURED
+                for side in (here, there)
+            ],
+        }
+        for layer in sorted({*here, *there})
+    ]
+
 
 def _rows(evidence: Evidence) -> tuple[list[Row], list[Row]]:
-    """By layer, and by position."""
+    """Return the rows by layer, and those by position."""
     return evidence.rows(ATTENTION_SINKS), evidence.rows(ATTENTION_SINK_POSITIONS)
 
 
 def sentence(layers: Sequence[Row], positions: Sequence[Row], definition: str) -> list[Finding]:
-    """How often the first token is a sink; rows of attention_sinks and attention_sink_positions."""
+    """Return a finding on how often the first token is a sink; none if it never is.
+
+    Args:
+        layers, positions: rows of attention_sinks and attention_sink_positions.
+    """
     if not layers or not positions[0]["sink_metric"]:
         return []
     return [Finding(said(layers, positions), definition, 3)]
@@ -77,7 +122,7 @@ def _values(criterion: Row, layers: Sequence[Row], positions: Sequence[Row], mos
 
 
 def said(layers: Sequence[Row], positions: Sequence[Row]) -> str:
-    """How often the first token is a sink, in a sentence."""
+    """Return a sentence on how often the first token is a sink."""
     metric = positions[0]["sink_metric"]
     if metric is None:
         return "No number of this run is finite."

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import LAYER, POSITION, WHERE, Column, Table, intervals
 
-HEAD = Column("head", pa.int32(), "Query head of attention, 0-based.", "index")
+HEAD = Column("head", "int32", "Query head of attention, 0-based.", "index")
 
 ATTENTION_SINKS = Table(
     "attention_sinks",
@@ -16,11 +14,11 @@ ATTENTION_SINKS = Table(
     "attn_sink was not measured.",
     (
         LAYER,
-        Column("heads", pa.int32(), "Number of query heads.", "count"),
-        Column("sequences", pa.int64(), "Number of sequences.", "count"),
+        Column("heads", "int32", "Number of query heads.", "count"),
+        Column("sequences", "int64", "Number of sequences.", "count"),
         Column(
             "sink_metric",
-            pa.float64(),
+            "float64",
             "Sink metric of the first token, in %: 100 x share of (sequence, head) in which it "
             "receives more attention than the threshold. If no number is NaN, the mean over the "
             "layers is the sink metric of the model.",
@@ -28,14 +26,14 @@ ATTENTION_SINKS = Table(
         ),
         Column(
             "sink_heads",
-            pa.int32(),
+            "int32",
             "Number of heads whose mean attention to the first token over sequences is above the "
             "threshold.",
             "count",
         ),
         Column(
             "value",
-            pa.float32(),
+            "float32",
             "The largest attention that a token receives in a head (the first of equals). The last "
             "of the T tokens has a single query, itself, so a large value there means little.",
             "share",
@@ -44,7 +42,7 @@ ATTENTION_SINKS = Table(
         *WHERE,
         Column(
             "nan",
-            pa.int64(),
+            "int64",
             "Number of NaN values; all other columns exclude them.",
             "count",
         ),
@@ -62,13 +60,13 @@ ATTENTION_SINK_HEADS = Table(
         HEAD,
         Column(
             "mean",
-            pa.float64(),
+            "float64",
             "Mean over sequences of the attention that it receives, from 0 to 1.",
             "share",
         ),
         Column(
             "sink_share",
-            pa.float64(),
+            "float64",
             "Share of sequences in which the first token is a sink.",
             "share",
         ),
@@ -82,17 +80,17 @@ ATTENTION_SINK_POSITIONS = Table(
     "not measured.",
     (
         POSITION,
-        Column("sequences", pa.int64(), "Number of sequences that have this position.", "count"),
+        Column("sequences", "int64", "Number of sequences that have this position.", "count"),
         Column(
             "sink_metric",
-            pa.float64(),
+            "float64",
             "Sink metric of the position, in %: 100 x share of (sequence, layer, head) in which it "
             "receives more attention than the threshold; at position 0 the paper's Sink_1.",
             "%",
         ),
         Column(
             "mean",
-            pa.float64(),
+            "float64",
             "Mean over (sequence, layer, head) of the attention that the position receives.",
             "share",
         ),
@@ -110,4 +108,5 @@ DESCRIPTION = Description(
     ),
     ("attention_sinks",),
     finding="heads that sink on the first token",
+    compared=(ATTENTION_SINKS, ATTENTION_SINK_POSITIONS),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from outlier_atlas.criteria.experts.tables import DESCRIPTION, EXPERT_MAGNITUDES
 from outlier_atlas.criteria.show import (
+    Evidence,
+    Finiteness,
     Page,
     ReportSection,
     Row,
@@ -27,7 +29,7 @@ DEFINITION = (
 
 
 class ExpertsShow(Show):
-    """Which experts saw few tokens, and which have the largest outputs."""
+    """The experts with few tokens, and those with the largest outputs."""
 
     description = DESCRIPTION
     title = "Experts"
@@ -50,9 +52,14 @@ class ExpertsShow(Show):
             "experts", self.title, "experts/section.html.j2", values, shown=bool(rows)
         )
 
+    def finiteness(self, evidence: Evidence) -> Iterator[Finiteness]:
+        for row in evidence.rows(EXPERT_MAGNITUDES):
+            some = row["value"] is not None
+            yield Finiteness(EXPERT_OUT, row["layer"], row["nan"], row["infinite"], some)
+
 
 def _values(rows: Sequence[Row], min_tokens: int, most: int) -> Row:
-    """What the section shows.
+    """Return what the section shows.
 
     Args:
         rows: of `expert_magnitudes`, by layer and expert.
@@ -73,7 +80,7 @@ def _values(rows: Sequence[Row], min_tokens: int, most: int) -> Row:
 
 
 def seen(few: int, experts: int, min_tokens: int) -> str:
-    """How many experts saw too few tokens, in a sentence."""
+    """Return a sentence on how many experts saw too few tokens."""
     if not few:
         return f"All {count(experts, 'expert')} saw at least {count(min_tokens, 'token')}."
     of_all = f"{few:,} of {count(experts, 'expert')}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, EXPERT, LAYER, WHERE, Column, Table, intervals
 
@@ -15,22 +13,22 @@ EXPERT_MAGNITUDES = Table(
     (
         LAYER,
         EXPERT,
-        Column("tokens", pa.int64(), "Number of tokens routed to the expert.", "count"),
+        Column("tokens", "int64", "Number of tokens routed to the expert.", "count"),
         Column(
             "token_share",
-            pa.float64(),
+            "float64",
             "tokens / all tokens of the run that are not excluded. The shares of the experts of a "
             "layer add up to the number of experts that a token is routed to.",
             "share",
         ),
         Column(
             "enough_tokens",
-            pa.bool_(),
+            "bool",
             "Whether at least detection.experts.min_tokens tokens were routed to the expert.",
         ),
         Column(
             "value",
-            pa.float32(),
+            "float32",
             "The finite down_proj output with the largest |x|, with its sign (the first of "
             "equals); empty if there is none.",
             "activation",
@@ -39,13 +37,13 @@ EXPERT_MAGNITUDES = Table(
         *WHERE,
         Column(
             "nan",
-            pa.int64(),
+            "int64",
             "Number of tokens with a NaN in the expert's output; value excludes them.",
             "count",
         ),
         Column(
             "infinite",
-            pa.int64(),
+            "int64",
             "Number of tokens whose largest |x| is infinite; value excludes them.",
             "count",
         ),

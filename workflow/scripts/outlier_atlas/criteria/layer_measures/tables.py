@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import LAYER, SITE, Column, Table, intervals
 
@@ -14,7 +12,7 @@ QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 def _norm(quantile: float) -> Column:
     return Column(
         norm_name(quantile),
-        pa.float64(),
+        "float64",
         f"{quantile * 100:g} % quantile over tokens of the L2 norm over channels, the lower of two "
         f"neighbours; rounded, relative error <= 2^-9.",
         "activation",
@@ -34,59 +32,59 @@ LAYER_MEASURES = Table(
     (
         SITE,
         LAYER,
-        Column("tokens", pa.int64(), "Number of tokens that are not excluded.", "count"),
+        Column("tokens", "int64", "Number of tokens that are not excluded.", "count"),
         Column(
             "kurtosis_token",
-            pa.float64(),
+            "float64",
             "Kurtosis of a token over its channels, mean over the tokens whose values are not all "
             "equal (Elhage et al. 2023).",
             "ratio",
         ),
         Column(
             "kurtosis_token_max",
-            pa.float64(),
+            "float64",
             "Largest kurtosis of a token over its channels.",
             "ratio",
         ),
         Column(
             "kurtosis_tensor",
-            pa.float64(),
+            "float64",
             "Kurtosis of all values of the layer together (Bondarenko et al. 2023).",
             "ratio",
         ),
         Column(
             "kurtosis_channel",
-            pa.float64(),
+            "float64",
             "Kurtosis of a channel over tokens, mean over the channels whose values are not all "
             "equal.",
             "ratio",
         ),
         Column(
             "kurtosis_channel_max",
-            pa.float64(),
+            "float64",
             "Largest kurtosis of a channel over tokens. It has no interval, which would need the "
             "moments of every channel in every sequence.",
             "ratio",
         ),
         Column(
             "kurtosis_rms",
-            pa.float64(),
+            "float64",
             "mean s^4 / (mean s^2)^2 over channels, with s the RMS of a channel over tokens (He et "
             "al. 2024, arXiv 2405.19279): 1 if all channels have the same RMS.",
             "ratio",
         ),
         Column(
             "infinity_norm",
-            pa.float64(),
+            "float64",
             "Largest |x| of a sequence, mean over the sequences with a finite value, with the same "
             "weight for sequences of any length (Bondarenko et al. 2023).",
             "activation",
         ),
-        Column("rms", pa.float64(), "Root of the mean of x^2 over all values.", "activation"),
-        Column("crest_factor", pa.float64(), "Largest |x| / rms.", "ratio"),
+        Column("rms", "float64", "Root of the mean of x^2 over all values.", "activation"),
+        Column("crest_factor", "float64", "Largest |x| / rms.", "ratio"),
         Column(
             "mmr_median",
-            pa.float64(),
+            "float64",
             "Largest / median of |x| over the channels of a token (He et al. 2024), median over "
             "tokens with a value other than 0. Both medians are the lower of two middle values; "
             "the median over tokens is rounded, relative error <= 2^-9. The ratio is infinite if "
@@ -95,7 +93,7 @@ LAYER_MEASURES = Table(
         ),
         Column(
             "mmr_max",
-            pa.float64(),
+            "float64",
             "Largest ratio of the largest to the median |x| of a token; exact.",
             "ratio",
         ),

@@ -31,11 +31,12 @@ from outlier_atlas.text import (
 
 
 class LlmInt8Show(Show):
-    """By channel, and every reading of the two shares."""
+    """Outlier features by channel, and every reading of the two shares."""
 
     description = DESCRIPTION
     title = "LLM.int8() outlier features"
     rank = 60
+    ablated = {"outlier_features": "LLM.int8() outlier features"}
 
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
         return _findings(evidence, self.criterion(evidence))
@@ -115,7 +116,7 @@ def _sides(row: Row) -> str:
 
 
 def _readings(variants: Sequence[Row], definition: str) -> Finding:
-    """The paper leaves both shares open: what the other readings would give."""
+    """Return what other readings give, because the paper leaves both shares open."""
     counts = sorted({row["outlier_features"] for row in variants})
     readings = (
         f"{len(variants)} readings of LLM.int8()'s two shares (of layers or tensors; of "

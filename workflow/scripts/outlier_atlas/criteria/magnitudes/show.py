@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from outlier_atlas.criteria.magnitudes import comparison
 from outlier_atlas.criteria.magnitudes.tables import DESCRIPTION, LAYER_MAGNITUDES
 from outlier_atlas.criteria.show import (
+    ComparedPart,
     Evidence,
     Finding,
+    Finiteness,
     Page,
     ReportSection,
     Row,
     Show,
 )
+from outlier_atlas.report.compared_runs import Both
 from outlier_atlas.settings.sites import SITE_NAMES
 from outlier_atlas.text import (
     count,
@@ -39,9 +43,21 @@ class MagnitudesShow(Show):
         }
         return ReportSection("sites", "Sites", "magnitudes/section.html.j2", values)
 
+    def finiteness(self, evidence: Evidence) -> Iterator[Finiteness]:
+        for row in evidence.rows(LAYER_MAGNITUDES):
+            some = row["top1"] is not None
+            yield Finiteness(row["site"], row["layer"], row["nan"], row["infinite"], some)
+
+    def compared_part(self, both: Both) -> ComparedPart:
+        values = {"sites": comparison.sites(both)}
+        return ComparedPart("magnitudes/comparison.html.j2", values)
+
 
 def sites(page: Page) -> list[Row]:
-    """Each site with its figures; that of the largest |x| is unfolded, the last of equals."""
+    """Return each site with its figures; the site of the largest |x| is unfolded.
+
+    Of several with the same largest |x|, the last one is.
+    """
     tops = largest_by_site(page.evidence.rows(LAYER_MAGNITUDES))
     unfolded = max(reversed(tops), key=lambda site: tops[site]["top1"] or 0, default=None)
     return [_site(site, top, page) | {"open": site == unfolded} for site, top in tops.items()]
@@ -68,7 +84,7 @@ def _site(site: str, top: Row, page: Page) -> Row:
 
 
 def largest_by_site(rows: Sequence[Row]) -> dict[str, Row]:
-    """Of each site the row of layer_magnitudes with the largest |x|."""
+    """Return the row of layer_magnitudes with the largest |x| of each site."""
     tops: dict[str, Row] = {}
     for row in rows:
         top = tops.setdefault(row["site"], row)["top1"]
@@ -78,7 +94,7 @@ def largest_by_site(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def largest(rows: Sequence[Row]) -> Finding:
-    """The largest |x| of each site.
+    """Return a finding on the largest |x| of each site.
 
     Args:
         rows: of the table `layer_magnitudes`.

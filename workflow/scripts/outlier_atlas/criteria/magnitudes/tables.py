@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import (
     CHANNEL,
@@ -24,44 +22,42 @@ LAYER_MAGNITUDES = Table(
     (
         SITE,
         LAYER,
-        Column(
-            "top1", pa.float32(), "Largest |x| over all finite values of the layer.", "activation"
-        ),
+        Column("top1", "float32", "Largest |x| over all finite values of the layer.", "activation"),
         Column(
             "top2",
-            pa.float32(),
+            "float32",
             "Second largest |x|, which is a different value, but may be as large. top2 and top3 "
             "have no intervals: in a draw that contains a sequence twice, the second largest value "
             "is the largest again.",
             "activation",
         ),
-        Column("top3", pa.float32(), "Third largest |x|.", "activation"),
+        Column("top3", "float32", "Third largest |x|.", "activation"),
         Column(
             "median",
-            pa.float32(),
+            "float32",
             "Median of |x| over all tokens and channels of the layer, the lower of the two middle "
             "values. Exact if all values are bfloat16 numbers; otherwise rounded, relative error "
             "<= 2^-9.",
             "activation",
         ),
-        Column("value", pa.float32(), "The value of top1, with its sign.", "activation"),
+        Column("value", "float32", "The value of top1, with its sign.", "activation"),
         CHANNEL,
         *WHERE,
         Column(
             "values",
-            pa.int64(),
+            "int64",
             "Number of values: tokens x channels, including values that are not finite.",
             "count",
         ),
         Column(
             "nan",
-            pa.int64(),
+            "int64",
             "Number of NaN values; all other columns except values exclude them.",
             "count",
         ),
         Column(
             "infinite",
-            pa.int64(),
+            "int64",
             "Number of infinite values; all other columns except values exclude them.",
             "count",
         ),
@@ -78,7 +74,7 @@ CHANNEL_MAXIMA = Table(
         CHANNEL,
         Column(
             "value",
-            pa.float32(),
+            "float32",
             "The finite value with the largest |x| (the first of equals).",
             "activation",
         ),
@@ -95,4 +91,5 @@ DESCRIPTION = Description(
         LAYER_MAGNITUDES,
         CHANNEL_MAXIMA,
     ),
+    compared=(LAYER_MAGNITUDES,),
 )

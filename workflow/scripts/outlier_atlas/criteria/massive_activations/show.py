@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 from outlier_atlas.criteria.finding_table import joined
 from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
+from outlier_atlas.criteria.massive_activations import comparison
 from outlier_atlas.criteria.massive_activations.tables import (
     DESCRIPTION,
     MASSIVE_ACTIVATIONS,
     MASSIVE_CHANNELS,
 )
 from outlier_atlas.criteria.show import (
+    ComparedPart,
     Evidence,
     Finding,
     Page,
@@ -26,6 +28,7 @@ from outlier_atlas.criteria.show import (
     place,
 )
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.report.compared_runs import Both
 from outlier_atlas.settings.report import ReportSettings
 from outlier_atlas.text import (
     bracketed,
@@ -41,11 +44,15 @@ from outlier_atlas.text import (
 
 
 class MassiveActivationsShow(Show):
-    """By channel, and by place with the text around it."""
+    """Massive activations by channel, and by place with the text around it."""
 
     description = DESCRIPTION
     title = "Massive activations"
     rank = 50
+    ablated = {
+        "massive_activations": "massive activations",
+        "massive_channel": "channel of massive activations",
+    }
 
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
         return _findings(evidence, self.criterion(evidence), text)
@@ -55,6 +62,10 @@ class MassiveActivationsShow(Show):
         values = _values(page, criterion)
         template = "massive_activations/section.html.j2"
         return ReportSection("massive", self.title, template, values, shown=criterion["measured"])
+
+    def compared_part(self, both: Both) -> ComparedPart:
+        template = "massive_activations/comparison.html.j2"
+        return ComparedPart(template, comparison.values(both))
 
 
 def _findings(evidence: Evidence, criterion: Row, text: bool) -> list[Finding]:
@@ -103,7 +114,7 @@ def _none(evidence: Evidence, criterion: Row) -> list[Finding]:
 
 
 def closest(evidence: Evidence, criterion: Row) -> Finding:
-    """How near the site of massive activations comes to them."""
+    """Return a finding on how close the values of the site are to massive activations."""
     site = criterion["sites"]
     rows = [
         row
@@ -128,7 +139,7 @@ def _ratio(row: Row) -> float:
 
 
 def sequences_of(evidence: Evidence) -> dict[int, int]:
-    """The number of sequences in which each channel is massive, in whichever layers."""
+    """Return the number of sequences in which each channel is massive, in any layer."""
     of_channel: dict[int, set[int]] = defaultdict(set)
     for row in evidence.rows(MASSIVE_ACTIVATIONS):
         of_channel[row["channel"]].add(row["sequence"])
@@ -165,7 +176,7 @@ def _values(page: Page, criterion: Row) -> Row:
 
 
 def _channel(rows: Sequence[Row]) -> Row:
-    """A channel's massive activations, over its layers."""
+    """Return a channel's massive activations, over its layers."""
     top = max(rows, key=lambda row: abs(row["value"]))
     total = sum(row["massive_activations"] for row in rows)
     first = sum(row["massive_activations"] * row["first_position_share"] for row in rows)

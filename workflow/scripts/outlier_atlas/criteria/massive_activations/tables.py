@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import (
     CHANNEL,
@@ -33,23 +31,23 @@ MASSIVE_ACTIVATIONS = Table(
         TOKEN_INDEX,
         TOKEN_ID,
         TOKEN_TEXT,
-        Column("value", pa.float32(), "The activation, with its sign.", "activation"),
+        Column("value", "float32", "The activation, with its sign.", "activation"),
         Column(
             "tensor_median",
-            pa.float32(),
+            "float32",
             "Median of |x| over all tokens and channels of this sequence in this layer, the lower "
             "of the two middle values; exact.",
             "activation",
         ),
-        Column("tensor_median_ratio", pa.float64(), "|value| / tensor_median.", "ratio"),
+        Column("tensor_median_ratio", "float64", "|value| / tensor_median.", "ratio"),
         Column(
             "token_median",
-            pa.float32(),
+            "float32",
             "Median of |x| over the channels of this token, the lower of the two middle values; "
             "exact.",
             "activation",
         ),
-        Column("token_median_ratio", pa.float64(), "|value| / token_median.", "ratio"),
+        Column("token_median_ratio", "float64", "|value| / token_median.", "ratio"),
     ),
 )
 
@@ -63,26 +61,26 @@ MASSIVE_CHANNELS = Table(
         CHANNEL,
         Column(
             "massive_activations",
-            pa.int64(),
+            "int64",
             "Number of massive activations in this layer and channel.",
             "count",
         ),
-        Column("sequences", pa.int64(), "Number of sequences with a massive activation.", "count"),
+        Column("sequences", "int64", "Number of sequences with a massive activation.", "count"),
         Column(
             "first_position_share",
-            pa.float64(),
+            "float64",
             "Share of the massive activations at position 0 of a sequence.",
             "share",
         ),
         Column(
             "value",
-            pa.float32(),
+            "float32",
             "The massive activation with the largest |x|, with its sign.",
             "activation",
         ),
         Column(
             "tensor_median_ratio",
-            pa.float64(),
+            "float64",
             "|value| / tensor_median of that massive activation.",
             "ratio",
         ),
@@ -103,4 +101,5 @@ DESCRIPTION = Description(
     ),
     ("massive_activations",),
     finding="values",
+    compared=(MASSIVE_CHANNELS,),
 )

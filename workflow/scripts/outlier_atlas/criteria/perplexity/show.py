@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outlier_atlas.criteria.perplexity.tables import DESCRIPTION
+from outlier_atlas.criteria.perplexity.tables import DESCRIPTION, PERPLEXITY
 from outlier_atlas.criteria.show import (
+    ComparedNumber,
+    Evidence,
     Page,
     Row,
     Show,
@@ -16,11 +18,26 @@ from outlier_atlas.text import (
 )
 
 
+def _whole_run(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row["sequence"] is None), None)
+
+
 class PerplexityShow(Show):
     """Perplexity, which has no section of its own."""
 
     description = DESCRIPTION
     title = "Perplexity"
+    compared_numbers = (
+        ComparedNumber(
+            "perplexity of its own tokens", PERPLEXITY, "perplexity", number, _whole_run
+        ),
+    )
+
+    def headline(self, evidence: Evidence) -> str:
+        return short(evidence.rows(PERPLEXITY))
+
+    def facts(self, evidence: Evidence) -> list[tuple[str, str]]:
+        return [("perplexity", line(evidence.rows(PERPLEXITY)))]
 
     def switched_off(self, page: Page) -> str:
         on = page.configuration["extraction"]["perplexity"]
@@ -28,7 +45,7 @@ class PerplexityShow(Show):
 
 
 def line(rows: Sequence[Row]) -> str:
-    """Of the whole run, in a sentence with its definition.
+    """Return the perplexity of the whole run, in a sentence with its definition.
 
     Args:
         rows: of the table `perplexity`.
@@ -47,10 +64,10 @@ def line(rows: Sequence[Row]) -> str:
 
 
 def short(rows: Sequence[Row]) -> str:
-    """The same at the top of the report; empty where there is none."""
+    """Return the perplexity for the first lines of the report; or ""."""
     if not rows or rows[-1]["perplexity"] is None:
         return ""
     return (
-        f" Perplexity {number(rows[-1]['perplexity'])}, exp of the mean negative log-likelihood of "
+        f"Perplexity {number(rows[-1]['perplexity'])}, exp of the mean negative log-likelihood of "
         f"these tokens."
     )

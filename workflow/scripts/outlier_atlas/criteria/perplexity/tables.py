@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.losses import LOSS, PERPLEXITY_OF_LOSS
 from outlier_atlas.tables.table import Column, Table, intervals
@@ -16,19 +14,19 @@ PERPLEXITY = Table(
     (
         Column(
             "sequence",
-            pa.int32(),
+            "int32",
             "Sequence, 0-based; empty in the row over all sequences.",
             "index",
         ),
         Column(
             "tokens",
-            pa.int64(),
+            "int64",
             "Number of predicted tokens: all except the first of each sequence.",
             "count",
         ),
         Column(
             "nan",
-            pa.int64(),
+            "int64",
             "Number of predicted tokens whose loss is NaN. If there is one, loss and perplexity "
             "are empty.",
             "count",
@@ -40,4 +38,4 @@ PERPLEXITY = Table(
     ),
 )
 
-DESCRIPTION = Description("perplexity", (PERPLEXITY,))
+DESCRIPTION = Description("perplexity", (PERPLEXITY,), compared=(PERPLEXITY,))

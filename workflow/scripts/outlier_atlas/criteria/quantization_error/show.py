@@ -23,7 +23,7 @@ class QuantizationErrorShow(Show):
 
 
 def pictures(page: Page) -> list[Row]:
-    """The figure of each site whose errors were asked for."""
+    """Return the figure of each site in `detection.quantization_error.sites`."""
     return [
         page.picture(
             f"{site}-quantization",

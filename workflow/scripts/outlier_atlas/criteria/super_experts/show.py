@@ -26,6 +26,7 @@ class SuperExpertsShow(FindingTable):
     title = "Super experts (of a mixture of experts)"
     heading = "Super experts"
     rank = 20
+    ablated = {"super_expert": "super expert"}
     noun = "expert"
     head = ("layer", "expert", "largest output", "quantile of all", "growth of the residual stream")
 
@@ -44,7 +45,11 @@ class SuperExpertsShow(FindingTable):
 
 
 def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
-    """The super expert with the largest output; rows of the table `super_experts`."""
+    """Return a finding on the super expert with the largest output; none without any.
+
+    Args:
+        rows: of the table `super_experts`.
+    """
     if not rows:
         return []
     top = max(rows, key=lambda row: abs(row["value"]))

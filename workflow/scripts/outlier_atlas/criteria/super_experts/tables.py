@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, EXPERT, LAYER, WHERE, Column, Table, intervals
 
@@ -17,25 +15,25 @@ SUPER_EXPERTS = Table(
         *WHERE,
         Column(
             "value",
-            pa.float32(),
+            "float32",
             "The expert's largest |down_proj output|, with its sign.",
             "activation",
         ),
         Column(
             "quantile",
-            pa.float64(),
+            "float64",
             "The quantile that |value| exceeds, over all experts with a token.",
             "activation",
         ),
         Column(
             "largest_share",
-            pa.float64(),
+            "float64",
             "|value| / largest |down_proj output| of all experts.",
             "ratio",
         ),
         Column(
             "growth",
-            pa.float64(),
+            "float64",
             "Largest |x| at the site of massive activations over that of the previous measured "
             "layer; empty for the first measured layer.",
             "ratio",

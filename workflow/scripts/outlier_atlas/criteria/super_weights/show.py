@@ -26,6 +26,11 @@ class SuperWeightsShow(FindingTable):
     description = DESCRIPTION
     title = "Super weights"
     rank = 10
+    ablated = {
+        "super_weight": "super weight",
+        "super_weights": "super weights together",
+        "later_super_weight": "super weight of a later search, with those found before",
+    }
     noun = "weight"
     head = ("layer", "weight", "its value", "input", "largest output", "share of the output")
 
@@ -62,7 +67,11 @@ class SuperWeightsShow(FindingTable):
 
 
 def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
-    """The super weight with the largest output; rows of the table `super_weights`."""
+    """Return a finding on the super weight with the largest output; none without any.
+
+    Args:
+        rows: of the table `super_weights`.
+    """
     found = [row for row in rows if row["super_weight"]]
     if not found:
         return []

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
-from outlier_atlas.tables.table import CHANNEL, LAYER, NO_INTERVALS, SITE, WHERE, Column, Table
+from outlier_atlas.tables.table import LARGEST_OF_TOKEN, NO_INTERVALS, Column, Table
 
 SYSTEMATIC_OUTLIERS = Table(
     "systematic_outliers",
     "One row for each token whose largest |x| is far above the mean of |x|, by layer and token. "
     f"{NO_INTERVALS}",
     (
-        SITE,
-        LAYER,
-        *WHERE,
-        CHANNEL,
-        Column(
-            "value",
-            pa.float32(),
-            "The token's value with the largest |x|, with its sign.",
-            "activation",
-        ),
+        *LARGEST_OF_TOKEN,
         Column(
             "mean",
-            pa.float64(),
+            "float64",
             "Mean of the finite |x| over all tokens and channels of the sequence in that layer; "
             "summed in float64, within 1e-11 of the exact mean.",
             "activation",
         ),
-        Column("mean_ratio", pa.float64(), "|value| / mean.", "ratio"),
+        Column("mean_ratio", "float64", "|value| / mean.", "ratio"),
         Column(
             "token_class",
-            pa.string(),
+            "string",
             "The first class that applies to the token's text without spaces. initial: position 0. "
             "strong_delimiter: white space with a line break, or only the characters . ! ? ; : "
             "(any number of them). "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import LAYER, NO_INTERVALS, SITE, WHERE, Column, Table
 
@@ -14,17 +12,17 @@ TOKEN_NORMS = Table(
     (
         SITE,
         LAYER,
-        Column("rank", pa.int32(), "Rank; 1 for the token with the largest norm.", "index"),
+        Column("rank", "int32", "Rank; 1 for the token with the largest norm.", "index"),
         *WHERE,
-        Column("norm", pa.float64(), "L2 norm over channels.", "activation"),
+        Column("norm", "float64", "L2 norm over channels.", "activation"),
         Column(
             "median",
-            pa.float64(),
+            "float64",
             "Median norm over all tokens of the layer with a finite value, the lower of the two "
             "middle norms; rounded, relative error <= 2^-9.",
             "activation",
         ),
-        Column("median_ratio", pa.float64(), "norm / median.", "ratio"),
+        Column("median_ratio", "float64", "norm / median.", "ratio"),
     ),
 )
 

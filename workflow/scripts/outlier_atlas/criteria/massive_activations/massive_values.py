@@ -1,9 +1,9 @@
-"""The massive activations of a run, and what they are set to (Sun et al. 2024, arXiv 2402.17762).
+"""The values that massive activations are set to (Sun et al. 2024, arXiv 2402.17762).
 
 The authors set the massive values of one layer, the first in which they appear, to zero or to fixed
-values, at their tokens alone, and let the model go on from there. The fixed values are means of the
-massive activations themselves, taken separately at the first position and at others, where they can
-have another size or sign.
+values. They do so only at the tokens of the massive activations, and run the rest of the model from
+there. The fixed values are means of the massive activations, over the first positions and over all
+other positions separately, because size and sign can differ between the two.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class MassiveValues:
     """The massive activations of each channel in the first layer in which it is massive.
 
     Attributes:
-        site: where they were looked for.
-        criterion: the block `detection.massive_activations` that they were found with.
-        first: of each channel that layer, by channel.
-        means: of each channel the means of its massive activations there, at the first position
-            of sequences and at other positions.
+        site: the site of the criterion.
+        criterion: the block `detection.massive_activations` of the run's tables.
+        first: the first layer in which a channel is massive, by channel.
+        means: the means of a channel's massive activations in that layer, at the first position of
+            sequences and at other positions; by channel.
     """
 
     site: str
@@ -40,7 +40,7 @@ class MassiveValues:
 
     @classmethod
     def of(cls, folder: Path) -> MassiveValues:
-        """Those of a run's tables."""
+        """Read the massive activations of a run's tables."""
         rows = tables.read(folder, MASSIVE_ACTIVATIONS).to_pylist()
         criterion = tables.parameters(folder, MASSIVE_ACTIVATIONS)["massive_activations"]
         first: dict[int, int] = {}
@@ -56,20 +56,20 @@ class MassiveValues:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Ascending."""
+        """The channels, ascending."""
         return tuple(self.first)
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Those in which something is set, ascending."""
+        """The layers in which a channel is set, ascending."""
         return tuple(sorted({*self.first.values()}))
 
     def edits(self, set_channels: Sequence[int], mean: bool) -> tuple[SetMassive, ...]:
-        """What is set.
+        """Return the edits that set massive activations to a value.
 
         Args:
             set_channels: for each of `channels` the channel that is set at its tokens.
-            mean: whether to the means, and not to zero.
+            mean: set to the means; otherwise to zero.
         """
         return tuple(
             SetMassive(
@@ -88,7 +88,10 @@ class MassiveValues:
 
 
 def _means(values: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """The means of values at position 0 and elsewhere; of all, where one of the two has none."""
+    """Return the means of the values at position 0 and of the others.
+
+    If there are no values of one kind, its mean is that of all values.
+    """
     every = [value for _, value in values]
     first = [value for position, value in values if position == 0] or every
     others = [value for position, value in values if position] or every

@@ -1,17 +1,17 @@
-"""Searching for super weights again, with those that were found set to zero.
+"""The later search for super weights, with all known ones set to zero.
 
 A super weight can hide another one (Yu et al. 2024, arXiv 2411.07191): the output of the second is
-above the threshold only once the first one is gone. So the held-out sequences run with all known
-super weights at zero, and are searched by the same definition; until nothing new is found.
+above the threshold only if the first one is zero. So the held-out sequences run with all known
+super weights at zero and are searched by the same definition, until a round finds nothing new.
 
-What a layer group of a round has is a record on disk: a run that was killed goes on behind it.
+Each layer group of a round leaves a record on disk. A killed run resumes after the last record.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.ablation.apply import weight_at, weights_zeroed
 from outlier_atlas.ablation.streams import Streams, bytes_of
+from outlier_atlas.ablation.target import Devices
 from outlier_atlas.ablation.variants import Later, Variant, Weight, ZeroExpertWeight, ZeroWeight
 from outlier_atlas.loading.partial import DTYPES
 from outlier_atlas.progress import progress
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from outlier_atlas.ablation.job import Ablation
     from outlier_atlas.extraction.capture import LayerGroup
 
-Devices = Callable[[], AbstractContextManager[Sequence[str]]]
-"""Leases the devices of the stage."""
-
 Row = dict[str, Any]
 
 
@@ -49,12 +47,12 @@ def search(
     streams: Streams,
     devices: Devices,
 ) -> list[Later]:
-    """The super weights that show once others are zero, round by round.
+    """Return the super weights that are found only if others are zero, round by round.
 
     Args:
         found: the super weights of the run.
-        criterion: the block `detection.super_weights` that they were found with.
-        rounds: how often is searched at most.
+        criterion: the block `detection.super_weights` of the run's tables.
+        rounds: the most rounds.
     """
     later: list[Later] = []
     zero = tuple(found)
@@ -86,12 +84,12 @@ def _weight(row: Row) -> Weight:
 def _round(
     ablation: Ablation, variant: Variant, streams: Streams, devices: Devices
 ) -> Iterator[Row]:
-    """The largest output of every down projection, over all held-out sequences."""
+    """Yield the largest output of every down projection, over all held-out sequences."""
     key = f"search{variant.key}"
     groups = range(len(ablation.groups))
     missing = [index for index in groups if streams.record(key, index) is None]
     if missing:
-        # What a group reads is deleted only when its record is there.
+        # The input of a layer group is deleted only after its record has been written.
         there = streams.there()
         first = missing[0] if not missing[0] or (key, missing[0]) in there else 0
         with devices() as where:
@@ -107,38 +105,38 @@ def _round(
 def _group(
     ablation: Ablation, index: int, variant: Variant, streams: Streams, where: Sequence[str]
 ) -> dict[str, list[Row]]:
-    """Run a variant through a layer group, and take the largest outputs of its layers."""
+    """Run a variant through a layer group, and return the largest outputs of its layers."""
     from outlier_atlas.extraction.layer_group import load_group
 
     key = f"search{variant.key}"
     layers, architecture = ablation.groups[index], ablation.model[2]
     last = index + 1 == len(ablation.groups)
     wanted = {*SUPER_WEIGHT_SITES, EXPERT_OUT}
-    # Elsewhere the run itself has not searched.
-    wanted &= {*ablation.layout.sites}
+    # The run itself searched only the sites that it measures.
+    wanted &= {*ablation.run.layout.sites}
     measured = [
         tap
         for each in layers
         for site, tap in architecture.taps[each].items()
-        if site in wanted and each in ablation.layout.layers
+        if site in wanted and each in ablation.run.layout.layers
     ]
     if last and not measured:
         return {"spikes": []}
     end = [] if last else [architecture.taps[layers[-1]]["resid_post"]]
     group = load_group(
-        ablation.model, layers, ablation.layout.dtype, ablation.trust_remote_code,
+        ablation.model, layers, ablation.run.layout.dtype, ablation.trust_remote_code,
         [*measured, *end], where,
     )  # fmt: skip
-    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.layout.dtype]
-    seen = _Seen(ablation.held.sequence_starts)
+    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.run.layout.dtype]
+    seen = _Seen(ablation.run.heldout.sequence_starts)
     said = f"super weights again, layers {layers[0]} to {layers[-1]}"
     with (
         weights_zeroed(group.model, architecture, variant.edits, layers),
         nullcontext(_nowhere) if last else streams.writing((key, index + 1)) as put,
-        progress(ablation.held.tokens, " tokens", said) as bar,
+        progress(ablation.run.heldout.tokens, " tokens", said) as bar,
     ):
-        for sequence in range(ablation.held.sequences):
-            ids = ablation.held.sequence(sequence)
+        for sequence in range(ablation.run.heldout.sequences):
+            ids = ablation.run.heldout.sequence(sequence)
             batch = torch.from_numpy(ids.astype(np.int64))
             if index:
                 batch = streams.read((key, index), sequence, dtype)
@@ -151,7 +149,7 @@ def _group(
 
 @dataclass
 class _Seen:
-    """What a pass has seen.
+    """The largest outputs of the layers that a pass has run.
 
     Attributes:
         starts: of the held-out sequences.
@@ -164,7 +162,7 @@ class _Seen:
         self.routed: dict[int, ExpertMagnitudes] = {}
 
     def take(self, tap: Tap, sequence: int, values: torch.Tensor) -> None:
-        """Take a whole sequence of a site, (token, channel)."""
+        """Add a whole sequence of a site, (token, channel)."""
         start = int(self.starts[sequence])
         if tap.site == EXPERT_OUT:
             place = TileRange(sequence, start, len(values))
@@ -177,7 +175,7 @@ class _Seen:
             self.dense[tap.layer].take_peaks(is_input, sequence, len(values), peaks)
 
     def spikes(self) -> Iterator[tuple[int, int | None, Spike]]:
-        """Layer, routed expert and spike."""
+        """Yield the layer, the routed expert and the spike of each down projection."""
         for layer, each in self.dense.items():
             if each.spike:
                 yield layer, None, each.spike
@@ -201,11 +199,11 @@ def _keep(
 
 
 def _nowhere(_: NDArray[np.uint8]) -> None:
-    """Behind the last layer group nothing is read."""
+    """Write nothing: no layer group reads the output of the last one."""
 
 
 def _rows(seen: _Seen, group: LayerGroup, ablation: Ablation) -> Iterator[Row]:
-    """A row for each spike; its share is of the weight as the altered model holds it."""
+    """Yield a row for each spike; its share uses the weight as the altered model has it."""
     for layer, expert, spike in seen.spikes():
         row = asdict(spike) | {"layer": layer, "expert": expert}
         weight = weight_at(group.model, ablation.model[2], _weight(row))

@@ -1,0 +1,77 @@
+"""The interface of a `figures.py`: the figures of a criterion or measure, and how they are drawn.
+
+The Snakefile asks for the names of all figures. So a `figures.py` imports numpy, pyarrow and
+matplotlib, and the modules that use them, only where it draws.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from outlier_atlas.settings.detection import DetectionSettings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from outlier_atlas.report.theme import Theme
+
+LINE_HEIGHT = 4.0
+"""Height of a figure of lines, in inches."""
+
+
+def heatmap_height(layers: int) -> float:
+    """Return the height of a heatmap with a row for each layer, in inches."""
+    return min(8.0, 1.8 + 0.08 * layers)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of one site, ready to be drawn in any theme.
+
+    Attributes:
+        site: the site that it shows.
+        draw: draws on an empty figure.
+        height: of the figure, in inches.
+        excluded: the sentence under it that names the excluded tokens; empty without any.
+    """
+
+    site: str
+    draw: Callable[[Figure, Theme], None]
+    height: float = LINE_HEIGHT
+    excluded: str = ""
+
+
+class FigureKind(ABC):
+    """A kind of figure, with one figure for each of its sites.
+
+    The files of a figure are `<site>-<name>.svg` and `.png`, and the same with `-dark`. The caption
+    for Snakemake's report is `workflow/report/<name>.rst`.
+
+    Attributes:
+        name: name of the kind; no other kind has it.
+        declared: the sites that can have such a figure, in the order of a block.
+    """
+
+    name: ClassVar[str]
+    declared: ClassVar[tuple[str, ...]]
+
+    def sites(self, measured: Collection[str], detection: DetectionSettings) -> list[str]:
+        """Return the sites that have such a figure in a run; by default the measured ones.
+
+        Args:
+            measured: the sites that the run measures.
+            detection: the section `detection` of the configuration.
+        """
+        return [site for site in self.declared if site in measured]
+
+    @abstractmethod
+    def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
+        """Return the figures of a run.
+
+        Args:
+            tables_folder: the folder of its tables.
+        """
