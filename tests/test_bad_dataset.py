@@ -90,7 +90,7 @@ FILES = {
         "t.jsonl", '{"text": "a", "text": "b"}\n', {}, "t.jsonl:1: key 'text' appears twice",
     ),
     "csv: escapes in a header": ("t.csv", "\x1b[2J\nx\n", {}, r"its columns are '\x1b[2J'"),
-    "csv: a thousand columns": ("t.csv", ",".join(map(str, range(1000))), {}, "columns are '0', '1'"),
+    "csv: a thousand columns": ("t.csv", ",".join(map(str, range(1000))), {}, "are '0', '1'"),
     "parquet: empty": ("t.parquet", b"", {}, "t.parquet: cannot be read as Parquet"),
     "parquet: cut": ("t.parquet", WORDS[:-20], {}, "t.parquet: cannot be read as Parquet"),
     "parquet: a hole": ("t.parquet", WORDS[:4] + bytes(90) + WORDS[94:], {}, "cannot be read as P"),

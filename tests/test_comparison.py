@@ -148,7 +148,7 @@ def test_a_run_of_other_weights_is_said_to_be_one(both, tmp_path):
     section = _section(render(both[1], compare=tmp_path.name)[0], "comparison")
     rows = {row[0]: row[1:] for row in cells(section)}
     assert rows["model"] == [str(both[1].settings.model.source), str(model)]
-    assert rows["tokens left out"] == ["none", run.settings.detection.exclude.said]
+    assert rows["tokens left out"] == ["none", run.settings.detection.exclude.sentence]
     said = f"different weights, this one of {both[1].settings.model.source} and {tmp_path.name} of "
     assert said in section
     # Left out tokens and another threshold are other definitions; those of sinks are alike.

@@ -41,7 +41,7 @@ OnNewVersions = Literal["refuse", "recompute", "keep"]
 
 
 class ExecutionSettings(Section):
-    """How and where the work is done; no setting here changes a result or makes a stage stale."""
+    """Settings of the execution; none of them changes a result or makes a stage stale."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(
         "auto",
