@@ -55,8 +55,8 @@ class Run:
     def stored(self) -> StoredRun:
         """The run as its stages are given it."""
         return StoredRun(
-            self.folder, self.model_record, self.resources, self.tokens, self.tokens_record,
-            self.heldout, self.heldout_record,
+            self.folder, self.model_record, self.resources, self.tokens,
+            heldout_file=self.heldout, heldout_record=self.heldout_record,
         )  # fmt: skip
 
     @property

@@ -10,12 +10,13 @@ from pipeline import Run, config, hooked
 from test_heads import FALCON
 
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.extraction import boundary_cleanup, summaries
+from outlier_atlas.extraction import summaries
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.settings.sites import CHANNEL_SITES
+from outlier_atlas.store import run as store_run
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.chunks import ChunkFiles
 from outlier_atlas.store.commits import CommitFile, revise, without
@@ -320,7 +321,7 @@ def test_a_kill_while_boundaries_go_loses_nothing(at, small, llama, tmp_path, mo
     cut = {"layer_groups": 3, "sequence_shards": 2, "store": []}
     run = a_run(llama, tmp_path, "run", SITES, **cut)
     run.prepare()
-    of = {"revise": (boundary_cleanup, "revise"), "remove": (ChunkFiles, "remove"),
+    of = {"revise": (store_run, "revise"), "remove": (ChunkFiles, "remove"),
           "append": (CommitFile, "append")}[at]  # fmt: skip
     act, calls = getattr(*of), []
 
