@@ -1,4 +1,4 @@
-"""What a rule is made from, in addition to files of other rules: a record that is its input.
+"""Records of what rules are made from, in addition to files of other rules; inputs of the rules.
 
 Snakemake remembers settings in `.snakemake`, which may have been deleted, or be that of another
 checkout, and it knows a user's files by their times alone. So settings, code and the contents of a
@@ -60,11 +60,11 @@ class Purpose(Enum):
 
 
 class Inputs:
-    """The records of a process.
+    """The records of inputs that a process makes.
 
     Args:
-        purpose: of the process.
-        say: takes the name of a record that is out of date, and why it is.
+        purpose: the purpose of the process.
+        say: called with the name of each record that is out of date, and the reason.
     """
 
     def __init__(self, purpose: Purpose, say: Callable[[str, str], object]) -> None:
@@ -75,13 +75,13 @@ class Inputs:
         self._temporary: Path | None = None
 
     def record(self, path: Path, content: Content, with_products: bool = True) -> str:
-        """The record of a rule's inputs: the file that the rule takes as its input.
+        """Make the record of a rule's inputs, and return the file that the rule takes as its input.
 
         Args:
-            path: of the record; that of the rule's products has the same name.
-            content: gives what the record shall hold, `CHANGE` apart.
+            path: path of the record; the record of the rule's products has the same name.
+            content: returns the content of the record, without `CHANGE` and `MADE`.
             with_products: whether the rule leaves a record of its products, which says what they
-                were made from. Without one the record alone is compared.
+                were made from. Without one, only the record of the inputs is compared.
         """
         if self.purpose is Purpose.JOB:
             return str(path)
@@ -122,7 +122,7 @@ class Inputs:
         return self._reasons_if_newer.get(file) if found is None and newer else found
 
     def is_current(self, path: Path, content: Content, outputs: Iterable[Path]) -> bool:
-        """Whether all that a rule makes is there, made from what it would be made from now."""
+        """Return whether all outputs of a rule exist, made from what they would be made from now."""
         there, made = _read(path), _products(path)
         if there is None or made is None or not all(output.exists() for output in outputs):
             return False
@@ -138,7 +138,7 @@ class Inputs:
         stale: bool,
         before: Mapping[str, Any] | None,
     ) -> Path:
-        """The record, written: newer than what was made if that is stale, and older if not."""
+        """Write the record: newer than the products if they are stale, older if not."""
         if stale and there is not None:
             wanted = wanted | {CHANGE: secrets.token_hex(8)}
             if before is not None and before != _without_change(wanted):
@@ -167,7 +167,7 @@ class Inputs:
         before: Mapping[str, Any] | None,
         wanted: Mapping[str, Any],
     ) -> None:
-        """Keep and tell why a rule runs again, in words."""
+        """Record the reason why a rule runs again, in words, and pass it to `say`."""
         reason = changes_in_words(name, before, wanted)
         if gone:
             more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
@@ -179,15 +179,15 @@ class Inputs:
 
 
 def digest(record: Mapping[str, Any]) -> str:
-    """Thirty-two hexadecimal digits that stand for a record, without `CHANGE` and `MADE`."""
+    """Return 32 hexadecimal digits that identify a record, without `CHANGE` and `MADE`."""
     return fingerprint(_without_change(record))[:32]
 
 
 def digest_of(path: Path) -> str:
-    """The same of a record's file.
+    """Return the digest of the record in a file.
 
     Raises:
-        DamagedFileError: it is not what was written.
+        DamagedFileError: the file is not what was written.
     """
     return digest(read_record(path))
 
@@ -204,11 +204,11 @@ def _without_change(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _made(there: Mapping[str, Any] | None, made_from: str | None) -> dict[str, Any] | None:
-    """What the products were made from; None where no record tells.
+    """Return what the products were made from; None if no record has it.
 
     Args:
         there: the record of inputs, which may be newer than the products.
-        made_from: the digest that the products carry; None if they carry none.
+        made_from: the digest in the record of the products; None if there is none.
     """
     if there is None or made_from is None:
         return None if there is None else _without_change(there)
@@ -217,13 +217,13 @@ def _made(there: Mapping[str, Any] | None, made_from: str | None) -> dict[str, A
 
 
 def _normal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """As a record gives it back: lists for tuples, strings for keys."""
+    """Return the content as it is read from a file: lists for tuples, strings for keys."""
     normal: dict[str, Any] = json.loads(canonical(content))
     return normal
 
 
 def _products(path: Path) -> Path | None:
-    """The record of what a rule has made, by that of its inputs; None where there is none."""
+    """Return the record of a rule's products, by the record of its inputs; None without one."""
     record = path.parents[1] / products.FOLDER / path.name
     return record if record.exists() else None
 

@@ -1,4 +1,4 @@
-"""What a rule has made: a record with the checksum of each of its files, and of its inputs' record.
+"""Records of what rules have made: the checksum of each file, and of the record of the inputs.
 
 Every rule leaves one (`manifests/outputs/<rule>.json` of a run, `resources/outputs/`). A job that
 reads a file of another rule compares it with the checksum first, so that a damaged or edited file
@@ -24,12 +24,12 @@ def write(record: Path, files: Iterable[Path], made_from: str) -> None:
     """Record the checksums of files.
 
     Args:
-        record: to write.
-        files: that a rule has made.
-        made_from: digest of the record of its inputs (`inputs.digest`).
+        record: path of the record.
+        files: the files that a rule has made.
+        made_from: digest of the record of the rule's inputs (`inputs.digest`).
 
     Raises:
-        OSError: a file cannot be read, or the record not be written.
+        OSError: a file cannot be read, or the record cannot be written.
     """
     # Relative to the record: a run's folder may be renamed or copied.
     sums = {os.path.relpath(file, record.parent): sha256(file) for file in files}
@@ -37,7 +37,7 @@ def write(record: Path, files: Iterable[Path], made_from: str) -> None:
 
 
 def made_from(record: Path) -> str | None:
-    """Digest of the record of the inputs that a rule last ran with; None where it is not known."""
+    """Return the digest of the inputs' record that a rule last ran with; None if it is not known."""
     try:
         return str(read_record(record)[MADE_FROM])
     except (OSError, DamagedFileError, KeyError):
@@ -45,7 +45,7 @@ def made_from(record: Path) -> str | None:
 
 
 def missing(record: Path) -> list[Path]:
-    """The files of a record that are not there any more; none of a damaged record."""
+    """Return the files of a record that no longer exist; nothing for a damaged record."""
     try:
         return [path for path, _ in _listed(record) if not path.exists()]
     except (OSError, DamagedFileError, KeyError):
@@ -53,7 +53,7 @@ def missing(record: Path) -> list[Path]:
 
 
 def check(records: Iterable[Path], files: Iterable[Path]) -> None:
-    """Compare files with the records that list them; files that none lists are passed over.
+    """Compare files with the records that list them; files that no record lists are ignored.
 
     Raises:
         DamagedFileError: a file, or a record, is not what was written.
@@ -66,9 +66,9 @@ def check(records: Iterable[Path], files: Iterable[Path]) -> None:
 
 
 def damaged(record: Path) -> Iterator[DamagedFileError]:
-    """The files of a record that are not what was written, or the record itself.
+    """Yield an error for each file of a record that is not what was written, or for the record.
 
-    A file that is missing is not damaged: Snakemake sees it, and has it made.
+    A missing file is not damaged: Snakemake notices it, and runs its rule.
     """
     try:
         listed = list(_listed(record))

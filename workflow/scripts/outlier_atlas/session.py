@@ -1,4 +1,4 @@
-"""What one Snakemake process holds for its runs, however often it reads the Snakefile.
+"""Locks and records that one Snakemake process holds for its runs.
 
 Snakemake reads the Snakefile of a module once for each `use rule ... from`. The lock of a run and
 the turns of shared files can be taken once only.
@@ -56,7 +56,7 @@ class Session:
             sweep(SHARED, older_than=24 * 3600)
 
     def at_events_of(self, workflow: Any) -> Callable[[logging.LogRecord], bool]:
-        """A filter of Snakemake's log: acts when jobs are planned and when one has ended.
+        """Return a filter of Snakemake's log that acts when jobs are planned and when one ends.
 
         Snakemake calls `onstart` of the main Snakefile alone, and not with `--no-hooks`.
 

@@ -1,8 +1,8 @@
-"""What several runs use, and one of them makes: a model, its weights' tables, a fetched dataset.
+"""Locks of files that several runs share: models, measured weights, fetched datasets, tokens.
 
-Two runs that need the same model for the first time would both make it. So a run takes a turn for
-each of them that is not there, before its jobs are planned: a lock, which other runs wait for. It
-ends with the job that makes it, or with the run.
+Two processes that need the same model for the first time would both make it. So a process takes a
+turn, which is a lock, for each shared file that is missing, before jobs are planned. Others wait
+for the lock. A turn ends with the job that makes the file, or with the process.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import IO, Any
 from outlier_atlas import locks
 
 ENDING = ".turn"
-"""Of the lock's file: a job's own lock has the same name without it."""
+"""Ending of the lock's file; the lock of the job itself has the same name without it."""
 
 
 class Turns:
-    """The turns that a run has taken.
+    """The turns that a process has taken.
 
     Args:
-        folder: of the locks.
-        run: that takes them; named to those who wait.
-        say: is told for whom the run waits.
+        folder: folder of the locks.
+        run: name of the run that takes them; processes that wait show it.
+        say: called with a line that names the run that this process waits for.
     """
 
     def __init__(self, folder: Path, run: str, say: Callable[[str], object]) -> None:
@@ -35,15 +35,15 @@ class Turns:
         self._of_job: dict[int, str] = {}
 
     def take(self, name: str, first: Path, is_current: Callable[[], bool]) -> bool:
-        """Wait until no other run makes something; keep the turn if it is still missing.
+        """Wait until no other process makes the files of a rule; keep the turn if they are missing.
 
         Args:
-            name: of what is made.
-            first: one of its files.
-            is_current: whether it is there and up to date.
+            name: name of the rule, with its wildcards.
+            first: one of the files.
+            is_current: returns whether the files exist and are up to date.
 
         Returns:
-            Whether it is up to date.
+            Whether the files are up to date.
         """
         if name in self._taken:
             return False
@@ -65,7 +65,7 @@ class Turns:
         """Keep the turns of planned jobs, until each has ended; give the others back.
 
         Args:
-            jobs: number and outputs of each.
+            jobs: number and outputs of each planned job.
         """
         makes = {output: number for number, outputs in jobs for output in outputs}
         for name, (_, first) in list(self._taken.items()):
@@ -75,7 +75,7 @@ class Turns:
                 self._give_back(name)
 
     def ended(self, record: logging.LogRecord) -> bool:
-        """A filter of Snakemake's log, which says when a job has ended; keeps every record."""
+        """Give back the turn of a job that has ended; a filter of Snakemake's log that keeps all."""
         number: Any = getattr(record, "job_id", None)
         if getattr(record, "event", None) == "job_finished" and number in self._of_job:
             self._give_back(self._of_job.pop(number))

@@ -1,4 +1,4 @@
-"""What the Snakefile needs to know: what its process is for, and the words that end a run."""
+"""Purpose of the process that reads the Snakefile, and the lines that end a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOKING = (
 
 
 def purpose(workflow: Any) -> Purpose:
-    """What the process is for that reads the Snakefile.
+    """Return the purpose of the process that reads the Snakefile.
 
     Args:
         workflow: Snakemake's own object, as the Snakefile knows it.
@@ -51,14 +51,18 @@ def one_line() -> Iterator[None]:
 
 
 def wants_closing_words(targets: Collection[str]) -> bool:
-    """Whether an invocation was for the report; `make run` says the words itself, even when
-    nothing was left to do."""
+    """Return whether an invocation was for the report.
+
+    `make run` prints the closing words itself, also when nothing was left to do.
+    """
     return not os.environ.get("OUTLIER_ATLAS_MAKE") and (not targets or "all" in targets)
 
 
 def closing_words(run: str) -> str:
-    """Where the report is, and the most striking finding with the tokens that are left out of the
-    run's numbers, behind what is not finite; nothing where there is no report."""
+    """Return the most striking finding and the path of the report; nothing without a report.
+
+    Values that are not finite come first. Excluded tokens are named after the finding.
+    """
     report = Path("results") / run / "report.html"
     findings = Path("results") / run / "findings.json"
     if not report.exists() or not findings.exists():
@@ -70,7 +74,7 @@ def closing_words(run: str) -> str:
 
 
 def jobs_at_once(chains: int, cores: int, threads: int, gpus: int | None, of_job: int) -> int:
-    """How many jobs Snakemake has at work at a time, all with the same resources.
+    """Return how many jobs Snakemake runs at a time, if all have the same resources.
 
     Args:
         chains: jobs of different ones do not wait for each other.
