@@ -1,7 +1,7 @@
 """A made-up criterion, as its author would add it: its folder, and a line in each registry.
 
-`python tests/made_up.py FOLDER`, with the library of `library(FOLDER)` on the path: two tiny runs
-with it, from their configuration to the report. Prints what came of it as JSON.
+`python tests/made_up.py FOLDER`, with the library of `library(FOLDER)` on the path: a tiny run
+with it, from the configuration to the report. Prints what came of it as JSON.
 """
 
 import json
@@ -270,13 +270,13 @@ def main(folder: Path) -> None:
     model, weights = tiny.silent(folder / "model", layers=2)
     weights["model.layers.1.post_attention_layernorm.weight"][5] = 4096
     tiny.save_weights(model, weights)
-    for name in ("other", "mine"):
-        run = Run(folder, config(
-            model, [[5, 6, 7], [8, 9, 10]], folder / "data", run={"name": name},
-            dataset={"sequences": 1}, extraction={"sites": ["mlp_in"]},
-            ablation={"sequences": 1, "random_draws": 1, "targets": ["loud_channels"]},
-        ))  # fmt: skip
-        run.all()
+    run = Run(folder, config(
+        model, [[5, 6, 7], [8, 9, 10]], folder / "data", run={"name": "mine"},
+        dataset={"sequences": 1}, extraction={"sites": ["mlp_in"]},
+        ablation={"sequences": 1, "random_draws": 1, "targets": ["loud_channels"]},
+    ))  # fmt: skip
+    run.all()
+    shutil.copytree(run.folder, run.folder.with_name("other"))
     run.ablate()
     html, findings = rendered(run, ablations=True, compare="other")
     scripts = sources.Sources(folder / "scripts")
