@@ -288,7 +288,7 @@ def main(folder: Path) -> None:
         "names": figures.names(["mlp_in"]),
         "drawn": sorted(path.name for path in run.figures.iterdir()),
         "targets": [(row["target"], row["intervention"]) for row in run.table("ablations")],
-        "dictionary": f"`{NAME}" in dictionary.markdown(),
+        "dictionary": f"## {NAME}\n" in dictionary.markdown(),
         "behind": {
             name: sorted(
                 path.name
