@@ -4,7 +4,4 @@
 include: "workflow/Snakefile"
 
 
-# An include leaves the default target as it was.
-workflow.default_target = workflow.default_target or workflow.modifier.modify_rulename(
-    "all"
-)
+snakemake_internals.set_default_target(workflow, "all")

@@ -37,13 +37,10 @@ from pipeline import Run
 from real import MODEL, TEXT, built_in
 
 from outlier_atlas.criteria.layer_measures.measure import LayerMeasures
-from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record
 from outlier_atlas.statistics import compiled, quantization
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commits
-from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
 
 THREADS = 2
@@ -88,9 +85,7 @@ def _stored(folder: Path, tokens: int) -> Run:
 
 
 def _arrays(run: Run, layout: Layout) -> Arrays:
-    tokens, model = TokenStore.open(run.tokens), str(read_record(run.model_record)["fingerprint"])
-    fingerprints = Fingerprints(layout, tokens.token_ids, tokens.sequence_starts, model)
-    return Arrays(run.folder, layout, fingerprints.counted(Commits.load(run.folder / COMMITS)))
+    return run.stored.arrays()
 
 
 def _simplest(run: Run):
@@ -228,7 +223,7 @@ def _parts(run: Run) -> None:
     arrays, target = _arrays(run, layout), Target("mlp_in", layout.layers[-1])
     stop = layout.chunk_range(0)[1]
     values = arrays.read(target, 0, stop)
-    x, place = torch.from_numpy(values), Place(0, 0, stop)
+    x, place = torch.from_numpy(values), TileRange(0, 0, stop)
     parts = {
         "histogram (medians, quantiles)": {"_count": _no_count},
         "largest by token": {"_first_of_largest": _no_place},

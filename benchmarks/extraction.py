@@ -44,7 +44,6 @@ from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.loading.partial import load_layers
 from outlier_atlas.roles.architecture import describe
-from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
 
 
@@ -111,14 +110,12 @@ def _bare(run: Run, folder: Path):
 
 def _extraction(run: Run, threads: int):
     job = dataclasses.replace(run.job(0, 0), threads=threads)
-    layout = Layout.from_record(read_record(run.store_record))
-    fingerprint = str(read_record(run.model_record)["fingerprint"])
-    work = Work(layout, TokenStore.open(run.tokens), fingerprint, 0, 0)
-    missing = work.missing(Commits.load(run.folder / COMMITS), job.batch_size)
+    work = Work.of(job.run, 0, 0)
+    missing = work.missing(job.run.commits(), job.batch_size)
     group = load(job, work, missing, ["cpu"])
 
     def seconds() -> float:
-        shutil.rmtree(run.folder / COMMITS, ignore_errors=True)
+        shutil.rmtree(job.run.commit_files, ignore_errors=True)
         started = time.perf_counter()
         stream(job, work, missing, group, "cpu")
         return time.perf_counter() - started

@@ -45,10 +45,9 @@ from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record
 from outlier_atlas.loading.partial import load_layers
 from outlier_atlas.plan.requirements import Plan, plan
-from outlier_atlas.plan.units import shown
 from outlier_atlas.roles.architecture import describe
-from outlier_atlas.store.commits import COMMITS, Commits
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.units import shown
 
 SITES = ["attn_in", "mlp_in", "resid_post"]
 SHAPE = {
@@ -179,10 +178,8 @@ def _measure(run: Run, group: int, planned: Plan, where: list[str]) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     job = dataclasses.replace(run.job(group, 0), threads=torch.get_num_threads(), verify="never")
-    layout = Layout.from_record(read_record(run.store_record))
-    fingerprint = str(read_record(run.model_record)["fingerprint"])
-    work = Work(layout, TokenStore.open(run.tokens), fingerprint, group, 0)
-    missing = work.missing(Commits.load(run.folder / COMMITS), job.batch_size)
+    work = Work.of(job.run, group, 0)
+    missing = work.missing(job.run.commits(), job.batch_size)
     started = time.perf_counter()
     layer_group = load(job, work, missing, where)
     took = time.perf_counter() - started
@@ -195,7 +192,7 @@ def _measure(run: Run, group: int, planned: Plan, where: list[str]) -> None:
     plan_of_peak = expected.device if on_cuda else expected.host_alone
     print(
         f"layers {work.span}: {shown(expected.weights)} loaded in {took:.1f} s, "
-        f"{layout.tokens / (done - loaded):,.0f} tokens/s; peak {shown(peak)}, "
+        f"{work.tokens.tokens / (done - loaded):,.0f} tokens/s; peak {shown(peak)}, "
         f"planned {shown(plan_of_peak)}: {peak / plan_of_peak:.3f} of the plan"
     )
 

@@ -35,8 +35,8 @@ from pipeline import Run, config
 from real import MODEL, TEXT, built_in
 from synthetic import mixture
 
-from outlier_atlas.job_metrics import Measured, records
-from outlier_atlas.plan.units import shown
+from outlier_atlas.job_metrics import JobMetrics, records
+from outlier_atlas.units import shown
 
 PARTS = ("groups", "tokens", "loading", "held", "bounded")
 
@@ -134,14 +134,14 @@ class Bench:
         run.prepare()
         return run
 
-    def job(self, run: Run, index: int = 0, group: ControlGroup | None = None) -> Measured:
+    def job(self, run: Run, index: int = 0, group: ControlGroup | None = None) -> JobMetrics:
         job = dataclasses.replace(run.job(index, 0), threads=self.threads)
         done = run_job(job, self.folder / "job.json", group)
         if done.returncode:
             sys.exit(done.stderr)
         return records(run.folder)[index]
 
-    def show(self, what: str, job: Measured) -> None:
+    def show(self, what: str, job: JobMetrics) -> None:
         assert job.host is not None
         print(
             f"{what:28}  weights {shown(job.weights):>9}  predicted {shown(job.predicted_host):>9}"

@@ -78,10 +78,10 @@ def stage(run):
     """The ablation stage of a run, as `Run.ablate` makes it."""
     return Ablation(
         run.settings.ablation.model_dump(mode="json"),
-        run.settings.detection.bootstrap.model_dump(mode="json"), run.folder, run.store_record,
-        run.tokens, run.folder / "heldout.parquet", run.model_record, run.resources, run.tables,
+        run.settings.detection.bootstrap.model_dump(mode="json"),
+        run.stored,
         device="cpu",
-    )  # fmt: skip
+    )
 
 
 def made(model, tmp_path, groups=1, name="run", extraction=None, detection=None, **ablation):

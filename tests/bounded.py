@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from outlier_atlas.extraction.job import Job
+from outlier_atlas.store.run import Run as StoredRun
 
 GROUPS = Path("/sys/fs/cgroup/memory")
 
@@ -63,7 +64,9 @@ def run_job(
         file: where the job's fields are written for it.
         bound: that the process is put under.
     """
-    file.write_text(json.dumps(dataclasses.asdict(job), default=str))
+    run = vars(StoredRun(job.run.folder, job.run.model_record, job.run.resources))
+    fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+    file.write_text(json.dumps(fields | {"run": run}, default=str))
     return subprocess.run(
         [sys.executable, __file__, str(file)],
         capture_output=True, text=True, check=False, preexec_fn=bound.join if bound else None,
@@ -74,8 +77,8 @@ def run_job(
 
 def main(file: str) -> None:
     fields = json.loads(Path(file).read_text())
-    for name in ("run", "store_record", "tokens", "model_record", "resources", "manifest"):
-        fields[name] = Path(fields[name])
+    fields["run"] = StoredRun(**{name: Path(path) for name, path in fields["run"].items()})
+    fields["manifest"] = Path(fields["manifest"])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from outlier_atlas.extraction.run import extract
 

@@ -22,9 +22,9 @@ import tiny
 import yaml
 
 from outlier_atlas.files import fingerprint
-from outlier_atlas.store.commits import COMMITS
 from outlier_atlas.store.commits import _read as read_commits
-from outlier_atlas.store.layout import BOUNDARY
+from outlier_atlas.store.layout import BOUNDARY, Target
+from outlier_atlas.store.run_files import COMMITS
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OUTLIER_ATLAS_MAKE": "", "TQDM_DISABLE": "1"}
@@ -142,16 +142,25 @@ class Project:
 def _covered(folder: Path) -> str:
     """A digest of the rows that are committed, by target and fingerprint.
 
-    Boundaries are left out: one is computed again only where a layer group needs it.
+    Boundaries are left out: one is computed again only where a layer group needs it. So are the
+    summaries of a site that is stored now, which nothing reads.
     """
     rows: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    stored = set()
     for path in sorted(folder.glob("*.jsonl")):
         for commit in read_commits(path)[0]:
             for target in commit.checksums:
+                if not target.is_summary:
+                    stored.add((target.site, target.layer))
                 if target.array != BOUNDARY:
                     key = (target.array, target.layer, commit.fingerprint, commit.rows.chunk)
                     rows.setdefault(key, []).append((commit.rows.start, commit.rows.stop))
-    return fingerprint([[*key, *_merged(rows[key])] for key in sorted(rows)])
+    needed = [
+        key
+        for key in sorted(rows)
+        if not ((old := Target(*key[:2])).is_summary and (old.site, old.layer) in stored)
+    ]
+    return fingerprint([[*key, *_merged(rows[key])] for key in needed])
 
 
 def _merged(ranges: list[tuple[int, int]]) -> list[list[int]]:

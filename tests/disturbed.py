@@ -27,9 +27,10 @@ from outlier_atlas import builtin, inputs, products
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import read_record, sweep
-from outlier_atlas.store.commits import COMMITS, Commits
+from outlier_atlas.store.commits import Commits
 from outlier_atlas.store.commits import _read as read_commits
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.run_files import COMMITS
 
 SCRIPTS = Path(builtin.__file__).parents[1]
 PRELOADED = [

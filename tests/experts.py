@@ -1,4 +1,4 @@
-"""What experts give, worked out apart from the code: from the weights and the router's choice."""
+"""Outputs of experts, computed independently from the weights and the router's choice."""
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ def bias(experts, name):
 
 
 def grouped_products(experts, hidden, index):
-    """The down_proj inputs and outputs with the token and slot of each row, made in one product."""
+    """Return the inputs and outputs of one down_proj product, and the token and slot of rows."""
     chosen, order = torch.sort(index.reshape(-1))
     ends = torch.bincount(chosen, minlength=len(experts.down_proj)).cumsum(0).int()
     x = hidden[order // index.shape[1]]
@@ -53,7 +53,7 @@ def grouped_products(experts, hidden, index):
 
 
 def eager_products(experts, hidden, index):
-    """The same, expert by expert."""
+    """Return the same as `grouped_products`, expert by expert."""
     for expert in range(len(experts.down_proj)):
         slots, tokens = torch.where((index == expert).T)
         if not len(tokens):
@@ -70,7 +70,7 @@ def eager_products(experts, hidden, index):
 
 
 def extremes(products, index):
-    """(5, token, routed): values, experts, channels, inputs and their channels, row by row."""
+    """Return values, experts, channels, inputs and their channels: (5, token, routed)."""
     made = np.full((5, *index.shape), np.nan)
     for token, slot, given, out in products:
         values, inputs = out.float().numpy(), given.float().numpy()
@@ -81,7 +81,7 @@ def extremes(products, index):
 
 
 def experts_of(model):
-    """The modules of fused experts, in the order of their layers."""
+    """Return the modules of fused experts, in the order of their layers."""
     return [
         module
         for module in model.modules()
@@ -99,7 +99,7 @@ def forward(model, ids):
 
 
 def reference(folder, batches=((0, 1), (2, 3)), products=grouped_products, dtype=torch.bfloat16):
-    """What the whole model gives: (5, layer, token, routed), of the layers with experts."""
+    """Return the values of the whole model: (5, layer, token, routed), for layers with experts."""
     model = load(folder, dtype)
     found = [[] for _ in experts_of(model)]
 

@@ -69,8 +69,7 @@ def ordinary(run: Run) -> list[str]:
     model = run.settings.model
     stage("fetch", [run.model_record], [], lambda: fetch(model, run.resources, run.model_record))
     stage("tokenize", [run.tokens, run.tokens_record], ["fetch"], run.tokenize)
-    record = run.folder / "manifests" / "heldout.json"
-    stage("hold out", [run.heldout, record], ["fetch"], run.hold_out)
+    stage("hold out", [run.heldout, run.heldout_record], ["fetch"], run.hold_out)
     stage("store", [run.store_record], ["fetch", "tokenize"], run.create_store)
     before = ["store"]
     for group in range(run.settings.extraction.layer_groups):

@@ -18,7 +18,7 @@ import commanded
 import forked
 from commanded import Done, Project
 
-from outlier_atlas.store.commits import COMMITS
+from outlier_atlas.store.run_files import COMMITS
 
 RUN = "results/mine"
 CONFIG: dict[str, Any] = {
@@ -82,6 +82,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "measured": (rf"{RUN}/measured/.*", ("report",)),
     "weights": (r"resources/weights/.*", ("weights", "report")),
     "model record": (r"resources/models/.*\.json", ("detection", "extraction", "report")),
+    "tokens, shared": (r"resources/tokens/.*", ("extraction", "ablation")),
     "digests": (r"resources/digests/.*", ("extraction", "ablation")),
     "model": (r"model/.*", ()),
     "others": (r"(results|resources)/.*", tuple(CHANGES)),
@@ -351,7 +352,7 @@ def flip_bit(path: Path, byte: int, bit: int) -> bytes:
 
 DAMAGE = re.compile(
     r"damaged|lost|not what|checksum|replaced|not the file|not all commits|another|differs?\b|"
-    r"cannot be read"
+    r"cannot be read|not JSON"
 )
 
 

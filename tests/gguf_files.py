@@ -49,11 +49,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}),
     "falcon": ("falcon", {"multi_query": True, "ffn_hidden_size": 96}),
 }  # fmt: skip
-"""Configurations by name; what stands before a dash is llama.cpp's name of the architecture."""
+"""Configurations by name; the part before a dash is the architecture's name in llama.cpp."""
 
 
 def model(name: str, seed: int = 0) -> PreTrainedModel:
-    """A tiny model with random weights, norms and biases among them."""
+    """Return a tiny model with random weights, norms and biases."""
     kind, own = MODELS[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def model(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def tensors(name: str, of: PreTrainedModel) -> Tensors:
-    """The tensors of a GGUF file by llama.cpp's names, with what its converter does to values."""
+    """Return the tensors of a GGUF file by llama.cpp's names, changed as its converter does."""
     architecture = name.partition("-")[0]
     number = {value: key for key, value in gguf.MODEL_ARCH_NAMES.items()}[architecture]
     names = gguf.get_tensor_name_map(number, of.config.num_hidden_layers)
@@ -98,7 +98,7 @@ def tensors(name: str, of: PreTrainedModel) -> Tensors:
 
 
 def llama3_factors(config: Any) -> NDArray[np.float32]:
-    """What Llama 3.1 divides its frequencies by, frequency by frequency."""
+    """Return the factors that Llama 3.1 divides its frequencies by, one at a time."""
     rope = config.rope_parameters
     factors = []
     for index in range(0, config.head_dim, 2):
@@ -131,7 +131,7 @@ def _converted(
 
 
 def metadata(name: str, of: PreTrainedModel) -> dict[str, Any]:
-    """Metadata, as the converter writes it, but for the tokenizer's."""
+    """Return the metadata that the converter writes, except for the tokenizer's."""
     config = of.config
     known = type(config)()  # a configuration keeps settings that its class has no use for
     own: dict[str, Any] = {
@@ -192,9 +192,9 @@ def write(
     """Write a GGUF file.
 
     Args:
-        kind: how matrices are stored whose rows fill whole blocks; all else is in float32.
-        change: is given tensors and metadata to change before they are written.
-        parts: number of files; the path is then that of the first.
+        kind: storage type of matrices whose rows fill whole blocks; the rest is in float32.
+        change: changes tensors and metadata before they are written.
+        parts: number of files; with several, the path is that of the first.
     """
     held, said = tensors(name, of), metadata(name, of) | vocabulary(name)
     change(held, said)
@@ -232,7 +232,7 @@ def _write(writer: gguf.GGUFWriter, name: str, values: NDArray[np.float32], kind
 
 
 def vocabulary(name: str) -> Mapping[str, Any]:
-    """A vocabulary of the kind of SentencePiece."""
+    """Return a vocabulary like those of SentencePiece."""
     gemma = ["<pad>", "<eos>", "<bos>", "<mask>"] if name.startswith("gemma") else []
     letters = [chr(code) for code in range(97, 123)]
     words = ["<unk>", "<s>", "</s>", "▁", *letters, *(f"▁{letter}" for letter in letters)]

@@ -1,8 +1,7 @@
-"""A stand-in for the hub, over loopback HTTP: the requests of huggingface_hub and datasets, from
-folders.
+"""Stand-in for the hub over loopback HTTP, which answers huggingface_hub and datasets from folders.
 
 `root/models/ORG/NAME/` and `root/datasets/ORG/NAME/` are repositories; `main` and the tag `v1` lead
-to the same commit. A repository with a file `.gated` shows itself and gives no file away.
+to the same commit. A repository with a file `.gated` can be listed, but its files cannot be read.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ REVISIONS = ("main", "v1", COMMIT)
 
 
 class HubServer:
-    """Serves `root` until the block ends; `requests` lists what was asked for."""
+    """Server of `root` until the block ends; `requests` lists the requests."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -150,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _hash(content: bytes) -> str:
-    """As the hub has it: Git's own of small files, sha256 of those that Git LFS keeps."""
+    """Return the hash that the hub has: Git's for small files, sha256 for files of Git LFS."""
     if len(content) > 10_000:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()

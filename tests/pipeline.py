@@ -18,19 +18,18 @@ from outlier_atlas.ablation.job import Ablation
 from outlier_atlas.ablation.run import ablate
 from outlier_atlas.checkpoint.source import fetch, load_config, slug
 from outlier_atlas.data.prepare import tokenize_dataset
-from outlier_atlas.data.tokens import HELDOUT, TokenStore
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.detection.run import detect
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.prepare import prepare_store
 from outlier_atlas.extraction.run import extract
-from outlier_atlas.files import read_record
 from outlier_atlas.loading.partial import DTYPES
 from outlier_atlas.plan.requirements import Plan, plan
 from outlier_atlas.roles import cached_architecture
 from outlier_atlas.roles.block_sites import Tap
 from outlier_atlas.settings.configuration import Settings, load
 from outlier_atlas.settings.source import source_kind
-from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.run import Run as StoredRun
 from outlier_atlas.verification import Records, verify
 from outlier_atlas.weights.join import join
 from outlier_atlas.weights.measure import measure
@@ -45,11 +44,20 @@ class Run:
         self.folder = root / "results" / self.settings.name
         self.model_record = self.resources / "models" / f"{slug(self.settings.model)}.json"
         self.tokens = self.folder / "tokens.parquet"
-        self.heldout = self.folder / "heldout.parquet"
+        self.heldout = self.resources / "tokens" / "heldout.parquet"
+        self.heldout_record = self.resources / "tokens" / "heldout.json"
         self.tokens_record = self.folder / "manifests" / "tokens.json"
         self.store_record = self.folder / "manifests" / "store.json"
         self.tables = self.folder / "tables"
         self.weights = self.resources / "weights" / slug(self.settings.model)
+
+    @property
+    def stored(self) -> StoredRun:
+        """The run as its stages are given it."""
+        return StoredRun(
+            self.folder, self.model_record, self.resources, self.tokens, self.tokens_record,
+            self.heldout, self.heldout_record,
+        )  # fmt: skip
 
     @property
     def activations(self) -> Path:
@@ -79,21 +87,13 @@ class Run:
             self.settings.chunk_tokens,
             self.settings.model.dtype,
             False,
-            self.model_record,
-            self.resources,
-            self.tokens,
-            self.folder,
-            self.store_record,
+            self.stored,
         )
 
     def job(self, group: int, shard: int) -> Job:
         auto = self.settings.execution.batch_size == "auto"
         return Job(
-            run=self.folder,
-            store_record=self.store_record,
-            tokens=self.tokens,
-            model_record=self.model_record,
-            resources=self.resources,
+            run=self.stored,
             group=group,
             shard=shard,
             manifest=self.folder / "manifests" / "extraction" / f"group-{group}.shard-{shard}.json",
@@ -112,8 +112,8 @@ class Run:
 
     def planned(self) -> Plan:
         """The plan, one sequence of 16 tokens a batch."""
-        layout = Layout.from_record(read_record(self.store_record))
-        return plan(layout, read_record(self.model_record), self.resources, 1, 16, False, False)
+        run = self.stored
+        return plan(run.layout, run.model, run.resources, 1, 16, False, False)
 
     def detect(self) -> None:
         self.detect_outliers()
@@ -121,11 +121,8 @@ class Run:
 
     def detect_outliers(self) -> None:
         detection = self.settings.detection.model_dump(mode="json")
-        detect(
-            detection, self.folder, self.store_record, self.tokens, self.model_record,
-            self.tables, 2, sorted((self.folder / "manifests" / "extraction").glob("*.json")),
-            self.resources, False,
-        )  # fmt: skip
+        run = self.stored
+        detect(detection, run, self.tables, 2, sorted(run.job_manifests.glob("*.json")), False)
 
     def join_weights(self) -> None:
         smoothquant = self.settings.detection.smoothquant.model_dump(mode="json")
@@ -137,8 +134,9 @@ class Run:
         parts = product(range(extraction.layer_groups), range(extraction.sequence_shards))
         manifests = [self.job(group, shard).manifest for group, shard in parts]
         records = Records(
-            self.folder, self.model_record, self.resources, self.tokens, self.heldout,
-            self.store_record, manifests, detected=self.tables / "layer_magnitudes.parquet",
+            self.stored, self.resources / "inputs" / "tokenize_dataset.json", manifests,
+            [self.heldout_record] if self.heldout_record.exists() else [],
+            detected=self.tables / "layer_magnitudes.parquet",
             ablated=self.tables / "ablations.parquet",
         )  # fmt: skip
         verify(records, 2)
@@ -153,7 +151,7 @@ class Run:
         tokenize_dataset(
             dataset.model_copy(update={"sequences": self.settings.ablation.sequences}),
             self.model_record, self.resources, self.settings.model.trust_remote_code, None,
-            self.heldout, self.folder / HELDOUT, before=dataset.sequences,
+            self.heldout, self.heldout_record, before=dataset.sequences,
         )  # fmt: skip
 
     def ablate(self) -> None:
@@ -167,9 +165,7 @@ class Run:
             Ablation(
                 self.settings.ablation.model_dump(mode="json"),
                 self.settings.detection.bootstrap.model_dump(mode="json"),
-                self.folder, self.store_record, self.tokens, self.heldout, self.model_record,
-                self.resources, self.tables, device="cpu",
-                device_memory=self.settings.execution.device_memory,
+                self.stored, device="cpu", device_memory=self.settings.execution.device_memory,
                 on_new_versions=self.settings.execution.on_new_versions,
             )
         )  # fmt: skip
@@ -242,7 +238,7 @@ def hooked(
 
     def keep(tap: Tap, tensor: torch.Tensor) -> None:
         rows = tensor.reshape(*shape, tensor.shape[-1])
-        channels = [c for run in tap.runs or [(0, rows.shape[-1])] for c in range(*run)]
+        channels = [c for run in tap.ranges or [(0, rows.shape[-1])] for c in range(*run)]
         taken.setdefault((tap.site, tap.layer), []).extend(row[:, channels] for row in rows)
 
     for taps in architecture.taps:

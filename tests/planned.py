@@ -4,6 +4,7 @@ python tests/planned.py FOLDER: plans `mine.yaml` there, writes `jobs.json`.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -40,9 +41,16 @@ def jobs(folder: Path) -> dict[str, SimpleNamespace]:
     planned = json.loads((folder / "jobs.json").read_text())
     count = Counter(job["rule"] for job in planned)
     return {
-        job["rule"] if count[job["rule"]] == 1 else Path(job["log"][0][0]).stem: _job(job)
+        job["rule"] if count[job["rule"]] == 1 else _name(Path(job["log"][0][0])): _job(job)
         for job in planned
     }
+
+
+def _name(log: Path) -> str:
+    """`extract_activations.group-0.shard-1`, `tokenize_dataset.heldout`."""
+    if log.stem.startswith("tokenize_dataset."):
+        return "tokenize_dataset" + (".heldout" if ".heldout-" in log.stem else "")
+    return re.sub(r"-of-\d+", "", log.stem)
 
 
 def plan(folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""Quantized checkpoints, packed here as the published ones are, each with its dense twin.
+"""Quantized checkpoints, packed as published ones are, each with its dense twin.
 
-The twin holds what the packed weights stand for, worked out here and not by transformers.
+The twin has the values of the packed weights, computed here and not by transformers.
 """
 
 import json
@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 Weights = dict[str, torch.Tensor]
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""What the 16 codes of 4 bits stand for: a sign, two bits of exponent, one of mantissa."""
+"""Values of the 16 codes of 4 bits: a sign, two bits of exponent, one of mantissa."""
 
 
 def _e4m3(code: int) -> float:
@@ -29,7 +29,7 @@ def _e4m3(code: int) -> float:
 
 
 E4M3 = np.array([_e4m3(code) for code in range(256)], np.float32)
-"""What the 256 codes of 8 bits stand for: a sign, four bits of exponent, three of mantissa."""
+"""Values of the 256 codes of 8 bits: a sign, four bits of exponent, three of mantissa."""
 
 BIG: dict[str, Any] = tiny.SIZES | {"hidden_size": 256, "intermediate_size": 384}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 128}
@@ -38,19 +38,19 @@ LATENT = {
     "qk_nope_head_dim": 64, "v_head_dim": 64, "n_routed_experts": 8, "n_shared_experts": 1,
     "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
 }  # fmt: skip
-"""The down projection to the latent has 256 + 64 rows: two blocks and a half, as published."""
+"""Sizes for which the down projection to the latent has 256 + 64 rows: two and a half blocks."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A quantized checkpoint, and the dense one with the same values."""
+    """Quantized checkpoint, and the dense one with the same values."""
 
     packed: Path
     dense: Path
 
 
 def mxfp4(folder: Path) -> Pair:
-    """gpt_oss with packed experts: two codes a byte, 32 of them with one power of two."""
+    """Write gpt_oss with packed experts: two codes a byte, 32 of them with one power of two."""
     config = t.GptOssConfig(
         **tiny.SIZES | {"hidden_size": 64, "head_dim": 16, "num_local_experts": 4,
                         "num_experts_per_tok": 2, "sliding_window": 4}
@@ -83,9 +83,10 @@ def fp8(
     powers: torch.dtype | None = None,
     method: str = "fp8",
 ) -> Pair:
-    """Projections in 8 bits, with a scale for each block of a weight, cut at its edges.
+    """Write projections in 8 bits, with a scale for each block of a weight, cut at its edges.
 
-    `powers`: the dtype in which scales are held that are powers of two; None has any, as float32.
+    Args:
+        powers: dtype of scales that are powers of two; None for arbitrary float32 scales.
     """
 
     def pack(name: str, weight: torch.Tensor) -> tuple[Weights, np.ndarray]:
@@ -144,7 +145,7 @@ KINDS: dict[str, Callable[[Path], Pair]] = {
     ),
     "deepseek_v3, FP8": lambda folder: fp8(folder, DEEPSEEK_V3),
 }
-"""What a checkpoint can be of, and the writer of it."""
+"""Kinds of checkpoints, with the function that writes each."""
 
 
 def _tensors(arrays: dict[str, np.ndarray]) -> Weights:

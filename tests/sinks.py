@@ -1,4 +1,4 @@
-"""What each first token receives, worked out apart from the code: from whole attention maps."""
+"""Attention that each first token receives, computed independently from whole attention maps."""
 
 import numpy as np
 import tiny
@@ -11,7 +11,7 @@ ROWS = [[5, 17, 200, 9, 33, 41, 7, 250, 11, 19], [40, 6, 6, 90, 280, 14, 8], [1,
 
 
 def attention_maps(folder, ids, dtype=torch.float32):
-    """Per layer (head, query, key): what the model's own eager attention says of it."""
+    """Return the maps of the model's own eager attention, (head, query, key) by layer."""
     described = load_config(folder)
     model = tiny.auto_class(described).from_pretrained(
         folder, dtype=dtype, attn_implementation="eager"
@@ -22,7 +22,7 @@ def attention_maps(folder, ids, dtype=torch.float32):
 
 
 def alpha(maps_HQK, tokens):
-    """(token, head): the mean over queries k <= i < T of A[i, k]; NaN from T on."""
+    """Return the mean of A[i, k] over queries k <= i < T, (token, head); NaN from T on."""
     heads, length, _ = maps_HQK.shape
     first = min(tokens, length)
     made = np.full((length, heads), np.nan)
@@ -33,7 +33,7 @@ def alpha(maps_HQK, tokens):
 
 
 def reference(folder, tokens, rows=ROWS):
-    """(layer, token, head) of all sequences, one after the other."""
+    """Return (layer, token, head) of all sequences, one after the other."""
     each = [[alpha(maps, tokens) for maps in attention_maps(folder, ids)] for ids in rows]
     return np.stack([np.concatenate(layer) for layer in zip(*each, strict=True)])
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline import Run
 
-from outlier_atlas.store.rearrange import ASIDE
+from outlier_atlas.store.move_chunks import ASIDE
 
 Files = dict[str, tuple[int, bytes]]
 
@@ -12,7 +12,7 @@ Files = dict[str, tuple[int, bytes]]
 def chunk_files(run: Run) -> Files:
     """Time and bytes of each chunk's file, by its path in the run's folder.
 
-    Of layers that have no row now, too: `store/rearrange.py` lays them aside.
+    Of layers that have no row now, too: `store/move_chunks.py` lays them aside.
     """
     paths = (p for at in ("c", ASIDE) for p in run.folder.glob(f"*.zarr/*/{at}/*/**/*"))
     return {

@@ -81,7 +81,7 @@ def _compare(folder: Path, architecture: Architecture) -> tuple[str, str]:
     longest = limit.tokens if limit and limit.fixed else 30
     rows = [generator.integers(3, 300, min(n, longest)).tolist() for n in LENGTHS]
     sites = [site for site in SITES if all(site in taps for taps in architecture.taps)]
-    perplexity = architecture.head.unclear is None
+    perplexity = architecture.head.unsupported is None
     groups = (1,) if architecture.one_group else (1, 3)
     alone = _alone(folder / "model")
     faults: list[str] = []
@@ -91,7 +91,8 @@ def _compare(folder: Path, architecture: Architecture) -> tuple[str, str]:
             folder / "model", rows, folder / "data",
             run={"name": f"in-{count}"},
             extraction={"sites": sites, "layer_groups": count,
-                        "perplexity": perplexity and (count == 1 or not architecture.ends_apart)},
+                        "perplexity": perplexity
+                        and (count == 1 or not architecture.end_reads_more)},
             execution={"batch_size": 1},
         )  # fmt: skip
         made["model"]["dtype"] = "float32"

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from test_damage import flip, said
 
 from outlier_atlas.ablation.streams import Streams
-from outlier_atlas.data.tokens import HELDOUT
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.files import DamagedFileError
 
@@ -109,8 +108,8 @@ def test_damaged_held_out_tokens_are_named_and_taken_away(llama, tmp_path):
         run.take_away()
     assert said(run).count(f"{run.heldout}: damaged") == 1
     assert not run.heldout.exists()
-    flip(run.folder / HELDOUT)
-    assert f"{run.folder / HELDOUT}: damaged" in said(run)
+    flip(run.heldout_record)
+    assert f"{run.heldout_record}: damaged" in said(run)
 
 
 def test_weights_that_change_under_the_stage_are_noticed(llama, tmp_path, monkeypatch):

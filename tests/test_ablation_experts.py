@@ -145,5 +145,5 @@ def test_a_dense_model_has_no_experts_to_take_a_weight_of(llama, tmp_path):
 
 def test_a_mixture_has_no_down_projection_to_take_a_weight_of(qwen3_moe, tmp_path):
     run = made(qwen3_moe, tmp_path, **NOTHING, weights=[[0, 1, 1]])
-    with pytest.raises(ValueError, match="has no mlp_hidden in layer 0 that can be told for sure"):
+    with pytest.raises(ValueError, match="has no mlp_hidden in layer 0 that can be identified"):
         run.ablate()

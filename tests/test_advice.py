@@ -15,14 +15,15 @@ from bounded import Limit, run_job
 from pipeline import Run, config
 
 from outlier_atlas import locks
+from outlier_atlas.devices import limits
 from outlier_atlas.devices.cuda import Cuda
 from outlier_atlas.extraction import compute, preflight
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.job_metrics import records
-from outlier_atlas.plan import limits, memory_budget
+from outlier_atlas.plan import memory_budget
 from outlier_atlas.plan.advice import full_disk, refusal, remedy
 from outlier_atlas.plan.memory_budget import ConcurrentJobs, MemoryBudget
-from outlier_atlas.plan.units import bytes_of
+from outlier_atlas.units import bytes_of
 from outlier_atlas.workflow import jobs_at_once
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
@@ -195,8 +196,8 @@ def test_the_fullest_of_the_gpus_here_is_planned_for(monkeypatch):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from outlier_atlas.locks import at_work
-with at_work(Path(sys.argv[1]), print):
+from outlier_atlas.locks import job_lock
+with job_lock(Path(sys.argv[1]), print):
     print(flush=True)
     time.sleep(600)
 """

@@ -1,4 +1,4 @@
-"""Every architecture: its sites by role, and the store equal to hooks in any layer groups."""
+"""Sites of every architecture by role, and the store equal to hooks in any layer groups."""
 
 import re
 
@@ -136,7 +136,7 @@ REFUSED = [
             ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
             attn_config={"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
         ),
-        "could not be followed",
+        "could not be traced",
     ),
     (
         t.Gemma3nTextConfig(
@@ -145,14 +145,14 @@ REFUSED = [
             layer_types=["sliding_attention", "full_attention"] * 2,
             activation_sparsity_pattern=[0.0] * 4,
         ),
-        "not a residual stream of 32 channels a token",
+        "not pass on a residual stream of 32 channels a token",
     ),
     (
         t.BigBirdConfig(
             vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
             num_attention_heads=4, is_decoder=True,
         ),
-        "does not run without those before it",
+        "does not run without earlier layers",
     ),
     (
         t.MllamaConfig(
@@ -173,7 +173,7 @@ REFUSED = [
             vocab_size=320, hidden_size=32, num_attention_heads=4, dim_head=8, dim_ff=64,
             num_hidden_layers=4,
         ),
-        "not a residual stream of 32 channels a token",
+        "not pass on a residual stream of 32 channels a token",
     ),
 ]  # fmt: skip
 
@@ -185,7 +185,10 @@ def offered(architecture):
 
 
 def assert_equal_in_layer_groups(model, sites, tmp_path, layers="all", layer_groups=(1, 2, 3)):
-    """One batch of two sequences; what is recorded inside of modules, as in one layer group."""
+    """Assert that a batch of two sequences has the same values with hooks and in layer groups.
+
+    Values recorded inside of modules are compared with those of one layer group.
+    """
     want = None
     for groups in layer_groups:
         data = config(
@@ -242,7 +245,7 @@ def test_architectures_that_nobody_listed_are_exact(architecture, tmp_path):
 @pytest.mark.parametrize(("architecture", "why"), REFUSED, ids=name)
 def test_what_cannot_be_divided_is_refused_before_anything_runs(architecture, why, tmp_path):
     model = tiny.checkpoint(tmp_path / "model", architecture)
-    if why in ("not a residual stream of 32 channels a token", "its layer 1 does not run"):
+    if why in ("not pass on a residual stream of 32 channels a token", "its layer 1 does not run"):
         with pytest.raises(ValueError, match=why):
             describe(load_config(model))
         return
@@ -292,7 +295,7 @@ def test_of_a_multimodal_model_the_text_decoder_alone_is_loaded(architecture, tm
 
 
 def test_layers_that_need_those_before_them_are_refused_in_several_groups(llama, monkeypatch):
-    """As nothing but a trial can tell: the model looks into its first layer."""
+    """Only a trial shows this dependence: the model reads its first layer."""
     forward = t.LlamaModel.forward
 
     def looks(self, *args, **kwargs):
@@ -301,4 +304,4 @@ def test_layers_that_need_those_before_them_are_refused_in_several_groups(llama,
 
     monkeypatch.setattr(t.LlamaModel, "forward", looks)
     said = describe(load_config(llama)).one_group
-    assert re.match("layer 1 of LlamaModel does not run without those before it .*mlp", said)
+    assert re.match("layer 1 of LlamaModel does not run without earlier layers .*mlp", said)

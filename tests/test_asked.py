@@ -7,8 +7,8 @@ import pytest
 import yaml
 from pipeline import Run, config
 
-from outlier_atlas.plan import scheduler_resources
-from outlier_atlas.plan.scheduler_resources import gpus, memory_mb, most_memory_mb
+from outlier_atlas import scheduler_resources
+from outlier_atlas.scheduler_resources import gpus, memory_mb, most_memory_mb
 from outlier_atlas.settings.configuration import load
 
 ROWS = [[5, 17, 200, 9] * 4] * 2

@@ -17,14 +17,14 @@ from test_staleness import Project, changed, checkout, planned
 from test_workflow import snakemake, write
 
 from outlier_atlas.checkpoint.source import fetch
-from outlier_atlas.extraction import layer_groups
+from outlier_atlas.devices import limits
+from outlier_atlas.extraction import choice, layer_groups
 from outlier_atlas.extraction.layer_groups import Machine, choose
 from outlier_atlas.extraction.prepare import planned as planned_before
 from outlier_atlas.extraction.prepare import planned_ablation
 from outlier_atlas.extraction.print_plan import print_plan
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import read_record
-from outlier_atlas.plan import choice, limits
 from outlier_atlas.plan.memory_budget import MemoryBudget
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
@@ -61,13 +61,13 @@ def automatic(model, folder, **sections):
 
 
 def chosen(run, machine=Machine()):  # noqa: B008 - frozen
-    choose(run.settings, run.model_record, run.resources, run.folder, machine)
+    choose(run.settings, run.stored, machine)
     return choice.read(run.folder / choice.CHOICE)
 
 
 def test_the_fewest_that_the_plan_accepts_are_taken(llama, tmp_path):
     run = automatic(llama, tmp_path)
-    made = planned_before(run.settings, run.model_record, run.resources)
+    made = planned_before(run.settings, run.stored)
     assert len(made.layout.layer_groups) == 1
     for name in ("cpu", "device"):
         sizes = [made.divided(count).peak(host=name == "cpu") for count in range(1, 5)]
@@ -80,7 +80,7 @@ def test_the_fewest_that_the_plan_accepts_are_taken(llama, tmp_path):
 
 def test_of_measured_memory_a_tenth_is_left_alone_where_that_fits(llama, tmp_path):
     run = automatic(llama, tmp_path)
-    made = planned_before(run.settings, run.model_record, run.resources)
+    made = planned_before(run.settings, run.stored)
     whole, finest = made.peak(host=False), made.divided(4).peak(host=False)
     assert layer_groups.fewest([(made, MemoryBudget("device", whole, "the device", None))]) > 1
     assert layer_groups.fewest([(made, MemoryBudget("device", 2 * whole, "the device", None))]) == 1
@@ -89,7 +89,7 @@ def test_of_measured_memory_a_tenth_is_left_alone_where_that_fits(llama, tmp_pat
 
 def test_the_host_beside_a_device_counts(large, tmp_path):
     run = automatic(large, tmp_path)
-    made = planned_before(run.settings, run.model_record, run.resources)
+    made = planned_before(run.settings, run.stored)
     beside = int(made.divided(2).host_needed / 0.9) + 1
     budget = MemoryBudget("device", None, "the device", beside)
     assert layer_groups.fewest([(made, budget)]) == 2
@@ -106,14 +106,14 @@ def test_the_ablation_stage_fits_as_well(large, tmp_path):
         ablation={"sequences": 1},
     )  # fmt: skip
     number = chosen(ablated)
-    made = planned_before(ablated.settings, ablated.model_record, ablated.resources)
-    made = planned_ablation(made, False, ablated.model_record, ablated.resources)
+    made = planned_before(ablated.settings, ablated.stored)
+    made = planned_ablation(made, False, ablated.stored)
     assert made.divided(number).peak(host=True) <= 385 * 2**20 < made.peak(host=True)
 
 
 def test_a_model_that_cannot_be_divided_has_one_group(llama, tmp_path):
     run = automatic(llama, tmp_path)
-    made = planned_before(run.settings, run.model_record, run.resources)
+    made = planned_before(run.settings, run.stored)
     whole = replace(made, one_group=True)
     budget = MemoryBudget("device", made.peak(host=False) - 1, "execution.device_memory", None)
     assert layer_groups.fewest([(made, budget)])
@@ -178,20 +178,19 @@ def test_a_number_that_does_not_fit_here_is_refused_with_what_would(large, tmp_p
 def test_the_plan_names_what_auto_is(large, tmp_path, capsys):
     run = automatic(large, tmp_path, execution={"device": "cpu", "device_memory": "385MiB"})
     run.folder.mkdir(parents=True)
-    arguments = run.settings, run.model_record, run.resources, run.folder
-    print_plan(*arguments)
+    print_plan(run.settings, run.stored)
     first = capsys.readouterr().out
     number = chosen(run)
     assert f"extraction.layer_groups: auto takes {number} layer groups" in first
     assert f"6 layers of LlamaForCausalLM in {number} layer groups" in first
-    print_plan(*arguments)
+    print_plan(run.settings, run.stored)
     assert f"auto was {number} when it was chosen (" in capsys.readouterr().out
 
 
 def test_the_plan_counts_chunks_that_sequences_do_not_fill(llama, tmp_path):
     extraction = {"advanced": {"chunk_tokens": 12}}
     run = automatic(llama, tmp_path, extraction=extraction, dataset={"packing": "concat"})
-    assert planned_before(run.settings, run.model_record, run.resources).gathers
+    assert planned_before(run.settings, run.stored).gathers
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +288,7 @@ def test_a_finished_run_imports_no_torch(finished, arguments):
     )  # fmt: skip
     assert "Nothing to be done" in done.stdout + done.stderr
     imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
-    assert "outlier_atlas.plan.choice" in imported
+    assert "outlier_atlas.extraction.choice" in imported
     assert not {"torch", "transformers"} & imported
 
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints, of each kind one: refused before their weights are loaded, in one line."""
+"""Damaged checkpoints of each kind are refused in one line before weights are loaded."""
 
 import json
 import shutil
@@ -43,14 +43,14 @@ def cut(name, keep):
 
 
 def header(held, length=None):
-    """A safetensors file of 64 zero bytes under a header."""
+    """Return a damage that writes a safetensors file of 64 zero bytes under a header."""
     text = held if isinstance(held, bytes) else json.dumps(held).encode()
     start = struct.pack("<Q", len(text) if length is None else length)
     return content("model.safetensors", start + text + bytes(64))
 
 
 def norm(**changes):
-    """The header of one tensor of 64 bytes, with something wrong in it."""
+    """Return a damage that writes the header of one tensor of 64 bytes with a wrong entry."""
     right = {"dtype": "BF16", "shape": [32], "data_offsets": [0, 64]}
     return header({"model.norm.weight": right | changes})
 
@@ -78,7 +78,7 @@ def renamed(name):
 
 
 def instead(make):
-    """Something in place of the weights."""
+    """Return a damage that replaces the weights."""
 
     def damage(folder):
         path = folder / "model.safetensors"
@@ -97,10 +97,10 @@ FETCH = {
     "config: cut": (cut("config.json", 80), "config.json: not JSON ("),
     "config: not UTF-8": (content("config.json", b"\xff\xfe"), "config.json: not JSON ("),
     "config: deep": (content("config.json", "[" * 100_000), "config.json: not JSON (maximum"),
-    "config: a list": (content("config.json", "[]"), "names no model_type"),
-    "config: null": (content("config.json", "null"), "names no model_type"),
-    "model_type: missing": (config(model_type=...), "names no model_type"),
-    "model_type: a number": (config(model_type=7), "names no model_type"),
+    "config: a list": (content("config.json", "[]"), "has no model_type"),
+    "config: null": (content("config.json", "null"), "has no model_type"),
+    "model_type: missing": (config(model_type=...), "has no model_type"),
+    "model_type: a number": (config(model_type=7), "has no model_type"),
     "model_type: whisper": (config(model_type="whisper"), "'whisper' is an encoder-decoder"),
     "model_type: bart": (config(model_type="bart"), "'bart' is an encoder-decoder, not a decoder"),
     "model_type: terminal": (config(model_type="\x1b[2J"), "not a configuration that transform"),
@@ -112,7 +112,7 @@ FETCH = {
     "heads: uneven": (config(num_key_value_heads=3), "is 3, which does not divide num_attention_h"),
     "head_dim: none": (config(head_dim=0), "head_dim is 0, and must be a whole number above 0"),
     "intermediate_size": (config(intermediate_size=-1), "intermediate_size is -1, and must be"),
-    "epsilon: NaN": (config(rms_norm_eps=float("nan")), "NaN stands where a number is expected"),
+    "epsilon: NaN": (config(rms_norm_eps=float("nan")), "NaN where a number is expected"),
     "epsilon: negative": (config(rms_norm_eps=-1.0), "rms_norm_eps is -1.0, and must not be neg"),
     "adapter": (content("adapter_config.json", "{}"), "a PEFT adapter (adapter_config.json), not"),
     "index: no metadata": (
@@ -125,7 +125,7 @@ FETCH = {
     "layers: true": (config(num_hidden_layers=True), "expected int, got bool"),
     "layers: negative": (config(num_hidden_layers=-1), "num_hidden_layers is -1, and must be a w"),
     "layers: none": (config(num_hidden_layers=0), "num_hidden_layers is 0, and must be a whole"),
-    "layers: absurd": (config(num_hidden_layers=10**9), "1000000000, and the weights are 39 tens"),
+    "layers: absurd": (config(num_hidden_layers=10**9), "1000000000, but the checkpoint has"),
     "hidden_size: negative": (config(hidden_size=-32), "hidden_size is -32, and must be"),
     "hidden_size: zero": (config(hidden_size=0), "hidden_size is 0, and must be"),
     "hidden_size: odd": (config(hidden_size=33), "The hidden size (33) is not a multiple of"),
@@ -146,19 +146,19 @@ FETCH = {
         quantized({"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "take the checkpoint that it was made from",
     ),
-    "quantized: nameless": (quantized({"bits": 4}), "names no quant_method"),
+    "quantized: nameless": (quantized({"bits": 4}), "has no quant_method"),
     "quantized: a list": (quantized([4]), "quantization_config is '[4]', and must be an object"),
     "quantized: a word": (quantized("fp8"), "quantization_config is 'fp8', and must be an object"),
     "quantized: blocks of none": (
         quantized({"quant_method": "fp8", "weight_block_size": [0, 128]}),
-        "weight_block_size '[0, 128]', which is no pair of sizes",
+        "weight_block_size '[0, 128]', which is not a pair of sizes",
     ),
-    "weights: empty": (content("model.safetensors", ""), "cut short, or no safetensors file"),
-    "weights: seven bytes": (cut("model.safetensors", 7), "cut short, or no safetensors file"),
-    "weights: header cut": (cut("model.safetensors", 500), "cut short, or no safetensors file"),
+    "weights: empty": (content("model.safetensors", ""), "truncated, or not a safetensors file"),
+    "weights: seven bytes": (cut("model.safetensors", 7), "truncated, or not a safetensors file"),
+    "weights: header cut": (cut("model.safetensors", 500), "truncated, or not a safetensors file"),
     "weights: data cut": (cut("model.safetensors", -100), "damaged safetensors file (incomplete"),
-    "weights: absurd length": (header({}, 2**62), "cut short, or no safetensors file"),
-    "weights: long header": (header({}, 200 * 2**20), "cut short, or no safetensors file"),
+    "weights: absurd length": (header({}, 2**62), "truncated, or not a safetensors file"),
+    "weights: long header": (header({}, 200 * 2**20), "truncated, or not a safetensors file"),
     "weights: half a header": (header(b'{"a": {"dtype"'), "damaged safetensors file"),
     "weights: a list": (header([]), "damaged safetensors file"),
     "weights: not UTF-8": (header(b"\xff\xfe\x00\x01"), "damaged safetensors file"),
@@ -172,7 +172,7 @@ FETCH = {
         content("model.safetensors", b"\x80\x04\x95" + bytes(200)),
         "model.safetensors: ",
     ),
-    "weights: a page": (content("model.safetensors", "<!doctype html>"), "no safetensors file"),
+    "weights: a page": (content("model.safetensors", "<!doctype html>"), "not a safetensors file"),
     "weights: a pointer": (
         content("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid x\n"),
         "a Git LFS pointer, not the weights; run `git lfs pull`",
@@ -182,17 +182,17 @@ FETCH = {
         instead(lambda p: p.symlink_to("/nowhere")),
         "model.safetensors: No such file or directory",
     ),
-    "weights: none": (weights(dict.clear), "the weights are 0 tensors"),
+    "weights: none": (weights(dict.clear), "but the checkpoint has only 0 tensors"),
     "weights: float8, unsaid": (
         weights(lambda w: w.update({UP: w[UP].to(torch.float8_e4m3fn)})),
-        f"{UP} is stored as F8_E4M3, and no quantization_config",
+        f"{UP} is stored as F8_E4M3, but its config.json",
     ),
     "weights: booleans": (weights(lambda w: w.update({UP: w[UP].bool()})), "is stored as BOOL"),
     "weights: .pth": (renamed("consolidated.00.pth"), "only pickled weights (consolidated.00.pth)"),
     "weights: .ckpt": (renamed("model.ckpt"), "only pickled weights (model.ckpt)"),
-    "weights: .pkl": (renamed("model.pkl"), "which can run code when they are loaded and are ref"),
-    "weights: .gguf": (renamed("m.gguf"), "it holds m.gguf; name that file itself as model.source"),
-    "weights: .h5": (renamed("tf_model.h5"), "it holds no weights"),
+    "weights: .pkl": (renamed("model.pkl"), "which can run code when they are loaded and are"),
+    "weights: .gguf": (renamed("m.gguf"), "a folder with m.gguf; set model.source to that file"),
+    "weights: .h5": (renamed("tf_model.h5"), "no weights: neither"),
 }
 
 INDEXED = {
@@ -201,16 +201,16 @@ INDEXED = {
     "index: deep": (content(INDEX, "[" * 100_000), "not a safetensors index"),
     "index: no map": (content(INDEX, "{}"), "not a safetensors index"),
     "index: a list": (content(INDEX, '{"weight_map": []}'), "not a safetensors index"),
-    "index: an empty map": (content(INDEX, '{"weight_map": {}}'), "names no file"),
+    "index: an empty map": (content(INDEX, '{"weight_map": {}}'), "lists no file"),
     "index: a number": (index(x=7), "not a safetensors index"),
-    "index: up and away": (index(x="../../m/model.safetensors"), "names '../../m/model.safetenso"),
-    "index: an absolute path": (index(x="/etc/passwd"), "names '/etc/passwd', which is no file in"),
-    "index: the folder": (index(x="."), "names '.', which is no file in its folder"),
-    "index: a pickle": (index(x="pytorch_model.bin"), "which is no safetensors file"),
-    "index: an escape": (index(x="\x1b[2J.safetensors"), r"names '\x1b[2J.safetensors', which is"),
+    "index: up and away": (index(x="../../m/model.safetensors"), "lists '../../m/model.safetenso"),
+    "index: an absolute path": (index(x="/etc/passwd"), "lists '/etc/passwd', which is not a"),
+    "index: the folder": (index(x="."), "lists '.', which is not a file in its folder"),
+    "index: a pickle": (index(x="pytorch_model.bin"), "which is not a safetensors file"),
+    "index: an escape": (index(x="\x1b[2J.safetensors"), r"lists '\x1b[2J.safetensors', which is"),
     "experts: more than there are": (
         config(num_experts_per_tok=99),
-        "num_experts_per_tok is 99, and there are 8 experts",
+        "num_experts_per_tok is 99, but the model has 8 experts",
     ),
 }
 
@@ -221,15 +221,15 @@ LATER = {
     "layers: more than there are": (
         "store",
         config(num_hidden_layers=9),
-        "of layers 0 to 8 the checkpoint lacks weights (45), such as model.layers.4.input_layern",
+        "the checkpoint lacks weights of layers 0 to 8 (45), such as model.layers.4.input_layern",
     ),
     "hidden_size: another": (
         "store",
         config(hidden_size=64),
-        "in another shape than its config.json says (38), such as model.embed_tokens.weight: [320,",
+        "in another shape than its config.json states (38), such as model.embed_tokens.weight: [",
     ),
     "vocabulary: absurd": ("store", config(vocab_size=10**12), "not [1000000000000, 32]"),
-    "a weight: missing": ("store", weights(lambda w: w.pop(UP)), f"weights (1), such as {UP}"),
+    "a weight: missing": ("store", weights(lambda w: w.pop(UP)), f"to 3 (1), such as {UP}"),
     "a weight: another shape": (
         "store",
         weights(lambda w: w.update({UP: torch.zeros(3, 3)})),
@@ -243,7 +243,7 @@ LATER = {
     "the embedding: missing": (
         "store",
         weights(lambda w: w.pop("model.embed_tokens.weight")),
-        "lacks weights (1), such as model.embed_tokens.weight",
+        "lacks weights of layers 0 to 3 (1), such as model.embed_tokens.weight",
     ),
     "a norm: another shape": (
         "store",
@@ -253,7 +253,7 @@ LATER = {
     "names: of nobody": (
         "store",
         weights(lambda w: [w.update({f"x.{k}": w.pop(k)}) for k in list(w)]),
-        "lacks weights (38), such as model.embed_tokens.weight",
+        "lacks weights of layers 0 to 3 (38), such as model.embed_tokens.weight",
     ),
 }  # fmt: skip
 
@@ -263,7 +263,7 @@ FUSED = "model.layers.2.mlp.experts.down_proj"
 EXPERTS = {
     "an expert: another shape": (
         lambda w: w.update({EXPERT: torch.zeros(32, 17)}),
-        f"the checkpoint has weights that do not fit together (1): those of {FUSED}",
+        f"that do not fit together (1), such as those of {FUSED}",
     ),
     "an expert: missing": (
         lambda w: w.pop(EXPERT),
@@ -275,7 +275,7 @@ EXPERTS = {
     ),
     "all experts: missing": (
         lambda w: [w.pop(n) for n in list(w) if ".2.mlp.experts" in n],
-        f"lacks weights (2), such as {FUSED}",
+        f"(2), such as {FUSED}",
     ),
 }
 
@@ -336,20 +336,20 @@ def test_experts_that_lie_apart_are_held_as_they_are_put_together(name, tmp_path
 def test_the_plan_refuses_what_the_headers_show(llama, tmp_path):
     made = run(tmp_path, damaged(llama, weights(lambda w: w.pop(UP)), tmp_path))
     fetch(made.settings.model, made.resources, made.model_record)
-    with pytest.raises(ValueError, match=f"lacks weights .1., such as {UP}"):
-        print_plan(made.settings, made.model_record, made.resources, tmp_path / "results")
+    with pytest.raises(ValueError, match=f"lacks weights of layers 0 to 3 .1., such as {UP}"):
+        print_plan(made.settings, made.stored)
 
 
 @pytest.mark.parametrize("perplexity", [False, True])
 def test_only_what_runs_has_to_be_there(perplexity, tmp_path):
-    """Layers above the measured ones and the head, where no losses are wanted."""
+    """Layers above the measured ones may be missing, and so may the head without losses."""
     model = tiny.llama(tmp_path / "model", tie_word_embeddings=False)
     lacking = "lm_head" if perplexity else "model.layers.3"
     weights(lambda w: [w.pop(n) for n in list(w) if n.startswith((lacking, "lm_head"))])(model)
     made = run(tmp_path, model, extraction={"layers": [0, 2], "perplexity": perplexity})
     if perplexity:
         said = refused(made.prepare, tmp_path / "results" / "run" / "activations.zarr")
-        assert "of layers 0 to 3 the checkpoint lacks weights (1), such as lm_head.weight" in said
+        assert "the checkpoint lacks weights of layers 0 to 3 (1), such as lm_head.weight" in said
     else:
         made.prepare()
 
@@ -360,7 +360,7 @@ def test_only_what_runs_has_to_be_there(perplexity, tmp_path):
         ({"layers": [0, 7]}, "extraction.layers: the model has no layer 7; it has 4 (0 to 3)"),
         ({"layer_groups": 5}, "extraction.layer_groups = 5: above the 4 layers that run; take at"),
         ({"sites": ["expert_out"]}, "LlamaForCausalLM has no expert_out in layer 0"),
-        ({"sites": ["router_logits"]}, "has no router_logits in layer 0 that can be told for sur"),
+        ({"sites": ["router_logits"]}, "has no router_logits in layer 0 that can be ident"),
     ],
 )
 def test_what_the_model_has_not_is_named(extraction, sentence, llama, tmp_path):

@@ -1,6 +1,6 @@
-"""Wrong configurations: of each kind one, as files, and what is said of them.
+"""Tests of invalid configuration files, one of each kind, and of the messages about them.
 
-Single values of wrong types and ranges are in `test_settings.py`, too.
+Single values of wrong types and ranges are also tested in `test_settings.py`.
 """
 
 import subprocess
@@ -58,9 +58,9 @@ FILES = {
     "not UTF-8": (b"model: {source: \xff}\n", "not UTF-8, at byte 16; convert it"),
     "UTF-16": (LEAST.encode("utf-16"), "not UTF-8, at byte 0"),
     "binary": (bytes(range(256)), "not UTF-8, at byte 128"),
-    "a section twice": (LEAST + "model: {source: ./n}\n", "line 3: 'model' is there already, in l"),
-    "a key twice": (model("dtype: float32, dtype: float16"), "'dtype' is there already"),
-    "a key twice, by merging": ("a: &a {x: 1}\n<<: *a\n<<: *a\n", "line 3: '<<' is there already"),
+    "a section twice": (LEAST + "model: {source: ./n}\n", "line 3: 'model' is a repeated key, fir"),
+    "a key twice": (model("dtype: float32, dtype: float16"), "'dtype' is a repeated key"),
+    "a key twice, by merging": ("a: &a {x: 1}\n<<: *a\n<<: *a\n", "line 3: '<<' is a repeated key"),
     "an unhashable key": ("? [1]\n: 2\n", "line 1: found unhashable key"),
     "a Python object": ("model: !!python/object/apply:os.system [ls]\n", "line 1: could not det"),
     "an unknown tag": ("model: !mine {source: ./m}\n", "line 1: could not determine a constructor"),
@@ -76,13 +76,13 @@ FILES = {
     "a number of words": (dataset("sequences: !!int ten"), "dataset.sequences = ten: cannot be r"),
     "a truth of words": (dataset("split: !!bool maybe"), "dataset.split = maybe: cannot be read"),
     "a time of words": (dataset("date: !!timestamp x"), "dataset.date = x: cannot be read as a"),
-    "an alias bomb": (BOMB, "more than 10,000 values, with its aliases (`*name`) written out"),
-    "a merge bomb": (MERGE_BOMB, "more than 10,000 values, with its aliases"),
-    "an alias of itself": ("a: &a [*a]\n", "more than 10,000 values, with its aliases"),
+    "an alias bomb": (BOMB, "more than 10,000 values with all aliases (`*name`) expanded"),
+    "a merge bomb": (MERGE_BOMB, "more than 10,000 values with all aliases"),
+    "an alias of itself": ("a: &a [*a]\n", "more than 10,000 values with all aliases"),
     "a deep nest": ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
     "expressions": ("__use_yte__: true\n" + LEAST, "__use_yte__ lets a configuration run Python"),
     "no keys of ours": (with_line("layers: 3"), "layers: unknown key; known here: run, model, dat"),
-    # Values that YAML takes for something else.
+    # Values that YAML reads differently.
     "bos: no is false": (dataset("bos: no"), "dataset.bos = no (which YAML reads as false): must "),
     "a number for a name": (with_line("run: {name: 2024}"), "run.name = 2024: must be text (in qu"),
     "a date for a name": (
@@ -147,7 +147,7 @@ FILES = {
     "a list for a word": (dataset("split: [train]"), "dataset.split = ['train']: must be text"),
     "a null for a word": (dataset("split:"), "dataset.split = None: must be text"),
     "a null for a number": (dataset("sequences:"), "dataset.sequences = None: must be a whole nu"),
-    # Ranges that `test_settings.py` has not.
+    # Ranges that `test_settings.py` does not test.
     "huge sequences": (dataset(f"sequences: {10**30}"), "must be below 2147483648"),
     "a negative length": (dataset("sequence_length: -5"), "dataset.sequence_length = -5: must be"),
     "a huge seed": (dataset("shuffle_seed: 4294967296"), "shuffle_seed = 4294967296: must be belo"),
@@ -257,7 +257,7 @@ FILES = {
     # Combinations.
     "groups above layers": (
         with_line("extraction: {layers: [0], layer_groups: 2}"),
-        "layer_groups 2 is above the 1 layers that have to run to measure layer 0",
+        "layer_groups 2 is above the 1 layers that must run to measure layer 0",
     ),
     "shards above sequences": (
         dataset("sequences: 1") + "extraction: {sequence_shards: 2}\n",
@@ -296,7 +296,7 @@ FILES = {
     ),
     "leaving out of what is not kept": (
         with_line("extraction: {store: []}\ndetection: {exclude: {first_positions: 1}}"),
-        "detection.exclude: tokens cannot be left out of attn_in, whose values are not stored; ",
+        "detection.exclude: tokens cannot be excluded at attn_in, because its values are not ",
     ),
     # Sources.
     "a URL": (source("https://hf.co/a/b"), "neither a hub id (`name`, `owner/name`) nor a path"),
@@ -304,9 +304,9 @@ FILES = {
     "a path without ./": (source("models/llama/7b"), "neither a hub id (`name`, `owner/name`) nor"),
     "a name with spaces": (source("my model"), "model.source = 'my model': neither a hub id"),
     "dots that climb": (source("a/../../etc"), "neither a hub id"),
-    "a NUL": (source('"./m\\0"'), r"model.source = './m\x00': a path has no NUL character"),
+    "a NUL": (source('"./m\\0"'), r"model.source = './m\x00': contains a NUL character"),
     "Windows' path": (source(r"C:\models\x"), r"model.source = 'C:\\models\\x': neither a hub id"),
-    "another's built-in": (source("builtin:sotu"), "no such built-in; there is builtin:smollm2"),
+    "another's built-in": (source("builtin:sotu"), "no such built-in; take builtin:smollm2"),
     "text for a model": (source('"builtin:"'), "model.source = 'builtin:': no such built-in"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Damaged datasets and tokenizers, of each kind one: refused by the stage that reads them.
+"""Tests of damaged datasets and tokenizers, one of each kind, which the dataset stage refuses.
 
 What single files say of themselves is in `test_data.py`; here the whole stage is refused, with
 nothing left behind.
@@ -35,7 +35,7 @@ def chat(*messages):
 
 
 def parquet(**columns):
-    """The bytes of a Parquet file."""
+    """Return the bytes of a Parquet file with these columns."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue().to_pybytes()
@@ -50,11 +50,11 @@ FILES = {
     "text: UTF-16": ("t.txt", "text".encode("utf-16"), {}, "t.txt: not UTF-8, at byte 0 (line 1)"),
     "text: empty": ("t.txt", b"", {}, "empty; 1 rows and nothing in them"),
     "text: chats wanted": ("t.txt", b"x", CHAT, "a .txt file holds text only, not messages"),
-    "ending: none": ("t", b"x", {}, "ends in 'nothing'; known are .csv, .jsonl"),
-    "ending: .json": ("t.json", b"{}", {}, "ends in '.json'; known are .csv"),
-    "ending: .gz": ("t.jsonl.gz", b"\x1f\x8b", {}, "ends in '.gz'; known are .csv"),
-    "ending: .pkl": ("t.pkl", b"\x80\x04N.", {}, "ends in '.pkl'; known are .csv"),
-    "ending: .npy": ("t.npy", b"\x93NUMPY", {}, "ends in '.npy'; known are .csv"),
+    "ending: none": ("t", b"x", {}, "ends in 'nothing'; known endings are .csv, .jsonl"),
+    "ending: .json": ("t.json", b"{}", {}, "ends in '.json'; known endings are .csv"),
+    "ending: .gz": ("t.jsonl.gz", b"\x1f\x8b", {}, "ends in '.gz'; known endings are .csv"),
+    "ending: .pkl": ("t.pkl", b"\x80\x04N.", {}, "ends in '.pkl'; known endings are .csv"),
+    "ending: .npy": ("t.npy", b"\x93NUMPY", {}, "ends in '.npy'; known endings are .csv"),
     "jsonl: cut in line 2": ("t.jsonl", TEXT + TEXT[:30], MORE, "t.jsonl:2: not a JSON line"),
     "jsonl: one array": ("t.jsonl", "[\n" + TEXT, {}, "t.jsonl:1: not a JSON line"),
     "jsonl: a word": ("t.jsonl", '"text"\n', {}, "t.jsonl:1: a JSON object is needed, with key 't"),
@@ -87,7 +87,7 @@ FILES = {
         "t.txt", b"version https://git-lfs.github.com/spec/v1\n", {}, "a Git LFS pointer, not the",
     ),
     "jsonl: a key twice": (
-        "t.jsonl", '{"text": "a", "text": "b"}\n', {}, "t.jsonl:1: key 'text' is there twice",
+        "t.jsonl", '{"text": "a", "text": "b"}\n', {}, "t.jsonl:1: key 'text' appears twice",
     ),
     "csv: escapes in a header": ("t.csv", "\x1b[2J\nx\n", {}, r"there are '\x1b[2J'"),
     "csv: a thousand columns": ("t.csv", ",".join(map(str, range(1000))), {}, "there are '0', '1'"),
@@ -149,7 +149,7 @@ FILES = {
     ),
     "chats: a picture": (
         "t.jsonl", chat({"role": "user", "content": [{"type": "image", "url": "x"}]}),
-        CHAT | SMALL, "row 1: message 1: a part of its content is no text but 'image'",
+        CHAT | SMALL, "row 1: message 1: a part of its content is 'image' instead of text",
     ),
     "chats: parts that the template does not join": (
         "t.jsonl",
@@ -231,7 +231,7 @@ TOKENIZERS = {
 
 
 def tokenized(model, source, tmp_path, settings):
-    """The dataset stage, refused; its line."""
+    """Run the dataset stage, which must refuse its input; return its message."""
     dataset = {"source": str(source), "sequences": 2, "sequence_length": 16} | settings
     run = Run(tmp_path, {"model": {"source": str(model)}, "dataset": dataset})
     fetch(run.settings.model, run.resources, run.model_record)
@@ -290,9 +290,9 @@ def _folder_in_place_of_a_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda path: path.symlink_to("/nowhere.jsonl"), "a link to nothing"),
-        (os.mkfifo, "no regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+        (lambda path: path.symlink_to("/nowhere.jsonl"), "a broken link"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     ],
 )
 def test_what_is_no_regular_file_is_refused_and_never_waited_for(

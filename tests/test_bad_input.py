@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def snakemake(folder, *arguments, **environment):
-    """Run Snakemake on the project; its exit status and all that it says."""
+    """Run Snakemake on the project; return its exit status and all of its output."""
     command = [forked.python(), "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
     command += ["--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2"]
     done = subprocess.run(
@@ -35,7 +35,7 @@ def snakemake(folder, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Models and texts, right ones and wrong ones."""
+    """Models and texts, valid and invalid ones."""
     folder = tmp_path_factory.mktemp("project")
     tiny.llama(folder / "model")
     (folder / "texts").mkdir()
@@ -61,7 +61,7 @@ def written(folder, name, **sections):
 JOBS = {
     "no-model": ("fetch_model", {"model": {"source": "./none"}}, "'./none': no such folder"),
     "pickled": ("fetch_model", {"model": {"source": "./pickled"}}, "only pickled weights"),
-    "cut": ("fetch_model", {"model": {"source": "./cut"}}, "cut short, or no safetensors file"),
+    "cut": ("fetch_model", {"model": {"source": "./cut"}}, "truncated, or not a safetensors file"),
     "gguf": ("fetch_model", {"model": {"source": "./none.gguf"}}, "no such GGUF file"),
     "offline": ("fetch_model", {"model": {"source": "lab/model"}}, "the hub cannot be reached (of"),
     "no-data": ("tokenize_dataset", {"dataset": {"source": "./none.txt"}}, "no such file or folde"),
@@ -94,7 +94,7 @@ def test_a_job_that_is_refused_ends_in_one_line_and_leaves_only_its_log(name, fo
 
 
 CONFIGURATIONS = {
-    "twice": ("model: {source: ./a}\nmodel: {source: ./b}\n", "line 2: 'model' is there already"),
+    "twice": ("model: {source: ./a}\nmodel: {source: ./b}\n", "line 2: 'model' is a repeated key"),
     "bomb": (
         "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"{b}: &{b} [{f'*{a},' * 10}]\n" for a, b in pairwise("abcdef")),

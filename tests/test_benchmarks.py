@@ -135,11 +135,18 @@ def test_histories_are_the_same_for_the_same_seed_and_change_something_at_each_s
         load(step.config, "mine")
 
 
+def test_histories_take_each_value_of_each_key():
+    steps = [step for number in range(20) for step in histories.history(3, number, 10)]
+    for key, values in histories.SPACE.items():
+        assert {str(step.choice[key]) for step in steps} == {*map(str, values)}, key
+
+
 def test_a_state_differs_where_a_file_does_and_not_where_a_reason_is_given(tmp_path):
     fresh, run = tmp_path / "fresh", tmp_path / "run"
     files = {
         "tables/weights.csv": (b"1", b"2"),
         "figures/q-kurtosis.svg": (None, b"of a site that is not measured now"),
+        "manifests/layer_groups.json": (None, b"of `auto`, which is not configured now"),
         "tables/extra.csv": (None, b"left over"),
         "findings.json": (b"{}", None),
         "boundaries.zarr/into_layer_1/c/0/0": (b"not needed", None),

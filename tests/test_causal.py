@@ -1,4 +1,4 @@
-"""Models that predict no next token, and sequences longer than a model's positions."""
+"""Models that do not predict the next token, and sequences longer than a model's positions."""
 
 import numpy as np
 import pytest
@@ -117,12 +117,14 @@ def test_rotations_go_on_beyond_what_was_trained(tmp_path, caplog):
     described.check_length(16)
     assert not caplog.records
     described.check_length(17)
-    assert "longer than LlamaForCausalLM was made for (max_position_embeddings = 16" in caplog.text
+    assert (
+        "longer than LlamaForCausalLM was trained for (max_position_embeddings = 16" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("kind", [t.OlmoConfig, t.OlmoeConfig])
 def test_queries_keys_and_values_are_those_before_clipping(kind, tmp_path):
-    """The clipping is in place; what is stored is what the projection has made."""
+    """Clipping is in place; the store has the output of the projection."""
     more = {"num_experts": 4, "num_experts_per_tok": 2} if kind is t.OlmoeConfig else {}
     folder = tiny.checkpoint(
         tmp_path / "model", kind(**tiny.SIZES, pad_token_id=0, clip_qkv=1e-3, **more)

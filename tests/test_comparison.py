@@ -14,9 +14,10 @@ from test_workflow import ROOT
 
 from outlier_atlas.criteria.massive_activations.comparison import change
 from outlier_atlas.files import write_record
-from outlier_atlas.report.compared_runs import STORE, refuse_missing
+from outlier_atlas.report.compared_runs import refuse_missing
 from outlier_atlas.settings.configuration import load
 from outlier_atlas.settings.document import settings
+from outlier_atlas.store.run_files import STORE_RECORD
 
 ROWS = [[12, 11, 9, 11], [12, 11, 11, 9]]
 CHANNELS = {0: 7, 9: 5, 12: 3}  # of BOS, of a token in the middle, and of the first but for BOS
@@ -176,7 +177,7 @@ def test_a_run_that_is_not_there_is_one_sentence(both):
         render(both[0], compare="before")
     whole = both[1].folder
     refuse_missing(whole)
-    record = whole / STORE
+    record = whole / STORE_RECORD
     record.rename(record.with_suffix(".away"))
     try:
         with pytest.raises(ValueError, match=r"has no manifests/store\.json"):
@@ -256,8 +257,8 @@ def test_a_table_of_another_version_is_one_sentence(both, tmp_path):
     ):
         render(both[0], compare="elsewhere")
     pq.write_table(table, path)
-    record = json.loads((folder / STORE).read_text())
+    record = json.loads((folder / STORE_RECORD).read_text())
     lacking = {k: v for k, v in record.items() if k not in ("model", "checksum")}
-    write_record(folder / STORE, lacking)
+    write_record(folder / STORE_RECORD, lacking)
     with pytest.raises(ValueError, match=r"store\.json does not say model: an older version"):
         render(both[0], compare="elsewhere")

@@ -13,12 +13,13 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from store_files import chunk_files, written
 
-from outlier_atlas.data.tokens import RECORD, TokenStore
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commit, Commits
+from outlier_atlas.store.commits import Commit, Commits
+from outlier_atlas.store.run_files import COMMITS
 
 SITES = ("attn_in", "mlp_in", "resid_post")
 
@@ -400,7 +401,7 @@ def test_no_flipped_bit_of_the_token_store_is_believed(whole, tmp_path):
         flipped[index] ^= 4
         run.tokens.write_bytes(flipped)
         with pytest.raises(DamagedFileError, match=r"not the file that tokens\.json describes"):
-            TokenStore.recorded(run.tokens, run.folder / RECORD)
+            TokenStore.recorded(run.tokens, run.tokens_record)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""From documents to sequences of tokens: files, encoding, packing, and the token store."""
+"""Tests of the way from documents to tokens: files, encoding, packing and the token store."""
 
 import json
 import random
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from outlier_atlas.checkpoint.source import fetch, load_tokenizer
 from outlier_atlas.data import encoding
 from outlier_atlas.data.corpus import documents, shuffled
-from outlier_atlas.data.packing import Document, Packing, Used, pack
+from outlier_atlas.data.packing import Document, Packing, PackingCounts, pack
 from outlier_atlas.data.prepare import tokenize_dataset
 from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import TokenStore, write_tokens
@@ -68,8 +68,8 @@ def test_empty_documents_are_left_out(tmp_path):
         ("a.jsonl", b"[" * 100_000, {}, "a.jsonl:1: not a JSON line"),
         ("a.jsonl", b'{"text": ""}\n', {}, "column 'text': empty; 1 rows and nothing in them"),
         ("a.jsonl", b"", {}, "column 'text': empty; 0 rows"),
-        ("a.csv", b"body\nx\n", {}, "a.csv: there is no column 'text'; there are 'body'"),
-        ("a.csv", b"", {}, "a.csv: there is no column 'text'; there are none"),
+        ("a.csv", b"body\nx\n", {}, "a.csv: there is no column 'text'; its columns are 'body'"),
+        ("a.csv", b"", {}, "a.csv: there is no column 'text'; its columns are none"),
         ("a.csv", b'text\n"open', {}, "a.csv:2: not a CSV line"),
         ("a.parquet", b"PAR1 no", {}, "a.parquet: cannot be read as Parquet"),
         ("a.txt", b"x", {"input_ids_column": "ids"}, "a .txt file holds text only, not input_ids"),
@@ -110,14 +110,14 @@ texts = st.lists(st.lists(tokens, max_size=8), max_size=12)
 
 
 def packed(documents, bos=None, **packing):
-    """The sequences, as many as the documents give."""
-    used = Used()
+    """Return all sequences that can be made of the documents."""
+    used = PackingCounts()
     documents = [Document(ids, () if bos is None else (bos,)) for ids in documents]
     for count in range(200, 0, -1):
         try:
             return list(pack(documents, Packing(sequences=count, **packing), used)), used
         except ValueError:
-            used = Used()
+            used = PackingCounts()
     return [], used
 
 
@@ -148,7 +148,7 @@ def test_no_more_documents_are_read_than_are_needed():
     read_so_far = []
     endless = (read_so_far.append(i) or Document([4] * 10) for i in range(10**9))
     packing = Packing(kind="concat", sequences=2, length=16, separator=EOS)
-    assert len(list(pack(endless, packing, Used()))) == 2
+    assert len(list(pack(endless, packing, PackingCounts()))) == 2
     assert len(read_so_far) <= 4
 
 
@@ -169,7 +169,7 @@ def test_no_more_documents_are_read_than_are_needed():
 )
 def test_too_little_text_says_how_much_there_is_and_is_needed(packing, sentence):
     with pytest.raises(ValueError) as error:
-        list(pack([Document([4] * 10)] * 2, Packing(sequences=3, **packing), Used()))
+        list(pack([Document([4] * 10)] * 2, Packing(sequences=3, **packing), PackingCounts()))
     assert sentence in str(error.value)
 
 
@@ -178,7 +178,7 @@ def test_too_little_text_says_how_much_there_is_and_is_needed(packing, sentence)
 
 @pytest.fixture
 def make(llama, tmp_path):
-    """Tokenizes a dataset with the tiny model's tokenizer, or another one."""
+    """A function that tokenizes a dataset with the tiny model's tokenizer, or another one."""
 
     def run(source, tokenizer=None, **settings):
         model = llama

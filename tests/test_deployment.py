@@ -17,11 +17,11 @@ from outlier_atlas.settings.document import settings
 
 SHOWN = {
     "--lint": "in a good condition",
-    "--list-rules": "tokenize_heldout",
+    "--list-rules": "tokenize_dataset",
     "--list-target-rules": "verify",
     "--dag": "extract_activations",
     "--rulegraph mermaid-js": "flowchart",
-    "--filegraph": "results/smollm2-demo/report.html",
+    "--filegraph": "results/{run,smollm2-demo}/report.html",
     "--d3dag": '"rule": "render_report"',
     "--summary": "results/smollm2-demo/report.html",
     "--detailed-summary": "results/smollm2-demo/report.html",

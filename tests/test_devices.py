@@ -1,4 +1,4 @@
-"""The lease: two jobs of one machine never share a GPU."""
+"""Leases: two jobs of one machine never share a GPU."""
 
 import itertools
 import logging
@@ -59,7 +59,7 @@ def holder(folder, gpus, count):
 
 @pytest.mark.parametrize(("gpus", "count"), [(["0", "1"], 1), (["0", "1", "2"], 2)])
 def test_killed_at_random_processes_never_hold_one_gpu_together(gpus, count, tmp_path):
-    """1,000 leases, contended by four processes of which one after the other is killed."""
+    """Four processes compete for 1,000 leases, while one after the other is killed."""
     draw, kills = random.Random(0), 0
     processes = [holder(tmp_path, gpus, count) for _ in range(4)]
     taken = tmp_path / "taken"
@@ -209,7 +209,9 @@ def test_parts_of_a_gpu_are_leased_one_by_one_without_asking_cuda(monkeypatch, t
     with lease(["MIG-a1"], tmp_path, "another"), leases.devices("auto", 1, "one"):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-a2"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a1,MIG-a2")
-    said = pytest.raises(ValueError, match="shows a job 1 CUDA device; take at most 1")
+    said = pytest.raises(
+        ValueError, match="a job sees only 1 CUDA device on this machine; set at most 1"
+    )
     with said, leases.devices("auto", 2, "one"):
         pass
 
@@ -239,7 +241,7 @@ def test_leased_gpus_are_the_only_ones_that_torch_will_see(count, monkeypatch, t
 def test_more_gpus_than_there_are_is_said(monkeypatch):
     monkeypatch.setattr(leases, "visible_gpus", lambda: ["4"])
     monkeypatch.setattr(leases, "lease", lambda *_: pytest.fail("would wait for ever"))
-    sentence = "gpus_per_job = 2: this machine shows a job 1 CUDA device; take at most 1"
+    sentence = "gpus_per_job = 2: a job sees only 1 CUDA device on this machine; set at most 1"
     with pytest.raises(ValueError, match=sentence), leases.devices("auto", 2, "one"):
         pass
 

@@ -20,7 +20,8 @@ from outlier_atlas.settings.sites import DIMENSIONS, SITE_NAMES, SITES
 from outlier_atlas.store import dimensions
 from outlier_atlas.store.dimensions import own_names
 from outlier_atlas.store.layout import parts
-from outlier_atlas.store.version import METADATA, refuse_newer
+from outlier_atlas.store.run_files import RunFiles
+from outlier_atlas.store.version import refuse_newer
 
 ROWS = [[0, *range(5, 20)], [1, 2, 3, 0, 7], list(range(30))]
 
@@ -144,7 +145,7 @@ def as_older(run):
         if len(names) > 1 and names[-1] not in ("head", "routed", "loss"):
             metadata["dimension_names"] = [*names[:-1], "channel"]
         path.write_text(json.dumps(metadata))
-    (run.folder / METADATA).unlink()
+    RunFiles(run.folder).metadata_record.unlink()
     record = json.loads(run.store_record.read_text())
     run.store_record.unlink()  # as Snakemake does before the rule runs
     return record
@@ -199,11 +200,11 @@ def test_an_older_run_is_renamed_in_place_once(kill, moe, monkeypatch, caplog):
 
 
 def test_a_run_of_a_newer_version_is_refused(moe):
-    recorded = read_record(moe.folder / METADATA)
-    write_record(moe.folder / METADATA, recorded | {"store_version": 99})
+    recorded = read_record(RunFiles(moe.folder).metadata_record)
+    write_record(RunFiles(moe.folder).metadata_record, recorded | {"store_version": 99})
     with pytest.raises(ValueError, match="made by a newer version"):
         moe.create_store()
-    (moe.folder / METADATA).unlink()  # as before there was one
+    RunFiles(moe.folder).metadata_record.unlink()  # as before there was one
     path = moe.activations / "zarr.json"
     whole = path.read_text()
     for version, said in ((99, "made by a newer version"), ("x", "store_version is 'x'")):
@@ -216,7 +217,7 @@ def test_a_run_of_a_newer_version_is_refused(moe):
         finally:
             path.write_text(whole)
     refuse_newer(moe.folder)
-    write_record(moe.folder / METADATA, recorded)
+    write_record(RunFiles(moe.folder).metadata_record, recorded)
 
 
 @pytest.mark.parametrize("page", ["docs/store.md", "README.md"])

@@ -1,4 +1,4 @@
-"""Tokens are those that the user's own call of the tokenizer gives."""
+"""Tests that tokens are those that the user's own call of the tokenizer returns."""
 
 import ast
 import importlib.util
@@ -39,7 +39,7 @@ def model(llama, tmp_path):
 
 
 def tokenized(model, tmp_path, column, values, **settings):
-    """Sequences, record and tokenizer."""
+    """Return the sequences, the record and the tokenizer."""
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps({column: value}) + "\n" for value in values))
     record = tmp_path / "model.json"
@@ -55,14 +55,14 @@ def tokenized(model, tmp_path, column, values, **settings):
 
 
 def changed(model, change):
-    """The model with another tokenizer."""
+    """Give the model another tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     change(tokenizer)
     tokenizer.save_pretrained(model)
 
 
 def around(*before, end=()):
-    """Makes a tokenizer put special tokens around a text by itself."""
+    """Return a change that makes a tokenizer add special tokens around a text by default."""
 
     def change(tokenizer):
         ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in {*before, *end}]
@@ -167,7 +167,7 @@ def test_the_start_of_a_long_text_has_the_tokens_of_the_whole(customised, text, 
 
 
 def test_a_word_that_is_cut_leaves_the_tokens_before_it_alone(tmp_path):
-    """WordPiece makes one token of a word that is too long, and pieces of its start."""
+    """WordPiece makes one token of a word that is too long, but several of its beginning."""
     words = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "a", "b", "##b"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))

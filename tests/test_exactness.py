@@ -1,4 +1,4 @@
-"""Membership is exact: values on either side of a threshold, as near to it as their type allows."""
+"""Tests that membership is exact, with values as near to a threshold as their type allows."""
 
 from itertools import pairwise
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from outlier_atlas.statistics import medians, summary
 from outlier_atlas.statistics.codes import bits_of_code, from_code, magnitude_codes
 from outlier_atlas.statistics.medians import needs_median, sequence_median
 from outlier_atlas.statistics.sequences import WholeSequence
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 
 DTYPES = {"float32": np.float32, "float16": np.float16}
 
@@ -30,7 +30,7 @@ def lower_median(x):
 
 
 def next_to(number, dtype):
-    """The least number of a type that is not below one, and the largest that is."""
+    """Return the least number of a type that is not below `number`, and the largest that is."""
     above = dtype(number)
     while float(above) < number:
         above = np.nextafter(above, dtype(np.inf))
@@ -40,7 +40,7 @@ def next_to(number, dtype):
 
 
 def at_the_edge(seed, tokens, channels, dtype, ratio=1000.0):
-    """Values two of which are next to `ratio` times their median: one massive, and one not."""
+    """Return values with two next to `ratio` times the median, of which only one is massive."""
     random = np.random.default_rng(seed)
     x = (random.standard_normal((tokens, channels)) * random.uniform(0.2, 5)).astype(dtype)
     for column in (0, 1):  # large before the median is taken, so that it stays where it is
@@ -73,7 +73,7 @@ def test_massive_activations_are_those_of_the_definition(
         mock.patch.object(summary, "on_host", lambda _: on_host),
         mock.patch.object(medians, "on_host", lambda _: on_host),
     ):
-        tiles = [summarize(values[a:b], Place(0, a, b - a), 64.0) for a, b in pairwise(edges)]
+        tiles = [summarize(values[a:b], TileRange(0, a, b - a), 64.0) for a, b in pairwise(edges)]
         found = massive_activations(
             WholeSequence(tuple(tiles)), 100.0, 1000.0, "tensor",
             lambda tile: values[tile.start : tile.stop],
@@ -100,9 +100,9 @@ def test_the_bits_of_a_code_are_all_that_are_rounded_to_it(code):
 
 def test_bfloat16_needs_no_second_look():
     x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 100
-    assert needs_median(summarize(x, Place(0, 0, 40), 64.0))
-    assert not needs_median(summarize(x, Place(0, 0, 40), 1e9)), "nothing to compare"
-    rounded = summarize(x.bfloat16(), Place(0, 0, 40), 64.0)
+    assert needs_median(summarize(x, TileRange(0, 0, 40), 64.0))
+    assert not needs_median(summarize(x, TileRange(0, 0, 40), 1e9)), "nothing to compare"
+    rounded = summarize(x.bfloat16(), TileRange(0, 0, 40), 64.0)
     assert not needs_median(rounded)
     whole = WholeSequence((rounded,)).median()
     assert whole == lower_median(x.bfloat16().float().numpy())
@@ -123,7 +123,7 @@ ROW = list(range(5, 5 + TOKENS))
 
 @pytest.fixture(scope="module", params=DTYPES)
 def edge(request, tmp_path_factory):
-    """A model whose residual stream is planted values: of the last token two at the edge."""
+    """A model whose residual stream has planted values, two of them at the edge."""
     dtype = request.param
     folder, weights = tiny.silent(tmp_path_factory.mktemp(dtype) / "model", layers=2)
     # A seed for which the median's code is on the far side of the median from the edge.
@@ -164,7 +164,7 @@ def test_a_run_finds_the_value_at_the_edge_alone(edge, store, chunk, detection, 
 
 
 def scanned(values, tops):
-    """What `super_experts` reads: experts' outputs, massive activations, and the largest |x|."""
+    """Return the inputs of `super_experts`: outputs, massive activations and the largest |x|."""
     experts = {
         layer: SimpleNamespace(
             values=np.array(of_layer, np.float32), channels=np.zeros(len(of_layer), np.int64),
@@ -181,7 +181,7 @@ def scanned(values, tops):
 
 
 def test_an_expert_just_above_the_quantile_is_above_it():
-    """In float32 the quantile between two neighbours is one of them."""
+    """In float32, the quantile between two neighbouring numbers would be one of them."""
     above = np.float32(3)
     below = np.nextafter(above, np.float32(0))
     settings = DetectionSettings.model_validate({"super_experts": {"quantile": 0.75}})
@@ -210,7 +210,7 @@ def test_a_layer_of_which_nothing_is_finite_is_none_to_grow_from():
     ],
 )
 def test_an_expert_at_a_threshold_is_not_above_it(criterion, found):
-    """Above the quantile, above the ratio, and growth that is at least the configured one."""
+    """Quantile and ratio must be exceeded, and the growth reached."""
     settings = DetectionSettings.model_validate({"super_experts": criterion})
     scan = scanned([[1.0, 2.0, 3.0], [4.0, -5.0]], {0: [4.0], 1: [5.0]})
     experts = super_experts(*scan, settings)

@@ -1,4 +1,4 @@
-"""What is recorded of experts, inside their fused computation."""
+"""Recording of experts inside their fused computation."""
 
 from itertools import product
 
@@ -30,7 +30,7 @@ from outlier_atlas.roles.experts import RecordedExperts
 
 @pytest.fixture(params=["grouped_mm", "fallback", "eager"])
 def implementation(request, monkeypatch):
-    """One product for all experts; the same without a kernel for it; a product for each expert."""
+    """Parametrize over one product with and without a kernel, and a product per expert."""
     if request.param == "fallback":
         monkeypatch.setattr(moe, "_can_use_grouped_mm", lambda *_: False)
     return request.param
@@ -60,7 +60,7 @@ def test_what_is_recorded_is_what_the_model_computes(architecture, implementatio
 
 
 def test_the_largest_is_taken_with_its_bias_and_before_the_weight(tmp_path):
-    """Of gpt_oss, whose bias is added in place to the product."""
+    """gpt_oss adds the bias to the product in place."""
     model = load(tiny.checkpoint(tmp_path, ARCHITECTURES[2]))
     experts = experts_of(model)[0]
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_nothing_stays_active_after_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change", ["batched_mm", "unbiased", "twice"])
 def test_what_cannot_be_followed_is_refused(change, tmp_path, monkeypatch):
-    """Tokens that are not gathered, a bias that is not added, an expert that is chosen twice."""
+    """Tokens are not gathered, a bias is not added, or an expert is chosen twice."""
     model = load(tiny.checkpoint(tmp_path, ARCHITECTURES[2]))
     experts = experts_of(model)[0]
     index = torch.tensor([[2, 3], [0, 2]])
@@ -141,16 +141,16 @@ def test_what_cannot_be_followed_is_refused(change, tmp_path, monkeypatch):
     else:
         index[1] = 2
     RecordedExperts(experts, "layers.0.mlp.experts")
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts: .* take expert_out out of"):
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts: .* remove expert_out from"):
         experts(torch.ones(2, 32).bfloat16(), index, torch.ones(2, 2).bfloat16())
 
 
 def test_experts_that_run_on_every_token_are_refused(tmp_path):
-    """Llama 4 multiplies what goes into the experts with the router's scores."""
+    """Llama 4 multiplies the input of the experts with the router's scores."""
     llama4 = t.Llama4TextConfig(**SIZES, head_dim=8, num_local_experts=4, intermediate_size_mlp=64)
     described = describe(llama4)
     assert "mlp_in" in described.taps[1]
-    with pytest.raises(ValueError, match="has no expert_out in layer 0 that can be told for sure"):
+    with pytest.raises(ValueError, match="has no expert_out in layer 0 that can be identified"):
         described.check(["expert_out"], range(4))
 
 

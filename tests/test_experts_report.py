@@ -1,6 +1,7 @@
 """What is recorded of experts, in the table and the report."""
 
 import re
+import shutil
 from itertools import product
 
 import numpy as np
@@ -120,6 +121,7 @@ def test_shares_are_of_the_tokens_that_are_not_left_out(run, tmp_path):
 def test_experts_with_too_few_tokens_are_listed(run, tmp_path):
     again = detected(run, tmp_path, experts={"min_tokens": 5})
     few = {(r["layer"], r["expert"]) for r in again.table("expert_magnitudes") if r["tokens"] < 5}
+    shutil.copytree(run.folder / "manifests", tmp_path / "manifests")
     again.folder = tmp_path
     html, _ = rendered(again)
     assert f"{len(few)} of 32 experts saw fewer than 5 tokens." in Page(html).said

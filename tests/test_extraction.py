@@ -21,8 +21,9 @@ from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commits
+from outlier_atlas.store.commits import Commits
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.run_files import COMMITS
 
 SITES = ["resid_pre", "attn_in", "attn_hidden", "mlp_in", "mlp_hidden", "resid_post"]
 MOE_SITES = [site for site in SITES if site != "mlp_hidden"]
@@ -359,7 +360,7 @@ def test_out_of_memory_says_what_to_do(
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(where, "run" if where is LayerGroup else "place", full)
+    monkeypatch.setattr(where, "run" if where is LayerGroup else "move_to_devices", full)
     with pytest.raises(ValueError, match=said):
         run.extract()
     assert ("This takes less" in caplog.text) == (block is not None)
@@ -389,7 +390,9 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(llama, tmp_path):
     del weights["model.layers.1.mlp.up_proj.weight"]
     tiny.save_weights(model, weights)
     run = Run(tmp_path, config(model, rows([8]), tmp_path / "data"))
-    with pytest.raises(ValueError, match=r"lacks weights \(1\), such as .*layers\.1\.mlp\.up_proj"):
+    with pytest.raises(
+        ValueError, match=r"lacks weights of .* \(1\), such as .*layers\.1\.mlp\.up_proj"
+    ):
         run.prepare()
 
 
@@ -400,7 +403,7 @@ def test_a_checkpoint_with_a_weight_of_another_shape_is_refused(tmp_path):
     tiny.save_weights(model, weights | {name: weights[name][:-1].contiguous()})
     run = Run(tmp_path, config(model, rows([8]), tmp_path / "data"))
     with pytest.raises(
-        ValueError, match=r"in another shape than its config\.json says \(1\).*1\.mlp\.up_proj"
+        ValueError, match=r"in another shape than its config\.json states \(1\).*1\.mlp\.up_proj"
     ):
         run.prepare()
 

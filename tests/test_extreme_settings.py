@@ -1,5 +1,5 @@
-"""Every key of the configuration, with values that nobody should give, and with the largest and the
-smallest that are accepted."""
+"""Tests of every key of the configuration with absurd values, and with the largest and smallest
+accepted ones."""
 
 import copy
 import math
@@ -71,7 +71,7 @@ def configured(base, keys):
 
 
 def check(key, value):
-    """Load a value of a key: what is wrong with it is said in lines that name the key."""
+    """Load a value of a key, and check that every fault is a line that names the key."""
     try:
         load(configured(LEAST, COMPANY.get(key, {}) | {key: value}), "run")
     except ValueError as error:
@@ -96,7 +96,7 @@ def test_whatever_is_given_is_read_or_refused_in_a_line(key, value):
 
 
 def accepted(base, key):
-    """The numbers that a key takes."""
+    """Yield the numbers that a key accepts."""
     for value in NUMBERS:
         given = configured(base, COMPANY.get(key, {}) | {key: value})
         try:
@@ -115,7 +115,7 @@ def test_every_number_has_a_least_and_a_largest():
 
 @pytest.fixture(scope="module")
 def planned(llama, tmp_path_factory):
-    """A fetched model, and a configuration of it."""
+    """A fetched model and its configuration."""
     folder = tmp_path_factory.mktemp("planned")
     base = {
         "model": {"source": str(llama)},
@@ -123,8 +123,8 @@ def planned(llama, tmp_path_factory):
     }
     run = Run(folder, base)
     fetch(run.settings.model, run.resources, run.model_record)
-    (folder / "results").mkdir()
-    return folder, run, base
+    run.folder.mkdir(parents=True)
+    return run, base
 
 
 @pytest.mark.parametrize("packing", ["concat", "document"])
@@ -132,12 +132,12 @@ def planned(llama, tmp_path_factory):
     "key", [key for key in KEYS if key.split(".")[0] in ("dataset", "extraction", "execution")]
 )
 def test_an_accepted_number_is_planned_or_refused_in_a_line(key, packing, planned, capsys):
-    folder, run, base = planned
+    run, base = planned
     taken = dict(accepted(configured(base, {"dataset.packing": packing}), key))
     for value in {min(taken, default=None), max(taken, default=None)} - {None}:
         settings = load(taken[value], "run")
         try:
-            print_plan(settings, run.model_record, run.resources, folder / "results")
+            print_plan(settings, run.stored)
         except ValueError as error:
             assert "\n" not in str(error)
             assert not TECHNICAL.search(str(error))

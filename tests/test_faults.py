@@ -25,7 +25,8 @@ from outlier_atlas.ablation.streams import Streams
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import read_record, sha256
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commits
+from outlier_atlas.store.commits import Commits
+from outlier_atlas.store.run_files import COMMITS, RunFiles
 
 DISK = 32 * 2**20
 EXTRACTION = "extract_activations.group-0.shard-0"
@@ -148,7 +149,7 @@ def test_a_residual_stream_that_finds_no_room_ends_in_a_sentence(history, tmp_pa
     layout = work_of(history.before("ablate"), EXTRACTION).layout
     heldout = TokenStore(Path(), np.zeros(2048, np.int32), np.arange(0, 2049, 256))
     with small_disk(tmp_path):
-        streams = Streams(tmp_path, layout, "weights", heldout)
+        streams = Streams(RunFiles(tmp_path), layout, "weights", heldout)
         fill(tmp_path, 2**16)
         with (
             pytest.raises(OSError, match=NO_SPACE),
@@ -214,7 +215,7 @@ def assert_readable(folder):
     if not list((run / COMMITS).glob("*.jsonl")):
         return
     work, commits = work_of(folder, EXTRACTION), Commits.load(run / COMMITS)
-    arrays = Arrays(run, work.layout, work.counted(commits))
+    arrays = Arrays(RunFiles(run), work.layout, work.counted(commits))
     for rows in work.rows:
         for target in work.layout.measured(0):
             if not commits.missing([target], rows, work.fingerprint(rows.chunk)):

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whoever else writes the same ones."""
+"""Tests that files are written atomically, even by several writers."""
 
 import os
 import threading
@@ -24,7 +24,7 @@ WRITERS = 8
 
 
 def side_by_side(act):
-    """Let threads do something at the same moment, again and again; what went wrong."""
+    """Run functions repeatedly in simultaneous threads; return their errors."""
     barrier, failures = threading.Barrier(WRITERS), []
 
     def work(number):
@@ -157,7 +157,7 @@ def test_jobs_append_while_others_revise(tmp_path):
 
 
 def test_only_whole_lines_that_differ_are_called_damaged(tmp_path):
-    """A kill cuts a line short, and that is no damage."""
+    """A line that a kill has cut short is not damage."""
     file = CommitFile(tmp_path / "job.jsonl")
     file.append(commit(0))
     file.append(commit(1))

@@ -1,4 +1,4 @@
-"""The sentences on super weights, super experts, sinks and ablations, from rows of their tables."""
+"""Tests of the sentences about super weights, super experts, sinks and ablations."""
 
 import math
 
@@ -87,7 +87,7 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
         "draws: 1 to 1.25 times."
     )
     assert said.striking == 4
-    # No more than a random draw does.
+    # The effect is not larger than that of a random draw.
     (dull,) = mechanisms.taken_away(rows[:3])
     assert dull.striking == 1
     assert mechanisms.taken_away(rows[:1]) == []

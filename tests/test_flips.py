@@ -29,9 +29,7 @@ KINDS = [
     "results/run/activations.zarr/zarr.json",
     "results/run/boundaries.zarr/into_layer_#/zarr.json",
     "results/run/boundaries.zarr/zarr.json",
-    "results/run/heldout.parquet",
     "results/run/manifests/extraction/group-#.shard-#.json",
-    "results/run/manifests/heldout.json",
     "results/run/manifests/metadata.json",
     "results/run/manifests/store.json",
     "results/run/manifests/tokens.json",
@@ -43,6 +41,8 @@ KINDS = [
     "resources/models/m/gguf.json",
     "resources/models/m/tokenizer.json",
     "resources/models/m.json",
+    "resources/tokens/heldout.json",
+    "resources/tokens/heldout.parquet",
 ]
 """Those whose bytes come back; tests of their own have the rest."""
 
@@ -211,10 +211,8 @@ def test_products_are_compared_with_their_records(finished, tmp_path):
     table = run.tables / "criteria.csv"
     record = run.folder / "manifests" / "outputs" / "detect_outliers.json"
     products.write(record, [table], "")
-    records = Records(
-        run.folder, run.model_record, run.resources, run.tokens, run.heldout, run.store_record, [],
-        outputs=[record, record.with_name("absent.json")],
-    )  # fmt: skip
+    outputs = [record, record.with_name("absent.json")]
+    records = Records(run.stored, run.tokens, [], outputs=outputs)
     verify(records, 1)
     flip(table, 77)
     with pytest.raises(ValueError, match="1 damaged file"):

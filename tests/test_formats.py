@@ -1,4 +1,4 @@
-"""Number formats against searches among all their numbers, in exact arithmetic or float64."""
+"""Tests of number formats against searches among all their numbers, exactly or in float64."""
 
 import math
 from itertools import pairwise
@@ -81,7 +81,7 @@ def test_block_formats(x):
 
 
 def test_every_number_of_a_format_and_every_tie_between_two():
-    """The largest is in each block and row, so that scales are 1 and nothing else is rounded."""
+    """Each block and row has the largest number, so that scales are 1 and nothing is rounded."""
     for name, table in {"mxfp8": E4M3, "mxfp4": E2M1}.items():
         ties = [(a + b) / 2 for a, b in pairwise(table)]
         for value in table + ties:
@@ -91,7 +91,7 @@ def test_every_number_of_a_format_and_every_tie_between_two():
 
 
 def test_a_block_of_tiny_values_has_the_smallest_scale():
-    """2^-121 is 64 times the smallest scale of E8M0, and a block of it alone has no smaller one."""
+    """2^-121 is 64 times the smallest scale of E8M0, which is the scale of a block of it."""
     for value, back in ((2.0**-121, 2.0**-121), (2.0**-137, 0.0), (3 * 2.0**-137, 2.0**-135)):
         assert formats.mxfp8(torch.tensor([[value]])).item() == back
 
@@ -118,7 +118,7 @@ def test_errors_are_those_of_float64():
 
 
 def test_errors_at_the_ends():
-    """No error is an infinite ratio; a tensor of zeros has none at all."""
+    """The ratio is infinite without an error, and NaN for a tensor of zeros."""
     ones, zeros = torch.ones(2, 2), torch.zeros(2, 2)
     assert formats.error_sums(ones, ones).sqnr == math.inf
     assert math.isnan(formats.error_sums(zeros, zeros).sqnr)

@@ -1,4 +1,4 @@
-"""GGUF files: what a model computes from them, and that nothing in a file is passed over."""
+"""GGUF files: values of their models, and the refusal of everything that would be ignored."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ from outlier_atlas.weights.measure import measure
 
 
 def folder_of(path):
-    """The folder of the model in a file, made once."""
+    """Return the folder of the model in a file, which is written once."""
     folder = path.with_name("model")
     if not folder.exists():
         gguf.describe(path, folder)
@@ -41,7 +41,7 @@ def loaded(folder, layers=None, dtype="float32"):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Paths of tiny files by name, and the models that they were written from."""
+    """Return a function from names to the path of a tiny file and the model it was written from."""
     kept = {}
 
     def write(name):
@@ -125,7 +125,7 @@ def test_a_file_with_one_tensor_changed_is_refused_by_its_name(name, written):
     path, _ = written(name)
     whole = file.read(path)
     config = configuration.configuration(whole)
-    assert tensors.weights_of(whole, config)
+    assert tensors.match_weights(whole, config)
     for tensor, blocks in whole.blocks.items():
         others = {key: value for key, value in whole.blocks.items() if key != tensor}
         for changed, said in {
@@ -139,12 +139,12 @@ def test_a_file_with_one_tensor_changed_is_refused_by_its_name(name, written):
             if tensor == "rope_freqs.weight" and changed != "added":
                 continue  # its values are checked with the metadata, below
             with pytest.raises(ValueError, match=re.escape(said[1])):
-                tensors.weights_of(replace(whole, blocks=said[0]), config)
+                tensors.match_weights(replace(whole, blocks=said[0]), config)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3moe", "gemma2", "phi3", "stablelm", "falcon"])
 def test_no_key_of_the_metadata_is_passed_over(name, written):
-    """Another value of a key is another model, or is refused by the name of the key."""
+    """Another value of a key gives another model, or is refused by the name of the key."""
     path, _ = written(name)
     whole = file.read(path)
     held = configuration.configuration(whole).to_dict()
@@ -166,7 +166,7 @@ def test_no_key_of_the_metadata_is_passed_over(name, written):
 
 @pytest.mark.parametrize("name", ["llama", "qwen3moe", "gemma3", "phi3", "stablelm", "starcoder2"])
 def test_a_key_that_is_missing_is_refused_or_means_what_llama_cpp_takes_it_for(name, written):
-    """Never what the class of the configuration has by default, which is of another model."""
+    """The default of the configuration's class, which belongs to another model, is never used."""
     whole = file.read(written(name)[0])
     own = f"{whole.architecture}."
     held = configuration.configuration(whole).to_dict()
@@ -175,7 +175,7 @@ def test_a_key_that_is_missing_is_refused_or_means_what_llama_cpp_takes_it_for(n
         try:
             made = configuration.configuration(replace(whole, metadata=others))
             meant = made.to_dict()
-            tensors.weights_of(replace(whole, metadata=others), made)
+            tensors.match_weights(replace(whole, metadata=others), made)
         except ValueError:
             continue
         if key == f"{own}rope.freq_base":
@@ -202,7 +202,7 @@ def test_heads_that_are_rotated_in_part_where_the_class_cannot_are_refused(writt
     whole = file.read(written("qwen3")[0])
     part = replace(whole, metadata=whole.metadata | {"qwen3.rope.dimension_count": 16})
     with pytest.raises(ValueError, match=r"qwen3\.rope\.dimension_count = 16"):
-        tensors.weights_of(part, configuration.configuration(part))
+        tensors.match_weights(part, configuration.configuration(part))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_split_file_is_read_whole_whichever_part_is_named(tmp_path):
     second = first.with_name("m-00002-of-00003.gguf")
     content = second.read_bytes()
     second.write_bytes(first.read_bytes())
-    with pytest.raises(ValueError, match=r"split\.no is 0, and its name says part 2"):
+    with pytest.raises(ValueError, match=r"split\.no is 0, but its file name says part 2"):
         file.read(first)
     second.unlink()
     with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf is missing"):

@@ -1,4 +1,4 @@
-"""Queries, keys and values are what attention gets, however the projections make them."""
+"""Queries, keys and values are those that attention gets, whatever computes them."""
 
 import sys
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from outlier_atlas.roles.architecture import describe
 from outlier_atlas.roles.attention_heads import HeadChannels
-from outlier_atlas.roles.residual_trace import watch
+from outlier_atlas.roles.residual_trace import trace_residual
 
 FALCON = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
           "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
@@ -35,7 +35,7 @@ EACH = [
 
 
 def intercept(monkeypatch, model, name, keep):
-    """Hand the first three tensors that the named function is called with to `keep`."""
+    """Pass the first three tensors in calls of the named function to `keep`."""
     *owner, function = name.split(".")
     where = sys.modules[type(model).__module__]
     for part in owner:
@@ -53,7 +53,7 @@ def intercept(monkeypatch, model, name, keep):
     ("config", "name"), EACH, ids=lambda value: getattr(value, "model_type", "")
 )
 def test_they_are_what_attention_gets(config, name, monkeypatch):
-    """At the first position, where the rotation turns by nothing; values at all positions."""
+    """Queries and keys are compared at the first position, which is not rotated; values at all."""
     described = describe(config)
     model = tiny.perturbed(config, "sdpa" if "scaled" in name else "eager")
     got, taken = [], {}
@@ -90,7 +90,10 @@ def test_they_are_what_attention_gets(config, name, monkeypatch):
 
 @torch.inference_mode()
 def handed_on(block, site, ours_BTC, tensor_BHTD):
-    """What a block makes of a projection's output at the first position: it may norm and scale."""
+    """Return what a block computes from a projection's output at the first position.
+
+    A block may norm and scale the output.
+    """
     attention = getattr(block, "self_attn", None)
     norm = getattr(attention, f"{site}_norm", None)
     over_all = norm is not None and norm.weight.shape == ours_BTC.shape[-1:]
@@ -111,7 +114,7 @@ def test_of_layers_of_mixed_kinds_those_with_attention_have_them():
     described = describe(config)
     assert described.check(["q", "k", "v"], [3]) == {"q": 32, "k": 16, "v": 16}
     # q_proj makes a gate besides, head by head.
-    assert described.taps[3]["q"].runs == ((0, 8), (16, 24), (32, 40), (48, 56))
+    assert described.taps[3]["q"].ranges == ((0, 8), (16, 24), (32, 40), (48, 56))
     with pytest.raises(ValueError, match=r"has no q in layer 0 .*; it has resid_pre, attn_in"):
         described.check(["q"], [0, 3])
 
@@ -119,13 +122,13 @@ def test_of_layers_of_mixed_kinds_those_with_attention_have_them():
 def test_clamped_before_it_is_cut_it_is_still_the_projection():
     attention = {"model_type": "", "clip_qkv": 3.0}
     config = t.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=320, attn_config=attention)
-    assert [describe(config).taps[0][s].runs for s in "qkv"] == [
+    assert [describe(config).taps[0][s].ranges for s in "qkv"] == [
         ((0, 32),), ((32, 64),), ((64, 96),),
     ]  # fmt: skip
 
 
 class Block(nn.Module):
-    """Attention over 2 heads of 3 channels, as a test has it."""
+    """Attention over 2 heads of 3 channels, with a function that the test defines."""
 
     def __init__(self, attend):
         super().__init__()
@@ -151,11 +154,11 @@ class Model(nn.Module):
 
 def heads(attend):
     model = Model(attend)
-    return watch(model, model.blocks).blocks[0].heads
+    return trace_residual(model, model.blocks).blocks[0].heads
 
 
 def cut(made_BTC):
-    """(batch, token, head, 3 x 3 channels) in three."""
+    """Split (batch, token, head, 3 x 3 channels) into three tensors."""
     return made_BTC.view(1, -1, 2, 9).transpose(1, 2).split(3, dim=-1)
 
 
@@ -202,7 +205,7 @@ def of_two_projections(block, hidden):
 
 
 def channel_by_channel(block, hidden):
-    """The heads of a channel side by side, not the channels of a head."""
+    """Arrange the heads of a channel next to each other, instead of the channels of a head."""
     q, k, v = (
         part.unflatten(-1, (3, 2)).permute(0, 3, 1, 2) for part in block.one(hidden).split(6, -1)
     )

@@ -12,7 +12,7 @@ from outlier_atlas.settings.configuration import load
 def test_held_out_are_the_sequences_after_the_runs_own(llama, tmp_path):
     run = made(llama, tmp_path, **NOTHING)
     run.ablate()
-    heldout = TokenStore.open(run.folder / "heldout.parquet")
+    heldout = TokenStore.open(run.heldout)
     assert [heldout.sequence(i).tolist() for i in range(heldout.sequences)] == HELDOUT
     run.settings = load(
         run.settings.model_dump(mode="json", exclude={"ablation"}) | {"ablation": {"sequences": 3}},
@@ -35,6 +35,6 @@ def test_held_out_tokens_go_on_in_the_document_that_the_run_ends_in(llama, tmp_p
         run.ablate()
         taken[sequences] = [
             [store.sequence(i).tolist() for i in range(store.sequences)]
-            for store in map(TokenStore.open, (run.tokens, run.folder / "heldout.parquet"))
+            for store in map(TokenStore.open, (run.tokens, run.heldout))
         ]
     assert taken[20][1] == taken[22][0][20:]

@@ -1,4 +1,4 @@
-"""Models and datasets of the hub, against a stand-in that speaks its protocol on loopback."""
+"""Tests of hub models and datasets with a local server that implements the hub's protocol."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def hub(tmp_path_factory):
 
 
 def _unusable(models):
-    """Models that cannot run, as their configuration or the headers of their weights tell."""
+    """Models that cannot run, according to their configuration or the headers of their weights."""
     good = json.loads((models / "good" / "config.json").read_text())
     encoder = {"model_type": "distilbert", "vocab_size": 320, "n_layers": 4, "dim": 32}
     for name, config in {
@@ -171,7 +171,7 @@ def drive(cases, folder, url):
 
 @pytest.fixture(scope="module")
 def outcome(hub, tmp_path_factory):
-    """What becomes of each case; fetched by one process of its own, as a rule would."""
+    """The outcome of each case; one separate process fetches them, as a rule would."""
     folder = tmp_path_factory.mktemp("fetched")
     with HubServer(hub) as server:
         results = drive(CASES, folder, server.url)
@@ -215,21 +215,21 @@ def test_what_cannot_run_is_refused_before_its_weights_are_fetched(outcome, name
     ("name", "sentence"),
     [
         ("gated", "model 'lab/gated' is gated: accept its terms on its page, then log in"),
-        ("missing", "model 'lab/nothing': there is no such model on the hub, or it is private"),
+        ("missing", "model 'lab/nothing': no such model on the hub, or it is private"),
         ("no_revision", "model 'lab/good' has no revision 'v9'"),
-        ("pickled", "lab/pickled: it has only pickled weights (pytorch_model.bin)"),
-        ("missing_shard", "lab/missing-shard: model.safetensors.index.json names"),
+        ("pickled", "lab/pickled: only pickled weights (pytorch_model.bin)"),
+        ("missing_shard", "lab/missing-shard: model.safetensors.index.json lists"),
         ("needs_code", "if you trust that code, set model.trust_remote_code: true"),
         ("gptq", "its weights are quantized ('gptq') in a way that cannot be dequantized while"),
-        ("packed", "model.layers.0.mlp.up_proj.weight is stored as I32, and no quantization"),
-        ("too_few", "num_hidden_layers is 4000, and the weights are"),
+        ("packed", "model.layers.0.mlp.up_proj.weight is stored as I32, but its config.json"),
+        ("too_few", "num_hidden_layers is 4000, but the checkpoint has"),
         ("no_decoder", "distilbert"),
-        ("no_safetensors", "lab/no-safetensors: model.safetensors is no safetensors file"),
-        ("no_dataset", "dataset 'texts/nothing': there is no such dataset on the hub"),
+        ("no_safetensors", "lab/no-safetensors: model.safetensors is not a safetensors"),
+        ("no_dataset", "dataset 'texts/nothing': no such dataset on the hub"),
         ("no_dataset_revision", "dataset 'texts/speeches' has no revision 'v9'"),
         ("no_subset", "dataset 'texts/speeches'"),
         ("no_split", "dataset 'texts/speeches'"),
-        ("no_column", "there is no column 'content'; there are 'text'"),
+        ("no_column", "there is no column 'content'; its columns are 'text'"),
         ("gated_dataset", "dataset 'texts/gated' is gated"),
         ("no_data", "dataset 'texts/empty': it has no data files"),
         ("too_little", "too little text: "),
@@ -305,7 +305,9 @@ def test_a_damaged_file_of_the_cache_is_downloaded_again_and_is_no_other_model(
         # In the text of a value, where JSON stays JSON.
         at = content.index(b"llama") if name == "config.json" else len(content) - 1
         blob.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(DamagedFileError, match=f"{name} is not what the hub has") as error:
+        with pytest.raises(
+            DamagedFileError, match=f"{name} differs from the file on the hub"
+        ) as error:
             fetch(settings, tmp_path, record)
         assert error.value.path == blob
         blob.unlink()

@@ -1,4 +1,4 @@
-"""Intervals over sequences against draws that are made and measured one by one."""
+"""Tests of intervals over sequences against draws that are evaluated one by one."""
 
 import functools
 import itertools
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline import Run, config
 
 from outlier_atlas import tables
-from outlier_atlas.criteria.llm_int8.accumulator import SHARES
+from outlier_atlas.criteria.llm_int8.tables import SHARES
 from outlier_atlas.criteria.tables import TABLES
 from outlier_atlas.statistics import largest_sequences
 from outlier_atlas.statistics.bootstrap import Bootstrap
@@ -22,14 +22,14 @@ RESAMPLES, SEED, LEVEL = 200, 3, 0.9
 
 
 def drawn(sequences, resamples=RESAMPLES):
-    """The sequences of each draw."""
+    """Return the sequences of each draw."""
     random = np.random.default_rng(SEED)
     counts = random.multinomial(sequences, [1 / sequences] * sequences, resamples)
     return [[s for s, count in enumerate(draw) for _ in range(count)] for draw in counts]
 
 
 def interval(of_draw, sequences, level=LEVEL):
-    """Of a number, given what makes it from the sequences of a draw; None of none."""
+    """Return the interval of a number, given a function of a draw's sequences; None without one."""
     numbers = sorted(number for draw in drawn(sequences) if not np.isnan(number := of_draw(draw)))
     if not numbers:
         return None
@@ -39,7 +39,7 @@ def interval(of_draw, sequences, level=LEVEL):
 
 
 def accumulated(of_sequences, order, split):
-    """(sequence, part, channel) maxima, taken in some order by two accumulators, then merged."""
+    """Add (sequence, part, channel) maxima in some order to two accumulators, and merge these."""
     _, parts, channels = of_sequences.shape
     both = LargestSequences(channels), LargestSequences(channels)
     for index, place in enumerate(order):
@@ -88,7 +88,7 @@ def test_one_sequence_has_no_interval():
 
 
 def test_an_infinite_maximum_is_a_number_of_its_draws():
-    """A ratio to a median of 0, of which models with ReLU have many."""
+    """A ratio to a median of 0, which is frequent in models with ReLU, is infinite."""
     of_sequences = np.array([np.inf, 2.0, np.nan, 3.0])
     want = interval(lambda draw: np.fmax.reduce(of_sequences[draw]), 4)
     assert want == (2.0, np.inf)
@@ -99,7 +99,7 @@ def test_an_infinite_maximum_is_a_number_of_its_draws():
     [1.0, np.inf, 5.0, 2.5], [1.0, -np.inf, 5.0, -np.inf], [-np.inf, np.inf, 5.0, 2.5],
 ])  # fmt: skip
 def test_an_infinite_part_is_in_the_draws_that_hold_its_sequence_alone(above):
-    """An infinite loss of a token: the other sequences have a mean all the same."""
+    """An infinite loss of a token leaves the means of the other sequences finite."""
     above, below = np.array(above), np.array([3, 2, 4, 6])
 
     def mean(draw):
@@ -158,15 +158,15 @@ def mixture(tmp_path_factory):
 
 
 def holds(run, table, makers):
-    """Every interval of a table is that of its draws. Tables have rows, and numbers that vary.
+    """Check every interval of a table against its draws; the table must have varying numbers.
 
     Args:
-        makers: of each column what makes it, for one row, from the sequences of a draw.
+        makers: for each column a function that computes it for one row from a draw's sequences.
     """
     known = {name[:-4] for name in run.table(table)[0] if name.endswith("_low")}
     assert known == set(makers)
     rows = run.table(table)
-    # Draws by their sequences: equal ones are not measured twice.
+    # Equal draws are evaluated only once.
     every = [tuple(draw) for draw in drawn(len(ROWS), BOOTSTRAP["resamples"])]
     tail = (1 - LEVEL) / 2
     for name, maker in makers.items():
@@ -187,7 +187,7 @@ def holds(run, table, makers):
 
 
 def joined(values, draw):
-    """The rows of the tokens of the sequences of a draw."""
+    """Return the rows of the tokens in the sequences of a draw."""
     return np.concatenate([values[slice(*BOUNDS[s])] for s in draw])
 
 
@@ -265,7 +265,7 @@ def test_intervals_of_outlier_features(dense):
 
 
 def test_a_draw_without_a_position_that_counts_has_no_share(tmp_path):
-    """One of two sequences has tokens that count: each draw that has a share has the same."""
+    """If only one of two sequences has included tokens, all draws with a share have the same."""
     detection = {
         "bootstrap": BOOTSTRAP, "llm_int8": {"threshold": 2.5}, "exclude": {"first_positions": 2},
     }  # fmt: skip
@@ -451,8 +451,10 @@ def test_every_share_and_maximum_has_an_interval_or_a_reason():
 
 
 def test_an_interval_of_enough_sequences_is_wrong_at_most_twice_as_often_as_it_says():
-    """The coverage of a mean's interval where sequences differ as normal numbers do, as it stands
-    in docs/validation.md: within 2 %, three standard errors and more of so many repetitions."""
+    """The coverage of a mean's interval for normally distributed sequences is as documented.
+
+    It agrees with docs/validation.md within 2 %, at least three standard errors of the repetitions.
+    """
     covered = {}
     for sequences in (2, 4, ENOUGH_SEQUENCES, 20):
         bootstrap = Bootstrap(sequences, 1000, 0, 0.95)

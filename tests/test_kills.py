@@ -27,14 +27,14 @@ from disturbed import (
 )
 
 from outlier_atlas import locks
-from outlier_atlas.store.commits import COMMITS
+from outlier_atlas.store.run_files import COMMITS
 
 ROOT = Path(__file__).parents[1]
 SEED = 20
 KILLS = {
     "fetch_model": 1,
     "tokenize_dataset": 2,
-    "tokenize_heldout": 1,
+    "tokenize_dataset.heldout": 1,
     "create_store": 5,
     "extract_activations.group-0.shard-0": 5,
     "extract_activations.group-0.shard-1": 4,
@@ -152,7 +152,7 @@ def test_a_job_waits_for_the_one_that_outlived_its_snakemake(history, tmp_path):
     name = "extract_activations.group-0.shard-0"
     folder = copy(history.before(name), tmp_path / "project")
     lock = folder / "results" / NAME / locks.LOCKS / name
-    with locks.at_work(lock, print):
+    with locks.job_lock(lock, print):
         second = start(folder, name)
         assert wait(lambda: "waiting for process" in disturbed.said(folder))
         assert not list((folder / "results" / NAME / COMMITS).glob("*"))
@@ -200,12 +200,12 @@ def test_snakemake_itself_is_killed_and_the_same_command_goes_on(history, tmp_pa
     held = folder / "results" / NAME / locks.LOCKS
 
     with_jobs = snakemake(folder)
-    assert wait(lambda: locked(held / "extract_activations.group-1.shard-0"))
+    assert wait(lambda: locked(held / "extract_activations.group-1-of-2.shard-0-of-2"))
     os.killpg(with_jobs.pid, signal.SIGKILL)
     with_jobs.wait()
 
     alone = snakemake(folder)
-    assert wait(lambda: locked(held / "extract_activations.group-1.shard-0"))
+    assert wait(lambda: locked(held / "extract_activations.group-1-of-2.shard-0-of-2"))
     second = snakemake(folder)
     refused = said(second)
     assert second.returncode == 1
@@ -214,7 +214,9 @@ def test_snakemake_itself_is_killed_and_the_same_command_goes_on(history, tmp_pa
     assert "Traceback" not in refused and "Exception" not in refused
     os.kill(alone.pid, signal.SIGKILL)
     alone.wait()
-    assert locked(held / "extract_activations.group-1.shard-0"), "its job is still at work"
+    assert locked(held / "extract_activations.group-1-of-2.shard-0-of-2"), (
+        "its job is still at work"
+    )
 
     at_the_end = snakemake(folder)
     assert wait(lambda: locked(held / "detect_outliers"))
@@ -257,7 +259,7 @@ def test_a_stage_that_is_told_to_stop_says_so_in_one_line_and_loses_nothing(
     stopped = launch(folder, name, Signal(at, signal.SIGTERM))
     assert stopped.status == 128 + signal.SIGTERM, stopped.said
     lines = [line for line in stopped.said.splitlines() if "run the same command again" in line]
-    assert lines == ["stopped by SIGTERM; what is committed counts: run the same command again"]
+    assert lines == ["stopped by SIGTERM; committed results are kept: run the same command again"]
     assert "Traceback" not in stopped.said
     assert launch(folder, name).status == 0
     assert history.differences(folder, name) == []
@@ -287,8 +289,8 @@ def test_signals_to_snakemake_end_it_and_its_jobs_within_seconds(history, tmp_pa
         time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)
 
-    again = "what is committed counts: run the same command again"
-    stopping = "stopping after the batch in flight, at once at a second signal"
+    again = "committed results are kept: run the same command again"
+    stopping = "stopping after the batch in flight; a second signal stops at once"
     end(name, lambda process: process.terminate(), f"SIGTERM: {stopping}; {again}")
     end(name, twice, f"SIGINT: {stopping}; {again}")
     end(locks.SNAKEMAKE, twice, f"stopped by SIGINT before a job began; {again}")

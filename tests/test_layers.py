@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow" / "scripts"
 LIBRARY = SCRIPTS / "outlier_atlas"
-FOR_ALL = ("files", "text", "locks", "sanitize", "progress", "console", "builtin", "job_metrics",
-           "inputs", "products", "changes", "digests", "sources", "stopping", "signals",
-           "threads")  # fmt: skip
+FOR_ALL = ("files", "text", "units", "locks", "sanitize", "progress", "console", "builtin",
+           "job_metrics", "inputs", "products", "changes", "digests", "sources", "stopping",
+           "signals", "threads")  # fmt: skip
 """Modules that every package may import."""
 
 

@@ -1,4 +1,4 @@
-"""A file system without locks is refused in one sentence, by everyone who takes one."""
+"""Tests that every user of a lock refuses a file system without locks in one sentence."""
 
 import errno
 import fcntl
@@ -27,7 +27,7 @@ def without_locks(monkeypatch, number=errno.ENOSYS):
 
 
 def arrays(folder):
-    """As far as its locks go."""
+    """Return an `Arrays` object with nothing but the folder of its locks."""
     made = object.__new__(Arrays)
     made._locks = folder
     return made
@@ -35,7 +35,7 @@ def arrays(folder):
 
 USERS = {
     "the Snakemake of a run": lambda folder: locks.own(folder, print),
-    "a job": lambda folder: locks.at_work(folder / "locks" / "job", print).__enter__(),
+    "a job": lambda folder: locks.job_lock(folder / "locks" / "job", print).__enter__(),
     "who asks": lambda folder: locks.is_held(folder / "locks" / "job"),
     "commits": lambda folder: commits._lock(folder, fcntl.LOCK_EX).__enter__(),
     "a shared chunk": lambda folder: arrays(folder)._chunk_lock(3).__enter__(),

@@ -1,4 +1,4 @@
-"""Measures of layers and quantization errors against dumb implementations of their formulas."""
+"""Tests of layer measures and quantization errors against naive implementations."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -23,14 +23,14 @@ from outlier_atlas.detection import tiles
 from outlier_atlas.statistics.formats import FORMATS
 from outlier_atlas.statistics.moments import together
 from outlier_atlas.statistics.quantization import ERRORS_VERSION, summarize_quantization
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 
 # --- Errors of formats ----------------------------------------------------------------------------
 
 
 def test_outlier_channels_are_left_as_they_are():
     x = np.array([[0.5, 90.0, -1.0], [0.3, 1.0, 2.0], [np.nan, 1.0, 1.0]], np.float32)
-    got = summarize_quantization(torch.from_numpy(x), Place(0, 0, 3), 6.0)
+    got = summarize_quantization(torch.from_numpy(x), TileRange(0, 0, 3), 6.0)
     assert got.outlier_channels == 1
     assert got.values == 6, "without the token of NaN"
     assert got.squares == pytest.approx((x[:2].astype(np.float64) ** 2).sum(), rel=1e-15)
@@ -39,7 +39,7 @@ def test_outlier_channels_are_left_as_they_are():
     assert got.square_errors[1] == pytest.approx((e**2).sum(), rel=1e-15)
     assert got.errors[1] == pytest.approx(np.abs(e).sum(), rel=1e-15)
     assert got.square_errors[1] < got.square_errors[0] / 100
-    nothing = summarize_quantization(torch.from_numpy(x[2:]), Place(0, 0, 1), 6.0)
+    nothing = summarize_quantization(torch.from_numpy(x[2:]), TileRange(0, 0, 1), 6.0)
     assert (nothing.values, nothing.square_errors.sum()) == (0, 0)
     sums = QuantizationErrors(1)
     sums.update(got)
@@ -49,7 +49,7 @@ def test_outlier_channels_are_left_as_they_are():
 
 
 def assert_errors(got, x, threshold, kept):
-    """A summary has the errors of a search among all numbers of each format."""
+    """Check a summary against a search among all numbers of each format."""
     y = x[kept & np.isfinite(x).all(axis=1)]
     outliers = (np.abs(y) >= np.float32(threshold)).any(axis=0)
     assert got.outlier_channels == outliers.sum()
@@ -77,15 +77,18 @@ def test_errors_of_a_tile_are_those_of_a_search(x, threshold, data):
     kept = data.draw(hnp.arrays(np.bool_, len(x)))
     if data.draw(st.booleans()):
         x[data.draw(st.integers(0, len(x) - 1)), -1] = data.draw(st.sampled_from(NOT_FINITE))
-    got = summarize_quantization(torch.from_numpy(x), Place(0, 0, len(x)), threshold, kept)
+    got = summarize_quantization(torch.from_numpy(x), TileRange(0, 0, len(x)), threshold, kept)
     assert_errors(got, x, threshold, kept)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("numbers", "parts"), [(INT8, 127), (E4M3, 448), (E4M3, 6 * 448)])
 def test_errors_of_what_is_next_to_a_tie(seed, numbers, parts):
-    """Between two numbers under a scale that is no power of two, which itself is rounded: a
-    reciprocal in the place of the division gives others. The last are ties of NVFP4's scales."""
+    """Values between two numbers, under a rounded scale that is not a power of two.
+
+    Multiplying by a reciprocal instead of dividing would give other errors. The last case has ties
+    of NVFP4's scales.
+    """
     random = np.random.default_rng(seed)
     largest = np.float32(random.lognormal(sigma=9))
     ties = np.array([(a + b) / 2 for a, b in pairwise(numbers)]) * (6 if parts == 6 * 448 else 1)
@@ -93,16 +96,16 @@ def test_errors_of_what_is_next_to_a_tie(seed, numbers, parts):
     x[:3, :-1:16] = ties * (largest / np.float32(parts)) * random.choice([-1, 1], (3, len(ties)))
     x[0], x[2] = np.nextafter(x[0], np.float32(0)), np.nextafter(x[2], 2 * x[2])
     x[3, -1] = largest
-    got = summarize_quantization(torch.from_numpy(x), Place(0, 0, 4), np.inf)
+    got = summarize_quantization(torch.from_numpy(x), TileRange(0, 0, 4), np.inf)
     assert_errors(got, x, np.inf, np.ones(4, bool))
 
 
 @pytest.mark.parametrize("exponent", range(-149, -110))
 def test_errors_of_tiny_values(exponent):
-    """Some are below what the smallest scale can hold, and some scales are no normal numbers."""
+    """Some values are too small for the smallest scale, and some scales are subnormal."""
     x = np.random.default_rng(-exponent).integers(-9, 10, (2, 33)).astype(np.float32)
     x *= np.float32(2.0**exponent)
-    got = summarize_quantization(torch.from_numpy(x), Place(0, 0, 2), 6.0)
+    got = summarize_quantization(torch.from_numpy(x), TileRange(0, 0, 2), 6.0)
     assert_errors(got, x, 6.0, np.ones(2, bool))
 
 
@@ -117,7 +120,7 @@ def test_errors_have_the_same_bits_beside_others_and_in_any_order_in_memory():
         return {k: np.asarray(v).tobytes() for k, v in asdict(summarized(tile)).items()}
 
     def summarized(tile):
-        return summarize_quantization(tile, Place(0, 0, 300), 6.0)
+        return summarize_quantization(tile, TileRange(0, 0, 300), 6.0)
 
     want = [summary(tile.float()) for tile in values]
     with ThreadPoolExecutor(3) as threads:
@@ -140,7 +143,7 @@ def test_measures_of_any_split_are_the_formulas(seed):
     cuts = sorted({0, 25, 40, *random.integers(1, 40, 4)})
     halves = [LayerMeasures(7, 2), LayerMeasures(7, 2)]
     for index, (a, b) in enumerate(pairwise(cuts)):
-        place = Place(int(a >= 25), int(a), int(b - a))
+        place = TileRange(int(a >= 25), int(a), int(b - a))
         halves[index % 2].update(summarize(torch.from_numpy(x[a:b]), place, 1.0))
     halves[0].merge(halves[1])
     got = halves[0]
@@ -165,7 +168,7 @@ def test_measures_of_any_split_are_the_formulas(seed):
 def test_measures_of_nothing_and_of_constants_are_nan():
     got = LayerMeasures(2, 1)
     assert np.isnan([*got.kurtosis_max, *got.ratio_max, got.kurtosis_of_rms]).all()
-    got.update(summarize(torch.zeros(3, 2), Place(0, 0, 3), 1.0))
+    got.update(summarize(torch.zeros(3, 2), TileRange(0, 0, 3), 1.0))
     assert np.isnan([*got.kurtosis_max, *got.ratio_max, got.kurtosis_of_rms]).all()
     assert np.isnan(together([got.moments]).kurtosis[0])
     assert got.norms.quantiles(0.5)[0] == 0
@@ -223,7 +226,7 @@ def test_the_table_of_quantization_errors_has_the_formulas(measured):
 
 
 def test_errors_of_another_version_are_made_anew(measured, monkeypatch):
-    """And nothing else that is kept."""
+    """A new version of the errors recomputes them and nothing else."""
     before = {p: p.read_bytes() for p in (measured.folder / "summaries").rglob("*.safetensors")}
     monkeypatch.setattr(tiles, "ERRORS_VERSION", ERRORS_VERSION + 1)
     measured.detect()

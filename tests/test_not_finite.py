@@ -11,7 +11,7 @@ from test_report import rendered
 from outlier_atlas.criteria.llm_int8.accumulator import OutlierFeatures
 from outlier_atlas.criteria.show import Finiteness
 from outlier_atlas.report import not_finite
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 
 SITES = ["attn_in", "mlp_in", "mlp_hidden", "mlp_out", "resid_post", "attn_sink"]
 ROWS = [[5, 17, 200, 9, 33, 41, 7, 8], [40, 6, 7, 80, 90, 11, 12, 13]]
@@ -158,7 +158,7 @@ def test_positions_that_are_finite_in_no_tensor_are_in_no_share():
     found = OutlierFeatures(tensors, 3, 6.0, 2)
     for index, tensor in enumerate(tensors):
         for sequence in range(2):
-            place = Place(sequence, 5 * sequence, 5)
+            place = TileRange(sequence, 5 * sequence, 5)
             found.update(tensor, summarize(torch.from_numpy(x[index, sequence]), place, 1.0))
     found.close()
     finite = np.isfinite(x).any(axis=-1)  # (tensor, sequence, token)

@@ -1,4 +1,4 @@
-"""Reading, computing and writing go on at once, within a bound, and an error loses nothing."""
+"""Reading, computing and writing overlap within a bound, and an error loses nothing."""
 
 import errno
 import os
@@ -14,15 +14,15 @@ from pipeline import Run, config
 
 from outlier_atlas import stopping
 from outlier_atlas.extraction import writer
-from outlier_atlas.extraction.batched_queue import Handout, keep_apart
+from outlier_atlas.extraction.batched_queue import BatchedQueue, pin_to_core_share
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS
 from outlier_atlas.store.layout import BOUNDARY
+from outlier_atlas.store.run_files import COMMITS
 
 PATIENCE = 60
-"""Seconds after which what should have happened at once did not."""
+"""Seconds to wait for an event that should happen immediately."""
 SEQUENCES = 6
 ONE_BATCH = 4 * 3 * 8 * 32 * 2
 """Bytes of the sites of a sequence: layers x sites x tokens x channels, bfloat16."""
@@ -49,7 +49,7 @@ def stored(run):
 
 @pytest.fixture
 def want(run, tmp_path):
-    """What an undisturbed job stores."""
+    """Return what an undisturbed job stores."""
     other = Run(tmp_path / "other", run.settings.model_dump(mode="json"))
     other.prepare()
     other.extract()
@@ -57,7 +57,7 @@ def want(run, tmp_path):
 
 
 def committed(run):
-    """Number of sequences that count: each is a chunk."""
+    """Return the number of committed sequences; each is a chunk."""
     return sum(p.read_text().count("\n") for p in (run.folder / COMMITS).glob("*.jsonl"))
 
 
@@ -67,7 +67,7 @@ def assert_stored(run, want):
 
 
 def counting_forwards(monkeypatch, reached=lambda count: None):
-    """Counts the forward passes that have begun."""
+    """Count the forward passes that have begun."""
     begun = []
     forward = LayerGroup.run
 
@@ -95,7 +95,7 @@ def test_a_batch_computes_while_the_one_before_is_written(run, want, monkeypatch
 
 
 def test_no_more_than_one_batch_waits_to_be_written(run, monkeypatch):
-    """Else a kill would cost all that wait, which are many where batches are small."""
+    """A kill would lose all waiting batches, which are many if batches are small."""
     write = Arrays.write
     behind = []
 
@@ -210,7 +210,7 @@ def test_an_error_of_the_writer_stops_the_job_with_its_cause_and_loses_nothing(
 
 
 def test_what_is_written_beside_the_forward_pass_is_handed_out_together():
-    handout, got = Handout(2), []
+    handout, got = BatchedQueue(2), []
     taker = threading.Thread(target=lambda: got.extend(iter(handout.get, None)))
     taker.start()
     handout.put("first")
@@ -239,7 +239,7 @@ def test_writing_threads_do_not_meet_on_a_core():
     cores, threads = [], len(os.sched_getaffinity(0))
 
     def work(index):
-        keep_apart(index, threads)
+        pin_to_core_share(index, threads)
         cores.append(os.sched_getaffinity(0))
 
     for index in range(threads):
@@ -253,7 +253,7 @@ def test_writing_threads_do_not_meet_on_a_core():
 
 
 def test_a_tensor_larger_than_what_may_wait_is_not_waited_for_in_vain(run, want, monkeypatch):
-    """One piece is held for a second one, which may not come before the first is written."""
+    """A piece waits for a second one, which may not come before the first is written."""
     monkeypatch.setattr(writer, "HOST_QUEUE_BYTES", 1)
     run.extract()
     assert_stored(run, want)

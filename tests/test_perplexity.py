@@ -31,7 +31,7 @@ EACH = {type(c): c for c in [*(c for c, _ in LISTED + REFUSED), *EXACT]}
 
 
 def whole_losses(model, rows=ROWS, dtype=torch.bfloat16):
-    """From the whole model's logits, all at once: what is not done anywhere else."""
+    """Return the losses of the whole model's logits at once, which the code never does."""
     loaded = tiny.auto_class(load_config(model)).from_pretrained(model, dtype=dtype).eval()
     losses = []
     with torch.inference_mode():
@@ -56,7 +56,7 @@ def equal(got, want):
 
 @pytest.mark.parametrize("architecture", [*(c for c, _ in LISTED), *ODD_HEADS], ids=name)
 def test_losses_are_those_of_the_whole_models_logits(architecture, tmp_path):
-    """In one layer group with the head's own weights; in three with the embedding's."""
+    """One layer group has the head's own weights, the last of three those of the embedding."""
     for tied, groups in ((False, 1), (True, 3)):
         own = copy.deepcopy(architecture)
         own.tie_word_embeddings = tied
@@ -75,14 +75,14 @@ def test_every_head_is_understood_or_refused(architecture):
     try:
         described = describe(architecture)
     except ValueError as error:
-        assert re.search(r"not a residual stream|layer \d+ does not run", str(error))
+        assert re.search(r"not pass on a residual stream|layer \d+ does not run", str(error))
         return
     described.check_head(1)
     assert described.head.vocabulary == 320
 
 
 def test_a_cap_changes_the_losses(tmp_path):
-    """Or the test above would not see that one was left out."""
+    """Otherwise the test above would not notice a missing cap."""
     capped, free = (
         whole_losses(
             tiny.checkpoint(
@@ -109,7 +109,7 @@ def test_a_head_with_a_bias(tmp_path):
 
 
 def test_logits_are_made_in_pieces(llama, tmp_path, monkeypatch):
-    """No more than the bound at a time, each predicted token once, and none of the last token."""
+    """Pieces keep the bound; each predicted token is computed once, the last token never."""
     shapes = []
     logits = Head.logits
 
@@ -215,5 +215,7 @@ def test_a_head_that_is_not_understood_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Head, "logits", unclear)
     run = made(tiny.llama(tmp_path / "model"), tmp_path, 1, perplexity=True)
-    with pytest.raises(ValueError, match="gives no perplexity here: its head does not run on its"):
+    with pytest.raises(
+        ValueError, match=r"perplexity of .* cannot be computed: its head does not run without"
+    ):
         run.prepare()

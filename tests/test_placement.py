@@ -1,4 +1,4 @@
-"""A layer group over several devices."""
+"""Layer group on several devices."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +17,7 @@ from outlier_atlas.extraction import compute
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.loading.footprint import sizes
 from outlier_atlas.loading.partial import load_layers, weight_bytes
-from outlier_atlas.loading.placement import place, spread
+from outlier_atlas.loading.placement import move_to_devices, spread
 from outlier_atlas.roles.architecture import describe
 from outlier_atlas.roles.pytree import tensors_in
 
@@ -58,9 +58,9 @@ def on(tensors):
 @pytest.mark.parametrize("architecture", MODELS, ids=lambda config: config.model_type)
 @pytest.mark.parametrize("layers", [range(4), range(1, 4)], ids=str)
 def test_what_a_layer_computes_with_is_on_its_device(architecture, layers, tmp_path):
-    """The meta device stands for a second one."""
+    """The meta device takes the part of a second device."""
     described, model = loaded(tiny.checkpoint(tmp_path / "model", architecture), layers)
-    place(model, described.stack, layers, ["cpu", "meta"])
+    move_to_devices(model, described.stack, layers, ["cpu", "meta"])
     blocks = {layer: model.get_submodule(f"{described.stack}.{layer}") for layer in layers}
     want = {layer: on(block.parameters()) for layer, block in blocks.items()}
     assert [want[layers[0]], want[layers[-1]]] == [{"cpu"}, {"meta"}]
@@ -97,12 +97,12 @@ def job_over_two(run, job, group, shard):
 
 @pytest.mark.parametrize("layers", [range(4), range(1, 4)], ids=str)
 def test_the_plan_is_of_the_fullest_device(layers, tmp_path):
-    """The embedding outweighs the layers, so that the first device takes one of them only."""
+    """The embedding is heavier than the layers, so the first device takes only one layer."""
     folder = tiny.llama(tmp_path / "model", vocab_size=3000)
     described, model = loaded(folder, layers)
     planned = sizes(load_config(folder), described, "bfloat16", 8)
     assert planned.fullest(layers, 1) == weight_bytes(model)
-    place(model, described.stack, layers, ["cpu", "meta"])
+    move_to_devices(model, described.stack, layers, ["cpu", "meta"])
     tensors = [*model.parameters(), *model.buffers()]
     held = [sum(t.nbytes for t in tensors if t.device.type == name) for name in ("cpu", "meta")]
     assert planned.fullest(layers, 2) == max(held)
@@ -124,9 +124,9 @@ def test_layers_on_cuda_devices_give_the_same_in_any_number_of_groups(count, tmp
 
 
 def taken(folder, layers, devices, batch):
-    """All sites of some layers, on the host."""
+    """Return all sites of some layers, on the host."""
     described, model = loaded(folder, layers)
-    place(model, described.stack, layers, devices)
+    move_to_devices(model, described.stack, layers, devices)
     taps = [tap for layer in layers for tap in described.taps[layer].values()]
     group, copies = LayerGroup(model, described, layers, taps), {}
     group.run(batch, lambda tap, x: copies.update({(tap.site, tap.layer): of(x).to_host(x)}))

@@ -1,4 +1,4 @@
-"""Each site is what its name says, as it is told without the code's own idea of where it lies."""
+"""Sites have the values that their names state, without the code's own assignment of modules."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ def first_tensor(args, kwargs):
 
 
 def forward(config):
-    """A forward pass: by layer what taps take, and what its modules are given, in order."""
+    """Return by layer the tensors of taps and the inputs of modules, in order."""
     described, model = describe(config), tiny.perturbed(config)
     stack = model.get_submodule(f"{described.decoder}.{described.stack}")
     layers = [SimpleNamespace(block=block, taken={}, given={}) for block in stack]
@@ -80,14 +80,14 @@ def test_what_blocks_add_adds_up_in_others_too(config):
 
 
 def check_residual_stream(layers, streams):
-    """It is what the model calls its hidden states; the last of them has gone through a norm."""
+    """Compare with the hidden states that the model returns, the last of which is normed."""
     for layer, before, after in zip(layers, streams[:-1], (*streams[1:-1], None), strict=True):
         assert torch.equal(layer.taken["resid_pre"], before)
         assert after is None or torch.equal(layer.taken["resid_post"], after)
 
 
 def check_sums(layers):
-    """What is added adds up, in an order in which a model may add."""
+    """Check the sums of the residual stream, in an order of additions that a model may use."""
     assert layers
     for layer in layers:
         pre, attention, mlp, post = (
@@ -102,7 +102,7 @@ def check_sums(layers):
 
 
 def check_products(layers, sites):
-    """What is multiplied with weights is what the linear layers of a part are given."""
+    """Check that inputs of weights are the inputs of the linear layers of a part."""
     looked_at = set()
     for layer in layers:
         want = expected(layer)
@@ -114,7 +114,7 @@ def check_products(layers, sites):
 
 
 def expected(layer):
-    """By site, what the first and the last linear layer of each part of a block are given."""
+    """Return by site the inputs of the first and the last linear layer of each part of a block."""
     linears = [
         path
         for path in layer.given
@@ -131,7 +131,7 @@ def expected(layer):
 
 
 def scores(layer, experts):
-    """What goes into the experts, multiplied with the weights that have a row for each of them."""
+    """Return the input of the experts times the weights that have a row for each expert."""
     hidden, experts = layer.given[experts], layer.block.get_submodule(experts)
     shape = (len(experts.down_proj), hidden.shape[-1])
     (router,) = (

@@ -1,4 +1,4 @@
-"""The plan: what a run takes, known before a weight is read."""
+"""Plan: what a run takes, known before a weight is read."""
 
 import os
 import resource
@@ -15,18 +15,18 @@ from safetensors.torch import load_file
 
 from outlier_atlas.checkpoint.folder import weight_files
 from outlier_atlas.checkpoint.source import load_config
-from outlier_atlas.job_metrics import GUESSED, Measured, rates, records
+from outlier_atlas.devices import limits
+from outlier_atlas.devices.limits import available
+from outlier_atlas.job_metrics import GUESSED, JobMetrics, rates, records
 from outlier_atlas.loading.footprint import sizes
 from outlier_atlas.loading.partial import build_on_meta, load_layers, load_model, weight_bytes
 from outlier_atlas.loading.shards import file_bytes
-from outlier_atlas.plan import limits
 from outlier_atlas.plan.group import HEAP_BYTES, PROCESS_BYTES
-from outlier_atlas.plan.limits import available
 from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.table import table
-from outlier_atlas.plan.units import bytes_of, duration, shown
 from outlier_atlas.roles.architecture import describe
 from outlier_atlas.settings.extraction import even_ranges
+from outlier_atlas.units import bytes_of, duration, shown
 
 ROWS = [[5, 17, 200, 9] * 4] * 2
 
@@ -62,7 +62,7 @@ def test_planned_weights_are_those_that_are_loaded(architecture, dtype, tmp_path
 
 
 def test_the_forward_pass_holds_what_its_largest_layer_holds(llama):
-    """Grows with the tokens, and not with the number of layers."""
+    """The peak grows with the tokens, not with the number of layers."""
     config = load_config(llama)
     described = describe(config)
     one, two = (sizes(config, described, "bfloat16", tokens).forward for tokens in (64, 128))
@@ -89,12 +89,12 @@ def test_a_model_whose_own_code_fails_in_a_dtype_is_refused_in_it():
     described = describe(config)
     assert sizes(config, described, "float32", 16).weights(range(2)) > 0
     for dtype in ("bfloat16", "float16"):
-        with pytest.raises(ValueError, match=f"'{dtype}': XLNet.* does not run in it"):
+        with pytest.raises(ValueError, match=f"'{dtype}': XLNet.* does not run in this dtype"):
             sizes(config, described, dtype, 16)
 
 
 def test_the_last_layer_group_holds_the_logits_of_a_piece(llama):
-    """In float32 they and their logarithms; what the model gave in bfloat16 is gone by then."""
+    """The peak has float32 logits and their logarithms; the bfloat16 logits are freed by then."""
     config = load_config(llama)
     for tokens in (64, 128):
         losses = sizes(config, describe(config), "bfloat16", tokens).losses
@@ -134,7 +134,7 @@ def test_file_bytes_are_those_of_the_headers(llama, qwen3_moe):
     ids=lambda c: c.model_type + "-tied" * c.tie_word_embeddings,
 )  # fmt: skip
 def test_a_bfloat16_checkpoint_has_the_bytes_on_disk_that_it_has_in_memory(architecture, tmp_path):
-    """With the embedding, the final norm and the head, each where it is loaded."""
+    """Embedding, final norm and head are included in the group that loads them."""
     model = tiny.checkpoint(tmp_path / "model", architecture)
     extraction = {"layer_groups": 2, "perplexity": True}
     run = Run(tmp_path, config(model, ROWS, tmp_path / "data", extraction=extraction))
@@ -148,7 +148,7 @@ def test_a_bfloat16_checkpoint_has_the_bytes_on_disk_that_it_has_in_memory(archi
 
 
 def test_layers_that_predict_several_tokens_are_named_and_not_loaded(tmp_path):
-    """As DeepSeek-V3 has them, behind the last layer, and as Qwen3-Next has them."""
+    """DeepSeek-V3 has them after its last layer, Qwen3-Next in a separate part."""
     model = tiny.llama(tmp_path / "model")
     weights = load_file(model / "model.safetensors")
     before = file_bytes(model, weight_files(model), describe(load_config(model)))
@@ -255,7 +255,7 @@ def measured(**values):
         "load_seconds": 2.0, "compute_seconds": 5.0, "predicted_host": 1, "predicted_device": 0,
         "host": 1, "on_device": None,
     }  # fmt: skip
-    return Measured(**known | values)
+    return JobMetrics(**known | values)
 
 
 def test_rates_come_from_the_same_device_and_best_from_the_same_model(tmp_path):

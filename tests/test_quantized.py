@@ -1,4 +1,4 @@
-"""Quantized checkpoints: dequantized, exactly and into the run's dtype, or not at all."""
+"""Quantized checkpoints: dequantized exactly into the run's dtype, or refused."""
 
 import json
 import re
@@ -114,9 +114,9 @@ def test_the_record_names_the_method(tmp_path, llama):
         ({"quant_method": "compressed-tensors"}, r"quantized \('compressed-tensors'\)"),
         ({"quant_method": "nobody-knows"}, r"quantized \('nobody-knows'\)"),
         ({"quant_method": "nvfp4"}, r"quantized \('nvfp4'\)"),
-        ({"bits": 4}, "names no quant_method"),
-        ({}, "names no quant_method"),
-        ({"quant_method": ["fp8"]}, "names no quant_method"),
+        ({"bits": 4}, "has no quant_method"),
+        ({}, "has no quant_method"),
+        ({"quant_method": ["fp8"]}, "has no quant_method"),
         ({"quant_method": "fp8", "weight_block_size": "128"}, "weight_block_size '128'"),
         ({"quant_method": "fp8", "weight_block_size": [128, 0]}, "weight_block_size"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size"),
@@ -157,12 +157,12 @@ def test_packed_weights_of_which_the_configuration_does_not_tell_are_refused(dty
     weights = load_file(model / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     tiny.save_weights(model, weights | {name: weights[name].to(dtype)})
-    with pytest.raises(ValueError, match=rf"{name} is stored as {said}, and no quantization_conf"):
+    with pytest.raises(ValueError, match=rf"{name} is stored as {said}, but its config.json"):
         fetched(model, tmp_path)
 
 
 def test_whole_numbers_that_are_no_weights_are_not_taken_for_packed_ones(tmp_path):
-    """Such as the causal masks that old checkpoints of gpt2 have."""
+    """An example are the causal masks in old checkpoints of gpt2."""
     model = tiny.llama(tmp_path / "model")
     mask = {"model.layers.1.self_attn.bias": torch.ones(4, 4, dtype=torch.uint8)}
     tiny.save_weights(model, load_file(model / "model.safetensors") | mask)
@@ -179,14 +179,16 @@ def test_codes_whose_scales_do_not_fit_are_refused(name, fault, tmp_path):
         weights[f"model.layers.1.{name}.weight_scale_inv"] = scale.T[:, :1].contiguous()
     tiny.save_weights(model, weights)
     run = fetched(model, tmp_path)
-    with pytest.raises(ValueError, match=r"layers\.1\..* is held as torch\.float8_e4m3fn and not"):
+    with pytest.raises(
+        ValueError, match=r"layers\.1\..* was loaded as torch\.float8_e4m3fn and not"
+    ):
         run.extract()
 
 
 @pytest.mark.parametrize("method", ["fp8", "mxfp4"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint8])
 def test_codes_that_nothing_scales_are_refused(dtype, method, tmp_path):
-    """Such as fused experts whose scales have a name that nobody knows."""
+    """An example are fused experts whose scales have an unknown name."""
     model = tiny.checkpoint(tmp_path / "model", t.GptOssConfig(**tiny.SIZES, num_local_experts=4))
     weights = load_file(model / "model.safetensors")
     name = "model.layers.1.mlp.experts.down_proj"
@@ -194,7 +196,7 @@ def test_codes_that_nothing_scales_are_refused(dtype, method, tmp_path):
     quantized.say(model, {"quant_method": method})
     run = fetched(model, tmp_path)
     with pytest.raises(
-        ValueError, match=rf"experts\.down_proj is held as {dtype} and not as torch"
+        ValueError, match=rf"experts\.down_proj was loaded as {dtype} and not as torch"
     ):
         run.extract()
 

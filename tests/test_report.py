@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import quantized
@@ -62,10 +61,8 @@ def rendered(run, ablations=False, **report):
         for path in list(run.figures.iterdir()):
             shutil.copy(path, path.with_stem(path.stem + dark.suffix))
     page, findings = run.folder / "report.html", run.folder / "findings.json"
-    inputs = PageInputs(
-        run.settings.model_dump(mode="json", exclude={"execution"}), run.folder, run.tables,
-        run.figures, run.tokens, run.model_record, run.tokens_record, run.store_record, ablations,
-    )  # fmt: skip
+    configuration = run.settings.model_dump(mode="json", exclude={"execution"})
+    inputs = PageInputs(configuration, run.stored, ablations)
     render(report, inputs, page, findings)
     return page.read_text(encoding="utf-8"), json.loads(findings.read_text())
 
@@ -339,6 +336,6 @@ def test_a_browser_shows_the_page_without_errors_or_requests(hostile, tmp_path, 
 
 
 def test_the_parts_of_the_page_lie_beside_its_module():
-    from outlier_atlas.report.page import PARTS
+    from outlier_atlas.report.templates import TEMPLATES
 
-    assert all(Path(part).is_file() for part in PARTS)
+    assert all(path.is_file() for path in TEMPLATES)

@@ -74,7 +74,7 @@ def test_the_closing_words_of_a_run_say_what_is_left_out(massive, tmp_path, monk
         folder.mkdir(parents=True)
         for file in ("report.html", "findings.json"):
             shutil.copy(run.folder / file, folder)
-        first, said = findings["findings"][0]["text"], run.settings.detection.exclude.said
+        first, said = findings["findings"][0]["text"], run.settings.detection.exclude.sentence
         line = f"{first} {said}" if said else first
         assert closing_words(name) == f"\n{line}\n\nReport: results/{name}/report.html\n"
     assert said
@@ -83,7 +83,7 @@ def test_the_closing_words_of_a_run_say_what_is_left_out(massive, tmp_path, monk
 def test_tables_and_figures_say_what_is_left_out_of_them(massive):
     every, without = massive
     said = "Left out (detection.exclude): the first 1 positions of each sequence."
-    assert without.settings.detection.exclude.said == said
+    assert without.settings.detection.exclude.sentence == said
     for run in massive:
         for path in run.tables.glob("*.parquet"):
             metadata = pq.read_schema(path).metadata

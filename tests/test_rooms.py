@@ -22,7 +22,7 @@ from outlier_atlas.criteria.shows import ALL, COMPARED
 from outlier_atlas.criteria.tables import DESCRIPTIONS, TABLES
 from outlier_atlas.criteria.targets import TARGETS
 from outlier_atlas.report import ablation, figures
-from outlier_atlas.report.page import PARTS
+from outlier_atlas.report.templates import TEMPLATES
 from outlier_atlas.settings.ablation import TargetKind
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.section import CriterionSettings
@@ -65,7 +65,7 @@ def test_an_edit_reruns_the_stage_that_a_file_is_for_and_no_other(folder):
 
 
 def test_a_template_is_code_of_the_report():
-    assert {*CRITERIA.rglob("*.j2")} <= {*PARTS}
+    assert {*CRITERIA.rglob("*.j2")} <= {*TEMPLATES}
 
 
 def test_the_registries_name_every_folder():

@@ -1,4 +1,4 @@
-"""Text of strangers stays text, their code never runs, and secrets stay in the environment."""
+"""Tests that foreign text is not interpreted, foreign code never runs, and secrets stay secret."""
 
 import ast
 import json
@@ -36,7 +36,7 @@ from outlier_atlas.settings.configuration import load
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "workflow" / "scripts").rglob("*.py"))
 OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-"""Characters that a terminal or a page obeys without showing them; a line break may stay."""
+"""Invisible characters that control a terminal or a page; line breaks are allowed."""
 
 pytestmark = pytest.mark.usefixtures("own_logging")
 
@@ -67,7 +67,7 @@ def test_what_does_not_print_is_made_visible(name):
 
 
 def ended(error, tmp_path, capsys):
-    """What the terminal and the log have of a job that ends in an error."""
+    """Return the terminal output and the log of a job that ends in an error."""
     log = tmp_path / "job.log"
 
     def main(_):
@@ -125,7 +125,7 @@ TOKENS = [
 
 
 def test_the_csv_has_exactly_what_the_parquet_has(tmp_path):
-    """A token that looks like a formula is data: programs that read the file must get it back."""
+    """A token that looks like a formula is data, and must be read back unchanged."""
     rows = {column.name: [None] * len(TOKENS) for column in MASSIVE_CHANNELS.columns}
     tables.write(tmp_path, MASSIVE_CHANNELS, rows | {"token_text": TOKENS})
     exact = pq.read_table(tmp_path / "massive_channels.parquet")["token_text"].to_pylist()
@@ -176,7 +176,7 @@ FORBIDDEN = {
 
 
 def called(tree):
-    """Dotted names of what is imported and called."""
+    """Yield the dotted names of imports and calls."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from (alias.name for alias in node.names)
@@ -199,7 +199,7 @@ def test_no_pickle_is_loaded_and_no_text_is_run(path):
 
 
 class Bomb:
-    """Leaves a file behind when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -213,7 +213,7 @@ CODE = "import pathlib\npathlib.Path({!r}).touch()\n"
 
 @pytest.fixture
 def poisoned(llama, tmp_path):
-    """A checkpoint that runs, with all that must not; and the mark that would leave."""
+    """A valid checkpoint with code that must not run, and the file that the code would create."""
     mark, folder = tmp_path / "it ran", tmp_path / "model"
     shutil.copytree(llama, folder)
     for name in ("pytorch_model.bin", "model.pt", "training_args.bin", "optimizer.pt"):
@@ -258,7 +258,7 @@ def test_code_that_a_checkpoint_needs_is_refused_and_not_run(poisoned, tmp_path)
 
 
 def test_a_datasets_own_script_and_pickles_are_not_run(tmp_path):
-    """Of the hub, as `datasets` would load it: it has no data files for us."""
+    """A dataset script of the hub, which `datasets` would run, has no data files for us."""
     mark = tmp_path / "it ran"
     repository = tmp_path / "hub" / "datasets" / "texts" / "scripted"
     repository.mkdir(parents=True)
@@ -331,7 +331,7 @@ def test_an_index_with_a_password_is_not_repeated(tmp_path, monkeypatch, caplog)
 
 @pytest.fixture(scope="module")
 def remains(tmp_path_factory):
-    """Runs of the real workflow with secrets in the environment: one that ends well, others not."""
+    """Runs of the real workflow with secrets in the environment, of which one succeeds."""
     folder = tmp_path_factory.mktemp("secret")
     tiny.llama(folder / "hub" / "models" / "lab" / "good")
     shutil.copytree(folder / "hub" / "models" / "lab" / "good", folder / "model")
@@ -383,7 +383,7 @@ def test_no_secret_is_in_anything_that_a_run_leaves_or_says(remains):
 
 
 def test_a_model_is_fetched_without_a_word_of_the_token(tmp_path, monkeypatch):
-    """The record of a local model holds nothing of the environment."""
+    """The record of a local model contains nothing of the environment."""
     tiny.llama(tmp_path / "model")
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)

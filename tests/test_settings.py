@@ -1,4 +1,4 @@
-"""The configuration: what is refused and how, its documentation, and what else must agree."""
+"""Tests of the configuration: refused values, generated documentation, and agreement of files."""
 
 import json
 import re
@@ -20,7 +20,7 @@ LEAST = {"model": {"source": "./model"}, "dataset": {"source": "./text.txt"}}
 
 
 def with_key(key, value):
-    """The least configuration, with one key set."""
+    """Return the minimal configuration with one key set."""
     config = json.loads(json.dumps(LEAST))
     *path, last = key.split(".")
     section = config
@@ -44,7 +44,7 @@ def faults(config):
         ("model", "gpt2", "model = 'gpt2': must be a section with the keys source"),
         ("model.source", "", "model.source = '': must not be empty"),
         ("model.source", 7, "model.source = 7: must be text"),
-        ("model.source", "builtin:gpt5", "model.source = 'builtin:gpt5': no such built-in; there"),
+        ("model.source", "builtin:gpt5", "model.source = 'builtin:gpt5': no such built-in; take"),
         ("model.revision", "main", "model: revision 'main': only a hub id has revisions"),
         ("model.dtype", "fp8", "model.dtype = 'fp8': must be 'bfloat16', 'float16' or 'float32'"),
         ("model.dtype", None, "model.dtype = None: must be 'bfloat16', 'float16' or 'float32'"),
@@ -126,7 +126,7 @@ def test_every_fault_has_its_own_line():
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({}, "model: missing; The model: where it comes from and its dtype."),
+        ({}, "model: missing; The model: its source and its dtype."),
         ({"model": {}}, "model.source: missing; `builtin:smollm2-135m-instruct`, a local folder"),
     ],
 )
@@ -148,7 +148,7 @@ def test_two_columns_or_a_chunk_over_two_shards_are_refused():
 
 def test_layers_above_the_groups_are_refused():
     config = LEAST | {"extraction": {"layers": [0, 1], "layer_groups": 3}}
-    assert "layer_groups 3 is above the 2 layers that have to run" in faults(config)[0]
+    assert "layer_groups 3 is above the 2 layers that must run" in faults(config)[0]
 
 
 def test_the_order_of_sites_and_layers_means_nothing():
@@ -237,7 +237,7 @@ def test_environments_have_the_pinned_versions(path):
     ],
 )
 def test_a_light_rule_imports_nothing_that_its_environment_lacks(rules, environment):
-    """Names of installed packages that the rules' modules import, against the environment file."""
+    """Compare the installed packages that the rules' modules import with the environment file."""
     names = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub", "markupsafe": "jinja2",
              "annotated_types": "pydantic", "pydantic_core": "pydantic", "httpx": "huggingface-hub",
              "tokenizers": "transformers"}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The attention that first tokens receive: as maps say it, and beside a forward pass unchanged."""
+"""Attention that first tokens receive: equal to attention maps, with an unchanged forward pass."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ QUERIES = (
 
 
 def sharpened(model, factor):
-    """Queries and keys so large that attention is far from even, and sinks drawn apart."""
+    """Scale queries and keys, so that attention is uneven, and draw sinks that differ."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if any(part in name for part in QUERIES):
@@ -207,12 +207,12 @@ def test_a_mask_of_each_sequence_is_its_own():
 )
 def test_what_is_not_known_is_not_followed(unknown):
     known = {"query": random(1, 2, 4, 6), "key": random(1, 2, 4, 6), "softcap": None}
-    assert call(**known).followed()
-    assert not call(**known | unknown).followed()
+    assert call(**known).is_supported()
+    assert not call(**known | unknown).is_supported()
 
 
 class Attends(torch.nn.Module):
-    """A module that calls the attention function so many times, and fails after None."""
+    """Module that calls the attention function a number of times; None calls once and fails."""
 
     def __init__(self, times):
         super().__init__()
@@ -231,13 +231,13 @@ class Attends(torch.nn.Module):
 def test_attention_that_is_not_seen_once_is_an_error(times):
     module = Attends(times)
     RecordedAttention(module, "layers.3.self_attn", 4)
-    said = r"^layers\.3\.self_attn: .* cannot be followed.*take attn_sink out of extraction\.sites$"
+    said = r"^layers\.3\.self_attn: .* cannot be traced.*remove attn_sink from extraction\.sites$"
     with pytest.raises(ValueError, match=said):
         module(random(1, 2, 4, 6))
 
 
 def test_nothing_stays_changed_after_an_error():
-    """Batches are halved where memory is short: the same module runs again."""
+    """Without enough memory a batch is halved, and the same module runs again."""
     before = AttentionInterface.get_interface
     module, hidden = Attends(None), random(1, 2, 4, 6)
     recorded = RecordedAttention(module, "attention", 4)

@@ -1,4 +1,4 @@
-"""Which code is behind a rule's script, and that it is found without parsing all of it."""
+"""Tests of the search for the code of a rule's script, which does not parse all of it."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a change runs again: as the table says, and not more. Nothing that is still right is lost.
+"""Tests that a change reruns exactly what the table says, and that valid results are kept.
 
 `outlier_atlas/staleness.py` is the table. Every key of it is held against the jobs that Snakemake
 plans; a key of each kind against a real run, whose jobs, model loads and written chunks are
@@ -31,8 +31,9 @@ from outlier_atlas import staleness
 from outlier_atlas.extraction import compute
 from outlier_atlas.job_metrics import records
 from outlier_atlas.settings.detection import DetectionSettings
-from outlier_atlas.store import shape
-from outlier_atlas.store.commits import COMMITS, Commits, revise
+from outlier_atlas.store.commits import Commits, revise
+from outlier_atlas.store.move_chunks import ASIDE
+from outlier_atlas.store.run_files import COMMITS
 
 CONFIG = {
     "run": {"name": "mine"},
@@ -96,7 +97,7 @@ CHANGES = {
     "execution.threads": 1,
     "execution.on_new_versions": "keep",
 }
-"""Another value of every key; or sections, where a value needs others beside it."""
+"""Another value of every key; a mapping of sections if a value needs others with it."""
 
 OF_A_HUB = {
     "model.revision": None,
@@ -107,7 +108,7 @@ OF_A_HUB = {
 
 
 def changed(base, key, value):
-    """A configuration with another value of a key."""
+    """Return a configuration with another value of a key."""
     result = copy.deepcopy(base)
     if isinstance(value, dict):
         for section, keys in value.items():
@@ -122,7 +123,7 @@ def changed(base, key, value):
 
 
 def planned(folder, *configs, target=""):
-    """How many jobs of each rule Snakemake would run, for each configuration."""
+    """Return the number of jobs of each rule that Snakemake would run, for each configuration."""
     names = [f"planned-{index}.yaml" for index in range(len(configs))]
     for name, configured in zip(names, configs, strict=True):
         write(folder, configured, name)
@@ -137,9 +138,9 @@ def planned(folder, *configs, target=""):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run in a checkout of its own, which no test changes.
+    """A finished run in a separate checkout, which no test changes.
 
-    Model and text lie beside it, so that a copy beside it knows them by the same paths.
+    Model and text are next to it, so that a copy next to it has the same paths to them.
     """
     root = tmp_path_factory.mktemp("staleness")
     tiny.llama(root / "model")
@@ -204,14 +205,14 @@ def test_spelling_order_and_touch_make_nothing_stale(finished):
 
 
 class Project:
-    """A copy of a finished run; counts what is done to it."""
+    """A copy of a finished run that counts jobs, model loads and written chunks."""
 
     def __init__(self, finished: Path, name: str) -> None:
         self.folder = shutil.copytree(finished, finished.with_name(name))
         self.run = Run(self.folder, CONFIG)
 
     def again(self, changed_config):
-        """Run it: how many jobs of each rule, how many loads of a model, which chunks."""
+        """Run it; return the number of jobs of each rule, the model loads and the chunks."""
         before = chunk_files(self.run)
         write(self.folder, changed_config)
         done = snakemake(self.folder, "--configfile", "mine.yaml", "--verbose", root=self.folder)
@@ -223,7 +224,7 @@ class Project:
 
 
 def made_long_ago(folder):
-    """All inputs are older than all outputs, and both are old."""
+    """Make all inputs older than all outputs, and both old."""
     for time, names in (1, ("workflow", "../model", "../texts")), (2, ("resources", "results")):
         for path in (path for name in names for path in (folder / name).rglob("*")):
             older = time - (path.parent.name == "inputs")
@@ -242,7 +243,7 @@ def test_other_settings_run_again_whatever_snakemake_remembers(finished, tmp_pat
 
 
 def test_two_checkouts_that_make_a_run_by_turns_see_each_others_changes(finished, tmp_path):
-    """Snakemake's memory is of the one checkout, and what was made is of the other."""
+    """Snakemake's metadata belong to one checkout, and the outputs to the other."""
     project = Project(finished, tmp_path.name)
     folder = project.folder
     project.again(changed(CONFIG, "report.rows", 3))
@@ -268,7 +269,7 @@ def test_a_named_target_is_as_stale_as_the_whole_run(finished, tmp_path):
 
 
 def test_a_model_that_was_there_before_is_another_one_all_the_same(finished, tmp_path):
-    """Its record is older than what the run has made, and Snakemake looks at times."""
+    """The record is older than the outputs of the run, and Snakemake compares times."""
     project = Project(finished, tmp_path.name)
     configs = [changed(CONFIG, "model.source", "../other"), CONFIG]
     project.again(configs[0])
@@ -305,7 +306,7 @@ def test_a_deleted_output_comes_back(finished, tmp_path, file, rules):
 
 
 def state_of(folder):
-    """What a folder holds: names, times, and which file it is."""
+    """Return the names, times and inodes of a folder's files."""
     found = {path: path.lstat() for path in folder.rglob("*") if "log" not in path.parts}
     return {path: (stat.st_mtime_ns, stat.st_ino) for path, stat in found.items()}
 
@@ -327,7 +328,7 @@ def test_a_dry_run_writes_nothing_and_names_what_is_out_of_date(finished, tmp_pa
 
 
 def test_a_dataset_that_was_replaced_by_one_of_equal_size_and_time_is_seen(finished, tmp_path):
-    """Snakemake looks at times, and reads no file of more than 1 MB."""
+    """Snakemake compares times, and reads no file of more than 1 MB."""
     project = Project(finished, tmp_path.name)
     text = project.folder / "long.txt"
     text.write_text("a b c d e f g h " * 2**17)
@@ -488,7 +489,7 @@ REPRESENTATIVES = {
     "report.rows": (0, "none"),
     "execution.batch_size": (0, "none"),
 }
-"""A key for each list of rules: how often a model is loaded, and which chunks are written."""
+"""A key for each list of rules, with the number of model loads and the chunks written."""
 
 
 @pytest.mark.slow
@@ -509,7 +510,7 @@ def test_a_key_of_each_kind_in_a_real_run(finished, tmp_path, key):
 
 
 class Stages:
-    """A run whose stages are called themselves; counts loads and written chunks."""
+    """A run whose stages are called directly, and that counts model loads and written chunks."""
 
     def __init__(self, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.model, self.loads = folder, model, 0
@@ -522,7 +523,7 @@ class Stages:
         monkeypatch.setattr(compute, "load", counted)
 
     def configured(self, folder=None, count=4, chunk_tokens=8, **sections) -> Run:
-        """Sequences of 8 tokens; the same ones, however many."""
+        """Make sequences of 8 tokens, whose first ones do not depend on their number."""
         rows = [[4 + (7 * i + 3 * k) % 290 for k in range(8)] for i in range(count)]
         folder = folder or self.folder
         extraction = {"advanced": {"chunk_tokens": chunk_tokens}} | sections.pop("extraction", {})
@@ -531,7 +532,7 @@ class Stages:
         return Run(folder, made | {"model": model})
 
     def extracted(self, **changes) -> tuple[int, set[str]]:
-        """Extract as configured: how often a model was loaded, and which chunks were written.
+        """Extract as configured; return the number of model loads and the chunks written.
 
         What is stored is what a run of its own stores.
         """
@@ -579,7 +580,7 @@ SOME_LAYERS = {"extraction": {"layers": [1, 3]}}
         ({}, {"execution": {"batch_size": 4}}, NONE),
         ({}, {"model": {"dtype": "float32"}}, EVERY),
         ({}, {"extraction": {"advanced": {"chunk_tokens": 8, "compression": "zstd"}}}, EVERY),
-        # The last chunk is not filled: of it what is there stays, and the rest comes into it.
+        # The last chunk is not full: its values stay, and the others are added.
         ({"chunk_tokens": 24}, {"chunk_tokens": 24, "count": 5}, (1, SECOND)),
         ({"chunk_tokens": 24}, {"chunk_tokens": 24, "count": 1}, NONE),
         ({"chunk_tokens": 24, "count": 3}, {"chunk_tokens": 24, "count": 2}, NONE),
@@ -608,7 +609,7 @@ def test_a_change_that_is_taken_back_costs_nothing_until_the_run_is_complete(sta
     run = stages.configured(**fewer)
     run.detect()
     assert {path.split("/")[1] for path in chunk_files(run)} == {"attn_in"}
-    assert not list(run.folder.rglob(shape.ASIDE))
+    assert not list(run.folder.rglob(ASIDE))
     for lines in (run.folder / COMMITS).glob("*.jsonl"):
         for line in lines.read_text().splitlines():
             assert json.loads(line)["arrays"].keys() == {"attn_in"}
@@ -635,7 +636,7 @@ def test_a_kill_while_layers_move_loses_nothing(stages, monkeypatch, moves):
     rename, left = Path.rename, [moves]
 
     def killed(self, target):
-        if shape.ASIDE in (self.parent.name, Path(target).parent.name):
+        if ASIDE in (self.parent.name, Path(target).parent.name):
             if not left[0]:
                 raise KeyboardInterrupt
             left[0] -= 1

@@ -1,4 +1,4 @@
-"""The values of a sequence do not depend on the sequences that the model ran before."""
+"""Values of a sequence do not depend on the sequences that the model ran before."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ ROWS = [GENERATOR.integers(2, 300, length).tolist() for length in LENGTHS]
 
 
 def losses_alone(model, rows):
-    """What a model that has run nothing before gives for each sequence."""
+    """Return the losses of each sequence from a model that has not run before."""
     found = []
     for row in rows:
         whole = t.AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()

@@ -1,4 +1,4 @@
-"""The accumulators against direct computations on whole arrays, for any split and order."""
+"""Tests of accumulators against direct computations on whole arrays, for any split and order."""
 
 from functools import partial
 from itertools import pairwise
@@ -17,11 +17,11 @@ from outlier_atlas.statistics.codes import from_code, magnitude_codes
 from outlier_atlas.statistics.experts import ExpertMagnitudes, summarize_experts
 from outlier_atlas.statistics.magnitudes import Magnitudes
 from outlier_atlas.statistics.sequences import BySequence
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 
 CHANNELS = 4
 
-# Values that bfloat16 holds exactly: then every statistic has one right answer.
+# Values that bfloat16 represents exactly, so that every statistic has one correct value.
 EXACT = [0.0, -0.0, 1e-40, 0.5, -1.0, 1.0, 3.0, -6.0, 6.0, 8.0, -100.0, 104.0, -2048.0, 3e38]
 NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
 
@@ -40,14 +40,14 @@ def arrays(values):
 
 
 def places(length, cuts, starts=(0,)):
-    """Tiles of `length` tokens, cut before each of the tokens `cuts` and at each sequence."""
+    """Yield the tiles of `length` tokens, cut before the tokens `cuts` and at each sequence."""
     edges = sorted({*starts, length, *(cut % length for cut in cuts)})
     for a, b in pairwise(edges):
-        yield Place(sum(start <= a for start in starts) - 1, a, b - a)
+        yield TileRange(sum(start <= a for start in starts) - 1, a, b - a)
 
 
 def tiles(x, cuts, starts=(0,), floor=1.0):
-    """Summaries of x, cut so."""
+    """Return the summaries of the tiles of x."""
     return [
         summarize(torch.from_numpy(x[p.start : p.start + p.tokens]), p, floor)
         for p in places(len(x), cuts, starts)
@@ -55,7 +55,7 @@ def tiles(x, cuts, starts=(0,), floor=1.0):
 
 
 def accumulate(make, pieces, order, split):
-    """Two accumulators that share the pieces, taken in some order, then merged."""
+    """Add the pieces in some order to two accumulators, and merge these."""
     pieces = [pieces[i] for i in np.argsort(order[: len(pieces)])]
     first, second = make(), make()
     for index, piece in enumerate(pieces):
@@ -192,7 +192,7 @@ def test_massive_activations_of_any_split_are_those_of_the_whole(
     starts = np.array(sorted({0, len(x), *(cut % len(x) for cut in sequences)}), np.int64)
     decide = partial(massive_activations, absolute=100.0, ratio=1000.0, median=median)
     pieces = tiles(x, cuts, starts[:-1].tolist())
-    got = accumulate(lambda: BySequence(starts, decide), pieces, order, split).found()
+    got = accumulate(lambda: BySequence(starts, decide), pieces, order, split).results()
     want = []
     for a, b in pairwise(starts):
         whole = lower_median(x[a:b])

@@ -1,4 +1,4 @@
-"""A signal stops a job in one line, at once or after the batch in flight; so do missing threads."""
+"""Tests that a signal, or missing threads, stop a job with one line, at once or after a batch."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from outlier_atlas.extraction.writer import RowWriter
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 PATIENCE = 60
-STOPPED = "stopped by {}; what is committed counts: run the same command again\n"
+STOPPED = "stopped by {}; committed results are kept: run the same command again\n"
 
 SCRIPT = """
 import os, sys, time
@@ -38,7 +38,7 @@ rule_main.run(main, a_rule)
 
 
 def start(folder, main, **options):
-    """A job that does `main`, lines of Python, in a process of its own."""
+    """Start a job that runs `main`, lines of Python, in a separate process."""
     (folder / "run" / "logs").mkdir(parents=True, exist_ok=True)
     body = "\n".join(f"    {line}" for line in main.strip("\n").splitlines())
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -55,7 +55,7 @@ def await_ready(process):
 
 
 def ended(process):
-    """Exit status, and what it said."""
+    """Return the exit status and the output."""
     said = process.communicate(timeout=PATIENCE)[1]
     return process.returncode, said
 
@@ -126,7 +126,7 @@ with stopping.deferred():
 
 
 def test_the_batch_in_flight_is_finished_and_no_other_begun(tmp_path):
-    """Signals that come together are one request, such as those of Ctrl-C."""
+    """Signals that arrive together are one request, such as those of Ctrl-C."""
     process = start(tmp_path, BATCHES.format(seconds=0.5))
     await_ready(process)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -157,7 +157,7 @@ def test_an_error_of_the_batch_in_flight_is_not_hidden(tmp_path):
 
 
 def test_a_signal_that_is_ignored_stays_so_and_stop_and_continue_change_nothing(tmp_path):
-    """As SIGHUP is under `nohup`."""
+    """A job ignores signals that were ignored at its start, such as SIGHUP under `nohup`."""
     main = "ready(); time.sleep(0.5); print('went on', flush=True)"
     process = start(tmp_path, main, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     await_ready(process)
@@ -168,7 +168,7 @@ def test_a_signal_that_is_ignored_stays_so_and_stop_and_continue_change_nothing(
 
 
 def test_a_signal_to_a_job_that_does_not_listen_yet_waits_for_it(tmp_path):
-    """Snakemake's jobs are started with these signals blocked."""
+    """Snakemake's jobs start with these signals blocked."""
     process = start(tmp_path, "ready()", preexec_fn=signals.block)
     process.send_signal(signal.SIGINT)
     assert ended(process) == (128 + signal.SIGINT, STOPPED.format("SIGINT"))
@@ -207,7 +207,7 @@ def test_a_job_for_which_there_are_too_few_threads_is_refused_and_leaves_none(er
 
 
 def refusing(after, error):
-    """`Thread.start` that raises once so many have started."""
+    """Return a `Thread.start` that raises after a number of starts."""
     begin, count = threading.Thread.start, iter(range(1000))
 
     def start_or_refuse(thread):
@@ -219,7 +219,7 @@ def refusing(after, error):
 
 
 def test_what_a_library_raises_as_no_exception_is_one_line(tmp_path):
-    """As libraries in Rust do where they panic."""
+    """A Rust library that panics raises such an exception."""
     main = "class PanicException(BaseException): pass\nraise PanicException('no threads')"
     status, said = ended(start(tmp_path, main))
     assert status == 1
@@ -240,7 +240,7 @@ def test_a_writer_whose_second_thread_cannot_start_leaves_none_waiting(error, mo
 
 
 def test_a_program_is_quiet_about_ctrl_c_from_its_first_import_on(tmp_path):
-    """As `make run` starts Snakemake."""
+    """Ctrl-C ends Snakemake as `make run` starts it, even during its imports."""
     (tmp_path / "slow.py").write_text(
         "import sys, time\nprint('ready', sys.argv[1:], flush=True)\ntime.sleep(60)\n"
     )
@@ -266,7 +266,7 @@ def test_a_job_that_was_stopped_alone_is_told_once_by_its_snakemake(capfd):
         assert not supervisor.keep(record(f"{command}{how}"))
     assert supervisor.keep(record(f"{command}returned non-zero exit status 1."))
     assert supervisor.keep(record("Error in rule a:"))
-    said = "a job was stopped by a signal; what is committed counts: run the same command again\n"
+    said = "a job was stopped by a signal; committed results are kept: run the same command again\n"
     assert capfd.readouterr().err == said
 
 
@@ -292,7 +292,7 @@ def test_too_few_threads_for_snakemake_are_said_in_one_line_too():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_on_a_cluster_signals_are_left_to_snakemake(number, tmp_path):
-    """At Ctrl-C it cancels its jobs."""
+    """Snakemake itself cancels jobs on a cluster at Ctrl-C."""
     process = subprocess.Popen(
         [sys.executable, "-c", SNAKEMAKE], text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(SCRIPTS)},

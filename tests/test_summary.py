@@ -1,4 +1,4 @@
-"""Summaries of tiles against direct float64 computations, with values that break formulas."""
+"""Tests of tile summaries against float64 computations, with values that break naive formulas."""
 
 import dataclasses
 from fractions import Fraction
@@ -20,7 +20,7 @@ from outlier_atlas.statistics import compiled, summary
 from outlier_atlas.statistics.codes import magnitude_codes
 from outlier_atlas.statistics.moments import Moments, merged, together
 from outlier_atlas.statistics.sequences import BySequence
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 from outlier_atlas.store import summaries
 from outlier_atlas.store.summaries import DamagedSummaryError
 
@@ -48,11 +48,11 @@ def arrays(values, tokens=NINE):
 
 
 def made(x, floor=4.0, kept=None):
-    return summarize(torch.from_numpy(x), Place(3, 70, len(x)), floor, kept)
+    return summarize(torch.from_numpy(x), TileRange(3, 70, len(x)), floor, kept)
 
 
 def exact_moments(values):
-    """Number, mean and sums of powers of the distances, in exact arithmetic."""
+    """Return number, mean and sums of powers of deviations, in exact arithmetic."""
     numbers = [Fraction(float(value)) for value in values]
     if not numbers:
         return 0, 0.0, 0.0, 0.0, 0.0
@@ -63,7 +63,7 @@ def exact_moments(values):
 
 
 def assert_moments(got, values):
-    """Equal to the rounding of float64, relative to the largest distance from the mean."""
+    """Check equality up to float64 rounding, relative to the largest deviation from the mean."""
     want = exact_moments(values)
     size = max(map(abs, map(float, values)), default=0.0)
     assert got[0] == want[0]
@@ -151,7 +151,7 @@ WIDE = [
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 700), st.lists(st.sampled_from(WIDE), min_size=1), st.integers(0, 2**32 - 1))
 def test_a_tokens_median_is_that_of_sorting(on_host, channels, rows, seed):
-    """From row to row the values change by many powers of ten."""
+    """The medians are exact if values change by many powers of ten from row to row."""
     random = np.random.default_rng(seed)
     x = np.stack([row(random, channels) for row in rows]).astype(np.float32)
     with mock.patch.object(summary, "on_host", lambda _: on_host):
@@ -213,9 +213,9 @@ def test_bits_do_not_depend_on_threads_or_the_order_in_memory(threads, dtype):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        want = summarize(x.float(), Place(0, 0, 700), 1.0)
+        want = summarize(x.float(), TileRange(0, 0, 700), 1.0)
         torch.set_num_threads(threads)
-        got = summarize(x.T.contiguous().T, Place(0, 0, 700), 1.0)
+        got = summarize(x.T.contiguous().T, TileRange(0, 0, 700), 1.0)
     finally:
         torch.set_num_threads(before)
     for field in dataclasses.fields(got):
@@ -234,7 +234,9 @@ def test_token_criteria_of_any_split_are_those_of_the_whole(x, sequences, cuts, 
     starts = sorted({0, *(s % len(x) for s in sequences)})
     edges = sorted({*starts, len(x), *(c % len(x) for c in cuts)})
     tiles = [
-        summarize(torch.from_numpy(x[a:b]), Place(sum(s <= a for s in starts) - 1, a, b - a), 1.0)
+        summarize(
+            torch.from_numpy(x[a:b]), TileRange(sum(s <= a for s in starts) - 1, a, b - a), 1.0
+        )
         for a, b in pairwise(edges)
     ]
     random.shuffle(tiles)
@@ -263,8 +265,8 @@ def test_token_criteria_of_any_split_are_those_of_the_whole(x, sequences, cuts, 
         for token, value in enumerate(largest, a):
             want["mean"] += [token] * bool(value > 3 * np.nanmean(part))
             want["median"] += [token] * bool(value > 3 * known[(len(known) - 1) // 2])
-    assert [o.token for o in systematic.found()] == want["mean"]
-    assert [o.token for o in outliers.found()] == want["median"]
+    assert [o.token for o in systematic.results()] == want["mean"]
+    assert [o.token for o in outliers.results()] == want["median"]
     lengths = np.sqrt(np.nansum(x.astype(np.float64) ** 2, axis=1))
     some = np.flatnonzero(~np.isnan(x).all(axis=1))
     order = sorted(some, key=lambda t: (-lengths[t], t))

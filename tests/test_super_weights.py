@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_architectures import SIZES
 from transformers import AutoModelForCausalLM
 
-from outlier_atlas.statistics.summary import Place, summarize
+from outlier_atlas.statistics.summary import TileRange, summarize
 from outlier_atlas.statistics.super_weights import LargestOutput
 
 DENSE = ["mlp_hidden", "down_proj_out"]
@@ -199,7 +199,7 @@ def test_any_split_into_tiles_and_any_order_give_the_same():
         for sequence, (first, stop) in enumerate(pairwise(starts.tolist())):
             ends = [first, *(c for c in cuts if first < c < stop), stop]
             for start, end in pairwise(ends):
-                place = Place(sequence, start, end - start)
+                place = TileRange(sequence, start, end - start)
                 yield summarize(x[start:end], place, 1000.0)
 
     found = set()

@@ -1,4 +1,4 @@
-"""The tables of a run: rows that are found once, in an order that does not depend on the run."""
+"""Tests of a run's tables: rows are unique, in an order that is the same in every run."""
 
 import tiny
 from test_intervals import measured
@@ -31,9 +31,9 @@ KEYS = {
     "weight_errors": ("layer", "weight", "expert", "format", "granularity"),
     "smoothquant_scales": ("site", "layer", "channel"),
 }
-"""What the rows of each table are ordered by; sites as a block meets them."""
+"""Columns that the rows of each table are sorted by; sites in the order of a block."""
 PLACE = ("site", "layer", "token_index", "channel")
-"""What the rows of other tables are ordered by, so far as they have these columns."""
+"""Columns that the rows of all other tables are sorted by, if they have these columns."""
 MORE = {"quantization_error": ("format", "scale_of", "outlier_channels")}
 
 
@@ -70,7 +70,7 @@ def key_of(table):
 
 
 def place_of(column, value):
-    """What a column is sorted by; what is empty comes last."""
+    """Return the sort key of a value; empty values come last."""
     if value is None:
         return (1, 0)
     return (0, SITES.index(value) if column == "site" else value)

@@ -1,4 +1,4 @@
-"""Inputs on their way to a device: what a CUDA device is asked for, by a stand-in for it."""
+"""Transfer of inputs to a device: calls to a CUDA device, recorded by a stand-in."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from outlier_atlas.devices.registry import named
 
 
 class StandIn:
-    """A tensor that notes what is done with it."""
+    """Tensor that records the calls to it."""
 
     def __init__(self, said, stream):
         self.said, self.stream, self.device = said, stream, torch.device("cuda:0")
@@ -30,7 +30,7 @@ class StandIn:
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """What was asked for, and a tensor."""
+    """Return the recorded calls, and a tensor."""
     said, entered = [], ["the default stream"]
 
     @contextmanager

@@ -18,8 +18,9 @@ from outlier_atlas.files import read_record
 from outlier_atlas.settings.sites import CHANNEL_SITES
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.chunks import ChunkFiles
-from outlier_atlas.store.commits import COMMITS, CommitFile, revise, without
+from outlier_atlas.store.commits import CommitFile, revise, without
 from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.run_files import COMMITS
 
 LONG = [5, 17, 200, 9, 33, 41, 7, 8, 9, 10, 11]
 ROWS = [LONG, [40, 6], [1, 2, 3], LONG[::-1], [9, 250, 11], LONG[3:9]]  # chunks of 4 tokens

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint that its model would pass over without a word."""
+"""Weights of a checkpoint that its model would ignore silently."""
 
 import pytest
 import tiny

@@ -21,8 +21,9 @@ from outlier_atlas.extraction import run as extraction
 from outlier_atlas.extraction.capture import LayerGroup
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.store import origin
-from outlier_atlas.store.commits import COMMITS, Commits, revise
+from outlier_atlas.store.commits import Commits, revise
 from outlier_atlas.store.origin import Origin, others
+from outlier_atlas.store.run_files import COMMITS
 
 OLD = {"torch": "2.12.0", "transformers": "5.20.0"}
 NEW = {"torch": "2.13.0", "transformers": "5.20.0"}
@@ -247,7 +248,7 @@ def test_origins_differ_in_what_both_state():
 
 
 def test_the_versions_are_known_without_torch():
-    code = "import sys, outlier_atlas.extraction.run as r; r.Commits; print('torch' in sys.modules)"
+    code = "import sys, outlier_atlas.extraction.run as r; r.settle; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert compute.check.__module__ == "outlier_atlas.extraction.versions"

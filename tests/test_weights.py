@@ -1,4 +1,4 @@
-"""Weights of a checkpoint against direct computations in float64, on files and numpy alone."""
+"""Tests of weight statistics against float64 computations with only the files and numpy."""
 
 import re
 from collections import Counter
@@ -29,7 +29,7 @@ from outlier_atlas.weights.measure import measure
 
 
 def measured(model, folder, threads=2):
-    """The tables of a model's weights, as lists of rows."""
+    """Return the tables of a model's weights, as lists of rows."""
     record = folder / "model.json"
     fetch(ModelSettings(source=str(model)), folder, record)
     measure(record, folder, False, folder / "weights", threads)
@@ -73,7 +73,7 @@ def name(value):
 
 
 def stored(model):
-    """Every tensor of a checkpoint, in float32."""
+    """Return every tensor of a checkpoint in float32."""
     found = {}
     for path in sorted(model.glob("*.safetensors")):
         found |= {key: value.float().numpy() for key, value in load_file(path).items()}
@@ -81,7 +81,7 @@ def stored(model):
 
 
 def expected(weights, cases):
-    """(weight, expert) to (matrix out x in, site), for all matrices of the layers."""
+    """Return (matrix out x in, site) by (weight, expert), for all matrices of the layers."""
     found = {}
     for key, value in weights.items():
         if not re.search(r"\.\d+\.", key) or value.ndim < 2 or key.endswith("bias"):
@@ -97,7 +97,7 @@ def expected(weights, cases):
 
 
 def assert_is(row, matrix, site):
-    """A row of `weights` says what is true of a matrix."""
+    """Check a row of `weights` against a matrix."""
     assert row["site"] == site
     assert (row["rows"], row["columns"]) == matrix.shape
     place = np.unravel_index(np.abs(matrix).argmax(), matrix.shape)
@@ -166,7 +166,7 @@ def test_quantized_weights_are_what_they_stand_for(kind, tmp_path):
 
 
 def nearest(values, table):
-    """The nearest numbers of a table, of two the one with the even index; the last beyond it."""
+    """Return the nearest numbers of a table: the even index at ties, the last number beyond it."""
     table = np.array(table)
     sizes = np.minimum(np.abs(values.astype(float)), table[-1])
     above = np.clip(np.searchsorted(table, sizes), 1, len(table) - 1)
@@ -182,7 +182,7 @@ FOUR_BITS = [float(value) for value in quantized.E2M1[:8]]
 
 
 def by_block(matrix, size, quantize):
-    """Rows padded with zeros to whole blocks, quantized, and cut again; (row, block, 1) scales."""
+    """Quantize rows in blocks, padded with zeros and cut again, with (row, block, 1) scales."""
     rows, columns = matrix.shape
     padded = np.pad(matrix, ((0, 0), (0, -columns % size))).reshape(rows, -1, size)
     scales = quantize(np.abs(padded).max(-1, keepdims=True))
@@ -190,7 +190,7 @@ def by_block(matrix, size, quantize):
 
 
 def returned(matrix, form, granularity):
-    """What comes back of a matrix."""
+    """Return the dequantized matrix."""
     largest = np.abs(matrix).max()
     if granularity in ("tensor", "output channel"):
         top = largest if granularity == "tensor" else np.abs(matrix).max(1, keepdims=True)
@@ -212,7 +212,7 @@ def returned(matrix, form, granularity):
 
 
 def test_errors_of_every_format(tmp_path):
-    """GPT-2's matrices are turned, and Gemma-2's heads give rows of an odd number of blocks."""
+    """GPT-2's matrices are transposed, and rows of Gemma-2 have an odd number of blocks."""
     for architecture in (
         t.GPT2Config(**GPT2 | {"n_embd": 48}),
         t.Gemma2Config(**SIZES | {"hidden_size": 40}, head_dim=8, sliding_window=4),
@@ -299,7 +299,7 @@ def test_any_number_of_threads_gives_the_same_files(tmp_path):
 
 
 class Counting:
-    """`safe_open` that counts the tensors it is asked for."""
+    """A `safe_open` that counts the tensors that are read."""
 
     asked: Counter = Counter()
 
@@ -341,11 +341,11 @@ def test_memory_is_some_rows_however_large_a_matrix_is():
     stored_rows = torch.randn(8192, 1024).bfloat16()
     with _Counter() as counter:
         weight_statistics(8192, 1024, lambda start, stop: stored_rows[start:stop].float())
-    assert counter.most < 16 * 4 * BLOCK < stored_rows.numel() * 4
+    assert counter.peak < 16 * 4 * BLOCK < stored_rows.numel() * 4
 
 
 def anonymous():
-    """Bytes of memory that nothing but this process holds."""
+    """Return the private memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 2**10
 
@@ -369,7 +369,7 @@ def test_a_tensor_is_not_copied_when_rows_of_it_are_taken(tmp_path):
 
 
 def test_memory_of_a_thread_is_some_rows_too():
-    """What is kept of each part must not lie between the parts: the allocator would take more."""
+    """Small results between the parts must not fragment the memory."""
     rows = torch.zeros(2**17, 1024, dtype=torch.bfloat16)
     with ThreadPoolExecutor(1) as pool:
         before = anonymous()

@@ -1,4 +1,4 @@
-"""Files are there whole or not at all, also where the disk takes a part of what is written."""
+"""Tests that files are written atomically, even if the disk accepts only a part."""
 
 import errno
 import json
@@ -11,15 +11,15 @@ from outlier_atlas.files import (
     canonical,
     read_record,
     replacing,
-    unwritten,
     write_all,
+    write_error,
     write_record,
     write_whole,
 )
 
 
 class Slow:
-    """A file that takes a few bytes at a time, and then none where the disk is full."""
+    """A file that accepts a few bytes at a time, and raises when the disk is full."""
 
     def __init__(self, room=10**6):
         self.held, self.room = b"", room
@@ -43,7 +43,7 @@ def test_what_a_file_takes_in_parts_is_written_whole():
 
 
 def full_after(monkeypatch, room):
-    """The disk takes so many bytes more."""
+    """Limit the bytes that the disk still accepts."""
 
     def write_part(file, content):
         file.write(content[:room])
@@ -82,8 +82,8 @@ def test_a_file_is_appended_to_or_replaced(tmp_path):
 
 def test_room_is_asked_for_where_that_helps(tmp_path):
     for number in errno.ENOSPC, errno.EDQUOT, errno.EFBIG:
-        assert "make room" in str(unwritten(OSError(number, "full"), tmp_path, "9 bytes"))
-    assert "make room" not in str(unwritten(OSError(errno.EACCES, "no"), tmp_path, "9 bytes"))
+        assert "make room" in str(write_error(OSError(number, "full"), tmp_path, "9 bytes"))
+    assert "make room" not in str(write_error(OSError(errno.EACCES, "no"), tmp_path, "9 bytes"))
 
 
 def test_a_record_that_was_changed_anywhere_is_damaged(tmp_path):

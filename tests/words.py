@@ -3,11 +3,14 @@
 python tests/words.py: a line for each of them in the project's files; `make lint` runs it.
 """
 
+import ast
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "workflow/scripts/outlier_atlas"
 INSTEAD = {
     "anew": "again; recompute",
     "besides?": "next to; also; in addition",
@@ -27,26 +30,89 @@ TEXT = {".py", ".md", ".smk", ".rst", ".j2", ".yaml", ".yml", ".toml", ".txt", "
 EXEMPT = {"CHANGELOG.md", "LICENSE", "constraints.txt", "tests/words.py"}
 """History, and texts of others."""
 
+CLEAN = [
+    "checkpoint",
+    "compat",
+    "devices",
+    "extraction/batched_queue.py",
+    "extraction/capture.py",
+    "extraction/float32.py",
+    "extraction/layer_group.py",
+    "loading",
+    "roles",
+]
+"""Packages and modules of the library whose docstrings are checked, one a line."""
 
-def found(path: Path) -> list[str]:
-    """The lines of a file that have such words, each with what to write."""
+FIRST_WORDS = re.compile(
+    r"(Of|On|To|In|By|From|As|Whose|Those|That|This|These|It|Its|They|The same|The other|"
+    r"Whether (it|they)|What|Which|Where|When|How|Such|Here|Not)\b"
+)
+"""Beginnings of a docstring that name no subject."""
+
+NO_VERB = re.compile(r"(The|A|An|Whether|Its|Number|All|Each)\b")
+"""Beginnings of a function's docstring that are no verb. A property may begin with a noun."""
+
+PROPERTIES = {"property", "cached_property"}
+
+
+def words_to_avoid(path: Path) -> list[str]:
+    """Return a line for each word to avoid in a file, with what to write instead."""
     lines = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         for pattern, words in PATTERNS.items():
             if match := pattern.search(line):
-                place = f"{path.relative_to(ROOT)}:{number}"
-                lines.append(f"{place}: {match[0]!r}: write: {INSTEAD[words]}")
+                where = f"{path.relative_to(ROOT)}:{number}"
+                lines.append(f"{where}: {match[0]!r}: write: {INSTEAD[words]}")
     return lines
 
 
+def docstring_faults(source: str, name: str) -> list[str]:
+    """Return a line for each docstring whose first line begins with neither a verb nor a noun.
+
+    Args:
+        source: source code of a module.
+        name: name of the module, for the lines.
+    """
+    lines = []
+    for number, text, is_function in docstrings(ast.parse(source)):
+        first = text.strip().partition("\n")[0]
+        if match := FIRST_WORDS.match(first):
+            advice = "begin with a verb, or with the noun that is defined"
+        elif is_function and (match := NO_VERB.match(first)):
+            advice = "begin with a verb: Return, Read, Yield, ..."
+        else:
+            continue
+        lines.append(f"{name}:{number}: docstring begins with {match[0]!r}: {advice}")
+    return lines
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
+    """Yield line number, text, and whether it is a function's, of each docstring in a module.
+
+    A string statement after a constant or a field counts as its docstring.
+    """
+    for parent in ast.walk(tree):
+        if not isinstance(parent, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        names = {ast.unparse(node) for node in getattr(parent, "decorator_list", ())}
+        is_function = isinstance(parent, ast.FunctionDef) and not names & PROPERTIES
+        for statement in parent.body:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                text = statement.value.value
+                if isinstance(text, str):
+                    yield statement.lineno, text, is_function
+
+
 def main() -> int:
-    lines = [line for path in texts() for line in found(path)]
+    lines = [line for path in texts() for line in words_to_avoid(path)]
+    for path in clean_modules():
+        lines += docstring_faults(path.read_text("utf-8"), str(path.relative_to(ROOT)))
     print("\n".join(lines) or "no words to avoid")
     return bool(lines)
 
 
 def texts() -> list[Path]:
-    """The texts of the project but for its tests: what a user may read."""
+    """Return the project's texts that a user may read: all but its tests."""
     folders = [ROOT / name for name in ("benchmarks", "config", "docs", "profiles", "workflow")]
     paths = [path for folder in folders for path in sorted(folder.rglob("*"))]
     paths += sorted(path for path in ROOT.iterdir() if path.is_file())
@@ -56,6 +122,22 @@ def texts() -> list[Path]:
         for path, name in names.items()
         if path.is_file() and path.suffix in TEXT and name not in EXEMPT and "/." not in f"/{name}"
     ]
+
+
+def clean_modules() -> list[Path]:
+    """Return the modules of the library whose docstrings are checked.
+
+    Raises:
+        ValueError: an entry of `CLEAN` does not exist.
+    """
+    modules = []
+    for entry in CLEAN:
+        path = LIBRARY / entry
+        found = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        if not found:
+            raise ValueError(f"tests/words.py: CLEAN names {entry!r}, which does not exist")
+        modules += found
+    return modules
 
 
 if __name__ == "__main__":

@@ -1,104 +1,44 @@
 """Ablation: the perplexity of held-out tokens without the outliers. Off by default."""
 
-FETCH_HELDOUT = dict(
-    dataset=HELDOUT_DATASET.model_dump(mode="json"),
-    before=SETTINGS.dataset.sequences,
-    trust_remote_code=SETTINGS.model.trust_remote_code,
-)
-
-
-use rule fetch_dataset as fetch_heldout with:
-    input:
-        inputs=(
-            fetch_dataset_inputs(
-                HELDOUT_SLUG, HELDOUT_DOCUMENTS, HELDOUT_DATASET_RECORD, FETCH_HELDOUT
-            )
-            if SETTINGS.ablation.sequences
-            else []
-        ),
-        model=MODEL_RECORD,
-    output:
-        documents=HELDOUT_DOCUMENTS,
-        record=HELDOUT_DATASET_RECORD,
-        products=shared_products(f"fetch_dataset.{HELDOUT_SLUG}"),
-    log:
-        f"resources/logs/fetch_dataset.{HELDOUT_SLUG}.log",
-    params:
-        **FETCH_HELDOUT,
-
-
-use rule tokenize_dataset as tokenize_heldout with:
-    input:
-        inputs=(
-            inputs(
-                "tokenize_heldout",
-                "tokenize_dataset.py",
-                FETCH_HELDOUT,
-                dataset_digests,
-            )
-            if SETTINGS.ablation.sequences
-            else []
-        ),
-        model=MODEL_RECORD,
-        dataset=heldout_files(),
-        products=dataset_products(HELDOUT_SLUG),
-    output:
-        tokens=HELDOUT_TOKENS,
-        record=HELDOUT_RECORD,
-        products=products_of("tokenize_heldout"),
-    log:
-        f"{RESULTS}/logs/tokenize_heldout.log",
-    params:
-        **FETCH_HELDOUT,
-    message:
-        f"Held-out tokens of {literal(SETTINGS.dataset.source)}"
-
-
-ABLATE = dict(
-    ablation=SETTINGS.ablation.model_dump(mode="json"),
-    bootstrap=SETTINGS.detection.bootstrap.model_dump(mode="json"),
-    trust_remote_code=SETTINGS.model.trust_remote_code,
-)
-
 
 rule ablate:
     input:
-        inputs=(
-            inputs("ablate", "ablate.py", ABLATE)
-            if SETTINGS.ablation.sequences
-            else []
-        ),
-        model=MODEL_RECORD,
+        inputs=of_run(refuse_unconfigured),
+        model=of_run(lambda run: run.model.record),
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
-        heldout=HELDOUT_TOKENS,
-        heldout_record=HELDOUT_RECORD,
+        heldout=of_run(lambda run: run.heldout.tokens),
+        heldout_record=of_run(lambda run: run.heldout.tokens_record),
         store=STORE_RECORD,
         tables=TABLES,
-        products=[
-            products_of(rule)
-            for rule in ["detect_outliers", "tokenize_dataset", "tokenize_heldout"]
-        ],
+        products=of_run(
+            lambda run: [
+                *run.products("create_store", "detect_outliers"),
+                shared_products(f"tokenize_dataset.{run.heldout.name}"),
+            ]
+        ),
     output:
         table=ABLATIONS,
         csv=table(ABLATIONS_CSV),
         products=products_of("ablate"),
     log:
         f"{RESULTS}/logs/ablate.log",
+    wildcard_constraints:
+        **CONSTRAINTS,
     conda:
         "../envs/model.yaml"
-    threads: ablation_threads
+    threads: of_run(ablation_threads)
     resources:
-        **({"gpu": SETTINGS.execution.gpus_per_job} if ON_GPUS else {}),
+        **({"gpu": ablation_gpus} if ON_GPUS else {}),
         mem_mb=ablation_memory,
-        device=SETTINGS.execution.device,
+        device=execution("device"),
         # Not `gpu`, which `--resources gpu=1` lowers.
-        gpus_per_job=SETTINGS.execution.gpus_per_job,
-        device_memory=SETTINGS.execution.device_memory or "",
-        on_new_versions=SETTINGS.execution.on_new_versions,
-        layer_groups=LAYER_GROUPS,
+        gpus_per_job=execution("gpus_per_job"),
+        device_memory=execution("device_memory"),
+        on_new_versions=execution("on_new_versions"),
+        layer_groups=of_run(lambda run: run.layer_groups),
     params:
-        **ABLATE,
+        **each(of_run, ablate_settings, RUNS),
     message:
         "Perplexity of held-out tokens with outliers ablated"
     script:

@@ -1,54 +1,51 @@
-"""From texts to tokens."""
-
-FETCH_DATASET = dict(
-    dataset=SETTINGS.dataset.model_dump(mode="json"),
-    before=0,
-    trust_remote_code=SETTINGS.model.trust_remote_code,
-)
+"""From texts to tokens, which runs with the same dataset and model share."""
 
 
+# Of a hub dataset; other datasets are fetched by no rule.
 rule fetch_dataset:
     input:
-        inputs=fetch_dataset_inputs(
-            DATASET_SLUG, HUB_DOCUMENTS, HUB_DATASET_RECORD, FETCH_DATASET
-        ),
-        model=MODEL_RECORD,
+        inputs=of_dataset(fetch_dataset_inputs),
+        model=of_dataset(lambda dataset: dataset.model.record),
     output:
-        documents=HUB_DOCUMENTS,
-        record=HUB_DATASET_RECORD,
-        products=shared_products(f"fetch_dataset.{DATASET_SLUG}"),
+        documents=DOCUMENTS,
+        record=DOCUMENTS_RECORD,
+        products=shared_products("fetch_dataset.{dataset}"),
     log:
-        f"resources/logs/fetch_dataset.{DATASET_SLUG}.log",
+        "resources/logs/fetch_dataset.{dataset}.log",
+    wildcard_constraints:
+        **CONSTRAINTS,
     localrule: True
     conda:
         "../envs/data.yaml"
     params:
-        **FETCH_DATASET,
+        **each(of_dataset, dataset_settings, DATASETS),
+        source=of_dataset(lambda dataset: visible(dataset.settings.source)),
     message:
-        f"Dataset {literal(SETTINGS.dataset.source)}, as much of it as the run needs"
+        "Dataset {params.source}, as much of it as the run needs"
     script:
         "../scripts/fetch_dataset.py"
 
 
 rule tokenize_dataset:
     input:
-        inputs=inputs(
-            "tokenize_dataset", "tokenize_dataset.py", FETCH_DATASET, dataset_digests
-        ),
-        model=MODEL_RECORD,
-        dataset=dataset_files(),
-        products=dataset_products(DATASET_SLUG),
+        inputs=of_dataset(tokenize_dataset_inputs),
+        model=of_dataset(lambda dataset: dataset.model.record),
+        dataset=of_dataset(lambda dataset: dataset.files()),
+        products=of_dataset(dataset_products),
     output:
-        tokens=TOKENS,
-        record=TOKENS_RECORD,
-        products=products_of("tokenize_dataset"),
+        tokens=SHARED_TOKENS,
+        record=SHARED_TOKENS_RECORD,
+        products=shared_products("tokenize_dataset.{dataset}"),
     log:
-        f"{RESULTS}/logs/tokenize_dataset.log",
+        "resources/logs/tokenize_dataset.{dataset}.log",
+    wildcard_constraints:
+        **CONSTRAINTS,
     conda:
         "../envs/data.yaml"
     params:
-        **FETCH_DATASET,
+        **each(of_dataset, dataset_settings, DATASETS),
+        source=of_dataset(lambda dataset: visible(dataset.settings.source)),
     message:
-        f"Tokens of {literal(SETTINGS.dataset.source)}"
+        "Tokens of {params.source}"
     script:
         "../scripts/tokenize_dataset.py"

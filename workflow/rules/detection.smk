@@ -1,31 +1,28 @@
 """From activations to tables: one pass over the store for all criteria."""
 
-DETECT_OUTLIERS = dict(
-    detection=SETTINGS.detection.model_dump(mode="json", exclude={"smoothquant"}),
-    trust_remote_code=SETTINGS.model.trust_remote_code,
-)
-
 
 rule detect_outliers:
     input:
-        inputs=inputs("detect_outliers", "detect_outliers.py", DETECT_OUTLIERS),
-        model=MODEL_RECORD,
+        inputs=of_run(detect_outliers_inputs),
+        model=of_run(lambda run: run.model.record),
         store=STORE_RECORD,
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
         manifests=with_layer_groups(manifests),
-        products=products_of("tokenize_dataset"),
+        products=products_of("create_store"),
     output:
         TABLES,
         [table(path) for path in CSV_TABLES],
         products=products_of("detect_outliers"),
     log:
         f"{RESULTS}/logs/detect_outliers.log",
+    wildcard_constraints:
+        **CONSTRAINTS,
     conda:
         "../envs/detection.yaml"
     threads: 2
     params:
-        **DETECT_OUTLIERS,
+        **each(of_run, detect_outliers_settings, RUNS),
     message:
         "Outliers, in one pass over the store"
     script:

@@ -1,20 +1,26 @@
 """From tokens to activations: a job per layer group and sequence shard, chained by boundaries."""
 
 
-# What the run takes: from the model's configuration and the headers of its files, of a model of the
-# hub over the network where it is not fetched.
+# What the runs take: from the models' configurations and the headers of their files, of a model of
+# the hub over the network where it is not fetched.
 rule plan:
     input:
-        model=planned_model(),
+        models=planned_models,
     log:
-        f"{RESULTS}/logs/plan.log",
+        f"results/{NAME}/logs/plan.log",
     localrule: True
     conda:
         "../envs/model.yaml"
-    resources:
-        jobs_at_once=extractions_at_once,
     params:
-        settings=SETTINGS.model_dump(mode="json"),
+        runs=lambda wildcards: [
+            dict(
+                settings=run.settings.model_dump(mode="json"),
+                folder=run.folder,
+                model=run.model.record if run.model.is_fetched else "",
+                jobs_at_once=extractions_at_once(run),
+            )
+            for run in RUNS.values()
+        ],
     message:
         "Plan"
     script:
@@ -22,55 +28,55 @@ rule plan:
 
 
 # `layer_groups: auto`: how many extraction jobs there are is known once this has run.
-if AUTO_GROUPS:
-
-    checkpoint choose_layer_groups:
-        input:
-            inputs=lambda wildcards: choice_inputs(),
-            model=MODEL_RECORD,
-        output:
-            # `update`: a number that was chosen from the same is kept.
-            choice=update(CHOICE),
-            products=products_of("choose_layer_groups"),
-        log:
-            f"{RESULTS}/logs/choose_layer_groups.log",
-        localrule: True
-        conda:
-            "../envs/model.yaml"
-        resources:
-            jobs_at_once=extractions_at_once,
-            scheduled=scheduled,
-        params:
-            settings=SETTINGS.model_dump(mode="json"),
-        message:
-            "Number of layer groups, from the plan"
-        script:
-            "../scripts/choose_layer_groups.py"
-
-
-CREATE_STORE = dict(
-    chunk_tokens=SETTINGS.chunk_tokens,
-    dtype=SETTINGS.model.dtype,
-    trust_remote_code=SETTINGS.model.trust_remote_code,
-)
-EXTRACT_ACTIVATIONS = dict(trust_remote_code=SETTINGS.model.trust_remote_code)
+checkpoint choose_layer_groups:
+    input:
+        inputs=of_run(choice_inputs),
+        model=of_run(lambda run: run.model.record),
+    output:
+        # `update`: a number that was chosen from the same is kept.
+        choice=update(CHOICE),
+        products=products_of("choose_layer_groups"),
+    log:
+        f"{RESULTS}/logs/choose_layer_groups.log",
+    wildcard_constraints:
+        **CONSTRAINTS,
+    localrule: True
+    conda:
+        "../envs/model.yaml"
+    resources:
+        jobs_at_once=of_run(extractions_at_once),
+        scheduled=scheduled,
+    params:
+        settings=of_run(lambda run: run.settings.model_dump(mode="json")),
+    message:
+        "Number of layer groups, from the plan"
+    script:
+        "../scripts/choose_layer_groups.py"
 
 
+# The store has a copy of the tokens: a run's folder is whole without `resources`.
 rule create_store:
     input:
         inputs=with_layer_groups(store_inputs),
-        model=MODEL_RECORD,
-        tokens=TOKENS,
-        tokens_record=TOKENS_RECORD,
+        model=of_run(lambda run: run.model.record),
+        tokens=of_run(lambda run: run.dataset.tokens),
+        tokens_record=of_run(lambda run: run.dataset.tokens_record),
+        products=of_run(
+            lambda run: shared_products(f"tokenize_dataset.{run.dataset.name}")
+        ),
     output:
         record=STORE_RECORD,
+        tokens=TOKENS,
+        tokens_record=TOKENS_RECORD,
         products=products_of("create_store"),
     log:
         f"{RESULTS}/logs/create_store.log",
+    wildcard_constraints:
+        **CONSTRAINTS,
     conda:
         "../envs/model.yaml"
     params:
-        **CREATE_STORE,
+        **each(of_run, create_store_settings, RUNS),
         extraction=with_layer_groups(extraction_settings),
     message:
         "Shape of the store, from the model's configuration"
@@ -78,51 +84,41 @@ rule create_store:
         "../scripts/create_store.py"
 
 
-# A job that runs again looks at what is committed, and computes what is missing: without a record
-# of its products, it runs again whenever the record of its inputs is another one.
-EXTRACTION_INPUTS = inputs(
-    "extract_activations",
-    "extract_activations.py",
-    EXTRACT_ACTIVATIONS,
-    with_products=False,
-)
-
-
-# With `layer_groups: auto` the number of layer groups is a wildcard.
-OF_GROUPS = "{groups}" if AUTO_GROUPS else LAYER_GROUPS
-EXTRACTION_LOG = "-of-{groups}" if AUTO_GROUPS else ""
+MANIFEST = extraction_manifest("{group}", "{groups}", "{shard}", "{shards}")
 
 
 rule extract_activations:
     input:
-        inputs=EXTRACTION_INPUTS,
-        model=MODEL_RECORD,
+        inputs=of_run(extract_activations_inputs),
+        model=of_run(lambda run: run.model.record),
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
         store=STORE_RECORD,
         previous=previous_manifest,
     output:
-        manifest=manifest("{group}", "{shard}", OF_GROUPS),
+        manifest=f"{RESULTS}/{MANIFEST}",
     log:
-        f"{RESULTS}/logs/extract_activations.group-{{group}}{EXTRACTION_LOG}.shard-{{shard}}.log",
+        f"{RESULTS}/logs/extract_activations.group-{{group}}-of-{{groups}}"
+        f".shard-{{shard}}-of-{{shards}}.log",
+    wildcard_constraints:
+        **CONSTRAINTS,
     conda:
         "../envs/model.yaml"
-    threads: extraction_threads
+    threads: of_run(extraction_threads)
     resources:
         **({"gpu": extraction_gpus} if ON_GPUS else {}),
         mem_mb=extraction_memory,
-        # What makes nothing stale travels as resources, which Snakemake does not compare.
-        batch_size=SETTINGS.execution.batch_size,
-        device=SETTINGS.execution.device,
+        batch_size=execution("batch_size"),
+        device=execution("device"),
         # Not `gpu`, which `--resources gpu=1` lowers.
-        gpus_per_job=SETTINGS.execution.gpus_per_job,
-        device_memory=SETTINGS.execution.device_memory or "",
-        jobs_at_once=extractions_at_once,
-        verify=SETTINGS.extraction.verify,
-        on_new_versions=SETTINGS.execution.on_new_versions,
-        layer_groups=LAYER_GROUPS,
+        gpus_per_job=execution("gpus_per_job"),
+        device_memory=execution("device_memory"),
+        on_new_versions=execution("on_new_versions"),
+        jobs_at_once=of_run(extractions_at_once),
+        verify=of_run(lambda run: run.settings.extraction.verify),
+        layer_groups=of_run(lambda run: run.layer_groups),
     params:
-        **EXTRACT_ACTIVATIONS,
+        **each(of_run, extract_activations_settings, RUNS),
     message:
         "Activations of layer group {wildcards.group}, sequence shard {wildcards.shard}"
     script:

@@ -1,13 +1,9 @@
 """Models: fetched by rules that do only this, and known to all others by a small record."""
 
-# All turns are taken in one order, by every run: so no two wait for each other.
-for package in packages_used():
-    package_inputs(package)
-
 
 rule fetch_package:
     input:
-        inputs=lambda wildcards: package_inputs(wildcards.package),
+        inputs=lambda wildcards: package_inputs(package(wildcards.package)),
     output:
         "resources/builtin/{package}/{file}",
         products=shared_products("fetch_package.{package}.{file}"),
@@ -24,33 +20,25 @@ rule fetch_package:
         "../scripts/fetch_package.py"
 
 
-FETCH_MODEL = dict(model=MODEL_SETTINGS)
-
-
 rule fetch_model:
     input:
-        inputs=shared_inputs(
-            f"fetch_model.{MODEL_SLUG}",
-            [MODEL_RECORD, shared_products(f"fetch_model.{MODEL_SLUG}")],
-            "fetch_model.py",
-            FETCH_MODEL,
-            model_digests,
-            # They only refuse a model before it is fetched.
-            without="outlier_atlas/roles",
-        ),
-        files=builtin_file(SETTINGS.model.source),
-        products=builtin_products(SETTINGS.model.source),
+        inputs=of_model(fetch_model_inputs),
+        files=of_model(lambda model: builtin_files(model.settings.source)),
+        products=of_model(lambda model: builtin_products(model.settings.source)),
     output:
         MODEL_RECORD,
-        products=shared_products(f"fetch_model.{MODEL_SLUG}"),
+        products=shared_products("fetch_model.{model}"),
     log:
-        f"resources/logs/fetch_model.{MODEL_SLUG}.log",
+        "resources/logs/fetch_model.{model}.log",
+    wildcard_constraints:
+        **CONSTRAINTS,
     localrule: True
     conda:
         "../envs/model.yaml"
     params:
-        **FETCH_MODEL,
+        **each(of_model, fetch_model_settings, MODELS),
+        source=of_model(lambda model: visible(model.settings.source)),
     message:
-        f"Model {literal(SETTINGS.model.source)}"
+        "Model {params.source}"
     script:
         "../scripts/fetch_model.py"

@@ -1,22 +1,30 @@
 """From tables to figures and the report."""
 
+# Outputs of a rule have no function of the run: so a rule for all runs with the same figures.
+for index, names in enumerate(dict.fromkeys(map(figures_of, RUNS.values()))):
 
-rule draw_figures:
-    input:
-        inputs=inputs("draw_figures", "draw_figures.py", {}),
-        tables=TABLES,
-        products=products_of("detect_outliers"),
-    output:
-        [figure(path) for path in FIGURES],
-        products=products_of("draw_figures"),
-    log:
-        f"{RESULTS}/logs/draw_figures.log",
-    conda:
-        "../envs/report.yaml"
-    message:
-        "Figures"
-    script:
-        "../scripts/draw_figures.py"
+    alike = [run.name for run in RUNS.values() if figures_of(run) == names]
+
+    rule:
+        name:
+            f"draw_figures{index or ''}"
+        input:
+            inputs=of_run(draw_figures_inputs),
+            tables=TABLES,
+            products=products_of("detect_outliers"),
+        output:
+            [figure(f"{RESULTS}/figures/{name}") for name in names],
+            products=products_of("draw_figures"),
+        log:
+            f"{RESULTS}/logs/draw_figures.log",
+        wildcard_constraints:
+            run=one_of(alike),
+        conda:
+            "../envs/report.yaml"
+        message:
+            "Figures"
+        script:
+            "../scripts/draw_figures.py"
 
 
 rule render_report:
@@ -24,23 +32,30 @@ rule render_report:
         inputs=with_layer_groups(report_inputs),
         tables=TABLES,
         weight_tables=WEIGHT_TABLES,
-        ablations=ablations(),
-        compared=refuse_incomparable,
-        figures=FIGURES,
+        ablations=of_run(
+            lambda run: (
+                [run.path(f"tables/{tables.ABLATIONS.name}.parquet")]
+                if run.ablates
+                else []
+            )
+        ),
+        compared=of_run(refuse_incomparable),
+        figures=of_run(
+            lambda run: [run.path(f"figures/{name}") for name in figures_of(run)]
+        ),
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
-        model=MODEL_RECORD,
+        model=of_run(lambda run: run.model.record),
         store=STORE_RECORD,
-        products=[
-            products_of(rule)
-            for rule in [
-                "tokenize_dataset",
+        products=of_run(
+            lambda run: run.products(
+                "create_store",
                 "detect_outliers",
                 "join_weights",
                 "draw_figures",
-                *(["ablate"] if SETTINGS.ablation.sequences else []),
-            ]
-        ],
+                *(["ablate"] if run.ablates else []),
+            )
+        ),
     output:
         # `update`: where a run to compare with is refused, the report that is there stays.
         page=report(update(REPORT), caption="../report/report.rst", category="Report"),
@@ -48,6 +63,8 @@ rule render_report:
         products=products_of("render_report"),
     log:
         f"{RESULTS}/logs/render_report.log",
+    wildcard_constraints:
+        **CONSTRAINTS,
     conda:
         "../envs/report.yaml"
     params:

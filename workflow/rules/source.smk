@@ -7,6 +7,8 @@ import tarfile
 import tempfile
 from importlib.util import find_spec
 
+# Not public, and used here as the library with `compat/snakemake_internals.py` is not found yet:
+# Snakemake says nowhere else which commit of which repository it reads.
 from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 
 
@@ -54,7 +56,7 @@ def unpack(repository, commit, folder):
 
 def require_packages(folder):
     """End with a line where a package is missing that the rules need to be planned."""
-    names = ("numpy", "pyarrow", "pydantic")
+    names = ("pydantic",)
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         sys.exit(

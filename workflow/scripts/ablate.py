@@ -1,7 +1,5 @@
 """Rule `ablate`: perplexity of held-out tokens with outliers ablated."""
 
-from pathlib import Path
-
 from rule_main import run
 
 
@@ -9,20 +7,14 @@ def main(job):
     from outlier_atlas.ablation.job import Ablation
     from outlier_atlas.ablation.run import ablate
     from outlier_atlas.checkpoint.source import offline
+    from run_of_job import run_of
 
     offline()
-    store = Path(job.input.store)
     ablate(
         Ablation(
             settings=job.params.ablation,
             bootstrap=job.params.bootstrap,
-            run=store.parents[1],
-            store_record=store,
-            tokens=Path(job.input.tokens),
-            heldout=Path(job.input.heldout),
-            model_record=Path(job.input.model),
-            resources=Path("resources"),
-            tables=Path(job.output.table).parent,
+            run=run_of(job),
             trust_remote_code=job.params.trust_remote_code,
             device=job.resources.device,
             gpus=job.resources.gpus_per_job,

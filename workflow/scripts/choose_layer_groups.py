@@ -1,24 +1,22 @@
 """Rule `choose_layer_groups`: records what `extraction.layer_groups: auto` is for the run."""
 
-from pathlib import Path
-
 from rule_main import run
 
 
 def main(job):
     from outlier_atlas.checkpoint.source import offline
-    from outlier_atlas.plan import choice
+    from outlier_atlas.extraction import choice
     from outlier_atlas.settings.configuration import load
+    from run_of_job import run_of
 
-    settings = load(job.params.settings, "run")
-    record, model = Path(job.output.choice), Path(job.input.model)
-    if choice.keep(record, choice.wanted(settings, model)):
+    settings, run = load(job.params.settings, "run"), run_of(job)
+    if choice.keep(run.layer_groups_record, choice.wanted(settings, run.model_record)):
         return
     from outlier_atlas.extraction.layer_groups import Machine, choose
 
     offline()
     machine = Machine(job.resources.jobs_at_once, bool(job.resources.scheduled))
-    choose(settings, model, Path("resources"), record.parents[1], machine)
+    choose(settings, run, machine)
 
 
 if __name__ == "__main__":

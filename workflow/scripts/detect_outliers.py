@@ -8,18 +8,15 @@ from rule_main import run
 def main(job):
     from outlier_atlas.checkpoint.source import offline
     from outlier_atlas.detection.run import detect
+    from run_of_job import run_of
 
     offline()
     detect(
         settings=job.params.detection,
-        run=Path(job.input.store).parents[1],
-        store_record=Path(job.input.store),
-        tokens=Path(job.input.tokens),
-        model_record=Path(job.input.model),
+        run=run_of(job),
         folder=Path(job.output[0]).parent,
         threads=job.threads,
         manifests=[Path(path) for path in job.input.manifests],
-        resources=Path("resources"),
         trust_remote_code=job.params.trust_remote_code,
     )
 

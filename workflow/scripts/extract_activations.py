@@ -9,20 +9,16 @@ def main(job):
     from outlier_atlas.checkpoint.source import offline
     from outlier_atlas.extraction.job import Job
     from outlier_atlas.extraction.run import extract
+    from run_of_job import run_of
 
     offline()
-    manifest = Path(job.output.manifest)
     auto = job.resources.batch_size == "auto"
     extract(
         Job(
-            run=manifest.parents[2],
-            store_record=Path(job.input.store),
-            tokens=Path(job.input.tokens),
-            model_record=Path(job.input.model),
-            resources=Path("resources"),
+            run=run_of(job),
             group=int(job.wildcards.group),
             shard=int(job.wildcards.shard),
-            manifest=manifest,
+            manifest=Path(job.output.manifest),
             trust_remote_code=job.params.trust_remote_code,
             device=job.resources.device,
             gpus=job.resources.gpus_per_job,

@@ -1,4 +1,4 @@
-"""Rule `plan`: prints what the run takes, before anything is read or computed."""
+"""Rule `plan`: prints what the runs take, before anything is read or computed."""
 
 from pathlib import Path
 
@@ -10,15 +10,18 @@ def main(job):
     from outlier_atlas.extraction.print_plan import print_plan
     from outlier_atlas.roles.architecture import describe
     from outlier_atlas.settings.configuration import load
+    from outlier_atlas.store.run import Run
 
-    settings = load(job.params.settings, "run")
-    results, jobs = Path(job.log[0]).parents[1], job.resources.jobs_at_once
-    if not job.input.model:
-        with unfetched(settings.model, describe) as (record, folder):
-            print_plan(settings, record, folder, results, jobs)
-        return
-    offline()
-    print_plan(settings, Path(job.input.model), Path("resources"), results, jobs)
+    # Runs whose model is not fetched come first: they need the network.
+    for planned in sorted(job.params.runs, key=lambda planned: bool(planned["model"])):
+        settings = load(planned["settings"], "run")
+        results, jobs = Path(planned["folder"]), planned["jobs_at_once"]
+        if not planned["model"]:
+            with unfetched(settings.model, describe) as (record, folder):
+                print_plan(settings, Run(results, record, folder), jobs)
+            continue
+        offline()
+        print_plan(settings, Run(results, Path(planned["model"]), Path("resources")), jobs)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,15 @@ from rule_main import run
 
 def main(job):
     from outlier_atlas.report.page import PageInputs, render
+    from run_of_job import run_of
 
-    page = Path(job.output.page)
     inputs = PageInputs(
         configuration=job.params.configuration,
-        folder=page.parent,
-        tables=Path(job.input.tables[0]).parent,
+        run=run_of(job),
         ablations=bool(job.input.ablations),
-        figures=Path(job.input.figures[0]).parent,
-        tokens=Path(job.input.tokens),
-        model_record=Path(job.input.model),
-        tokens_record=Path(job.input.tokens_record),
-        store_record=Path(job.input.store),
     )
     settings = job.params.configuration["report"]
-    render(settings, inputs, page, Path(job.output.findings))
+    render(settings, inputs, Path(job.output.page), Path(job.output.findings))
 
 
 if __name__ == "__main__":

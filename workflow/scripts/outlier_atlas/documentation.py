@@ -1,8 +1,9 @@
-"""The generated documentation: JSON schema, reference of the keys, staleness of each, the data
-dictionary of the tables, and the table of sites.
+"""The generated documentation.
 
-`python -m outlier_atlas.documentation FOLDER` writes it into a checkout (`make docs`); a test holds
-it to the models that it is made from.
+It consists of the JSON schema, the reference of the configuration keys, the effects of their
+changes, the data dictionary of the tables and the table of sites. `python -m
+outlier_atlas.documentation FOLDER` writes it into a checkout (`make docs`), and a test compares it
+with the models that it is generated from.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ from outlier_atlas.settings import sites
 from outlier_atlas.settings.configuration import Settings
 
 SCHEMA = "workflow/schemas/config.schema.json"
-"""Where tools of Snakemake look for the schema of a configuration."""
+"""Path at which tools of Snakemake look for the schema of a configuration."""
 
 INTRODUCTION = """\
 # The configuration
 
 Generated from the settings models by `make docs`; do not edit.
 
-A run is one YAML file: `make run CONFIG=mine.yaml`, or
-`snakemake --cores all --resources gpu=2 --configfile mine.yaml`. It inherits nothing from the demo
-(`config/config.yaml`), which is read only when no configuration file is named. Only `model.source`
-and `dataset.source` have no default. Editors that know JSON schemas check a file as you type if it
-begins with
+A run is configured by one YAML file: `make run CONFIG=mine.yaml`, or
+`snakemake --cores all --resources gpu=2 --configfile mine.yaml`. The file inherits nothing from the
+demo (`config/config.yaml`), which is read only if no configuration file is named. Only
+`model.source` and `dataset.source` have no default. Editors that support JSON schemas check a file
+as you type if it begins with
 
     # yaml-language-server: $schema=workflow/schemas/config.schema.json
 
-Each stage depends on its own section: a change under `detection` runs no model again, one under
-`report` renders the report alone, and nothing under `execution` makes anything stale, but for the
-number of layer groups where `extraction.layer_groups` is `auto`.
-[docs/staleness.md](../docs/staleness.md) says for every key which rules a change runs again.
+Each stage depends on its own section. A change under `detection` does not rerun the model, and a
+change under `report` only renders the report again. A change under `execution` makes nothing stale,
+except the number of layer groups if `extraction.layer_groups` is `auto`.
+[docs/staleness.md](../docs/staleness.md) lists the rules that a change of each key reruns.
 """
 
 
@@ -51,10 +52,10 @@ SITES = re.compile(r"(?<=<!-- generated: sites -->\n).*?(?=\n<!-- end -->)", re.
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Every generated file: its path in the repository and its content.
+    """Return the content of every generated file, by its path in the repository.
 
     Args:
-        folder: the checkout; of a page that is generated in part the rest stays as it is.
+        folder: the checkout, with the pages of which only a part is generated.
     """
     schema = Settings.model_json_schema() | {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -72,7 +73,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def reference() -> str:
-    """Every key of the configuration in Markdown, section by section."""
+    """Return the reference of all keys of the configuration in Markdown, section by section."""
     lines = [INTRODUCTION]
     for name, section, description in _sections(Settings, ""):
         lines += [f"## `{name}`", "", description, ""]
@@ -105,7 +106,7 @@ def _allowed(field: FieldInfo) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """A type in the words of a YAML file."""
+    """Return the name of a type for the author of a YAML file."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         limits = [limit for meta in arguments[1:] for limit in getattr(meta, "metadata", [meta])]
@@ -136,7 +137,7 @@ def _bound(limit: object) -> str:
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
-        return "none: it must be given"
+        return "none (required)"
     return "" if field.default is None else f"`{json.dumps(field.default)}`"
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and small records in canonical JSON."""
+"""Atomic writing of files, and small records in canonical JSON."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new empty file next to `path`, which takes its place when the block ends without an error.
+    """Yield a new empty file that replaces `path` when the block ends without an error.
 
-    A reader sees the old file or the new one; after a failure the temporary file is gone. Of
-    several writers the last one wins. `sweep` removes what a killed process has left.
+    A reader sees either the old file or the new one. The temporary file is next to `path` and is
+    removed after a failure; `sweep` removes those of killed processes. The last of several writers
+    wins.
 
     Raises:
-        OSError: it cannot be written; with the path, and the bytes that came to be written.
+        OSError: The file cannot be written. The message has the path and the bytes written so far.
     """
     temporary = partial(path)
     _create(temporary, path, "more than 0 bytes are needed").close()
@@ -37,17 +38,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         size = temporary.stat().st_size if temporary.exists() else 0
-        raise unwritten(error, path, f"more than {size:,} bytes are needed") from error
+        raise write_error(error, path, f"more than {size:,} bytes are needed") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """The same for a folder: the block makes the one that it is given.
+    """Yield the path of a folder that the block creates, and that replaces `folder` at its end.
 
-    Between the old folder and the new one there is none, for a moment. Of several writers the last
-    one wins.
+    For a moment, neither the old folder nor the new one exists under the name. The last of several
+    writers wins.
     """
     with scratch(folder) as temporary:
         yield temporary / folder.name
@@ -68,8 +69,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """A new empty folder next to `path` that is removed after the block; `sweep` removes what a
-    killed process has left."""
+    """Yield a new empty folder next to `path` that is removed after the block.
+
+    `sweep` removes the folders of killed processes.
+    """
     folder = partial(path)
     folder.mkdir(parents=True)
     try:
@@ -79,10 +82,10 @@ def scratch(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all.
+    """Write a file atomically, synced to disk.
 
     Raises:
-        OSError: it cannot be written; with the path, and the bytes that were to be written.
+        OSError: The file cannot be written. The message has the path and the number of bytes.
     """
     size = f"{len(content):,} bytes were to be written"
     temporary = partial(path)
@@ -94,14 +97,14 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise unwritten(error, path, size) from error
+        raise write_error(error, path, size) from error
 
 
 def append(path: Path, content: bytes) -> None:
-    """Append to a file, all or nothing.
+    """Append all of `content` to a file, or nothing.
 
     Raises:
-        OSError: it cannot be written; with the path, and the bytes that were to be written.
+        OSError: The file cannot be written. The message has the path and the number of bytes.
     """
     with path.open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -109,26 +112,29 @@ def append(path: Path, content: bytes) -> None:
             write_all(file, content)
         except OSError as error:
             file.truncate(end)
-            raise unwritten(error, path, f"{len(content):,} bytes were to be written") from error
+            raise write_error(error, path, f"{len(content):,} bytes were to be written") from error
 
 
 def write_all(file: FileIO, content: bytes) -> None:
-    """Write to an unbuffered file until all is written: a full disk takes a part, then none."""
+    """Write all of `content` to an unbuffered file.
+
+    A single `write` to a nearly full disk writes only a part of it; the next one raises.
+    """
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
 
 
 def write_unsynced(path: Path, parts: Sequence[bytes], folder: Path) -> None:
-    """Write a file that is there whole or not at all, and leave it to the system when it reaches
-    the disk.
+    """Write a file atomically, without waiting until it reaches the disk.
 
     Args:
-        parts: of its content.
-        folder: where the temporary file lies, on the same file system.
+        path: the file.
+        parts: parts of the content, in order.
+        folder: folder for the temporary file, on the same file system.
 
     Raises:
-        OSError: it cannot be written; with the path, and the bytes that were to be written.
+        OSError: The file cannot be written. The message has the path and the number of bytes.
     """
     size = f"{sum(map(len, parts)):,} bytes were to be written"
     temporary = partial(folder / path.name)
@@ -140,70 +146,71 @@ def write_unsynced(path: Path, parts: Sequence[bytes], folder: Path) -> None:
         _in_folder(path, lambda: temporary.replace(path))
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise unwritten(error, path, size) from error
+        raise write_error(error, path, size) from error
 
 
-def _in_folder(path: Path, act: Callable[[], Made]) -> Made:
-    """Do something that needs a path's folder, which is made where it is missing."""
+def _in_folder(path: Path, act: Callable[[], Result]) -> Result:
+    """Call a function that needs the folder of a path, which is created if it is missing."""
     try:
         return act()
-    except FileNotFoundError:  # most often it is there, and to look for it takes longer
+    except FileNotFoundError:  # rare; a check before each call would take longer
         path.parent.mkdir(parents=True, exist_ok=True)
         return act()
 
 
 def _create(temporary: Path, path: Path, size: str) -> FileIO:
-    """A file that was not there before, unbuffered; no link is followed.
+    """Create a new file without following links, and open it unbuffered.
 
     Args:
-        path: the file that it is for.
-        size: how much that takes, in words.
+        temporary: the file to create.
+        path: the file that it will replace, for the message.
+        size: the needed size in words, for the message.
 
     Raises:
-        OSError: it cannot be made, or there is something under its name.
+        OSError: The file cannot be created, or its name exists.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         number = _in_folder(temporary, lambda: os.open(temporary, flags, 0o666))
     except OSError as error:
-        raise unwritten(error, path, size) from error
+        raise write_error(error, path, size) from error
     return os.fdopen(number, "wb", buffering=0)
 
 
 def _to_disk(path: Path) -> None:
-    """From here on the file's content outlives a loss of power."""
+    """Sync a file to disk, so that its content survives a loss of power."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 PARTIAL = ".partial"
-"""How the names of temporary files and folders end."""
+"""Suffix of the names of temporary files and folders."""
 
 FOLDER_ATTEMPTS = 100
-"""How often a folder is put in its place while other writers do the same."""
+"""Maximum number of attempts to move a folder into place while other writers do the same."""
 
 
 def partial(path: Path) -> Path:
-    """A name for a file until it is whole, which no other writer has."""
+    """Return a unique temporary name for a file that is not complete yet."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
 
 
 def sweep(folder: Path, older_than: float) -> None:
-    """Remove temporary files and folders that killed processes have left.
+    """Remove the temporary files and folders of killed processes.
 
-    The folders of an array's chunks are passed over: no temporary file lies in them, and there are
-    many. No link is followed.
+    Folders with chunks of arrays are skipped: they are many, and have no temporary files. Links are
+    not followed.
 
     Args:
-        folder: is searched with all that it holds.
-        older_than: seconds since a file or folder was last changed; younger ones stay.
+        folder: folder that is searched with its subfolders.
+        older_than: least age in seconds, since the last change, of what is removed.
     """
     before = time.time() - older_than
-    for place, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         if "zarr.json" in names and "c" in folders:
             folders.remove("c")
         for name in [*folders, *names]:
-            path = Path(place, name)
+            path = Path(parent, name)
             if name.endswith(PARTIAL) and _changed(path) <= before:
                 remove(path)
         folders[:] = [name for name in folders if not name.endswith(PARTIAL)]
@@ -217,31 +224,31 @@ def _changed(path: Path) -> float:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that it holds, if it is there."""
+    """Remove a file, a link or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def unwritten(error: OSError, path: Path, size: str) -> OSError:
-    """An error of writing that says which file it was, how much it takes, and what to do."""
-    said = f"{error.strerror or error}; {size}"
+def write_error(error: OSError, path: Path, size: str) -> OSError:
+    """Return an error of writing that names the file, the needed size and the remedy."""
+    message = f"{error.strerror or error}; {size}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        said += "; make room for it and run again: what is finished or committed counts"
-    return OSError(error.errno, said, str(path))
+        message += "; make room and run again: finished and committed results are kept"
+    return OSError(error.errno, message, str(path))
 
 
 def described(error: BaseException) -> str:
-    """What an error says in one line, of the system's the file and not the number."""
-    said = str(error)
+    """Return the message of an error in one line; for a system error the file and the reason."""
+    message = str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        said = f"{error.filename}: {error.strerror}"
-    return " ".join(said.split()) or type(error).__name__
+        message = f"{error.filename}: {error.strerror}"
+    return " ".join(message.split()) or type(error).__name__
 
 
 def readable(path: Path) -> str:
-    """A path as Snakemake shows it: relative to the working directory where it lies in there."""
+    """Return a path relative to the working directory if it is inside it, as Snakemake shows it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -249,23 +256,23 @@ def readable(path: Path) -> str:
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and nothing left to taste, so that equal values give equal bytes."""
+    """Return canonical JSON: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def fingerprint(value: Any) -> str:
-    """sha256 of the canonical JSON of `value`, in hexadecimal."""
+    """Return the sha256 of the canonical JSON of `value`, in hexadecimal."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
+    """Return the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content(path: Path) -> bytes | None:
-    """The bytes of a file; None where there is no such file."""
+    """Return the bytes of a file; None if it does not exist."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -273,11 +280,11 @@ def content(path: Path) -> bytes | None:
 
 
 class DamagedFileError(ValueError):
-    """A file of ours that is not what was written.
+    """A file of the project that differs from what was written.
 
     Attributes:
-        path: the file; once it is removed, its rule makes it again.
-        cause: in words.
+        path: the file; its rule makes it again after it was removed.
+        cause: description of the damage.
     """
 
     def __init__(self, path: Path, cause: str) -> None:
@@ -287,11 +294,11 @@ class DamagedFileError(ValueError):
 
 
 CHECKSUM = "checksum"
-"""Key of a record under which it has the checksum of everything else in it."""
+"""Key of a record with the checksum of all other entries."""
 
 
 def checksum(entry: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that stand for what a record holds, its checksum left out."""
+    """Return a checksum of 16 hexadecimal digits over a record without its checksum."""
     return fingerprint({key: value for key, value in entry.items() if key != CHECKSUM})[:16]
 
 
@@ -301,34 +308,35 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _record_bytes(record: Mapping[str, Any]) -> bytes:
-    whole = {**record, CHECKSUM: checksum(record)}
-    text = json.dumps(whole, sort_keys=True, indent=2, ensure_ascii=True)
+    with_checksum = {**record, CHECKSUM: checksum(record)}
+    text = json.dumps(with_checksum, sort_keys=True, indent=2, ensure_ascii=True)
     return f"{text}\n".encode("ascii")
 
 
 def check_record(path: Path) -> None:
-    """Compare all bytes of a record with what `write_record` writes: JSON has several ways to say
-    the same, and only one of them was written.
+    """Check that the bytes of a record are those that `write_record` writes.
+
+    `read_record` accepts other spellings of the same JSON.
 
     Raises:
-        DamagedFileError: it is not what was written.
+        DamagedFileError: The file differs from what was written.
     """
     if path.read_bytes() != _record_bytes(read_record(path)):
         raise DamagedFileError(path, "its bytes are not those that were written")
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a record.
+    """Read a record and check its checksum.
 
     Raises:
-        DamagedFileError: it is not what was written.
+        DamagedFileError: The file differs from what was written.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DamagedFileError(path, str(error)) from error
     if not isinstance(record, dict):
-        raise DamagedFileError(path, "no JSON object")
+        raise DamagedFileError(path, "not a JSON object")
     if record.pop(CHECKSUM, None) != checksum(record):
         raise DamagedFileError(path, "its checksum does not agree")
     return record

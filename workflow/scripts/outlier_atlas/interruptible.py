@@ -1,6 +1,6 @@
-"""A program in Python that Ctrl-C ends in one line, while it is still being imported, too.
+"""Run a Python module so that Ctrl-C ends it with one line, even during its imports.
 
-python -m outlier_atlas.interruptible MODULE ARGUMENTS...: as `python -m MODULE ARGUMENTS...`.
+`python -m outlier_atlas.interruptible MODULE ARGUMENTS...` runs as `python -m MODULE ARGUMENTS...`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from types import FrameType
 
 
 def end(number: int, _: FrameType | None) -> None:
-    """End this process, which has done nothing yet that has to be put in order."""
+    """End this process immediately: it has done nothing yet that needs cleanup."""
     os.write(2, b"stopped before a job began; run the same command again\n")
     os._exit(128 + number)
 
 
 def main() -> None:
-    """Run a module as a program."""
+    """Run the module that the command line names as a program."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end)
     del sys.argv[0]

@@ -1,7 +1,7 @@
-"""Memory and time that extraction jobs took, recorded with what the plan predicted.
+"""Memory and time of extraction jobs, recorded with the predictions of the plan.
 
-The records lie in a folder of their own. They hold times and names of machines, so they are no
-manifests: nothing depends on them, and a job that finds nothing to do leaves them as they are.
+The records have a separate folder. They contain times and names of machines, so they are not
+manifests: nothing depends on them, and a job without work leaves them unchanged.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ from pathlib import Path
 
 from outlier_atlas.files import read_record, write_record
 
-MEASURED = "measured"
-"""Folder of the records, seen from the run's folder."""
+FOLDER = "measured"
+"""Folder of the records, relative to the run's folder."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What one extraction job took, and what was predicted.
+class JobMetrics:
+    """Memory and time of one extraction job, measured and predicted.
 
     Attributes:
-        layer_group, sequence_shard: numbers of the job.
-        layers: first and last.
+        layer_group, sequence_shard: indices of the job.
+        layers: first and last layer.
         model: class of the model.
-        device: its name, or `cpu`.
-        dtype: of the forward pass.
-        threads: CPU threads.
-        batch_size: sequences in a forward pass, at the end.
-        tokens: that were run.
-        weights: bytes in memory.
-        load_seconds, compute_seconds: of loading, and of everything after it.
-        predicted_host, predicted_device: bytes at the peak, by the plan; 0 for a device that is
-            not.
-        host: peak of the memory that nothing but the process holds, and of weights that stay in the
-            memory map of their files; None where the system does not say.
-        on_device: peak that torch had allocated there; None on the CPU.
+        device: name of the device, or `cpu`.
+        dtype: data type of the forward pass.
+        threads: number of CPU threads.
+        batch_size: sequences in a forward pass at the end of the job.
+        tokens: number of tokens that were run.
+        weights: bytes of the weights in memory.
+        load_seconds, compute_seconds: seconds of loading, and of everything after it.
+        predicted_host, predicted_device: peak memory in bytes by the plan; 0 if there is no device.
+        host: measured peak in bytes of the process's private memory and of weights in the memory
+            map of their files; None if the system does not report it.
+        on_device: measured peak in bytes of torch's allocations on the device; None on the CPU.
     """
 
     layer_group: int
@@ -57,46 +56,47 @@ class Measured:
     on_device: int | None
 
     def write(self, run: Path, job: str) -> None:
-        """Leave the record of a job."""
-        write_record(run / MEASURED / f"{job}.json", asdict(self))
+        """Write the record of a job."""
+        write_record(run / FOLDER / f"{job}.json", asdict(self))
 
     @property
     def rate(self) -> float:
-        """Bytes of weights times tokens, in a second."""
+        """Bytes of weights times tokens, per second."""
         return self.weights * self.tokens / self.compute_seconds
 
 
-def records(run: Path) -> list[Measured]:
-    """The records of a run, in the order of layer groups; one that cannot be read is left out."""
-    found = []
-    for path in sorted((run / MEASURED).glob("*.json")):
+def records(run: Path) -> list[JobMetrics]:
+    """Return the readable records of a run, in the order of layer groups."""
+    readable = []
+    for path in sorted((run / FOLDER).glob("*.json")):
         try:
-            found.append(Measured(**read_record(path)))
+            readable.append(JobMetrics(**read_record(path)))
         except (ValueError, TypeError, OSError):
             continue
-    return sorted(found, key=lambda r: (r.layer_group, r.sequence_shard))
+    return sorted(readable, key=lambda r: (r.layer_group, r.sequence_shard))
 
 
 def keep_only(run: Path, jobs: Collection[str]) -> None:
-    """Remove the records of jobs that a run was once divided into, where it has newer ones.
+    """Remove the records of jobs of an earlier division of a run, if there are current records.
 
     Args:
-        jobs: those that it is divided into now.
+        run: folder of the run.
+        jobs: names of the jobs that the run is divided into now.
     """
-    there = {path.stem: path for path in (run / MEASURED).glob("*.json")}
-    if not there.keys().isdisjoint(jobs):
-        for job in there.keys() - set(jobs):
-            there[job].unlink()
+    paths = {path.stem: path for path in (run / FOLDER).glob("*.json")}
+    if not paths.keys().isdisjoint(jobs):
+        for job in paths.keys() - set(jobs):
+            paths[job].unlink()
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast jobs on a device were.
+    """Rates of jobs on a device.
 
     Attributes:
-        weights_times_tokens: bytes of weights times tokens, in a second of computing.
-        bytes_loaded: of weights, in a second.
-        source: where they come from, in words.
+        weights_times_tokens: bytes of weights times tokens, per second of computing.
+        bytes_loaded: bytes of weights, per second of loading.
+        source: description of the source of the rates.
     """
 
     weights_times_tokens: float
@@ -105,16 +105,16 @@ class Rates:
 
 
 GUESSED = {"cpu": Rates(1e11, 0.5e9, "a guess"), "device": Rates(2e13, 1e9, "a guess")}
-"""Of no machine in particular: a CPU of few cores, and a GPU that is kept half busy."""
+"""Rates without any measurement, for a CPU with few cores and for a GPU at half load."""
 
 
 def rates(results: Path, model: str, device: str) -> Rates:
-    """The rates of earlier jobs on a device; of the same class of model where there are any.
+    """Return the rates of earlier jobs on a device, if possible of the same class of model.
 
     Args:
         results: folder of all runs.
         model: class of the model.
-        device: its name, or `cpu`.
+        device: name of the device, or `cpu`.
     """
     jobs = [r for run in sorted(results.glob("*/")) for r in records(run) if r.device == device]
     same = [job for job in jobs if job.model == model]

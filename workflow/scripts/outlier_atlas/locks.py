@@ -1,8 +1,8 @@
-"""Which processes work on a run: locks that the kernel releases when a process ends in any way.
+"""Locks of the processes that work on a run; the kernel releases them when a process ends.
 
-Snakemake's own locks are files that a killed Snakemake leaves behind, and say nothing about jobs
-that outlive it. So each job holds a lock while it is at work, and so does the Snakemake that makes
-the run. A file system without locks is refused: two processes would write the same files.
+Snakemake's own locks are files that a killed Snakemake leaves behind, and they do not cover jobs
+that outlive it. So each job holds a lock while it runs, and so does the Snakemake that makes the
+run. A file system without locks is refused, because two processes could write the same files.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 LOCKS = "locks"
-"""Folder of the locks, in the run's folder or in `resources`: a file for each job."""
+"""Folder of the locks in the run's folder or in `resources`, with one file for each job."""
 SNAKEMAKE = "snakemake"
-"""The lock of the Snakemake that makes a run."""
+"""Name of the lock of the Snakemake that makes a run."""
 
 ELSEWHERE = (
     "run in a folder of a file system with flock, or mount this one with it (Lustre: `-o flock`; "
@@ -30,18 +30,19 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def flock(file: IO[Any], how: int, folder: Path, instead: str = "") -> bool:
-    """Lock a file, as all locks of this project are taken.
+    """Lock a file; all locks of this project are taken with this function.
 
     Args:
-        how: as `fcntl.flock` takes it.
-        folder: that the file is in, for the error.
-        instead: what to do where it has no locks; by default, to take another folder.
+        file: the open file.
+        how: operation of `fcntl.flock`.
+        folder: folder of the file, for the message.
+        instead: remedy if the file system has no locks; by default, to take another folder.
 
     Returns:
-        Whether the lock was taken; without `LOCK_NB` it is, once its holder has let go.
+        Whether the lock was taken. Without `LOCK_NB` it always is, after its holder released it.
 
     Raises:
-        ValueError: the folder's file system has no locks.
+        ValueError: The file system of the folder has no locks.
     """
     try:
         fcntl.flock(file, how)
@@ -58,31 +59,31 @@ def flock(file: IO[Any], how: int, folder: Path, instead: str = "") -> bool:
 
 
 @contextmanager
-def at_work(path: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold a job's lock while the block lasts; waits for the process that holds it.
+def job_lock(path: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Hold a job's lock inside the block; wait first for another process that holds it.
 
     Args:
-        path: of the lock.
-        say: is told for whom the job waits.
+        path: file of the lock.
+        say: function that receives a message about the process that the job waits for.
     """
     with _open(path) as file:
         if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent):
-            say(f"waiting for {_holder(file)}, which an earlier snakemake left at this very job")
+            say(f"waiting for {_holder(file)}, which runs this job for an earlier snakemake")
             flock(file, fcntl.LOCK_EX, path.parent)
         _sign(file)
         yield
 
 
 def take(path: Path, say: Callable[[str], object], whose: str) -> IO[str]:
-    """Take a lock, and wait for the process that holds it.
+    """Take a lock, and wait first for another process that holds it.
 
     Args:
-        path: of the lock.
-        say: is told who holds it.
-        whose: the lock is, for those who wait.
+        path: file of the lock.
+        say: function that receives the name of the process that holds the lock.
+        whose: description of this process, for processes that wait for the lock.
 
     Returns:
-        The lock; it is held until it is closed, or the process ends.
+        The open file, which holds the lock until it is closed or the process ends.
     """
     file = _open(path)
     if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent):
@@ -93,31 +94,32 @@ def take(path: Path, say: Callable[[str], object], whose: str) -> IO[str]:
 
 
 def own(run: Path, say: Callable[[str], object]) -> IO[str]:
-    """Take the lock of the Snakemake that makes a run, and wait for jobs that outlived an earlier
-    one: they still write.
+    """Take the lock of the Snakemake that makes a run, and wait for jobs of an earlier Snakemake.
+
+    Jobs that outlived their Snakemake still write files of the run.
 
     Args:
         run: folder of the run.
-        say: is told for whom it waits.
+        say: function that receives messages about the processes that it waits for.
 
     Returns:
-        The lock; it is held until it is closed, or the process ends.
+        The open file, which holds the lock until it is closed or the process ends.
 
     Raises:
-        ValueError: another Snakemake makes this run, or none can: its folder takes no file, or has
-            no locks.
+        ValueError: Another Snakemake makes this run, the folder is not writable, or its file system
+            has no locks.
     """
     try:
         file = _open(run / LOCKS / SNAKEMAKE)
     except OSError as error:
         raise ValueError(
-            f"{error.filename}: {error.strerror}; a run writes there: make that possible, or "
-            f"`--dry-run` shows what there would be to do"
+            f"{error.filename}: {error.strerror}; a run writes there: make it writable, or plan "
+            f"the run with `--dry-run`"
         ) from error
     if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, run / LOCKS):
         raise ValueError(
-            f"{run}: {_holder(file)} is making this run already, so this one does not start; wait "
-            f"until that one has ended, or end it"
+            f"{run}: {_holder(file)} is making this run already; wait until that process has "
+            f"ended, or end it"
         )
     _sign(file)
     for path in sorted((run / LOCKS).iterdir()):
@@ -130,32 +132,33 @@ def _wait_for(path: Path, say: Callable[[str], object]) -> None:
     with _open(path) as file:
         if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent):
             say(
-                f"waiting for {_holder(file)}: {path.name}, left at work by a snakemake that was "
-                f"killed; what it commits counts, and to end it loses nothing"
+                f"waiting for {_holder(file)}: {path.name}, a job of a snakemake that was killed; "
+                f"its commits are kept, and ending it loses nothing"
             )
             flock(file, fcntl.LOCK_EX, path.parent)
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds a lock."""
+    """Return whether a process holds a lock."""
     with _open(path) as file:
         return not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent)
 
 
 def holders(run: Path, jobs: str) -> set[int]:
-    """The processes of this machine that hold locks of a run's jobs; none off Linux.
+    """Return the processes of this machine that hold locks of a run's jobs; only on Linux.
 
-    The kernel lists them: to try a lock would be in the way of a job that takes it just then.
+    The kernel lists them. Trying to take a lock could delay a job that takes it at the same time.
 
     Args:
-        jobs: how the names of their locks begin.
+        run: folder of the run.
+        jobs: prefix of the names of the locks.
     """
     files = {str(path.stat().st_ino) for path in (run / LOCKS).glob(f"{jobs}*")}
     try:
         listed = Path("/proc/locks").read_text("ascii").splitlines()
     except OSError:
         return set()
-    # 1: FLOCK  ADVISORY  WRITE 4242 fd:00:131 0 EOF; where one waits, `->` stands before FLOCK
+    # 1: FLOCK  ADVISORY  WRITE 4242 fd:00:131 0 EOF; a waiting process has `->` before FLOCK
     fields = [line.split() for line in listed]
     return {int(f[4]) for f in fields if f[1] == "FLOCK" and f[5].rpartition(":")[2] in files}
 
@@ -166,7 +169,10 @@ def _open(path: Path) -> IO[str]:
 
 
 def _sign(file: IO[str], whose: str = "") -> None:
-    """For those who wait; on a full disk they wait for somebody without a name."""
+    """Write the name of this process into its lock, for processes that wait.
+
+    On a full disk the name is missing, and the lock is held all the same.
+    """
     process = f"process {os.getpid()} on {socket.gethostname()}"
     with suppress(OSError):
         os.truncate(file.fileno(), 0)

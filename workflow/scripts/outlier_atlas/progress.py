@@ -1,11 +1,10 @@
-"""The progress of a job: in its log, and as a bar or in lines where it runs by itself."""
+"""The progress of a job: in its log, and as a bar or lines if it runs without Snakemake."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -15,24 +14,24 @@ from outlier_atlas.console import PROGRESS, shows_stages
 log = logging.getLogger(PROGRESS)
 
 FIRST_SECONDS, LAST_SECONDS = 2.0, 30.0
-"""Between two lines in the log: at first, and in a job of hours."""
+"""Seconds between two lines in the log: at the beginning, and in a job of hours."""
 LINE_SECONDS = 15.0
-"""Between two lines on a screen that cannot draw a bar."""
+"""Seconds between two lines on a screen that cannot draw a bar."""
 LEAST_SHARE = 0.02
-"""From which on the time that is left is told."""
+"""Share of the work from which on the remaining time is shown."""
 
 
 class Progress:
     """The progress of one loop; a context manager.
 
-    Snakemake shows what stands in the log. A script that runs without it, and one under
-    `--verbose`, draws a bar itself, or prints lines where the screen is no terminal.
+    Snakemake shows the progress from the log. A script without Snakemake, or under `--verbose`,
+    draws a bar itself, or prints lines if the screen is not a terminal.
     """
 
     def __init__(self, total: int, unit: str, description: str) -> None:
         self._total, self._unit, self._description = total, unit, description
         self._done = 0
-        self._started = self._said = time.monotonic()
+        self._started = self._reported = time.monotonic()
         bar = not shows_stages() and sys.stderr.isatty()
         self._lines = not shows_stages() and not bar
         self._bar: tqdm[Any] | None = None
@@ -49,24 +48,19 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def update(self, amount: int = 1) -> None:
-        """Count what was done since the last update."""
+        """Add the work that was done since the last update."""
         self._done += amount
         if self._bar is not None:
             self._bar.update(amount)
         now = time.monotonic()
-        lately = min(max(FIRST_SECONDS, (now - self._started) / 50), LAST_SECONDS)
-        if now - self._said >= (LINE_SECONDS if self._lines else lately):
-            self._said = now
+        interval = min(max(FIRST_SECONDS, (now - self._started) / 50), LAST_SECONDS)
+        if now - self._reported >= (LINE_SECONDS if self._lines else interval):
+            self._reported = now
             log.log(logging.INFO if self._lines else logging.DEBUG, "%s", self.text(now))
 
     def text(self, now: float) -> str:
@@ -75,7 +69,7 @@ class Progress:
         left = (self._total - self._done) / rate if rate else 0.0
         share = self._done / self._total if self._total else 1.0
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
-        # The first steps compile and load: their rate tells nothing of the rest.
+        # The first steps include compiling and loading, so their rate predicts nothing.
         ahead = f", {_time(left)} left" if share >= LEAST_SHARE else ""
         return (
             f"{self._description}: {int(100 * share)} % of {self._total:,}{self._unit}, "
@@ -84,7 +78,7 @@ class Progress:
 
 
 def progress(total: int, unit: str, description: str) -> Progress:
-    """Return the progress of a loop over so many units."""
+    """Return the progress of a loop over `total` units."""
     return Progress(total, unit, description)
 
 

@@ -1,8 +1,8 @@
-"""The rule graph in the README, from what `snakemake --rulegraph mermaid-js` prints.
+"""The rule graph in the README, from the output of `snakemake --rulegraph mermaid-js`.
 
-`python -m outlier_atlas.rulegraph README.md < GRAPH` writes it (`make docs`). In Snakemake's own
-picture an arrow connects all rules that share a file; here an arrow is left out where a longer way
-connects the same rules.
+`python -m outlier_atlas.rulegraph README.md < GRAPH` writes it (`make docs`). Snakemake draws an
+arrow between all rules that share a file. Here an arrow is left out if a longer path connects the
+same rules.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Edges = frozenset[tuple[str, str]]
 
 
 def edges(graph: str) -> Edges:
-    """Return which rule's files which rule reads, without the target and without loops.
+    """Return the pairs (writing rule, reading rule), without the target and without loops.
 
     Args:
-        graph: in Mermaid, as Snakemake prints it.
+        graph: the graph in Mermaid, as Snakemake prints it.
     """
     names = dict(re.findall(r"^\s*(\w+)\[(\w+)\]$", graph, re.MULTILINE))
     pairs = re.findall(r"^\s*(\w+) --> (\w+)$", graph, re.MULTILINE)
@@ -30,7 +30,7 @@ def edges(graph: str) -> Edges:
 
 
 def reduced(all_edges: Edges) -> Edges:
-    """Leave out the edges between rules that a longer way connects."""
+    """Return the edges without those between rules that a longer path connects."""
     return frozenset(edge for edge in all_edges if not _connected(*edge, all_edges - {edge}))
 
 
@@ -40,16 +40,16 @@ def _connected(start: str, end: str, through: Edges) -> bool:
 
 
 def block(graph: str) -> str:
-    """Return the graph as a Mermaid block, without colours: it takes those of the page."""
+    """Return the graph as a Mermaid block without colours, so that it has those of the page."""
     lines = [f"    {before} --> {after}" for before, after in sorted(reduced(edges(graph)))]
     return "\n".join(["```mermaid", "flowchart LR", *lines, "```", ""])
 
 
 def main(page: Path, graph: str) -> None:
-    """Replace the block of a page."""
+    """Replace the Mermaid block of a page with the graph."""
     text = page.read_text("utf-8")
     if len(BLOCK.findall(text)) != 1 or not edges(graph):
-        sys.exit(f"{page}: one mermaid block and a rule graph are needed")
+        sys.exit(f"{page}: must have one mermaid block, and stdin the output of --rulegraph")
     page.write_text(BLOCK.sub(lambda _: block(graph), text), encoding="utf-8")
 
 

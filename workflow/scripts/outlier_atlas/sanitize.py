@@ -1,4 +1,4 @@
-"""Makes foreign text harmless for a terminal, a log and a page."""
+"""Conversion of foreign text to a form that is safe in a terminal, a log and a page."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCE
 """Names of environment variables whose values are secret."""
 USER_IN_URL = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
 SHORTEST_SECRET = 8
-"""Characters; what is shorter (`true`, `1`) would blot out half of a log."""
+"""Least number of characters of a secret: redacting `true` or `1` would ruin a log."""
 
 
 def visible(text: str) -> str:
-    """Text from a dataset or a tokenizer, with everything in it that does not print made visible.
+    """Return a text with all characters that do not print replaced by visible ones.
 
-    Control characters could move a terminal's cursor, and direction marks turn a line around; what
-    is left still has to be escaped where it is put into HTML.
+    Control characters could move a terminal's cursor, and direction marks could reverse a line. The
+    result must still be escaped in HTML.
     """
     return "".join(_visible(character) for character in text)
 
 
 def visible_lines(text: str) -> str:
-    """Text of several lines, everything else that does not print made visible."""
+    """Return a text of several lines, made visible except for its line ends."""
     return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Text without the credentials of a URL, and without secrets of the environment."""
+    """Return a text without credentials in URLs and without secrets of the environment."""
     text = USER_IN_URL.sub("***", text)
     for name, value in environment.items():
         if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
@@ -42,27 +42,28 @@ def redacted(text: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def gist(error: BaseException, folder: Path | None = None) -> str:
-    """What another library's error says, short enough to stand in a sentence of ours.
+    """Return the first sentence of a library's error message, for use inside a message of ours.
 
     Args:
-        folder: that is named in our sentence already.
+        error: the error.
+        folder: folder that the message already names, and whose path is removed.
     """
-    said = " ".join(str(error).replace(f"{folder}/", "").split()) or type(error).__name__
-    # Of an error that wraps another one, the other one.
-    said = re.sub(
-        r"^.*?\b[A-Za-z]+(?:Error|Exception): |^Error while deserializing header: ", "", said
+    message = " ".join(str(error).replace(f"{folder}/", "").split()) or type(error).__name__
+    # Keep only the inner error of an error that wraps another one.
+    message = re.sub(
+        r"^.*?\b[A-Za-z]+(?:Error|Exception): |^Error while deserializing header: ", "", message
     )
-    sentence = re.split(r"(?<=[a-z0-9`'\")\]])\. (?=[A-Z])", said)[0].rstrip(".")
+    sentence = re.split(r"(?<=[a-z0-9`'\")\]])\. (?=[A-Z])", message)[0].rstrip(".")
     return shortened(sentence, 160)
 
 
 def shortened(text: str, most: int) -> str:
-    """The text, or as much of it as there is room for."""
+    """Return a text, cut to at most `most` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 class VisibleFormatter(logging.Formatter):
-    """Formats log lines, and traces, in which nothing is left to hide or to do harm."""
+    """A formatter that redacts log lines and stack traces and makes them safe for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible_lines(redacted(super().format(record)))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from outlier_atlas import locks, supervision
+from outlier_atlas.compat import snakemake_internals
 from outlier_atlas.files import sweep
 from outlier_atlas.inputs import Inputs, Purpose
 from outlier_atlas.turns import Turns
@@ -23,22 +24,22 @@ SHARED = Path("resources")
 
 
 class Session:
-    """The lock, the records and the turns of a run.
+    """The locks, the records and the turns of the runs of a process.
 
     Args:
-        results: folder of the run.
+        folders: of the runs.
         purpose: of the process.
         say: takes lines for the terminal.
         tell: is told why a rule is out of date.
         turns: of the process.
 
     Raises:
-        ValueError: another Snakemake makes the run, or none can.
+        ValueError: another Snakemake makes one of the runs, or none can.
     """
 
     def __init__(
         self,
-        results: Path,
+        folders: Sequence[Path],
         purpose: Purpose,
         say: Callable[[str], object],
         tell: Callable[..., object],
@@ -48,9 +49,10 @@ class Session:
         self.turns = turns
         if purpose is Purpose.MAKE:
             # One Snakemake makes a run; jobs that outlived a killed one are waited for.
-            self._lock = locks.own(results, say)
-            # What killed processes left: no other process writes in the run's folder now.
-            sweep(results, older_than=0)
+            self._locks = [locks.own(folder, say) for folder in sorted(folders)]
+            for folder in folders:
+                # What killed processes left: no other process writes in the run's folder now.
+                sweep(folder, older_than=0)
             sweep(SHARED, older_than=24 * 3600)
 
     def at_events_of(self, workflow: Any) -> Callable[[logging.LogRecord], bool]:
@@ -66,31 +68,36 @@ class Session:
 
         def act(record: logging.LogRecord) -> bool:
             if getattr(record, "event", None) == "run_info" and _latest == [workflow]:
-                supervision.jobs_begin(workflow.local_exec)
-                needed = workflow.dag.needrun_jobs()
-                self.turns.plan((workflow.dag.jobid(job), job.output) for job in needed)
+                supervision.jobs_begin(snakemake_internals.runs_jobs_here(workflow))
+                graph = snakemake_internals.graph(workflow)
+                self.turns.plan(snakemake_internals.planned_outputs(graph))
             return self.turns.ended(record)
 
         return act
 
 
 _latest: list[Any] = []
-_sessions: WeakValueDictionary[tuple[Path, Purpose], Session] = WeakValueDictionary()
+_sessions: WeakValueDictionary[tuple[tuple[Path, ...], Purpose], Session] = WeakValueDictionary()
 _turns: WeakValueDictionary[Path, Turns] = WeakValueDictionary()
 
 
 def session(
-    results: Path, purpose: Purpose, say: Callable[[str], object], tell: Callable[..., object]
+    folders: Sequence[Path],
+    purpose: Purpose,
+    say: Callable[[str], object],
+    tell: Callable[..., object],
 ) -> Session:
-    """The session of a run in this process, as long as a Snakefile holds it.
+    """Return the session of some runs in this process, as long as a Snakefile holds it.
 
     Raises:
-        ValueError: another Snakemake makes the run, or none can.
+        ValueError: another Snakemake makes one of the runs, or none can.
     """
     folder = SHARED.absolute() / locks.LOCKS
     if (turns := _turns.get(folder)) is None:
-        _turns[folder] = turns = Turns(SHARED / locks.LOCKS, results.name, say)
-    key = results.absolute(), purpose
+        _turns[folder] = turns = Turns(
+            SHARED / locks.LOCKS, ", ".join(f.name for f in folders), say
+        )
+    key = tuple(folder.absolute() for folder in folders), purpose
     if (held := _sessions.get(key)) is None:
-        _sessions[key] = held = Session(results, purpose, say, tell, turns)
+        _sessions[key] = held = Session(folders, purpose, say, tell, turns)
     return held

@@ -1,8 +1,8 @@
-"""Signals that ask a process to stop, heard in a thread of their own.
+"""Signals that ask a process to stop, received in a separate thread.
 
-Python runs a signal's handler in the main thread, between two steps of Python code: while the main
-thread computes in a library or waits, nothing happens. The number of a signal is also written to a
-pipe as soon as the signal comes, by whatever thread it comes to. A thread of ours reads that pipe.
+Python runs a signal handler in the main thread, between two bytecode instructions, so it does not
+run while the main thread computes in a library or waits. The number of a signal is also written to
+a pipe as soon as the signal arrives at any thread, and a separate thread reads that pipe.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from types import FrameType
 
 ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REPEATED_SECONDS = 1.0
-"""Signals that come so soon after the first one are the same request. Ctrl-C reaches a job twice:
-from the terminal, and from Snakemake, which passes on what it gets."""
+"""Seconds after the first signal within which another signal is the same request.
+
+Ctrl-C reaches a job twice: from the terminal, and from Snakemake, which passes its signals on.
+"""
 
 Handler = Callable[[int, FrameType | None], object]
 
 
 class Heard:
-    """The signals that have come, in their order."""
+    """The queue of signals that have arrived, in order."""
 
     def __init__(self, reading: int) -> None:
         self._reading = reading
 
     def next(self, timeout: float | None = None) -> int | None:
-        """Wait for the next signal that asks to stop; None if none comes in time.
+        """Wait for the next signal that asks to stop; return None after the timeout.
 
         Args:
-            timeout: in seconds; None waits for ever.
+            timeout: timeout in seconds; None waits forever.
         """
         while select.select([self._reading], [], [], timeout)[0]:
             number = os.read(self._reading, 1)[0]
@@ -44,11 +46,11 @@ class Heard:
 def listen(attend: Callable[[Heard], None], handler: Handler) -> None:
     """Run `attend` in a thread, and from now on `handler` at each signal that asks to stop.
 
-    A signal that this process ignores stays ignored, such as SIGHUP under `nohup`. Signals that
-    are blocked no longer are. To be called in the main thread.
+    Signals that this process ignores stay ignored, such as SIGHUP under `nohup`. Blocked signals
+    are unblocked. The function must be called in the main thread.
 
     Raises:
-        RuntimeError: the thread cannot be started.
+        RuntimeError: The thread cannot be started.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -61,19 +63,19 @@ def listen(attend: Callable[[Heard], None], handler: Handler) -> None:
 
 
 def block() -> None:
-    """Let signals that ask to stop go to the other threads.
+    """Block signals that ask to stop in this thread, so that other threads receive them.
 
-    Threads that the calling one starts, and the programs that they start, have these signals
-    blocked: a job that is told to stop before it listens, stops as soon as it does.
+    Threads started by this one, and the programs that they start, inherit the block. A job that is
+    asked to stop before it listens therefore stops as soon as it listens.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, ASK_TO_STOP)
 
 
 def name(number: int) -> str:
-    """The name of a signal, such as SIGTERM."""
+    """Return the name of a signal, such as SIGTERM."""
     return signal.Signals(number).name
 
 
 def status(number: int) -> int:
-    """The exit status of a process that a signal has stopped, as shells count."""
+    """Return the exit status of a process that a signal has stopped, by the rule of shells."""
     return 128 + number

@@ -1,4 +1,4 @@
-"""The code behind a rule's script: its own file and the local modules that it imports."""
+"""The code of a rule's script: its own file and the local modules that it imports."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 IMPORT = re.compile(r"^[ \t]*(?:from|import)\b(?:[^\n(\\]|\\\n)*(?:\([^)]*\).*)?", re.M)
-"""What may be an import: a statement that begins a line."""
+"""Pattern of a statement at the beginning of a line that may be an import."""
 
 
 class Sources:
-    """The local modules behind the rules' scripts.
+    """The local modules that the rules' scripts import.
 
-    Snakemake sees only that a script's own file was touched, not what is in it, and nothing of the
-    modules that it imports. So the record of a rule's inputs has a digest of them all
-    (`inputs.py`): a rule reruns when code that it uses has changed, and only then.
+    Snakemake notices only that a script's own file was touched, regardless of its content and of
+    the modules that it imports. So the record of a rule's inputs (`inputs.py`) has a digest of all
+    of them: a rule reruns if and only if code that it uses has changed.
 
     Args:
-        folder: of the scripts and the library.
+        folder: folder of the scripts and the library.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def of(self, script: str, without: str | None = None) -> list[str]:
-        """A script and all local modules that it imports, directly or not.
+        """Return a script and all local modules that it imports, directly or indirectly.
 
         Args:
-            script: its file name.
-            without: a folder of modules that only check what the script is given: whatever they
-                become, the script's outputs stay the same.
+            script: file name of the script.
+            without: folder of modules that only check the script's inputs, so that no change to
+                them changes the outputs.
 
         Returns:
             Paths relative to the folder, sorted.
         """
-        left_out = self._folder / without if without else None
-        found: set[Path] = set()
-        waiting = [self._folder / script]
-        while waiting:
-            path = waiting.pop()
-            if path not in found and not (left_out and path.is_relative_to(left_out)):
-                found.add(path)
-                waiting += _imports(self._folder, path)
-        return sorted(path.relative_to(self._folder).as_posix() for path in found)
+        excluded = self._folder / without if without else None
+        modules: set[Path] = set()
+        pending = [self._folder / script]
+        while pending:
+            path = pending.pop()
+            if path not in modules and not (excluded and path.is_relative_to(excluded)):
+                modules.add(path)
+                pending += _imports(self._folder, path)
+        return sorted(path.relative_to(self._folder).as_posix() for path in modules)
 
     def digest(self, script: str, others: Sequence[Path] = (), without: str | None = None) -> str:
-        """Thirty-two hexadecimal digits that stand for the code behind a script.
+        """Return a digest of the code of a script, as 32 hexadecimal digits.
 
         Args:
-            script: its file name.
-            others: files that count as its code, such as templates.
-            without: modules that do not count, as in `of`.
+            script: file name of the script.
+            others: other files that belong to its code, such as templates.
+            without: folder of modules that are left out, see `of`.
         """
         digest = hashlib.sha256()
         for name in self.of(script, without):
@@ -81,14 +81,14 @@ def _imports(folder: Path, path: Path) -> tuple[Path, ...]:
 
 
 def _statements(source: str, folder: Path) -> Iterator[ast.AST]:
-    """The import statements of a file that name a local module, or more of the file's nodes.
+    """Yield the import statements of a file that name a local module, and possibly other nodes.
 
-    To parse all files takes a second at each start of Snakemake, so only these statements are. A
-    line of a docstring that reads like one counts as one, and where a statement cannot be parsed by
-    itself, all of the file is.
+    Only these statements are parsed, because parsing all files takes a second at each start of
+    Snakemake. A line of a docstring that looks like an import counts as one. If a statement cannot
+    be parsed by itself, the whole file is parsed.
     """
-    for found in IMPORT.finditer(source):
-        statement = found[0]
+    for match in IMPORT.finditer(source):
+        statement = match[0]
         if any(_module(folder, word) for word in re.findall(r"\w+", statement)):
             try:
                 yield from ast.parse(textwrap.dedent(statement)).body
@@ -98,7 +98,7 @@ def _statements(source: str, folder: Path) -> Iterator[ast.AST]:
 
 
 def _names(node: ast.AST) -> Iterator[str]:
-    """Names of the modules that a statement imports, packages on the way included."""
+    """Yield the names of the modules that a statement imports, including their parent packages."""
     names: list[str] = []
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
@@ -111,7 +111,7 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 @functools.cache
 def _module(folder: Path, name: str) -> Path | None:
-    """The file of a local module or package."""
+    """Return the file of a local module or package; None if there is none."""
     module = folder.joinpath(*name.split("."))
     for path in (module.with_suffix(".py"), module / "__init__.py"):
         if path.is_file():

@@ -1,9 +1,9 @@
-"""How a job stops at a signal: after the batch in flight, or at once.
+"""Stopping of a job at a signal: after the batch in flight, or at once.
 
-The first signal raises `Stopped` in the main thread, in whatever the job does; inside a `deferred`
-block, it waits until the block asks or ends. A second signal ends the process. So does `Stopped`
-where it has no effect: a library may swallow it, or compute for minutes before it is raised.
-Either way a job loses no more than by SIGKILL, and leaves no trace of Python on the terminal.
+The first signal raises `Stopped` in the main thread; inside a `deferred` block, it waits until the
+block checks for it or ends. A second signal ends the process. The process also ends if `Stopped`
+has no effect, because a library catches it or computes for minutes before it is raised. In all
+cases a job loses no more than after SIGKILL, and prints no stack trace.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from outlier_atlas import signals
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 3.0
-"""After which a job that was not deferred ends, if it has not come to its end by itself."""
+"""Seconds until a job that is not deferred is ended, if it has not ended by itself."""
 LAST_SECONDS = 1.0
-"""For the line that a job ends with."""
+"""Maximum time in seconds for the last line of a job."""
 SUPERVISED = "OUTLIER_ATLAS_SUPERVISED"
-"""Environment variable of jobs whose Snakemake tells the user that they were stopped."""
+"""Environment variable of jobs whose Snakemake reports to the user that they were stopped."""
 
 
 class Stopped(BaseException):
-    """A signal has asked the job to stop.
+    """A request to stop the job, raised after a signal.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -43,15 +43,15 @@ class Stopped(BaseException):
 
 
 class _Request:
-    """What was asked of this process, and how far it has come.
+    """The state of the request to stop this process.
 
     Attributes:
-        number: the first signal; None before it.
-        first: when it came.
-        due: from when on the process should end; None while it is deferred.
-        deferred: how many `deferred` blocks are open.
-        raised: whether `Stopped` was raised; it is, once.
-        over: whether the job has come to its end, whatever is asked now.
+        number: number of the first signal; None before it.
+        first: time of the first signal.
+        due: time from which the process should end; None while the request is deferred.
+        deferred: number of open `deferred` blocks.
+        raised: whether `Stopped` was raised, which happens once.
+        over: whether the job has ended, so that requests have no effect.
     """
 
     def __init__(self) -> None:
@@ -62,8 +62,8 @@ class _Request:
         self.raised = False
         self.over = False
 
-    def come(self, number: int) -> bool:
-        """Note a signal; whether it is a second request."""
+    def register(self, number: int) -> bool:
+        """Register a signal and return whether it is a second request."""
         now = time.monotonic()
         if self.number is not None:
             return now - self.first > signals.REPEATED_SECONDS
@@ -77,32 +77,32 @@ _request = _Request()
 
 
 def listen() -> None:
-    """Have signals stop this job from now on, those included that came while they were blocked.
+    """Let signals stop this job from now on, including those that came while they were blocked.
 
     Raises:
-        Stopped: here or at any later place of the main thread, until `finish` is called.
-        RuntimeError: no thread can be started to hear them.
+        Stopped: Here or at any later point of the main thread, until `finish` is called.
+        RuntimeError: The thread that hears signals cannot be started.
     """
     signals.listen(_attend, _handle)
 
 
 def finish() -> None:
-    """From here on the job ends by itself: a signal changes nothing."""
+    """Ignore signals from now on, because the job is about to end by itself."""
     _request.over = True
 
 
 def raise_again() -> None:
-    """Raise `Stopped` if it was raised before: an error that came after it is of cut off work."""
+    """Raise `Stopped` again if it was raised before: a later error is only its consequence."""
     if _request.raised and _request.number is not None:
         raise Stopped(_request.number)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let a signal wait until the block ends, or asks with `raise_if_asked`.
+    """Defer a signal until the block ends, or calls `raise_if_asked`.
 
     Raises:
-        Stopped: a signal came, and nothing else was raised in the block.
+        Stopped: A signal came, and the block raised no other exception.
     """
     _request.deferred += 1
     try:
@@ -121,14 +121,17 @@ def raise_if_asked() -> None:
 
 
 def end(number: int) -> NoReturn:
-    """End the process without Python's own end, which waits for threads and may show traces."""
-    told = "stopped by %s; what is committed counts: run the same command again"
+    """End the process with one line.
+
+    Python's regular exit would wait for threads and might print stack traces.
+    """
+    message = "stopped by %s; committed results are kept: run the same command again"
     level = logging.DEBUG if os.environ.get(SUPERVISED) else logging.WARNING
-    leave(signals.status(number), lambda: log.log(level, told, signals.name(number)))
+    leave(signals.status(number), lambda: log.log(level, message, signals.name(number)))
 
 
 def leave(status: int, say: Callable[[], object] = lambda: None) -> NoReturn:
-    """End the process as it is, once it has said its last and its streams are out."""
+    """End the process immediately after a last message and after its streams are flushed."""
 
     def last() -> None:
         say()
@@ -141,20 +144,20 @@ def leave(status: int, say: Callable[[], object] = lambda: None) -> NoReturn:
 
 
 def try_for(seconds: float, do: Callable[[], object]) -> None:
-    """Do something in another thread, and go on after so many seconds in any case.
+    """Call a function in another thread, and return after some seconds in any case.
 
-    What a terminal or a pipe does not take, because it is stopped or full, would wait for ever.
+    Writing to a terminal or a pipe that is stopped or full would wait forever.
     """
     thread = threading.Thread(target=do, daemon=True)
-    with suppress(RuntimeError):  # there may be no more threads
+    with suppress(RuntimeError):  # the system may refuse another thread
         thread.start()
         thread.join(seconds)
 
 
 def _handle(number: int, _: FrameType | None) -> None:
-    """In the main thread, between two steps of what it does."""
+    """Handle a signal in the main thread, between two of its bytecode instructions."""
     if not _request.over and not _request.raised:
-        _request.come(number)
+        _request.register(number)
         if not _request.deferred:
             _raise()
 
@@ -162,19 +165,19 @@ def _handle(number: int, _: FrameType | None) -> None:
 def _raise() -> None:
     assert _request.number is not None
     _request.raised = True
-    # What it cuts off may complain: destructors, callbacks, threads that wait for the main one.
+    # Interrupted destructors, callbacks and threads that wait for the main one may report errors.
     sys.unraisablehook = lambda _: None
     threading.excepthook = lambda _: None
     raise Stopped(_request.number)
 
 
 def _attend(heard: signals.Heard) -> None:
-    """In a thread of its own: a second signal, and patience that ends, end the process."""
+    """End the process at a second signal or after `PATIENCE_SECONDS`; runs in its own thread."""
     while True:
         number = heard.next(None if _request.number is None else 0.1)
         if _request.over:
             continue
-        if number is not None and _request.come(number):
+        if number is not None and _request.register(number):
             end(number)
         due = _request.due
         if due is not None and time.monotonic() - due > PATIENCE_SECONDS:

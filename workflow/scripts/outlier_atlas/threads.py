@@ -1,27 +1,27 @@
-"""Threads that the system refuses to start."""
+"""Checks for threads that the system refuses to start."""
 
 from __future__ import annotations
 
 import threading
 
 REFUSED = (
-    "the system lets this process start too few threads: raise the limit (`ulimit -u`; in a "
-    "container or a job of a scheduler its limit of pids), or lower execution.threads or --cores"
+    "the system lets this process start too few threads: raise the limit (`ulimit -u`, or the pid "
+    "limit of the container or scheduler job), or lower execution.threads or --cores"
 )
 OF_LIBRARIES = 16
-"""Threads that libraries start in a job, in addition to two pools of the job's own size."""
+"""Number of threads that libraries start in a job, apart from two for each thread of the job."""
 
 
 def require(threads: int) -> None:
     """Refuse a job for which the system starts too few threads.
 
-    Libraries in C end the process where they cannot start a thread, without a word on what to do.
+    C libraries end the process if they cannot start a thread, without saying what to do.
 
     Args:
-        threads: of the job.
+        threads: number of threads of the job.
 
     Raises:
-        ValueError: it does.
+        ValueError: The system starts too few threads.
     """
     done = threading.Event()
     started: list[threading.Thread] = []
@@ -39,5 +39,5 @@ def require(threads: int) -> None:
 
 
 def refused(error: BaseException) -> bool:
-    """Whether an error says that a thread could not be started."""
+    """Return whether an error reports that a thread could not be started."""
     return isinstance(error, RuntimeError) and "can't start new thread" in str(error)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from outlier_atlas.compat.snakemake_internals import command_line, is_job, output_settings
 from outlier_atlas.files import described
 from outlier_atlas.inputs import Purpose
 from outlier_atlas.sanitize import visible
@@ -31,24 +32,13 @@ def purpose(workflow: Any) -> Purpose:
     Args:
         workflow: Snakemake's own object, as the Snakefile knows it.
     """
-    if not workflow.is_main_process:
+    if is_job(workflow):
         return Purpose.JOB
-    given = options()
+    given = command_line()
     looks = any(getattr(given, name, None) for name in LOOKING)
     if getattr(given, "report_after_run", False):
         looks = False
-    return Purpose.LOOK if looks or workflow.output_settings.dryrun else Purpose.MAKE
-
-
-def options() -> Any:
-    """The command line's options; None where Snakemake was called as a library.
-
-    Snakemake reads the Snakefile before it tells the workflow what for.
-    """
-    frame = sys._getframe()
-    while frame is not None and frame.f_code.co_name != "args_to_api":
-        frame = frame.f_back  # type: ignore[assignment]
-    return None if frame is None else frame.f_locals.get("args")
+    return Purpose.LOOK if looks or output_settings(workflow).dryrun else Purpose.MAKE
 
 
 @contextmanager
@@ -89,11 +79,6 @@ def jobs_at_once(chains: int, cores: int, threads: int, gpus: int | None, of_job
     """
     most = min(chains, max(1, cores // min(threads, cores)))
     return min(most, max(1, gpus // min(of_job, gpus))) if gpus else most
-
-
-def literal(text: str) -> str:
-    """Text in which Snakemake finds nothing to fill in, and a terminal nothing to obey."""
-    return visible(text).replace("{", "{{").replace("}", "}}")
 
 
 def main(configuration: Path) -> None:

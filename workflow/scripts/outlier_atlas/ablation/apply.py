@@ -44,9 +44,7 @@ def tap_of(architecture: Architecture, site: str, layer: int) -> Tap:
     tap = next((t for t in architecture.taps[layer].values() if t.site == site), None)
     if tap is None:
         name = architecture.model_class.__name__
-        raise ValueError(
-            f"ablation: {name} has no {site} in layer {layer} that can be told for sure"
-        )
+        raise ValueError(f"ablation: {name} has no {site} in layer {layer} that can be identified")
     return tap
 
 
@@ -130,7 +128,7 @@ def experts_of(architecture: Architecture, layer: int) -> Tap:
     if EXPERT_OUT not in sites:
         raise ValueError(
             f"ablation.expert_weights: {architecture.model_class.__name__} has no routed experts "
-            f"in layer {layer} that can be told for sure"
+            f"in layer {layer} that can be identified"
         )
     return sites[EXPERT_OUT]
 

@@ -1,4 +1,4 @@
-"""What the ablation stage is given."""
+"""The arguments of the ablation stage."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.ablation.means import Means
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
-from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
-from outlier_atlas.files import read_record
 from outlier_atlas.roles.cached_architecture import described
 from outlier_atlas.settings.configuration import OnNewVersions
 from outlier_atlas.settings.extraction import even_ranges
-from outlier_atlas.store.commits import COMMITS, Commits
-from outlier_atlas.store.fingerprints import Fingerprints
-from outlier_atlas.store.layout import Layout
+from outlier_atlas.store.run import Run
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,21 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What the stage is given.
+    """The arguments of the ablation stage.
 
     Attributes:
         settings: the `ablation` section of the configuration.
         bootstrap: the block `detection.bootstrap`.
-        run: folder of the run.
-        store_record: the layout of its store.
-        tokens: the run's own token store.
-        heldout: token store of the held-out sequences.
-        model_record: the record of the model; `resources` is the folder that it is relative to.
-        tables: folder of the run's tables, and of the one that is written.
+        run: the run.
         trust_remote_code: whether code from the checkpoint may run.
         device: `auto`, `cuda`, `mps` or `cpu`.
         gpus: devices to spread a layer group over, where they are GPUs.
-        device_memory: of the device, as the configuration has it; None takes what is free.
+        device_memory: the memory of the device, as configured; None takes what is free.
         threads: CPU threads.
         on_new_versions: what happens if something is missing and the rest was computed under
             other versions or on another kind of device.
@@ -50,13 +41,7 @@ class Ablation:
 
     settings: Mapping[str, Any]
     bootstrap: Mapping[str, Any]
-    run: Path
-    store_record: Path
-    tokens: Path
-    heldout: Path
-    model_record: Path
-    resources: Path
-    tables: Path
+    run: Run
     trust_remote_code: bool = False
     device: str = "auto"
     gpus: int = 1
@@ -66,36 +51,24 @@ class Ablation:
     auto_groups: bool = False
 
     @cached_property
-    def layout(self) -> Layout:
-        return Layout.from_record(read_record(self.store_record))
-
-    @cached_property
-    def held(self) -> TokenStore:
-        """The held-out tokens."""
-        return TokenStore.recorded(self.heldout, self.run / HELDOUT)
-
-    @cached_property
     def means(self) -> Means:
-        """Over the run's own tokens."""
-        own = TokenStore.recorded(self.tokens, self.run / RECORD)
-        model = str(read_record(self.model_record)["fingerprint"])
-        whole = Fingerprints(self.layout, own.token_ids, own.sequence_starts, model)
-        return Means(self.run, self.layout, whole, Commits.load(self.run / COMMITS))
+        """The means over the run's own tokens."""
+        return Means(self.run, self.run.commits())
 
     @cached_property
     def model(self) -> tuple[Path, PretrainedConfig, Architecture]:
-        return described(read_record(self.model_record), self.resources, self.trust_remote_code)
+        return described(self.run.model, self.run.resources, self.trust_remote_code)
 
     @cached_property
     def groups(self) -> list[range]:
         """All layers, in as many layer groups as the run has."""
-        count = len(self.layout.layer_groups)
+        count = len(self.run.layout.layer_groups)
         return [range(*part) for part in even_ranges(self.model[2].layers, count)]
 
     @cached_property
     def weights(self) -> CheckedWeights:
-        return CheckedWeights(self.model_record, self.resources)
+        return CheckedWeights(self.run.model_record, self.run.resources)
 
     def group_of(self, layer: int) -> int:
-        """The layer group that a layer is in."""
+        """Return the number of the layer group that a layer is in."""
         return next(index for index, layers in enumerate(self.groups) if layer in layers)

@@ -1,84 +1,72 @@
-"""Means of channels over a run's tokens, from its store or the summaries of what is not stored."""
+"""The means of channels over a run's tokens, from the store or from summaries."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas.statistics.summary import Summary
-from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import Commits
-from outlier_atlas.store.fingerprints import Fingerprints
-from outlier_atlas.store.layout import Layout, Target
-from outlier_atlas.store.repair import give_up, give_up_summaries
-from outlier_atlas.store.summaries import LostSummaryError, committed
-from outlier_atlas.store.targets import DamagedChunkError
+from outlier_atlas.store.layout import Target
+from outlier_atlas.store.run import Run
+from outlier_atlas.store.summaries import LostSummaryError
+from outlier_atlas.store.target_chunks import DamagedChunkError
 
 
 @dataclass(frozen=True)
 class Means:
-    """Each site and layer is read once, a chunk at a time, when a mean of it is first asked for.
+    """The means of channels; a site and layer is read once, when its first mean is asked for.
 
     Attributes:
-        run: folder of the run.
-        layout: of its store.
-        fingerprints: of its chunks.
-        commits: of it.
+        run: the run.
+        commits: the commits that count.
     """
 
-    run: Path
-    layout: Layout
-    fingerprints: Fingerprints
+    run: Run
     commits: Commits
     _known: dict[Target, NDArray[np.float64]] = field(default_factory=dict)
 
     def __call__(self, site: str, layer: int, channel: int) -> float:
-        """The mean of a channel's finite values over all tokens of the run, summed in float64.
+        """Return the mean of a channel's finite values over all tokens, summed in float64.
 
         From the store and from summaries it is the same but for the order of the additions.
 
         Raises:
             ValueError: the site was not measured in that layer, or what is kept is damaged.
         """
-        if site not in self.layout.sites or layer not in self.layout.layers:
+        if site not in self.run.layout.sites or layer not in self.run.layout.layers:
             raise ValueError(
                 f"ablation.interventions: the mean of {site} in layer {layer} is not known, since "
                 f"it was not measured; name it in extraction.sites, or take `interventions: [zero]`"
             )
-        target = self.layout.target(site, layer)
+        target = self.run.layout.target(site, layer)
         if target not in self._known:
             made = self._summarized if target.is_summary else self._stored
             self._known[target] = made(target)
         return float(self._known[target][channel])
 
     def _stored(self, target: Target) -> NDArray[np.float64]:
-        arrays = self._arrays()
-        count, total = np.zeros((2, self.layout.channels(target)))
+        arrays = self.run.arrays(self.commits)
+        count, total = np.zeros((2, self.run.layout.channels(target)))
         try:
-            for chunk in range(self.layout.chunks):
-                rows = arrays.read(target, *self.layout.chunk_range(chunk))
+            for chunk in range(self.run.layout.chunks):
+                rows = arrays.read(target, *self.run.layout.chunk_range(chunk))
                 finite = np.isfinite(rows)
                 count += finite.sum(axis=0)
                 total += rows.sum(axis=0, dtype=np.float64, where=finite)
         except DamagedChunkError as damage:
-            raise give_up(self.run, arrays, [damage]) from damage
+            raise self.run.give_up(arrays, [damage]) from damage
         return total / count
 
     def _summarized(self, target: Target) -> NDArray[np.float64]:
-        count, total = np.zeros((2, self.layout.channels(target)))
+        count, total = np.zeros((2, self.run.layout.channels(target)))
         try:
-            for chunk in range(self.layout.chunks):
-                for tile in committed(
-                    self.run, self.commits, self.fingerprints, target, chunk, Summary
-                ):
+            for chunk in range(self.run.layout.chunks):
+                for tile in self.run.committed_summaries(self.commits, target, chunk, Summary):
                     count += tile.channel_count
                     total += tile.channel_count * tile.channel_mean
         except LostSummaryError as lost:
-            raise give_up_summaries(self.run, [lost]) from lost
+            raise self.run.give_up_summaries([lost]) from lost
         return total / count
-
-    def _arrays(self) -> Arrays:
-        return Arrays(self.run, self.layout, self.fingerprints.counted(self.commits))

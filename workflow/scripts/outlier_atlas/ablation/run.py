@@ -29,7 +29,6 @@ from outlier_atlas.ablation.variants import UNALTERED, Variant
 from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
 from outlier_atlas.extraction import preflight
-from outlier_atlas.files import read_record
 from outlier_atlas.loading.malloc_tuning import few_kernels
 from outlier_atlas.loading.partial import DTYPES
 from outlier_atlas.plan.memory_budget import ConcurrentJobs
@@ -61,7 +60,7 @@ def ablate(ablation: Ablation) -> None:
 
 
 class _StartOverError(Exception):
-    """What was there has been removed, while something was already taken for done."""
+    """Earlier results have been removed after some of them were taken for done."""
 
 
 def _ablate(ablation: Ablation) -> None:
@@ -69,21 +68,21 @@ def _ablate(ablation: Ablation) -> None:
     ablation.weights.check()
     architecture = ablation.model[2]
     architecture.check_head(len(ablation.groups))
-    architecture.check_length(int(np.diff(ablation.held.sequence_starts).max()))
-    targets = Targets(TargetContext(settings, ablation.tables, architecture, ablation.means))
+    architecture.check_length(int(np.diff(ablation.run.heldout.sequence_starts).max()))
+    targets = Targets(TargetContext(settings, ablation.run.tables, architecture, ablation.means))
     trials = targets.trials()
-    model = str(read_record(ablation.model_record)["fingerprint"])
-    streams = Streams(ablation.run, ablation.layout, model, ablation.held)
+    run = ablation.run
+    streams = Streams(run, run.layout, run.model_fingerprint, run.heldout)
     streams.delete_others()
     trials += targets.later_trials(ablation, streams, partial(_leased, ablation, streams))
     variants = {trial.variant.key: trial.variant for trial in trials}
     _run_all(ablation, variants, streams)
     streams.delete_streams()
     losses = {key: streams.losses(key) for key in variants}
-    bootstrap = Bootstrap(ablation.held.sequences, **ablation.bootstrap)
-    found = columns(trials, losses, ablation.held.sequence_starts, bootstrap)
-    table = tables.ABLATIONS.under({"bootstrap": bootstrap.record()})
-    tables.write(ablation.tables, table, found)
+    bootstrap = Bootstrap(ablation.run.heldout.sequences, **ablation.bootstrap)
+    found = columns(trials, losses, ablation.run.heldout.sequence_starts, bootstrap)
+    table = tables.ABLATIONS.with_parameters({"bootstrap": bootstrap.record()})
+    tables.write(ablation.run.tables, table, found)
 
 
 def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Streams) -> None:
@@ -100,7 +99,7 @@ def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Strea
 
 @contextmanager
 def _leased(ablation: Ablation, streams: Streams) -> Iterator[Sequence[str]]:
-    """The devices of the stage, once it is known that it fits.
+    """Lease the devices of the stage, once it is known that it fits.
 
     Raises:
         ValueError: it does not, or memory runs out all the same; or the rest was computed
@@ -136,7 +135,7 @@ def _settle(ablation: Ablation, streams: Streams, now: Origin) -> None:
     found = others(streams.origins(), now)
     how = ablation.on_new_versions
     if found and how == "refuse":
-        raise ValueError(refusal(ablation.run / "ablation", found, now))
+        raise ValueError(refusal(ablation.run.ablation, found, now))
     if found and how == "recompute":
         log.warning(
             "ablation: what was computed under %s no longer counts, and is computed again under %s "
@@ -159,18 +158,18 @@ def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:
         ValueError: it cannot; the block that would fit has been logged.
     """
     layout = replace(
-        ablation.layout,
-        sites={}, store=(), perplexity=True, tokens=ablation.held.tokens,
+        ablation.run.layout,
+        sites={}, store=(), perplexity=True, tokens=ablation.run.heldout.tokens,
         layer_groups=tuple((layers[0], layers[-1]) for layers in ablation.groups),
     )  # fmt: skip
-    longest = int(np.diff(ablation.held.sequence_starts).max())
+    longest = int(np.diff(ablation.run.heldout.sequence_starts).max())
     made = plan(
-        layout, read_record(ablation.model_record), ablation.resources, 1, longest, False,
+        layout, ablation.run.model, ablation.run.resources, 1, longest, False,
         ablation.trust_remote_code, len(where),
     )  # fmt: skip
     budget = preflight.budget_of(where, ablation.device_memory, ConcurrentJobs())
-    own = read_record(ablation.store_record)["extraction"]
-    preflight.refuse(made, budget, ablation.run, own, ablation.auto_groups)
+    own = ablation.run.store_description["extraction"]
+    preflight.refuse(made, budget, ablation.run.folder, own, ablation.auto_groups)
 
 
 def _run_group(
@@ -187,17 +186,17 @@ def _run_group(
     last = index + 1 == len(ablation.groups)
     made = architecture.head.channels
     tap = tap_of_decoder(layers[-1], made) if last else architecture.taps[layers[-1]]["resid_post"]
-    dtype, trust = ablation.layout.dtype, ablation.trust_remote_code
+    dtype, trust = ablation.run.layout.dtype, ablation.trust_remote_code
     group = load_group(ablation.model, layers, dtype, trust, [tap], where)
     own = {variant.key for variant in variants if (variant.key, index) in streams.there()}
-    total = len(variants) * ablation.held.tokens
+    total = len(variants) * ablation.run.heldout.tokens
     with progress(total, " tokens", f"layers {layers[0]} to {layers[-1]}") as bar:
         for variant in variants:
             source = variant.key if variant.key in own else UNALTERED.key
             _run_variant(ablation, index, variant, source, streams, group)
             if variant != UNALTERED:
                 streams.delete((variant.key, index))
-            bar.update(ablation.held.tokens)
+            bar.update(ablation.run.heldout.tokens)
     streams.delete((UNALTERED.key, index))
 
 
@@ -216,13 +215,13 @@ def _run_variant(
     """
     layers, architecture = ablation.groups[index], ablation.model[2]
     altered = alterations(architecture, variant.edits, layers)
-    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.layout.dtype]
+    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.run.layout.dtype]
     with (
         weights_zeroed(group.model, architecture, variant.edits, layers),
         streams.writing((variant.key, index + 1)) as put,
     ):
-        for sequence in range(ablation.held.sequences):
-            ids = torch.from_numpy(ablation.held.sequence(sequence).astype(np.int64))[None]
+        for sequence in range(ablation.run.heldout.sequences):
+            ids = torch.from_numpy(ablation.run.heldout.sequence(sequence).astype(np.int64))[None]
             batch = streams.read((source, index), sequence, dtype)[None] if index else ids
             group.run_directly(batch, partial(_keep, group, ids, put), altered)
         ablation.weights.check()  # a file that was overwritten may have changed under a memory map

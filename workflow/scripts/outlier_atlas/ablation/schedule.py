@@ -42,6 +42,6 @@ def schedule(
 
 
 def _towards(unaltered: str, boundary: int, there: Collection[Place]) -> range:
-    """The layer groups that the unaltered model runs through to leave a boundary."""
+    """Return the layer groups that the unaltered model runs through to leave a boundary."""
     own = [b for b in range(1, boundary) if (unaltered, b) in there]
     return range(max(own, default=0), boundary)

@@ -33,6 +33,7 @@ from outlier_atlas.files import (
 from outlier_atlas.store.fingerprints import NUMERICS_VERSION
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.origin import DEVICE, VERSIONS, Origin
+from outlier_atlas.store.run_files import RunFiles
 
 CHECKSUM = np.dtype("<u4")
 ORIGINS = "origins.json"
@@ -46,13 +47,13 @@ class Streams:
     """The files of one set of held-out tokens; memory is that of a sequence's rows.
 
     Args:
-        run: folder of the run.
+        run: the files of the run.
         layout: of its store.
         model: fingerprint of the weights.
         heldout: the held-out tokens.
     """
 
-    def __init__(self, run: Path, layout: Layout, model: str, heldout: TokenStore) -> None:
+    def __init__(self, run: RunFiles, layout: Layout, model: str, heldout: TokenStore) -> None:
         self._groups, self._starts = len(layout.layer_groups), heldout.sequence_starts
         # Stands for all that they depend on, except the variant.
         current = fingerprint(
@@ -64,7 +65,7 @@ class Streams:
                 "tokens": [heldout.token_ids.tolist(), self._starts.tolist()],
             }
         )
-        self._folder = run / "ablation" / current
+        self._folder = run.ablation / current
 
     def delete_others(self) -> None:
         """Remove what lies under another fingerprint."""
@@ -89,14 +90,14 @@ class Streams:
             path.unlink()
 
     def there(self) -> set[Place]:
-        """What lies on disk."""
+        """Return the places whose files are on the disk."""
         names = (PLACE.fullmatch(path.name) for path in self._folder.glob("*.rows"))
         return {(name[1], int(name[2])) for name in names if name}
 
     @contextmanager
     def writing(self, place: Place) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-        """Takes the rows (token, byte) of a place, a sequence at a time, in their order; it is
-        there when the block ends.
+        """Write the rows (token, byte) of a place, a sequence at a time, in their order; the file
+        is there when the block ends.
 
         Raises:
             OSError: the disk is full.
@@ -113,7 +114,7 @@ class Streams:
             write_all(file, np.array(checksums, CHECKSUM).tobytes())
 
     def read(self, place: Place, sequence: int, dtype: torch.dtype) -> torch.Tensor:
-        """A sequence's tokens of a place, (token, channel).
+        """Return a sequence's tokens of a place, (token, channel).
 
         Raises:
             DamagedFileError: they are not what was written.
@@ -149,7 +150,7 @@ class Streams:
                 yield damage
 
     def record(self, key: str, group: int) -> dict[str, Any] | None:
-        """What was measured of a variant in a layer group; None where it was not.
+        """Return what was measured of a variant in a layer group; None where nothing was.
 
         Raises:
             DamagedFileError: it is not what was written.
@@ -172,7 +173,7 @@ class Streams:
                 self.delete(place)
 
     def losses(self, key: str) -> NDArray[np.float32]:
-        """The losses of a variant, (token,).
+        """Return the losses of a variant, (token,).
 
         Raises:
             DamagedFileError: they are not what was written.
@@ -182,7 +183,7 @@ class Streams:
         return torch.cat([self.read(place, s, torch.float32)[:, 0] for s in sequences]).numpy()
 
     def _checksum(self, place: Place, sequence: int, content: bytes) -> int:
-        """Of rows, and of where they belong: those of another variant or sequence have another."""
+        """Return the checksum of rows and their place: equal rows of another place have another."""
         belonging = f"{self._path(place).relative_to(self._folder.parent)} {sequence}"
         return int(google_crc32c.extend(google_crc32c.value(belonging.encode()), content))
 
@@ -192,5 +193,5 @@ class Streams:
 
 
 def bytes_of(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    """The bytes (token, byte) of a tensor (token, channel)."""
+    """Return the bytes (token, byte) of a tensor (token, channel)."""
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()

@@ -1,1 +1,1 @@
-"""Checkpoints on disk and on the hub: where a model comes from, its files, their integrity."""
+"""Checkpoints on disk and on the hub: sources of models, their files, and checks of both."""

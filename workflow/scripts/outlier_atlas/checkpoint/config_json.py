@@ -1,4 +1,4 @@
-"""What a `config.json` states, before and after transformers has read it."""
+"""Checks of a `config.json`, before and after transformers has read it."""
 
 from __future__ import annotations
 
@@ -12,46 +12,58 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 ABOVE_ZERO = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
-"""Numbers that a model may lack or have for each layer; a single one is at least 1."""
+"""Entries that a model may lack or have for each layer; a single number must be at least 1."""
 
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+"""Entries that are added to a variance before its root is taken; none may be negative."""
 
 
-def check_stated(path: Path) -> None:
-    """Check what transformers does not check, or does not name.
+def check_entries(path: Path) -> None:
+    """Check the entries that transformers does not check, or whose errors do not name the entry.
+
+    Args:
+        path: the `config.json`.
 
     Raises:
-        ValueError: the file is not JSON, or an entry is of a wrong type.
+        ValueError: the file is not JSON, or an entry has a wrong type.
     """
 
     def refuse(constant: str) -> float:
         if constant == "NaN":
-            raise ValueError("NaN stands where a number is expected")
+            raise ValueError("NaN where a number is expected")
         return float(constant)
 
     try:
-        stated = json.loads(path.read_text("utf-8"), parse_constant=refuse)
+        entries = json.loads(path.read_text("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({gist(error)}); fetch it again") from error
-    if not isinstance(stated, dict) or not isinstance(stated.get("model_type"), str):
-        raise ValueError(f"{path}: names no model_type, and is no configuration of transformers")
+    if not isinstance(entries, dict) or not isinstance(entries.get("model_type"), str):
+        raise ValueError(
+            f"{path}: has no model_type, so transformers cannot read it; take the config.json that "
+            f"the checkpoint was saved with"
+        )
     for key in ("auto_map", "quantization_config"):
-        if not isinstance(stated.get(key), dict | None):
-            raise ValueError(f"{path}: {key} is {_shown(stated[key])}, and must be an object")
-    named = stated.get("architectures")
-    if named is not None and not (
-        isinstance(named, list) and all(isinstance(name, str) for name in named)
+        if not isinstance(entries.get(key), dict | None):
+            raise ValueError(f"{path}: {key} is {_shown(entries[key])}, and must be an object")
+    class_names = entries.get("architectures")
+    if class_names is not None and not (
+        isinstance(class_names, list) and all(isinstance(name, str) for name in class_names)
     ):
         raise ValueError(
-            f"{path}: architectures is {_shown(named)}, and must be a list of class names"
+            f"{path}: architectures is {_shown(class_names)}, and must be a list of class names"
         )
 
 
 def check_sizes(path: Path, config: PretrainedConfig, text: PretrainedConfig) -> None:
     """Check the numbers that describe the text decoder.
 
+    Args:
+        path: the `config.json`, for messages.
+        config: the configuration of the whole model.
+        text: the part of the configuration that describes the text decoder.
+
     Raises:
-        ValueError: one is missing, or makes no model.
+        ValueError: a number is missing, or no model can have it.
     """
     for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
         value = getattr(text, key, None)
@@ -72,22 +84,22 @@ def check_sizes(path: Path, config: PretrainedConfig, text: PretrainedConfig) ->
 
 
 def _check_heads(path: Path, text: PretrainedConfig) -> None:
-    heads, shared = (
+    heads, kv_heads = (
         getattr(text, key, None) for key in ("num_attention_heads", "num_key_value_heads")
     )
-    if type(heads) is int and type(shared) is int and heads % shared:
+    if type(heads) is int and type(kv_heads) is int and heads % kv_heads:
         raise ValueError(
-            f"{path}: num_key_value_heads is {shared}, which does not divide num_attention_heads, "
-            f"{heads}"
+            f"{path}: num_key_value_heads is {kv_heads}, which does not divide "
+            f"num_attention_heads, {heads}"
         )
 
 
 def _check_experts(path: Path, text: PretrainedConfig) -> None:
     experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None)
-    chosen = getattr(text, "num_experts_per_tok", None)
-    if experts and chosen and chosen > experts:
+    routed = getattr(text, "num_experts_per_tok", None)
+    if experts and routed and routed > experts:
         raise ValueError(
-            f"{path}: num_experts_per_tok is {chosen}, and there are {experts} experts"
+            f"{path}: num_experts_per_tok is {routed}, but the model has {experts} experts"
         )
 
 
@@ -106,10 +118,10 @@ def check_folder(folder: Path) -> None:
     if not index.is_file():
         return
     try:
-        stated = json.loads(index.read_text("utf-8"))
+        entries = json.loads(index.read_text("utf-8"))
     except (ValueError, RecursionError):
-        return  # `weight_files` refuses it
-    if isinstance(stated, dict) and not isinstance(stated.get("metadata"), dict):
+        return  # `weight_files` refuses an index that is not JSON
+    if isinstance(entries, dict) and not isinstance(entries.get("metadata"), dict):
         raise ValueError(
             f'{index}: has no object "metadata", which transformers reads; add "metadata": {{}} to '
             f"the file"

@@ -1,4 +1,4 @@
-"""Models of the hub: a revision resolved to a commit, and of its files only what is needed."""
+"""Models of the hub: a revision is resolved to a commit, and only the needed files are fetched."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from outlier_atlas.files import DamagedFileError
 FETCH_AGAIN = (
     "fetch it again: `snakemake --cores 1 --forcerun fetch_model --configfile YOURS -- fetch`"
 )
+"""Advice for a model or dataset that is no longer on this machine."""
 CONFIGURATION = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 """Endings of the files other than weights: configuration, tokenizer, chat template."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a model before its weights are downloaded.
+class HubModel:
+    """Model of the hub whose weights are not downloaded yet.
 
     Attributes:
-        commit: its commit.
-        folder: of its configuration, in the cache of the hub.
-        headers: folder with its weights' files, in which only the headers are filled in; it goes
-            with what it lies in.
-        files: names of the weights' files.
+        commit: commit that the revision resolves to.
+        folder: folder of the configuration, in the cache of the hub.
+        headers: temporary folder of weight files that contain headers only.
+        files: names of the weight files.
     """
 
     commit: str
@@ -48,27 +48,28 @@ class Known:
 
 
 BLOB = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-"""The name of a file in the cache: Git's hash of it, or sha256 of one that Git LFS keeps."""
+"""Name of a file in the cache: the hash that Git gives it, or the sha256 of a Git LFS file."""
 
 
 def check_cached(folder: Path, names: Iterable[str], digests: Digests) -> None:
-    """Compare files of the cache with their hashes: a damaged one would become another model.
+    """Compare files of the cache with the hashes in their names: a damaged file is another model.
 
     Args:
-        folder: of a commit in the cache.
-        names: of files in it.
-        digests: of these files.
+        folder: folder of a commit in the cache.
+        names: names of files in it.
+        digests: known digests of these files.
 
     Raises:
-        DamagedFileError: a file is not what was downloaded; without it, it is downloaded again.
+        DamagedFileError: a file differs from the one downloaded. Once the file that the error names
+            is removed, it is downloaded again.
     """
     blobs = {name: (folder / name).resolve() for name in names}
-    found = digests.of({name: folder / name for name in blobs})
+    sums = digests.of({name: folder / name for name in blobs})
     for name, blob in blobs.items():
         if not BLOB.fullmatch(blob.name):
-            continue  # a cache without links
-        if blob.name != (found[name] if len(blob.name) == 64 else _git_hash(blob)):
-            raise DamagedFileError(blob, f"{name} is not what the hub has")
+            continue  # a cache without links has no hashes in its names
+        if blob.name != (sums[name] if len(blob.name) == 64 else _git_hash(blob)):
+            raise DamagedFileError(blob, f"{name} differs from the file on the hub")
 
 
 def _git_hash(path: Path) -> str:
@@ -77,32 +78,38 @@ def _git_hash(path: Path) -> str:
 
 
 def download(
-    repository: str, revision: str | None, trust_remote_code: bool, check: Callable[[Known], object]
+    repository: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    check: Callable[[HubModel], object],
 ) -> tuple[str, Path]:
     """Download a model into the cache of the hub (`HF_HOME`).
 
     Args:
-        check: raises where the model cannot be used; its weights are not downloaded then.
+        repository: repository on the hub.
+        revision: branch, tag or commit; None for the default branch.
+        trust_remote_code: whether Python files are downloaded, too.
+        check: called before the weights are downloaded; raises if the model cannot be used.
 
     Returns:
         The commit, and the folder of its files.
 
     Raises:
-        ValueError: as `look_up` has it; nothing but the configuration is downloaded then.
+        ValueError: see `look_up`. Then only the configuration was downloaded.
     """
-    with look_up(repository, revision, trust_remote_code) as known:
-        check(known)
-        _snapshot(repository, known.commit, known.files)
-    return known.commit, known.folder
+    with look_up(repository, revision, trust_remote_code) as hub_model:
+        check(hub_model)
+        _snapshot(repository, hub_model.commit, hub_model.files)
+    return hub_model.commit, hub_model.folder
 
 
 @contextmanager
-def look_up(repository: str, revision: str | None, trust_remote_code: bool) -> Iterator[Known]:
-    """Download the configuration of a model, and of its weights the headers.
+def look_up(repository: str, revision: str | None, trust_remote_code: bool) -> Iterator[HubModel]:
+    """Download the configuration of a model and the headers of its weights.
 
     Raises:
-        ValueError: there is no such model or revision, it is gated, the hub cannot be reached, or
-            the model has no safetensors weights.
+        ValueError: the model or revision does not exist, the model is gated, the hub cannot be
+            reached, or the model has no safetensors weights.
     """
     import huggingface_hub as hub
 
@@ -111,24 +118,31 @@ def look_up(repository: str, revision: str | None, trust_remote_code: bool) -> I
         names = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
         weights = choose_weights(repository, names)
         endings = (*CONFIGURATION, ".py") if trust_remote_code else CONFIGURATION
-        wanted = [name for name in names if name.endswith(endings) or is_tokenizer_file(name)]
+        names_to_fetch = [
+            name for name in names if name.endswith(endings) or is_tokenizer_file(name)
+        ]
         templates = (file.rfilename for file in info.siblings or ())
-        wanted += [name for name in templates if name.startswith(f"{TEMPLATES}/")]
-        folder = _snapshot(repository, info.sha, wanted)
-        check_cached(folder, [name for name in wanted if (folder / name).is_file()], Digests())
+        names_to_fetch += [name for name in templates if name.startswith(f"{TEMPLATES}/")]
+        folder = _snapshot(repository, info.sha, names_to_fetch)
+        check_cached(
+            folder, [name for name in names_to_fetch if (folder / name).is_file()], Digests()
+        )
         if not weights:
             weights = index_files(folder / INDEX)
         missing = sorted(set(weights) - set(names))
         if missing:
-            raise ValueError(f"{repository}: {INDEX} names {missing[0]!r}, which is not there")
+            raise ValueError(
+                f"{repository}: {INDEX} lists {missing[0]!r}, which the repository does not have; "
+                f"choose another model or revision"
+            )
         headers = Path(temporary) / repository.replace("/", "--")
         headers.mkdir()
         _headers(repository, info.sha, weights, headers)
-        yield Known(str(info.sha), folder, headers, weights)
+        yield HubModel(str(info.sha), folder, headers, weights)
 
 
 def _headers(repository: str, commit: str, names: Sequence[str], folder: Path) -> None:
-    """Write files that have the headers of weights and a hole where the weights would be.
+    """Write weight files that consist of their header and a hole in place of the weights.
 
     Raises:
         ValueError: a file is no safetensors file.
@@ -137,46 +151,57 @@ def _headers(repository: str, commit: str, names: Sequence[str], folder: Path) -
 
     def write(name: str) -> None:
         try:
-            held = hub.HfApi().parse_safetensors_file_metadata(repository, name, revision=commit)
+            metadata = hub.HfApi().parse_safetensors_file_metadata(
+                repository, name, revision=commit
+            )
         except hub.errors.SafetensorsParsingError as error:
-            raise ValueError(f"{repository}: {name} is no safetensors file") from error
+            raise ValueError(
+                f"{repository}: {name} is not a safetensors file; choose another model or revision"
+            ) from error
         header = {
             key: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
-            for key, t in held.tensors.items()
+            for key, t in metadata.tensors.items()
         }
         text = json.dumps(header).encode()
         with (folder / name).open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(
-                8 + len(text) + max((t.data_offsets[1] for t in held.tensors.values()), default=0)
+                8
+                + len(text)
+                + max((t.data_offsets[1] for t in metadata.tensors.values()), default=0)
             )
 
     with ThreadPoolExecutor() as threads:
         list(threads.map(write, names))
 
 
-def cached(repository: str, commit: str) -> Path:
-    """The folder of a downloaded commit, without asking the network.
+def cached_folder(repository: str, commit: str) -> Path:
+    """Return the folder of a downloaded commit, without network access.
 
     Raises:
-        ValueError: it is not in the cache any more.
+        ValueError: the commit is no longer in the cache.
     """
     import huggingface_hub as hub
 
     config = hub.try_to_load_from_cache(repository, "config.json", revision=commit)
     if not isinstance(config, str):
         raise ValueError(
-            f"{repository} at {commit[:12]} is not in the hub's cache any more; {FETCH_AGAIN}"
+            f"{repository} at {commit[:12]} is no longer in the hub's cache; {FETCH_AGAIN}"
         )
     return Path(config).parent
 
 
 @contextmanager
 def readable_errors(kind: str, repository: str, revision: str | None) -> Iterator[None]:
-    """Turns what can go wrong with the hub into one sentence each.
+    """Turn the errors of the hub's libraries into one sentence each.
 
     Args:
         kind: `model` or `dataset`.
+        repository: repository on the hub.
+        revision: revision that was requested, for the message.
+
+    Raises:
+        ValueError: an error of the hub occurred in the block.
     """
     from huggingface_hub import errors
 
@@ -186,22 +211,24 @@ def readable_errors(kind: str, repository: str, revision: str | None) -> Iterato
     except errors.GatedRepoError as error:
         raise gated(name) from error
     except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{name} has no revision {revision!r}") from error
+        raise ValueError(
+            f"{name} has no revision {revision!r}; name an existing branch, tag or commit"
+        ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise ValueError(
-            f"{name}: there is no such {kind} on the hub, or it is private (then log in: "
-            f"`hf auth login`, or set HF_TOKEN); a local folder begins with ./ or /"
+            f"{name}: no such {kind} on the hub, or it is private (then log in: `hf auth login`, "
+            f"or set HF_TOKEN); a local folder begins with ./ or /"
         ) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise ValueError(f"{name}: the hub cannot be reached (offline)") from error
-    except (errors.HTTPError, ConnectionError) as error:  # of the HTTP library that the hub's uses
+    except (errors.HTTPError, ConnectionError) as error:  # raised by the hub's HTTP library
         raise ValueError(
             f"{name}: the hub cannot be reached ({type(error).__name__}); try again"
         ) from error
 
 
 def gated(name: str) -> ValueError:
-    """What to do about a gated model or dataset."""
+    """Return an error that says how to get access to a gated model or dataset."""
     return ValueError(
         f"{name} is gated: accept its terms on its page, then log in (`hf auth login`, or set "
         f"HF_TOKEN)"

@@ -1,8 +1,8 @@
-"""Where a model comes from: a built-in, a GGUF file, a local folder or the hub.
+"""Sources of a model: a built-in model, a GGUF file, a local folder or the hub.
 
-Whatever it is, the run knows it by its record: a small file with a fingerprint of the weights,
-from which `locate` finds the folder again, offline. transformers is imported where it is needed:
-the Snakefile asks for names only.
+A run identifies its model by a record: a small file with a fingerprint of the weights. `locate`
+finds the folder of a recorded model without network access. transformers is imported inside
+functions, because the Snakefile only needs names from this module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlier_atlas import builtin
-from outlier_atlas.checkpoint.config_json import check_folder, check_sizes, check_stated
+from outlier_atlas.checkpoint.config_json import check_entries, check_folder, check_sizes
 from outlier_atlas.checkpoint.folder import (
     check_files,
     checked_files,
@@ -41,17 +41,17 @@ from outlier_atlas.settings.source import local_path, source_kind
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from outlier_atlas.checkpoint.hub import Known
+    from outlier_atlas.checkpoint.hub import HubModel
 
 DIGESTS = "digests"
-"""Folder of the digests of models and datasets, in `resources`."""
+"""Subfolder of `resources` with the digests of models and datasets."""
 
 ENDINGS = (".safetensors", *CONFIGURATION, ".py")
-"""Endings of the files that a checkpoint is made of, its tokenizer's apart."""
+"""Endings of the files that make up a checkpoint, except for tokenizer files."""
 
 
 def slug(settings: ModelSettings) -> str:
-    """A file name for a model: readable, and different for different models."""
+    """Return a file name for a model: readable, and different for different models."""
     name = settings.source.removeprefix("builtin:").rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join(name.split("/")[-2:])).strip("-.")
     key = [settings.source, settings.revision, settings.trust_remote_code]
@@ -59,13 +59,13 @@ def slug(settings: ModelSettings) -> str:
 
 
 def files(folder: Path) -> list[Path]:
-    """The files in a folder that a checkpoint is made of."""
+    """Return the paths of the files in a folder that make up a checkpoint."""
     names = regular_files(folder)
     return [folder / n for n in names if n.endswith(ENDINGS) or is_tokenizer_file(n)]
 
 
 def gguf_file(settings: ModelSettings, resources: Path) -> Path | None:
-    """The GGUF file of a built-in or GGUF model; None for other models."""
+    """Return the GGUF file of a built-in or GGUF model; None for other models."""
     kind = source_kind(settings.source)
     if kind == "builtin":
         return resources / builtin.path(settings.source)
@@ -73,23 +73,25 @@ def gguf_file(settings: ModelSettings, resources: Path) -> Path | None:
 
 
 Check = Callable[["PretrainedConfig", bool], object]
-"""Raises `ValueError` for a configuration whose model could not run; the flag is that of
-`trust_remote_code`."""
+"""Function that raises `ValueError` for a configuration whose model could not run.
+
+Its second argument is the value of `trust_remote_code`.
+"""
 
 
 def fetch(
     settings: ModelSettings, resources: Path, record: Path, check: Check | None = None
 ) -> None:
-    """Have a model on this machine, and record what it is; the only step that needs the network.
+    """Fetch a model and record it; this is the only step that needs the network.
 
     Args:
         settings: the `model` section of the configuration.
-        resources: folder for what is fetched or made of it.
-        record: the record to write.
-        check: of a model of the hub, before gigabytes of weights are fetched.
+        resources: folder for fetched and derived files.
+        record: path of the record to write.
+        check: called with the configuration of a hub model before its weights are downloaded.
 
     Raises:
-        ValueError: the model cannot be had or cannot be used; one sentence.
+        ValueError: the model cannot be fetched or cannot be used; one sentence.
     """
     from outlier_atlas.checkpoint import gguf, hub
 
@@ -99,7 +101,7 @@ def fetch(
     if kind == "hub":
         commit, folder = hub.download(
             settings.source, settings.revision, settings.trust_remote_code,
-            lambda known: _check_before(settings, known, check),
+            lambda hub_model: _check_before(settings, hub_model, check),
         )  # fmt: skip
     elif kind == "local":
         folder = local_path(settings.source)
@@ -115,57 +117,60 @@ def fetch(
     digests = digests_of(record, resources)
     if kind == "hub":
         hub.check_cached(folder, weight_files(folder), digests)
-    described = _describe(settings, folder, digests)
-    where = {
+    entries = _describe(settings, folder, digests)
+    origin = {
         "kind": kind,
         "source": settings.source,
         "repository": settings.source if kind == "hub" else None,
         "commit": commit,
         "folder": relative,
     }
-    write_record(record, described | where)
+    write_record(record, entries | origin)
 
 
 def digests_of(record: Path, resources: Path, keep: bool = True) -> Digests:
-    """The digests of a recorded model's files, by their names in its folder.
+    """Return the digests of a recorded model's files, by their names in its folder.
 
     Args:
-        keep: whether they may be written down.
+        record: path of the model's record.
+        resources: folder that the record is relative to.
+        keep: whether new digests may be written to disk.
     """
     return Digests(resources / DIGESTS / record.name, keep)
 
 
 @contextmanager
 def unfetched(settings: ModelSettings, check: Check) -> Iterator[tuple[Path, Path]]:
-    """A model of the hub as far as a plan needs it: its weights are not fetched.
+    """Provide a hub model as far as a plan needs it, without downloading its weights.
 
-    Returns:
-        A record of it and the folder that the record is relative to, until the block ends.
+    Yields:
+        A temporary record of the model and the folder that the record is relative to. Both are
+        deleted when the block ends.
 
     Raises:
-        ValueError: the model cannot be had or cannot be used; one sentence.
+        ValueError: the model cannot be fetched or cannot be used; one sentence.
     """
     from outlier_atlas.checkpoint import hub
 
     trust = settings.trust_remote_code
-    with hub.look_up(settings.source, settings.revision, trust) as known:
-        _check_before(settings, known, check)
-        for path in known.folder.iterdir():
+    with hub.look_up(settings.source, settings.revision, trust) as hub_model:
+        _check_before(settings, hub_model, check)
+        for path in hub_model.folder.iterdir():
             if path.suffix in (".json", ".py"):
-                shutil.copy(path, known.headers)
-        folder, record = known.headers.parent, known.headers.parent / "record.json"
+                shutil.copy(path, hub_model.headers)
+        folder, record = hub_model.headers.parent, hub_model.headers.parent / "record.json"
         write_record(
             record,
             {
-                "kind": "unfetched", "source": settings.source, "folder": known.headers.name,
-                "files": list(known.files),
+                "kind": "unfetched", "source": settings.source, "folder": hub_model.headers.name,
+                "files": list(hub_model.files),
             },
         )  # fmt: skip
         yield record, folder
 
 
 def _describe(settings: ModelSettings, folder: Path, digests: Digests) -> dict[str, Any]:
-    """What a model is."""
+    """Return the entries of a model's record that do not depend on its source."""
     if not folder.is_dir():
         raise ValueError(f"model.source = {settings.source!r}: no such folder")
     files = weight_files(folder)
@@ -173,12 +178,12 @@ def _describe(settings: ModelSettings, folder: Path, digests: Digests) -> dict[s
     text = text_config(config)
     counted = checked_files(folder, files, settings.trust_remote_code)
     sums = digests.of({name: folder / name for name in counted})
-    of_tokenizer = tokenizer_sums(folder)
+    tokenizer = tokenizer_sums(folder)
     return {
         "fingerprint": fingerprint_of(sums | _rotation(text)),
         "sums": sums,
-        "tokenizer": fingerprint_of(of_tokenizer),
-        "tokenizer_sums": of_tokenizer,
+        "tokenizer": fingerprint_of(tokenizer),
+        "tokenizer_sums": tokenizer,
         "model_type": config.model_type,
         "architecture": (config.architectures or ["unknown"])[0],
         "layers": text.num_hidden_layers,
@@ -190,70 +195,82 @@ def _describe(settings: ModelSettings, folder: Path, digests: Digests) -> dict[s
 
 
 def _rotation(text: PretrainedConfig) -> dict[str, str]:
-    """What tells the values of a model whose rotation depends on the length of the sequence from
-    those that earlier versions computed, which kept it from one sequence to the next."""
+    """Return an entry for the fingerprint of models whose rotary embedding depends on the length.
+
+    Earlier versions kept the frequencies of one sequence for the next. The entry distinguishes the
+    values computed now from the values that those versions stored.
+    """
     parameters = getattr(text, "rope_parameters", None) or {}
     kinds = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
-    of_length = any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
-    return {"rotation": "of each sequence by itself"} if of_length else {}
+    by_length = any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+    return {"rotation": "of each sequence by itself"} if by_length else {}
 
 
 def _checked(
     settings: ModelSettings, folder: Path, weights: Path, files: Sequence[str]
 ) -> tuple[PretrainedConfig, str | None]:
-    """The configuration in a folder, and how the weights in another are quantized, of whose files
-    only the headers are read."""
+    """Read the configuration of a model and check it against the headers of the weights.
+
+    Args:
+        settings: the `model` section of the configuration.
+        folder: folder of the model's configuration.
+        weights: folder of the weight files, of which only the headers are read.
+        files: names of the weight files.
+
+    Returns:
+        The configuration, and how the weights are quantized.
+    """
     check_folder(folder)
     if not (folder / "config.json").is_file():
-        there = os.path.lexists(folder / "config.json")
-        fault = "its config.json is no regular file" if there else "the folder has no config.json"
+        exists = os.path.lexists(folder / "config.json")
+        fault = "config.json is not a regular file" if exists else "the folder has no config.json"
         raise ValueError(f"model.source = {settings.source!r}: {fault}")
     config = load_config(folder, settings.trust_remote_code)
     check_files(weights, files, text_config(config).num_hidden_layers)
     return config, check(settings.source, config, weights, files)
 
 
-def _check_before(settings: ModelSettings, known: Known, check: Check | None) -> None:
-    """Refuse what could not run, before gigabytes of weights are fetched."""
-    config, _ = _checked(settings, known.folder, known.headers, known.files)
+def _check_before(settings: ModelSettings, hub_model: HubModel, check: Check | None) -> None:
+    """Refuse a model that could not run, before gigabytes of weights are downloaded."""
+    config, _ = _checked(settings, hub_model.folder, hub_model.headers, hub_model.files)
     if check:
         check(config, settings.trust_remote_code)
 
 
 def locate(record: Mapping[str, Any], resources: Path) -> Path:
-    """The folder of a recorded model, without asking the network.
+    """Return the folder of a recorded model, without network access.
 
     Raises:
-        ValueError: it is not there any more.
+        ValueError: the folder no longer exists.
     """
     if record["kind"] == "hub":
-        from outlier_atlas.checkpoint.hub import cached
+        from outlier_atlas.checkpoint.hub import cached_folder
 
-        return cached(record["repository"], record["commit"])
+        return cached_folder(record["repository"], record["commit"])
     local = record["kind"] == "local"
     folder = local_path(record["folder"]) if local else resources / record["folder"]
     if not (folder / "config.json").is_file():
         advice = "" if local else f"; {FETCH_AGAIN}"
-        raise ValueError(f"{record['source']}: {folder} is not there any more{advice}")
+        raise ValueError(f"{record['source']}: {folder} no longer exists{advice}")
     return folder
 
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a checkpoint.
+    """Read the configuration of a checkpoint.
 
     Raises:
-        ValueError: it is damaged, of an unknown kind, needs code that comes with it, or describes
-            no decoder.
+        ValueError: the configuration is damaged, has an unknown model type, needs code of the
+            checkpoint, or describes no decoder.
     """
     from transformers import AutoConfig
 
     path = folder / "config.json"
-    check_stated(path)
+    check_entries(path)
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # every architecture checks its own configuration in its own way
+    except Exception as error:  # each architecture raises its own types of errors
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{path}: the model needs Python code that comes with it; if you trust that code, "
@@ -265,21 +282,22 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     check_sizes(path, config, text_config(config))
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"{path}: {config.model_type!r} is an encoder-decoder, not a decoder model"
+            f"{path}: {config.model_type!r} is an encoder-decoder, not a decoder model; choose "
+            f"another model"
         )
     return config
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The part of a configuration that describes the text decoder."""
+    """Return the part of a configuration that describes the text decoder."""
     return config.get_text_config(decoder=True)
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a checkpoint; None where it comes without one.
+    """Read the tokenizer of a checkpoint; None if the checkpoint has none.
 
     Raises:
-        ValueError: it is there and cannot be read.
+        ValueError: the checkpoint has a tokenizer that cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -295,15 +313,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
                 f"{folder}: the tokenizer needs Python code that comes with it; if you trust that "
                 f"code, set model.trust_remote_code: true"
             ) from error
-        said = gist(error, folder)
-        where = _no_json(folder) or folder
+        message = gist(error, folder)
+        path = _no_json(folder) or folder
         raise ValueError(
-            f"{where}: its tokenizer cannot be read ({said}); fetch it again"
+            f"{path}: its tokenizer cannot be read ({message}); fetch it again"
         ) from error
 
 
 def _no_json(folder: Path) -> Path | None:
-    """The first file of a tokenizer that should be JSON and is none."""
+    """Return the first JSON file of a tokenizer that is not valid JSON; None if all are valid."""
     for name in filter(is_tokenizer_file, regular_files(folder)):
         if name.endswith(".json"):
             try:
@@ -314,9 +332,9 @@ def _no_json(folder: Path) -> Path | None:
 
 
 def offline() -> None:
-    """Keep the hub's libraries off the network, from here on, in this process."""
+    """Disable network access of the hub's libraries in this process, from now on."""
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         os.environ[variable] = "1"
     constants = sys.modules.get("huggingface_hub.constants")
-    if constants is not None:  # it read the variable when it was imported
+    if constants is not None:  # the module read the variable when it was imported
         vars(constants)["HF_HUB_OFFLINE"] = True

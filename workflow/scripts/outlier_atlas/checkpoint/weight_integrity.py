@@ -1,7 +1,7 @@
-"""Whether the weights on this machine are still those that the run knows by their record.
+"""Checks that the model files on this machine are still those that the record describes.
 
-To read a large checkpoint again for every job would take longer than the job: `digests.py` reads
-again only what may have changed.
+Reading a large checkpoint again for every job would take longer than the job. So `digests.py`
+reads only the files that may have changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from outlier_atlas.files import DamagedFileError, read_record
 
 
 class ChangedWeightsError(DamagedFileError):
-    """A file of the model is not the one that its record describes, which is thereby void."""
+    """Error for a model file that differs from its record, which is invalid from then on."""
 
     def __init__(self, record: Path, file: Path) -> None:
         super().__init__(record, "")
@@ -27,61 +27,66 @@ class ChangedWeightsError(DamagedFileError):
 
 
 class CheckedWeights:
-    """The files of a recorded model.
+    """Files of a recorded model, compared with their recorded digests.
 
     Args:
-        record: of the model; `resources` is the folder that it is relative to.
+        record: path of the model's record.
+        resources: folder that the record is relative to.
     """
 
     def __init__(self, record: Path, resources: Path) -> None:
-        described = read_record(record)
+        entries = read_record(record)
         self._record = record
-        self._folder = _located(record, described, resources)
-        self._sums: dict[str, str] = described["sums"]
-        # Records of older versions have one fingerprint of all of them.
-        self._tokenizer: dict[str, str] = described.get("tokenizer_sums", {})
+        self._folder = _located(record, entries, resources)
+        self._sums: dict[str, str] = entries["sums"]
+        # Records of older versions have one fingerprint for all tokenizer files.
+        self._tokenizer: dict[str, str] = entries.get("tokenizer_sums", {})
         self._digests = digests_of(record, resources)
 
     def check(self) -> None:
-        """Look at sizes and times, and read what differs.
+        """Compare sizes and times, and read the files for which they differ.
 
         Raises:
-            ChangedWeightsError: a file is another one.
+            ChangedWeightsError: a file differs from its record.
         """
         self._compare(self._sums, self._digests)
 
     def verify(self) -> None:
-        """Read all of them, those of the tokenizer too, whatever their sizes and times are.
+        """Read all files, including the tokenizer's, whatever their sizes and times.
 
         Raises:
-            ChangedWeightsError: a file is another one.
+            ChangedWeightsError: a file differs from its record.
         """
         try:
             self._compare(self._sums | self._tokenizer, Digests())
         except ChangedWeightsError:
-            self._digests.clear()  # it may have taken the file for the one that it knows
+            self._digests.clear()  # a cached digest may be that of the earlier file
             raise
 
     def check_tokenizer(self) -> None:
         """Read the files of the tokenizer.
 
         Raises:
-            ChangedWeightsError: a file is another one.
+            ChangedWeightsError: a file differs from its record.
         """
         self._compare(self._tokenizer, Digests())
 
     def _compare(self, sums: Mapping[str, str], digests: Digests) -> None:
-        found = digests.of({name: self._folder / name for name in sums})
+        current = digests.of({name: self._folder / name for name in sums})
         for name, digest in sums.items():
-            if found[name] != digest:
+            if current[name] != digest:
                 raise ChangedWeightsError(self._record, self._folder / name)
 
 
-def _located(record: Path, described: Mapping[str, Any], resources: Path) -> Path:
-    """The folder of a recorded model; where it is gone, its record is void."""
+def _located(record: Path, entries: Mapping[str, Any], resources: Path) -> Path:
+    """Return the folder of a recorded model.
+
+    Raises:
+        DamagedFileError: the folder no longer exists, so the record is invalid.
+    """
     try:
-        return locate(described, resources)
+        return locate(entries, resources)
     except ValueError as error:
-        gone = DamagedFileError(record, "")
-        gone.args = (str(error),)
-        raise gone from error
+        damaged = DamagedFileError(record, "")
+        damaged.args = (str(error),)
+        raise damaged from error

@@ -1,1 +1,1 @@
-"""Names of other libraries that are not public, each with the reason why it is used."""
+"""Private names of other libraries, each with the reason for its use."""

@@ -1,4 +1,4 @@
-"""Names of torch that are not public, each with the reason why it is used.
+"""Private names of torch, each with the reason for its use.
 
 `tests/test_compat.py` fails at an upgrade that changes one of them.
 """
@@ -12,27 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 
-# The only way to see every operator of a forward pass with its arguments and results.
+# There is no public way to observe each operator of a forward pass with arguments and results.
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# The containers in which modules take and return tensors, as torch's own hooks know them.
+# The containers of tensors that torch's own hooks support.
 from torch.utils._pytree import tree_map_only
 
 __all__ = ["TorchDispatchMode", "tree_map_only"]
 
 
 def storage_id(tensor: torch.Tensor) -> int:
-    """Return a number that tensors share if and only if they share a storage.
+    """Return a number that is equal for two tensors if and only if they share a storage.
 
-    On the meta device `data_ptr()`, the public way, is 0 for every tensor.
+    The public `data_ptr()` is 0 for every tensor on the meta device.
     """
     return int(tensor.untyped_storage()._cdata)
 
 
 def own_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
-    """Return the buffers of a module itself, by name, as they can be replaced.
+    """Return the buffers of a module, without its submodules, as a dictionary that can be modified.
 
-    `named_buffers()` leaves out buffers that are None, and buffers that another module has, too.
+    The public `named_buffers()` leaves out buffers that are None or shared with another module.
     """
     return module._buffers
 
@@ -40,22 +40,31 @@ def own_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
 def apply_to_own_tensors(
     module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """Replace the parameters and buffers of a module itself; `Module.to` includes its children."""
+    """Replace the parameters and buffers of a module, without its submodules.
+
+    The public `Module.to` includes submodules.
+    """
     module._apply(function, recurse=False)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def only_children(module: nn.Module, wanted: Callable[[nn.Module | None], bool]) -> Iterator[None]:
-    """Hide children of a module for the block; the names of the others stay as they are.
+def only_children(
+    module: nn.Module, is_visible: Callable[[nn.Module | None], bool]
+) -> Iterator[None]:
+    """Hide children of a module in the block; the remaining children keep their names.
 
-    To delete them from a `ModuleList` would number the others from 0.
+    Deleting children from a `ModuleList` would renumber the remaining ones.
+
+    Args:
+        module: the module.
+        is_visible: whether a child stays visible.
     """
-    every = module._modules
-    module._modules = {name: child for name, child in every.items() if wanted(child)}
+    children = module._modules
+    module._modules = {name: child for name, child in children.items() if is_visible(child)}
     try:
         yield
     finally:
-        module._modules = every
+        module._modules = children
 
 
 def operator_name(operator: Any) -> str:
@@ -64,5 +73,5 @@ def operator_name(operator: Any) -> str:
 
 
 def is_in_place(operator: Any) -> bool:
-    """Return whether an operator changes one of its arguments; its schema alone says so."""
+    """Return whether an operator modifies one of its arguments; only its schema states this."""
     return bool(operator._schema.is_mutable)

@@ -1,4 +1,4 @@
-"""Columns that many tables have, from indices along the token axis."""
+"""Values of columns that many tables share, computed from indices along the token axis."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Columns = dict[str, Any]
 
 
 def sequences_and_positions(tokens: TokenStore, indices: ArrayLike) -> tuple[Int64, Int64]:
-    """Sequence and position of tokens; without meaning where an index is -1."""
+    """Return sequence and position of tokens; they are meaningless for an index of -1."""
     index = np.asarray(indices, np.int64)
     sequence = np.searchsorted(tokens.sequence_starts, index, side="right") - 1
     return sequence, index - tokens.sequence_starts[np.maximum(sequence, 0)]
 
 
 def places(tokens: TokenStore, indices: ArrayLike) -> Columns:
-    """Index, sequence and position of tokens; null where an index is -1."""
+    """Return index, sequence and position of tokens; null for an index of -1."""
     index = np.asarray(indices, np.int64)
     sequence, position = sequences_and_positions(tokens, index)
     nowhere = index < 0
@@ -37,9 +37,9 @@ def places(tokens: TokenStore, indices: ArrayLike) -> Columns:
 
 
 def token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
-    """Id and text of tokens; null where an index is -1."""
-    there = [index for index in indices if index >= 0]
-    texts = iter(tokens.token_text(there))
+    """Return id and text of tokens; null for an index of -1."""
+    valid = [index for index in indices if index >= 0]
+    texts = iter(tokens.token_text(valid))
     return {
         "token_id": [int(tokens.token_ids[i]) if i >= 0 else None for i in indices],
         "token_text": [next(texts) if i >= 0 else None for i in indices],
@@ -47,29 +47,29 @@ def token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
 
 
 def or_null(values: ArrayLike) -> Any:
-    """An Arrow array of numbers; null where one is NaN."""
+    """Return an Arrow array of numbers, with null for NaN."""
     numbers = np.asarray(values, np.float64)
     return pa.array(numbers, mask=np.isnan(numbers))
 
 
 def ratio(value: float, reference: float) -> float:
-    """|value| over a reference; infinite over 0."""
+    """Return |value| over a reference; infinite if the reference is 0."""
     return abs(value) / reference if reference else float("inf")
 
 
 def located(tokens: TokenStore, indices: Sequence[int]) -> Columns:
-    """Index, sequence, position, id and text of tokens; null where an index is -1."""
+    """Return index, sequence, position, id and text of tokens; null for an index of -1."""
     return places(tokens, indices) | token_columns(tokens, indices)
 
 
 def end_columns(name: str, ends: tuple[ArrayLike, ArrayLike]) -> Columns:
-    """The two columns of a number's intervals, from their ends; null where one is NaN."""
+    """Return the two columns of a number's intervals, given both ends; null for NaN."""
     low, high = ends
     return {f"{name}_low": or_null(low), f"{name}_high": or_null(high)}
 
 
 def interval_columns(name: str, intervals: Sequence[Interval]) -> Columns:
-    """The two columns of a number's intervals; null where there is none."""
+    """Return the two columns of a number's intervals; null if there is no interval."""
     return {
         f"{name}_low": [None if ends is None else ends[0] for ends in intervals],
         f"{name}_high": [None if ends is None else ends[1] for ends in intervals],
@@ -79,10 +79,10 @@ def interval_columns(name: str, intervals: Sequence[Interval]) -> Columns:
 def outlier_columns(
     found: Sequence[tuple[int, TokenOutlier]], site: str, tokens: TokenStore, reference: str
 ) -> Columns:
-    """Tokens that are outliers as a whole, each with its layer.
+    """Return the columns of tokens that are outliers, each with its layer.
 
     Args:
-        reference: name of the column of what they stand out from.
+        reference: name of the column with the number that values are compared with.
     """
     return {
         "site": [site] * len(found),

@@ -9,16 +9,16 @@ from outlier_atlas.tables.table import Table
 
 @dataclass(frozen=True)
 class Description:
-    """A criterion or measure by its name and its tables.
+    """The description of a criterion or measure: its name and its tables.
 
     Attributes:
-        name: name of its folder, and of its block of the section `detection` where it has one.
-        tables: its tables, in the order of the data dictionary.
-        settings: the blocks of the section `detection` that its numbers depend on, `exclude` and
-            `bootstrap` apart.
-        finding: plural noun of what a criterion finds, such as `channels`; empty of a measure,
-            which finds nothing.
-        compared: those of its tables that the report reads of another run to compare two runs.
+        name: name of the folder, and of the block of the section `detection` if there is one.
+        tables: the tables, in the order of the data dictionary.
+        settings: the blocks of the section `detection` that the numbers depend on, except
+            `exclude` and `bootstrap`.
+        finding: plural noun for the findings of a criterion, such as `channels`; empty for a
+            measure, which has no findings.
+        compared: the tables that the report reads of another run to compare two runs.
     """
 
     name: str

@@ -199,7 +199,7 @@ class CriterionMeasure(Measure):
         """
         sites = cls.sites(settings, measured)
         missing = tuple(site for site in sites if site not in measured)
-        left_out = settings.exclude.said if cls.excludes else ""
+        left_out = settings.exclude.sentence if cls.excludes else ""
         definition = f"{cls.definition(settings, sink_tokens)} {left_out}".strip()
         return Criterion(cls.description.name, sites, missing, definition)
 

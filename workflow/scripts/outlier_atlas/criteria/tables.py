@@ -1,10 +1,8 @@
-"""The registry of tables: those of every criterion and measure, and the table of the criteria."""
+"""The registry of the tables of every criterion and measure, and the table of the criteria."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import pyarrow as pa
 
 from outlier_atlas.criteria.attention_sinks import tables as attention_sinks
 from outlier_atlas.criteria.description import Description
@@ -40,11 +38,11 @@ DESCRIPTIONS: tuple[Description, ...] = (
 """Every criterion and measure, in the order of the data dictionary."""
 
 MOST_FIND = "tokens"
-"""What criteria find that are not named one by one where findings are explained."""
+"""Noun for the findings of criteria that the definition of `findings` does not list."""
 
 
 def _counted() -> Iterator[str]:
-    """What the findings of each criterion are, in words."""
+    """Yield the kinds of findings of the criteria, in words."""
     for described in DESCRIPTIONS:
         if described.finding not in ("", MOST_FIND):
             yield f"{described.finding} of {described.name}"
@@ -55,31 +53,32 @@ CRITERIA = Table(
     "criteria",
     "Each criterion: whether it was measured, on which sites, and how many findings it has.",
     (
-        Column("criterion", pa.string(), "Name of the criterion, as in the configuration."),
-        Column("measured", pa.bool_(), "Whether all of its sites were measured."),
-        Column("sites", pa.string(), "Sites it is defined on in this run, separated by spaces."),
-        Column("missing_sites", pa.string(), "Those of its sites that were not measured."),
+        Column("criterion", "string", "Name of the criterion, as in the configuration."),
+        Column("measured", "bool", "Whether all of its sites were measured."),
+        Column("sites", "string", "Sites of the criterion in this run, separated by spaces."),
+        Column("missing_sites", "string", "Sites of the criterion that were not measured."),
         Column(
             "findings",
-            pa.int64(),
+            "int64",
             f"Number of findings: {', '.join(_counted())}. "
-            "Empty where the criterion was not measured, or could look at no layer.",
+            "Empty if the criterion was not measured, or could evaluate no layer.",
             "count",
         ),
         Column(
             "not_finite",
-            pa.int64(),
-            "NaN and infinite values of its sites, which all of its numbers leave out (of "
-            "expert_out, tokens with one in an expert's output). Empty where it was not measured.",
+            "int64",
+            "Number of NaN and infinite values at its sites, which all of its numbers exclude (for "
+            "expert_out, the number of tokens with one in an expert's output). Empty if the "
+            "criterion was not measured.",
             "count",
         ),
         Column(
             "layers_not_finite",
-            pa.string(),
-            "Layers that it could not look at, separated by spaces: one of its sites has no finite "
-            "value there (llm_int8: none of its sites has one). No share counts them.",
+            "string",
+            "Layers that the criterion could not evaluate, separated by spaces: one of its sites "
+            "(llm_int8: all of its sites) has no finite value there. No share includes them.",
         ),
-        Column("definition", pa.string(), "The criterion in one sentence, with its thresholds."),
+        Column("definition", "string", "The criterion in one sentence, with its thresholds."),
     ),
 )
 

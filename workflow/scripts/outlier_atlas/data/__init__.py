@@ -1,1 +1,1 @@
-"""From texts to the token store."""
+"""The dataset stage: from texts to the token store."""

@@ -1,4 +1,4 @@
-"""Chats, rendered with a tokenizer's own template."""
+"""Rendering of chats with a tokenizer's own template."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ Form = Callable[[Any], Any]
 
 @dataclass
 class Template:
-    """Renders chats to token ids.
+    """A chat template that renders chats to token ids.
 
     Attributes:
-        tokenizer: that has the template.
-        date: what the template gets which asks for today's date.
-        asked: whether it has asked.
+        tokenizer: the tokenizer with the template.
+        date: date (year-month-day) that the template receives when it asks for the current date.
+        date_used: whether the template has asked for the date.
     """
 
     tokenizer: PreTrainedTokenizerBase
     date: str
-    asked: bool = False
+    date_used: bool = False
     _forms: dict[tuple[str, bool], Form] = field(default_factory=dict)
 
     def __call__(self, messages: list[Message]) -> list[int]:
-        """Token ids of a chat.
+        """Return the token ids of a chat.
 
         Raises:
-            ValueError: the template refuses the messages, or leaves out text of theirs.
+            ValueError: The template refuses the messages, or omits a part of their text.
         """
-        return list(self._render(self._as_wanted(messages), tokenize=True))
+        return list(self._render(self._with_content_forms(messages), tokenize=True))
 
     def _render(self, messages: list[Message], tokenize: bool) -> Any:
         with self._dated():
@@ -45,12 +45,12 @@ class Template:
                 return self.tokenizer.apply_chat_template(
                     messages, tokenize=tokenize, return_dict=False
                 )
-            except Exception as error:  # templates raise what they like
+            except Exception as error:  # a template may raise any exception
                 raise ValueError(f"the chat template refuses the messages ({error})") from error
 
     @contextmanager
     def _dated(self) -> Iterator[None]:
-        """The template's `strftime_now` gives the date of the configuration, inside the block."""
+        """Let the template's `strftime_now` return the configured date inside the block."""
         from transformers.utils import chat_template_utils
 
         template = self
@@ -59,60 +59,60 @@ class Template:
         class Dated(datetime.datetime):
             @classmethod
             def now(cls, tz: datetime.tzinfo | None = None) -> Dated:
-                template.asked = True
+                template.date_used = True
                 return cls(fixed.year, fixed.month, fixed.day, tzinfo=tz)
 
-        # It takes no function from the caller: what a template sees is plain data.
-        held = vars(chat_template_utils)["datetime"]
+        # transformers takes no clock as an argument, so its module global is replaced.
+        original = vars(chat_template_utils)["datetime"]
         vars(chat_template_utils)["datetime"] = Dated
         try:
             yield
         finally:
-            vars(chat_template_utils)["datetime"] = held
+            vars(chat_template_utils)["datetime"] = original
 
-    def _as_wanted(self, messages: list[Message]) -> list[Message]:
-        """The messages with each content in the form that the template reads."""
+    def _with_content_forms(self, messages: list[Message]) -> list[Message]:
+        """Return the messages with each content in the form that the template reads."""
         for number, message in enumerate(messages, 1):
             _refuse_other_parts(message["content"], number)
         for index, message in enumerate(messages):
             key = (str(message["role"]), isinstance(message["content"], list))
             if message["content"] and key not in self._forms:
                 self._forms[key] = self._form(messages, index)
-        return [self._formed(message) for message in messages]
+        return [self._with_content_form(message) for message in messages]
 
-    def _formed(self, message: Message) -> Message:
+    def _with_content_form(self, message: Message) -> Message:
         content = message["content"]
-        form = self._forms.get((str(message["role"]), isinstance(content, list)), _as_it_is)
+        form = self._forms.get((str(message["role"]), isinstance(content, list)), _unchanged)
         if form is _as_text and len(content) > 1:
             raise ValueError(
                 "the chat template takes a message's content as text, and it is a list of "
-                f"{len(content)} parts: join them"
+                f"{len(content)} parts; join the parts"
             )
         return {**message, "content": form(content)} if content else message
 
     def _form(self, messages: list[Message], index: int) -> Form:
-        """The form in which the text of a message comes out of the template whole.
+        """Return the form in which the template renders the whole text of a message.
 
         Raises:
-            ValueError: no form of a list of parts does.
+            ValueError: The content is a list of parts, and the template renders it in no form.
         """
         parts = isinstance(messages[index]["content"], list)
-        other = _as_text if parts else _as_parts
-        for form in (_as_it_is, other):
+        alternative = _as_text if parts else _as_parts
+        for form in (_unchanged, alternative):
             try:
-                if self._comes_out(messages, index, form):
+                if self._renders_text(messages, index, form):
                     return form
             except ValueError:  # the template does not take this form
                 continue
         if parts:
             raise ValueError(
                 f"message {index + 1}: the chat template renders no content that is a list of "
-                f"parts: give text"
+                f"parts; give its text instead"
             )
-        return _as_it_is  # left out on purpose, or refused when it is rendered
+        return _unchanged  # the template omits it on purpose, or refuses it when it is rendered
 
-    def _comes_out(self, messages: list[Message], index: int, form: Form) -> bool:
-        """Whether a template gives a message's text, and not Python's way to write a list."""
+    def _renders_text(self, messages: list[Message], index: int, form: Form) -> bool:
+        """Return whether a template renders a message's text, and not the `repr` of a list."""
         content = messages[index]["content"]
         marks = [f"mark{number}mark" for number in range(len(content) if _is_list(content) else 1)]
         marked: Any = marks[0]
@@ -121,22 +121,23 @@ class Template:
             if form is _as_text:
                 marked = marked[:1]
                 marks = marks[:1]
-        given = form(marked)
-        changed = [*messages]
-        changed[index] = {**messages[index], "content": given}
-        others = [
-            self._plain(message) if at != index else message for at, message in enumerate(changed)
+        content_of_form = form(marked)
+        probe = [
+            self._in_known_form(message)
+            if at != index
+            else {**messages[index], "content": content_of_form}
+            for at, message in enumerate(messages)
         ]
-        rendered = str(self._render(others, tokenize=False))
-        written = [repr(mark) in rendered or json.dumps(mark) in rendered for mark in marks]
-        in_order = [rendered.find(mark) for mark in marks]
-        as_list = _is_list(given) and any(written)
-        return -1 not in in_order and in_order == sorted(in_order) and not as_list
+        rendered = str(self._render(probe, tokenize=False))
+        quoted = [repr(mark) in rendered or json.dumps(mark) in rendered for mark in marks]
+        offsets = [rendered.find(mark) for mark in marks]
+        as_list = _is_list(content_of_form) and any(quoted)
+        return -1 not in offsets and offsets == sorted(offsets) and not as_list
 
-    def _plain(self, message: Message) -> Message:
-        """Another message, in a form that is known where one is."""
+    def _in_known_form(self, message: Message) -> Message:
+        """Return a message in the form of its role, or unchanged if the form is not known yet."""
         content = message["content"]
-        form = self._forms.get((str(message["role"]), _is_list(content)), _as_it_is)
+        form = self._forms.get((str(message["role"]), _is_list(content)), _unchanged)
         return {**message, "content": form(content)} if content else message
 
 
@@ -144,7 +145,7 @@ def _is_list(content: Any) -> bool:
     return isinstance(content, list)
 
 
-def _as_it_is(content: Any) -> Any:
+def _unchanged(content: Any) -> Any:
     return content
 
 
@@ -166,19 +167,19 @@ def _refuse_other_parts(content: Any, number: int) -> None:
         if not isinstance(text, str) or part.get("type", "text") != "text":
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise ValueError(
-                f"message {number}: a part of its content is no text but {str(kind)[:40]!r}, and "
-                f"only text can be run"
+                f"message {number}: a part of its content is {str(kind)[:40]!r} instead of text; "
+                f"only text is supported"
             )
 
 
 def unplain(value: Any, path: str = "") -> str | None:
-    """What in messages is no JSON, with its place; None where all is."""
+    """Return a description of the first value that is not JSON, with its path; None if all are."""
     if value is None or isinstance(value, str | bool | int | float):
         return None
     if isinstance(value, dict):
-        found = (unplain(held, f"{path}.{key}".lstrip(".")) for key, held in value.items())
+        faults = (unplain(item, f"{path}.{key}".lstrip(".")) for key, item in value.items())
     elif isinstance(value, list):
-        found = (unplain(held, f"{path}[{index}]") for index, held in enumerate(value))
+        faults = (unplain(item, f"{path}[{index}]") for index, item in enumerate(value))
     else:
         return f"{path} is a {type(value).__name__}"
-    return next((fault for fault in found if fault), None)
+    return next((fault for fault in faults if fault), None)

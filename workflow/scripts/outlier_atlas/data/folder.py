@@ -1,7 +1,7 @@
-"""Which files of a folder are the dataset: by the rules of the `datasets` library.
+"""Selection of the files of a folder that form a dataset, by the rules of the `datasets` library.
 
-The rules are written out here because the Snakefile asks at each start, and `datasets` takes
-seconds to import; `tests/test_folder.py` compares the two.
+The rules are implemented here because the Snakefile needs them at each start, and `datasets` takes
+seconds to import. `tests/test_folder.py` compares the two.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ KINDS = {
     **{f".{kind}": kind for kind in ("arrow", "xml", "conll", "lance", "h5", "tar", "zip")},
     ".txt": "text",
 }
-"""Endings of text data that `datasets` knows, with the kind of file that each one is."""
+"""Kinds of files that `datasets` knows for text data, by suffix."""
 PREFERRED = (".parquet", ".lance", ".arrow", ".jsonl", ".json", ".csv")
-"""Endings in the order in which they win where two kinds have as many files."""
+"""Suffixes in the order of preference between kinds with equally many files."""
 IGNORED = {
     "README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dummy_data.zip",
     "dataset_dict.json",
@@ -39,8 +39,8 @@ IGNORED = {
 NOTICE = re.compile(
     r"(readme|licen[cs]es?|copying|notice|citation|authors|changelog)\b.*\.txt", re.I
 )
-"""Texts about a dataset; `datasets` takes them for data, and we do not."""
-ABOUT = "about the dataset, no part of it"
+"""Text files that describe a dataset; `datasets` reads them as data, which we do not."""
+ABOUT = "about the dataset, not part of it"
 SEPARATORS = "[-._ 0-9]"
 KEYWORDS = {
     "train": ("train", "training"),
@@ -63,11 +63,11 @@ class DatasetFiles:
 
 
 def find(settings: DatasetSettings) -> DatasetFiles:
-    """The files of a local dataset.
+    """Return the files of a local dataset.
 
     Raises:
-        ValueError: there are none, or one of them cannot be read.
-        OSError: a folder may not be read.
+        ValueError: There are no files, or one of them cannot be read.
+        OSError: A folder cannot be read.
     """
     path = local_path(settings.source)
     where = f"dataset.source = {settings.source!r}"
@@ -76,17 +76,21 @@ def find(settings: DatasetSettings) -> DatasetFiles:
     _refuse_irregular(path, where)
     if path.suffix not in ENDINGS:
         known = ", ".join(ENDINGS)
-        raise ValueError(f"{where}: ends in {path.suffix or 'nothing'!r}; known are {known}")
+        raise ValueError(
+            f"{where}: ends in {path.suffix or 'nothing'!r}; known endings are {known}"
+        )
     if settings.files or settings.subset or settings.split != "train":
         setting = "files" if settings.files else "subset" if settings.subset else "split"
-        raise ValueError(f"{where}: a single file; dataset.{setting} is for a folder, leave it out")
+        raise ValueError(
+            f"{where}: a single file; dataset.{setting} applies to folders only, remove it"
+        )
     return DatasetFiles((path,))
 
 
 def local_files(settings: DatasetSettings) -> dict[str, Path]:
-    """The files of a local dataset, by their names in its folder.
+    """Return the files of a local dataset, by their names in its folder.
 
-    None where something is wrong with them: that is the job's to say.
+    The result is empty if the dataset is not local or invalid; the job reports what is wrong.
     """
     if source_kind(settings.source) != "local":
         return {}
@@ -106,17 +110,19 @@ def _in_folder(settings: DatasetSettings, folder: Path, where: str) -> DatasetFi
     else:
         patterns = _patterns(settings, folder, names, where)
         if settings.split not in patterns:
-            there = shortened(", ".join(patterns), 120)
+            splits = shortened(", ".join(patterns), 120)
             raise ValueError(
-                f"{where}: there is no split {settings.split!r}; there is {there} (dataset.split, "
-                f"or name the files: dataset.files)"
+                f"{where}: there is no split {settings.split!r}; its splits are {splits}: set "
+                f"dataset.split, or name the files in dataset.files"
             )
         reasons = dict.fromkeys(names, f"of another split than {settings.split}")
         reasons |= {name: "hidden" for name in names if _hidden(name, "**")}
         matched = _matches(patterns[settings.split], names)
         for pattern in patterns[settings.split]:
             if not set(pattern) & set("*?[") and not _matches([pattern], names):
-                raise ValueError(f"{where}: its README.md names {pattern!r}, which is not in it")
+                raise ValueError(
+                    f"{where}: its README.md names {pattern!r}, and the folder has no such file"
+                )
         notices = [name for name in matched if NOTICE.fullmatch(name.rsplit("/", 1)[-1])]
         reasons |= dict.fromkeys(notices, ABOUT)
         data = [name for name in matched if reasons[name] != ABOUT]
@@ -133,38 +139,40 @@ def _in_folder(settings: DatasetSettings, folder: Path, where: str) -> DatasetFi
 
 
 def _names(folder: Path) -> list[str]:
-    """All that lies in a folder, as paths relative to it, sorted as text.
+    """Return the relative paths of all files in a folder and its subfolders, sorted as text.
 
-    Folders are left out; a link to one is not followed, and its name ends in a slash.
+    A link to a folder is not followed; it is listed with a slash at the end.
     """
 
     def stop(error: OSError) -> None:
         raise error
 
-    found = []
+    names = []
     for root, folders, files in os.walk(folder, onerror=stop):
         below = PurePosixPath(Path(root).relative_to(folder).as_posix())
-        found += [str(below / name) for name in files]
-        found += [f"{below / name}/" for name in folders if (Path(root) / name).is_symlink()]
-    return sorted(found)
+        names += [str(below / name) for name in files]
+        names += [f"{below / name}/" for name in folders if (Path(root) / name).is_symlink()]
+    return sorted(names)
 
 
 def _refuse_irregular(path: Path, where: str) -> None:
-    """Only a regular file is read: a FIFO would wait for its writer forever."""
+    """Refuse everything but a regular file: reading a FIFO would wait for its writer forever."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise ValueError(f"{path}: a link to nothing; what it leads to is missing") from error
+            raise ValueError(f"{path}: a broken link; its target is missing") from error
         raise ValueError(f"{where}: no such file or folder") from error
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: no regular file (a folder, FIFO, socket or device)")
+        raise ValueError(f"{path}: not a regular file (a folder, FIFO, socket or device)")
 
 
 def _named(patterns: Sequence[str], names: Sequence[str], where: str) -> list[str]:
     for pattern in patterns:
         if not _matches([pattern], names):
-            raise ValueError(f"{where}: no file matches {pattern!r} (dataset.files)")
+            raise ValueError(
+                f"{where}: no file matches {pattern!r}; correct the pattern in dataset.files"
+            )
     chosen = _matches(patterns, names)
     unknown = [name for name in chosen if not name.endswith(ENDINGS)]
     if unknown:
@@ -177,34 +185,38 @@ def _named(patterns: Sequence[str], names: Sequence[str], where: str) -> list[st
 def _patterns(
     settings: DatasetSettings, folder: Path, names: Sequence[str], where: str
 ) -> Patterns:
-    """The patterns of each split: of the dataset card, or by the names of the files."""
+    """Return the patterns of each split, from the dataset card or from the names of the files."""
     subsets = _subsets(folder, names)
     if not subsets:
         if settings.subset is not None:
-            raise ValueError(f"{where}: no subset {settings.subset!r}: its README.md names none")
+            raise ValueError(
+                f"{where}: no subset {settings.subset!r}: its README.md names none; remove "
+                f"dataset.subset"
+            )
         return _by_name(names, where)
     name = settings.subset or _default(subsets)
     if name not in subsets:
-        there = shortened(", ".join(subsets), 120)
+        names_of_subsets = shortened(", ".join(subsets), 120)
         raise ValueError(
-            f"{where}: its README.md names the subsets {there}: take one as dataset.subset"
+            f"{where}: its README.md names the subsets {names_of_subsets}: take one as "
+            f"dataset.subset"
         )
-    held = subsets[name]
-    if held.get("data_files") is not None:
-        return _from_card(held["data_files"], where)
-    below = str(held.get("data_dir") or "").strip("./")
+    entry = subsets[name]
+    if entry.get("data_files") is not None:
+        return _from_card(entry["data_files"], where)
+    below = str(entry.get("data_dir") or "").strip("./")
     within = [n.removeprefix(f"{below}/") for n in names if not below or n.startswith(f"{below}/")]
-    found = _by_name(within, where)
-    return {s: [f"{below}/{p}" if below else p for p in found[s]] for s in found}
+    patterns = _by_name(within, where)
+    return {s: [f"{below}/{p}" if below else p for p in patterns[s]] for s in patterns}
 
 
 def _default(subsets: Mapping[str, Any]) -> str:
-    marked = [name for name, held in subsets.items() if held.get("default")]
+    marked = [name for name, entry in subsets.items() if entry.get("default")]
     return marked[0] if marked else next(iter(subsets)) if len(subsets) == 1 else "default"
 
 
 def _subsets(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The subsets that a dataset's card names, each with its settings."""
+    """Return the settings of the subsets that a dataset's card names."""
     configs: Any = None
     for card in CARDS:
         if card not in names or not (folder / card).is_file():
@@ -214,49 +226,52 @@ def _subsets(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
             if card == "README.md":
                 match = re.match(r"\s*---\r?\n(.*?)\r?\n---(\r?\n|$)", text, re.S)
                 text = match[1] if match else ""
-            held = yaml.safe_load(text)
+            metadata = yaml.safe_load(text)
         except (ValueError, yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{folder / card}: its YAML cannot be read ({gist(error)})") from error
-        if isinstance(held, dict):
-            configs = held.get("configs", configs)
+        if isinstance(metadata, dict):
+            configs = metadata.get("configs", configs)
     if not configs:
         return {}
-    right = isinstance(configs, list) and all(
-        isinstance(held, dict) and isinstance(held.get("config_name"), str) for held in configs
+    well_formed = isinstance(configs, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("config_name"), str) for entry in configs
     )
-    if not right:
-        raise ValueError(f"{folder}: `configs` of its README.md is no list of named subsets")
-    return {held["config_name"]: held for held in configs}
+    if not well_formed:
+        raise ValueError(f"{folder}: `configs` of its README.md must be a list of named subsets")
+    return {entry["config_name"]: entry for entry in configs}
 
 
-def _from_card(held: Any, where: str) -> Patterns:
-    if isinstance(held, str):
-        return {"train": [held]}
-    if isinstance(held, list) and all(isinstance(item, str) for item in held):
-        return {"train": held}
+def _from_card(data_files: Any, where: str) -> Patterns:
+    if isinstance(data_files, str):
+        return {"train": [data_files]}
+    if isinstance(data_files, list) and all(isinstance(item, str) for item in data_files):
+        return {"train": data_files}
     splits: dict[str, list[str]] = {}
-    for item in held if isinstance(held, list) else [held]:
+    for item in data_files if isinstance(data_files, list) else [data_files]:
         path = item.get("path") if isinstance(item, dict) else None
         if not isinstance(path, str | list) or not isinstance(item.get("split"), str):
-            raise ValueError(f"{where}: `data_files` of its README.md is not what it should be")
+            raise ValueError(
+                f"{where}: `data_files` of its README.md must be paths, or items with `split` and "
+                f"`path`"
+            )
         splits[item["split"]] = [path] if isinstance(path, str) else [str(each) for each in path]
     return splits
 
 
 def _by_name(names: Sequence[str], where: str) -> Patterns:
-    """The patterns of each split, from the names of files and folders."""
-    shown = _matches(["**"], names)
-    matches = (SHARDED.fullmatch(name) for name in shown)
+    """Return the patterns of each split, from the names of files and folders."""
+    visible_names = _matches(["**"], names)
+    matches = (SHARDED.fullmatch(name) for name in visible_names)
     sharded = sorted({match["split"] for match in matches if match})
     if sharded:
         digits = "[0-9]" * 5
         return {split: [f"data/{split}-{digits}-of-{digits}*.*"] for split in sharded}
     for build in (_folder_patterns, _file_patterns):
-        found = {split: build(words) for split, words in KEYWORDS.items()}
-        filled = {split: patterns for split, patterns in found.items() if _matches(patterns, names)}
-        if filled:
-            return filled
-    if not shown:
+        patterns = {split: build(words) for split, words in KEYWORDS.items()}
+        matching = {split: each for split, each in patterns.items() if _matches(each, names)}
+        if matching:
+            return matching
+    if not visible_names:
         raise ValueError(f"{where}: the folder holds no file that ends in {', '.join(ENDINGS)}")
     return {"train": ["**"]}
 
@@ -273,47 +288,47 @@ def _file_patterns(words: Iterable[str]) -> list[str]:
 
 
 def _of_one_kind(names: Sequence[str], where: str) -> tuple[list[str], str]:
-    """The files of the kind that most of them are, and its name.
+    """Return the files of the most frequent kind, and its suffix.
 
     Raises:
-        ValueError: there are none, or one that `datasets` would read with them cannot be read here.
+        ValueError: There are no files, or a file of this kind cannot be read here.
     """
     suffixes = {
         name: ["." + part for part in name.rsplit("/", 1)[-1].split(".")[1:]] for name in names
     }
-    counted = Counter(s.lower() for found in suffixes.values() for s in found if s.lower() in KINDS)
+    counted = Counter(s.lower() for each in suffixes.values() for s in each if s.lower() in KINDS)
     if not counted:
         raise ValueError(f"{where}: the folder holds no file that ends in {', '.join(ENDINGS)}")
     order = [*reversed(PREFERRED)]
     most = max(counted, key=lambda s: (counted[s], order.index(s) if s in order else -1, s))
     kind = KINDS[most]
-    chosen = [n for n, found in suffixes.items() if any(KINDS.get(s) == kind for s in found)]
+    chosen = [n for n, each in suffixes.items() if any(KINDS.get(s) == kind for s in each)]
     unread = [name for name in chosen if not name.endswith(ENDINGS)]
     if unread:
         raise ValueError(
-            f"{where}: {unread[0]!r} is one of its files, and only {', '.join(ENDINGS)} are read "
-            f"here: convert or unpack it, or name others in dataset.files"
+            f"{where}: {unread[0]!r} is one of its files, and only {', '.join(ENDINGS)} can be "
+            f"read: convert or unpack it, or name other files in dataset.files"
         )
     return chosen, most
 
 
 def _matches(patterns: Iterable[str], names: Sequence[str]) -> list[str]:
-    """The names that patterns match, pattern by pattern, each once."""
-    found: dict[str, None] = {}
+    """Return the names that patterns match, in the order of the patterns, without repeats."""
+    matching: dict[str, None] = {}
     names = [name for name in names if not name.endswith("/")]
     for pattern in patterns:
         plain = pattern.removeprefix("./")
         regex = re.compile(_regex(plain))
-        asked = plain.rsplit("/", 1)[-1]
+        basename = plain.rsplit("/", 1)[-1]
         for name in names:
-            ignored = _ignored(name) and name.rsplit("/", 1)[-1] != asked
+            ignored = _ignored(name) and name.rsplit("/", 1)[-1] != basename
             if regex.fullmatch(name) and not _hidden(name, plain) and not ignored:
-                found[name] = None
-    return list(found)
+                matching[name] = None
+    return list(matching)
 
 
 def _regex(pattern: str) -> str:
-    """A pattern of paths as a regular expression: `*` stays in a folder, `**` does not."""
+    """Return a pattern of paths as a regular expression: `**` matches slashes, `*` does not."""
     parts = pattern.split("/")
     expression = ""
     for index, part in enumerate(parts):
@@ -326,7 +341,7 @@ def _regex(pattern: str) -> str:
 
 
 def _part(part: str) -> str:
-    """A part of a pattern between two slashes."""
+    """Return the regular expression of a pattern's component between two slashes."""
     expression = ""
     for token in re.findall(r"\[[!^]?\]?[^\]]*\]|.", part, re.S):
         if token == "*":
@@ -346,7 +361,7 @@ def _ignored(name: str) -> bool:
 
 
 def _hidden(name: str, pattern: str) -> bool:
-    """Whether a path has hidden parts that a pattern does not ask for."""
+    """Return whether a path has hidden components that the pattern does not name."""
 
     def hidden(path: str) -> int:
         return sum(part.startswith(".") for part in path.split("/"))

@@ -1,4 +1,4 @@
-"""Datasets of the hub, streamed: only what a run uses is fetched."""
+"""Streaming of hub datasets: only the rows that a run uses are fetched."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from outlier_atlas.settings.dataset import DatasetSettings
 
 
 def resolve(settings: DatasetSettings) -> str:
-    """The commit of a dataset's revision.
+    """Return the commit of a dataset's revision.
 
     Raises:
-        ValueError: there is no such dataset or revision, it is gated, or the hub cannot be reached.
+        ValueError: The dataset or revision does not exist or is gated, or the hub cannot be
+            reached.
     """
     import huggingface_hub as hub
 
@@ -24,18 +25,20 @@ def resolve(settings: DatasetSettings) -> str:
 
 
 def stream(settings: DatasetSettings, commit: str) -> Iterator[Any]:
-    """What the column holds, row by row, in the dataset's order or shuffled.
+    """Yield the values of the column, in the dataset's order or shuffled.
 
     Raises:
-        ValueError: there is no such subset, split or column, or the hub cannot be reached.
+        ValueError: The subset, split or column does not exist, or the hub cannot be reached.
     """
     _, column = settings.column
     name = f"dataset {settings.source!r}"
     with readable_errors("dataset", settings.source, settings.revision):
         for row in _rows(settings, commit, name):
             if column not in row:
-                there = ", ".join(map(repr, row))
-                raise ValueError(f"{name}: there is no column {column!r}; there are {there}")
+                columns = ", ".join(map(repr, row))
+                raise ValueError(
+                    f"{name}: there is no column {column!r}; its columns are {columns}"
+                )
             yield row[column]
 
 
@@ -55,7 +58,7 @@ def _rows(settings: DatasetSettings, commit: str, name: str) -> Iterator[dict[st
     except errors.DataFilesNotFoundError as error:
         raise ValueError(f"{name}: it has no data files that `datasets` can read") from error
     except errors.DatasetNotFoundError as error:
-        # `datasets` hides the cause in the sentence.
+        # `datasets` gives the cause only in the message.
         if "gated" in str(error):
             raise gated(name) from error
         raise ValueError(f"{name}: {error}") from error

@@ -1,4 +1,4 @@
-"""Cutting documents, as token ids, into sequences."""
+"""Packing of documents, as token ids, into sequences."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Document:
     """The token ids of a document.
 
     Attributes:
-        ids: its own tokens. Those of a chat include what the template puts first.
-        start: tokens that a sequence begins with where this document is first in it.
-        end: tokens that the tokenizer puts behind a text; not used with `concat`.
-        once: whether `start` is left out where the document's own tokens go on with it.
+        ids: the document's own tokens. Those of a chat include the first tokens of its template.
+        start: tokens that a sequence begins with if this document is the first in it.
+        end: tokens that the tokenizer adds after a text; not used with `concat`.
+        once: whether `start` is left out if the document's own tokens begin with it.
     """
 
     ids: Sequence[int]
@@ -28,23 +28,24 @@ class Document:
     once: bool = False
 
     def start_before(self, position: int) -> Ids:
-        """What a sequence begins with whose first own token is at a position of the document."""
+        """Return the start of a sequence whose first own token is at a position of the document."""
         own = tuple(self.ids[position : position + len(self.start)])
         return () if self.once and own == self.start else self.start
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How sequences are made.
+    """The parameters of packing.
 
     Attributes:
         kind: `concat` joins the documents with `separator` and cuts full sequences; `document`
-            makes one document one sequence, and drops what is beyond `length`.
-        sequences: how many.
-        length: tokens of each with `concat`, at most with `document`; the start included.
-        min_length: with `document`, documents with fewer tokens of their own are left out.
-        separator: id between two documents; None with `document`.
-        before: sequences that are made and left out before them.
+            turns each document into one sequence, and drops the tokens beyond `length`.
+        sequences: number of sequences.
+        length: tokens of a sequence, including its start; the maximum with `document`.
+        min_length: least number of own tokens of a document with `document`; documents with fewer
+            are skipped.
+        separator: token id between two documents; None with `document`.
+        before: number of sequences that are made first and skipped.
         special: ids of special tokens, which are counted.
     """
 
@@ -58,12 +59,14 @@ class Packing:
 
 
 @dataclass
-class Used:
-    """How much of the documents was read, and what is in the sequences that were made of them.
+class PackingCounts:
+    """Counts of the documents that were read and of the sequences that were made of them.
 
     Attributes:
-        starts: what the sequences begin with, each with the number of sequences.
-        special: special tokens in the sequences that are of the documents' own.
+        documents: number of documents.
+        tokens: number of the documents' own tokens.
+        starts: number of sequences for each start.
+        special: number of special tokens in the sequences that are the documents' own.
     """
 
     documents: int = 0
@@ -74,39 +77,44 @@ class Used:
 
 @dataclass
 class _Sequence:
-    """A sequence that is being made."""
+    """A sequence under construction."""
 
     ids: list[int] = field(default_factory=list)
     start: Ids = ()
     special: int = 0
 
 
-def pack(documents: Iterable[Document], packing: Packing, used: Used) -> Iterator[list[int]]:
-    """The sequences; reads no more documents than they need.
+def pack(
+    documents: Iterable[Document], packing: Packing, counts: PackingCounts
+) -> Iterator[list[int]]:
+    """Yield the sequences; read no more documents than needed.
 
     Args:
-        used: counts the documents read, and their tokens.
+        documents: the documents in order.
+        packing: the parameters.
+        counts: counts the documents read and their tokens.
 
     Raises:
-        ValueError: there is too little; the sentence says how much there is and what is needed.
+        ValueError: There is too little text. The message says how much there is and how much is
+            needed.
     """
-    counted = _counted(documents, used)
+    counted = _counted(documents, counts)
     make = _concat if packing.kind == "concat" else _document
-    made = 0
+    number = 0
     for sequence in islice(make(counted, packing), packing.before + packing.sequences):
-        made += 1
-        if made > packing.before:
-            used.starts[sequence.start] += 1
-            used.special += sequence.special
+        number += 1
+        if number > packing.before:
+            counts.starts[sequence.start] += 1
+            counts.special += sequence.special
             yield sequence.ids
-    if made < packing.before + packing.sequences:
-        raise ValueError(_too_little(packing, used, made))
+    if number < packing.before + packing.sequences:
+        raise ValueError(_too_little(packing, counts, number))
 
 
-def _counted(documents: Iterable[Document], used: Used) -> Iterator[Document]:
+def _counted(documents: Iterable[Document], counts: PackingCounts) -> Iterator[Document]:
     for document in documents:
-        used.documents += 1
-        used.tokens += len(document.ids)
+        counts.documents += 1
+        counts.tokens += len(document.ids)
         yield document
 
 
@@ -149,24 +157,24 @@ def _document(documents: Iterable[Document], packing: Packing) -> Iterator[_Sequ
 def _only_start(packing: Packing, start: Ids) -> str:
     return (
         f"dataset.sequence_length = {packing.length}: the tokenizer begins each sequence with "
-        f"{len(start)} tokens of its own, and none is left for the text"
+        f"{len(start)} tokens of its own, and none is left for the text; take longer sequences"
     )
 
 
-def _too_little(packing: Packing, used: Used, made: int) -> str:
-    there = f"{used.tokens:,} tokens in {used.documents:,} documents"
-    wanted = f"dataset.sequences = {packing.before or packing.sequences}"
+def _too_little(packing: Packing, counts: PackingCounts, documents: int) -> str:
+    available = f"{counts.tokens:,} tokens in {counts.documents:,} documents"
+    required = f"dataset.sequences = {packing.before or packing.sequences}"
     if packing.before:
-        wanted = f"{wanted} and ablation.sequences = {packing.sequences},"
+        required = f"{required} and ablation.sequences = {packing.sequences},"
     if packing.kind == "concat":
         needed = (packing.before + packing.sequences) * packing.length
         return (
-            f"too little text: {there}; {needed:,} tokens are needed ({wanted} x "
+            f"too little text: {available}; {needed:,} tokens are needed ({required} x "
             f"dataset.sequence_length = {packing.length}): take fewer or shorter sequences, or "
             f"more text"
         )
     return (
-        f"too little text: {made:,} documents have dataset.min_length = {packing.min_length} "
-        f"tokens or more ({there}), and {wanted} are needed: "
+        f"too little text: {documents:,} documents have dataset.min_length = {packing.min_length} "
+        f"tokens or more ({available}), and {required} are needed: "
         f"take fewer sequences, or more text"
     )

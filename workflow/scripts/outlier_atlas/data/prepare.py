@@ -1,17 +1,14 @@
-"""The dataset stage: fetch what a hub dataset gives, and make the run's tokens."""
+"""The jobs of the dataset stage: fetch documents of a hub dataset, and make the run's tokens."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.checkpoint.source import (
-    DIGESTS,
     load_config,
     load_tokenizer,
     locate,
@@ -20,14 +17,11 @@ from outlier_atlas.checkpoint.source import (
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.data import encoding
 from outlier_atlas.data.corpus import DatasetRows, documents, valid
-from outlier_atlas.data.packing import Document, Packing, Used, pack
+from outlier_atlas.data.packing import Document, Packing, PackingCounts, pack
 from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import write_tokens
-from outlier_atlas.digests import Digests
 from outlier_atlas.files import (
     DamagedFileError,
-    canonical,
-    fingerprint,
     read_record,
     replacing,
     sha256,
@@ -39,27 +33,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
-def slug(settings: DatasetSettings, model: str) -> str:
-    """A file name for what is fetched of a hub dataset for one run.
-
-    Args:
-        model: stands for the model, whose tokenizer decides how many documents are enough.
-    """
-    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", settings.source).strip("-.")
-    key = canonical([settings.model_dump(mode="json"), model])
-    return f"{readable[:80]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-
-
-def digests_of(settings: DatasetSettings, resources: Path, keep: bool = True) -> Digests:
-    """The digests of a local dataset's files, by their names in its folder.
-
-    Args:
-        keep: whether they may be written down.
-    """
-    name = f"dataset-{fingerprint(settings.source)[:16]}.json"
-    return Digests(resources / DIGESTS / name, keep)
-
-
 def fetch_dataset(
     settings: DatasetSettings,
     model_record: Path,
@@ -69,15 +42,19 @@ def fetch_dataset(
     record: Path,
     before: int = 0,
 ) -> None:
-    """Stream a hub dataset and keep the documents that the run's tokens need.
+    """Stream a hub dataset and write the documents that the run's tokens need.
 
     Args:
-        output: JSON lines, in the order in which they are used.
-        record: says which dataset and commit they are of.
-        before: sequences before those that are wanted.
+        settings: the `dataset` section of the configuration.
+        model_record: record of the model.
+        resources: folder that the record is relative to.
+        trust_remote_code: whether code of the checkpoint may run.
+        output: file for the documents, as JSON lines in the order of their use.
+        record: file for the record of the dataset, its commit and the documents.
+        before: number of sequences before those of the run.
 
     Raises:
-        ValueError: it cannot be had, or gives too little text; one sentence.
+        ValueError: The dataset cannot be fetched, or has too little text.
     """
     from outlier_atlas.data import hub
 
@@ -88,22 +65,22 @@ def fetch_dataset(
         reading = Reading()
         streamed = {settings.source: hub.stream(settings, commit)}
 
-        def kept() -> DatasetRows:
-            for place, value in valid(streamed, kind, settings.source, column, reading):
+        def written() -> DatasetRows:
+            for location, value in valid(streamed, kind, settings.source, column, reading):
                 file.write(json.dumps({column: value}) + "\n")
-                yield place, value
+                yield location, value
 
-        used = Used()
+        counts = PackingCounts()
         encode = model.encoder(settings, before)
-        for _ in _sequences(settings, model, encode, kept(), used, before):
+        for _ in _sequences(settings, model, encode, written(), counts, before):
             pass
-    described = {
+    entries = {
         "source": settings.source,
         "commit": commit,
-        "documents": used.documents,
+        "documents": counts.documents,
         "sha256": sha256(output),
     }
-    write_record(record, described | {"reading": reading.record()})
+    write_record(record, entries | {"reading": reading.record()})
 
 
 def tokenize_dataset(
@@ -116,44 +93,46 @@ def tokenize_dataset(
     record: Path,
     before: int = 0,
 ) -> None:
-    """Make the run's sequences, and write its token store and its record.
+    """Make the run's sequences, and write the token store and its record.
 
     Args:
         settings: the `dataset` section of the configuration.
-        model_record: the record of the model; `resources` is the folder that it is relative to.
-        fetched: of a hub dataset the documents and their record.
-        tokens: the token store.
-        record: its record.
-        before: sequences of the dataset that are left out before them.
+        model_record: record of the model.
+        resources: folder that the record is relative to.
+        trust_remote_code: whether code of the checkpoint may run.
+        fetched: the documents of a hub dataset and their record; None for other datasets.
+        tokens: file for the token store.
+        record: file for the record of the token store.
+        before: number of sequences of the dataset that are skipped.
 
     Raises:
-        ValueError: the dataset is not what it should be, or gives too little text; one sentence.
+        ValueError: The dataset is malformed, or has too little text.
     """
     model = _Model.load(model_record, resources, trust_remote_code)
     if fetched:
         check_documents(*fetched)
     reading = Reading()
     rows = documents(settings, resources, fetched[0] if fetched else None, reading)
-    used = Used()
+    counts = PackingCounts()
     encode = model.encoder(settings, before)
     summary = write_tokens(
         tokens,
-        _sequences(settings, model, encode, rows, used, before),
+        _sequences(settings, model, encode, rows, counts, before),
         encoding.token_text(model.tokenizer),
         encoding.pieces(model.tokenizer),
     )
-    # Of a hub dataset the rows were counted where they were fetched.
-    held = read_record(fetched[1]) if fetched else {"commit": None}
-    described = {"source": settings.source, "commit": held["commit"], "packing": settings.packing}
-    described["reading"] = held.get("reading", reading.record())
-    write_record(record, asdict(summary) | described | _contents(settings, model, encode, used))
+    # The rows of a hub dataset were counted when they were fetched.
+    fetch = read_record(fetched[1]) if fetched else {"commit": None}
+    entries = {"source": settings.source, "commit": fetch["commit"], "packing": settings.packing}
+    entries["reading"] = fetch.get("reading", reading.record())
+    write_record(record, asdict(summary) | entries | _contents(settings, model, encode, counts))
 
 
 def check_documents(documents: Path, record: Path) -> None:
     """Compare the documents of a hub dataset with their record.
 
     Raises:
-        DamagedFileError: they are another file, or the record is damaged.
+        DamagedFileError: The file differs from its record, or the record is damaged.
     """
     known = read_record(record).get("sha256")  # records of older versions have none
     if known and (not documents.is_file() or sha256(documents) != known):
@@ -161,10 +140,10 @@ def check_documents(documents: Path, record: Path) -> None:
 
 
 def _contents(
-    settings: DatasetSettings, model: _Model, encode: encoding.Encoder, used: Used
+    settings: DatasetSettings, model: _Model, encode: encoding.Encoder, counts: PackingCounts
 ) -> dict[str, Any]:
-    """What the sequences begin with, and what the record says of their special tokens."""
-    starts = {start: number for start, number in used.starts.items() if start}
+    """Return the entries of the record about starts and special tokens of the sequences."""
+    starts = {start: number for start, number in counts.starts.items() if start}
     start = max(starts, key=lambda each: starts[each], default=())
     name = encoding.token_text(model.tokenizer)
     return {
@@ -172,17 +151,17 @@ def _contents(
         "start_ids": list(start),
         "start": [name(token) or str(token) for token in start],
         "sequences_with_start": sum(starts.values()),
-        "documents": used.documents,
+        "documents": counts.documents,
         "special_ids": model.special_ids,
         "special_tokens": settings.special_tokens,
-        "special_tokens_in_text": used.special if settings.column[0] == "text" else None,
-        "template_date": settings.date if encode.template and encode.template.asked else None,
+        "special_tokens_in_text": counts.special if settings.column[0] == "text" else None,
+        "template_date": settings.date if encode.template and encode.template.date_used else None,
     }
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What the tokens depend on: the tokenizer and the model's own ids."""
+    """The parts of a model that its tokens depend on: the tokenizer and the configuration."""
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase | None
@@ -190,7 +169,7 @@ class _Model:
     @classmethod
     def load(cls, record: Path, resources: Path, trust_remote_code: bool) -> _Model:
         weights = CheckedWeights(record, resources)
-        weights.check()  # its configuration
+        weights.check()  # includes the model's configuration
         weights.check_tokenizer()
         folder = locate(read_record(record), resources)
         config = text_config(load_config(folder, trust_remote_code))
@@ -198,7 +177,7 @@ class _Model:
 
     @property
     def special_ids(self) -> list[int]:
-        """Ids of the tokenizer's special tokens; without one those that the configuration names."""
+        """Ids of the special tokens of the tokenizer, or else of the model's configuration."""
         if self.tokenizer is not None:
             return sorted(encoding.special_ids(self.tokenizer))
         named = [getattr(self.config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")]
@@ -217,7 +196,7 @@ class _Model:
 
     @property
     def vocabulary(self) -> int:
-        """DatasetRows of the embedding."""
+        """Number of rows of the embedding."""
         return int(self.config.vocab_size)
 
     def packing(self, settings: DatasetSettings) -> Packing:
@@ -250,20 +229,20 @@ def _sequences(
     model: _Model,
     encode: encoding.Encoder,
     rows: DatasetRows,
-    used: Used,
+    counts: PackingCounts,
     before: int,
 ) -> Iterator[list[int]]:
     def encoded() -> Iterator[Document]:
-        for place, value in rows:
+        for location, value in rows:
             try:
                 document = encode(value)
             except ValueError as error:
-                raise ValueError(f"{place}: {error}") from error
+                raise ValueError(f"{location}: {error}") from error
             yield document
 
-    return pack(encoded(), replace(model.packing(settings), before=before), used)
+    return pack(encoded(), replace(model.packing(settings), before=before), counts)
 
 
 def _first(token: int | list[int] | None) -> int | None:
-    """A configuration may name several end-of-text ids; the first is the tokenizer's own."""
+    """Return the first of several ids in a configuration, which is the tokenizer's own."""
     return token[0] if isinstance(token, list) else token

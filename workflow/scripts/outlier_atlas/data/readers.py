@@ -1,4 +1,4 @@
-"""Readers of files: what a column holds, row by row."""
+"""Readers of data files, which yield the values of a column."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Kind = Literal["text", "messages", "input_ids"]
 
 
 def read(path: Path, kind: Kind, column: str) -> Values:
-    """What a column of a file holds; nothing is opened before the first row is asked for.
+    """Yield the values of a column of a file, which is opened when the first row is requested.
 
     Raises:
-        ValueError: the file is not what it should be, or lacks the column; one sentence.
+        ValueError: The file is malformed, or lacks the column.
     """
     readers: dict[str, Callable[[Path, str], Values]] = {
         ".csv": _csv,
@@ -40,7 +40,7 @@ def read(path: Path, kind: Kind, column: str) -> Values:
 
 
 def wheel(path: Path) -> Values:
-    """The texts of the built-in wheel, by file name."""
+    """Yield the texts of the built-in wheel, in the order of their file names."""
     try:
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):
@@ -51,7 +51,7 @@ def wheel(path: Path) -> Values:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers, line ends kept and a byte order mark left out."""
+    """Yield the lines of a file with their numbers, with line ends, without a byte order mark."""
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -65,10 +65,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     f"it, for example with iconv"
                 ) from error
             if b"\0" in line:
-                # UTF-16 without a byte order mark is valid UTF-8, with a NUL in each character.
+                # UTF-16 text without a byte order mark can be valid UTF-8 with NUL characters.
                 raise ValueError(
-                    f"{path}: NUL at byte {offset + line.index(0):,} (line {number}): UTF-16, or "
-                    f"no text; convert it, for example with iconv"
+                    f"{path}: NUL at byte {offset + line.index(0):,} (line {number}): UTF-16 or a "
+                    f"binary file; convert it, for example with iconv"
                 )
             offset += len(line)
             yield number, text.removeprefix("\ufeff") if number == 1 else text
@@ -81,7 +81,7 @@ def jsonl(path: Path, column: str) -> Values:
         try:
             row = json.loads(line, object_pairs_hook=_object)
         except _RepeatedKeyError as error:
-            raise ValueError(f"{path}:{number}: key {error.args[0]!r} is there twice") from error
+            raise ValueError(f"{path}:{number}: key {error.args[0]!r} appears twice") from error
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: not a JSON line ({error})") from error
         if not isinstance(row, dict):
@@ -92,15 +92,15 @@ def jsonl(path: Path, column: str) -> Values:
 
 
 class _RepeatedKeyError(Exception):
-    """A JSON object has a key twice: a reader would take the last one in silence."""
+    """A JSON object with a repeated key, of which `json` would silently keep the last value."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
-    return made
+    return values
 
 
 def _csv(path: Path, column: str) -> Values:
@@ -149,8 +149,8 @@ def _parquet(path: Path, column: str) -> Values:
         raise ValueError(f"{path}: cannot be read as Parquet ({gist(error)})") from error
 
 
-def _unpacked(values: pa.Array[Any], place: str, before: int) -> Values:
-    """The values of a batch; `before` it there were so many rows."""
+def _unpacked(values: pa.Array[Any], location: str, before: int) -> Values:
+    """Yield the values of a batch, with `before` rows before it."""
     try:
         yield from values.to_pylist()
     except UnicodeDecodeError:
@@ -158,10 +158,10 @@ def _unpacked(values: pa.Array[Any], place: str, before: int) -> Values:
             try:
                 value.as_py()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{place}, row {row}: text that is not UTF-8") from error
+                raise ValueError(f"{location}, row {row}: text that is not UTF-8") from error
         raise
 
 
-def _no_column(where: str, column: str, there: Iterable[str]) -> str:
-    columns = shortened(", ".join(map(repr, there)) or "none", 120)
-    return f"{where}: there is no column {column!r}; there are {columns}"
+def _no_column(where: str, column: str, names: Iterable[str]) -> str:
+    columns = shortened(", ".join(map(repr, names)) or "none", 120)
+    return f"{where}: there is no column {column!r}; its columns are {columns}"

@@ -1,4 +1,4 @@
-"""What was read of a dataset: files, rows, and what was left out and why."""
+"""Counts of the files and rows that were read from a dataset, and of those that were skipped."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_NAMES = 50
-"""Files that a record names; of more it has the number."""
+"""Maximum number of files that a record names; it also counts all of them."""
 
 
 @dataclass
 class DatasetRows:
-    """How many rows of a file were read, and how many of them were empty."""
+    """The number of rows of a file that were read, and of the empty ones among them."""
 
     read: int = 0
     empty: int = 0
@@ -20,12 +20,12 @@ class DatasetRows:
 
 @dataclass
 class Reading:
-    """What was read so far, file by file.
+    """The rows that were read so far, file by file.
 
     Attributes:
-        files: names of the dataset's files, in their order; no row is read of the later ones where
-            the earlier ones have enough.
-        skipped: files that are no part of the dataset, with the reason.
+        files: the dataset's files by name, in order; later files have no rows if the earlier ones
+            have enough.
+        skipped: files that do not belong to the dataset, with the reason.
     """
 
     files: dict[str, DatasetRows] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Reading:
         return sum(rows.read for rows in self.files.values())
 
     def record(self) -> dict[str, Any]:
-        """The part of the tokens' record that says it, bounded."""
+        """Return the entries of the tokens' record, of bounded size."""
         opened = {name: rows for name, rows in self.files.items() if rows.read}
         shown = list(opened.items())[:MOST_NAMES]
         return {

@@ -1,12 +1,13 @@
-"""The token store of a run: every token with its place and its text, in one Parquet file.
+"""The token store of a run: every token with its position and its text, in one Parquet file.
 
-Detection and report read tokens and their text from here, and need no tokenizer.
+Detection and report read tokens and their text from the token store, and need no tokenizer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,12 +21,8 @@ from numpy.typing import NDArray
 
 from outlier_atlas.files import DamagedFileError, read_record, replacing, sha256
 
-RECORD = Path("manifests") / "tokens.json"
-HELDOUT = Path("manifests") / "heldout.json"
-"""Record of the token store, seen from the run's folder."""
-
 ROW_GROUP = 2**16
-"""Tokens in a row group: what a look at one token's text has to read."""
+"""Number of tokens in a row group, which is read to look up the text of one token."""
 
 HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -40,26 +37,32 @@ SCHEMA = pa.schema(
         _field("sequence", pa.int32(), "Sequence, 0-based."),
         _field("position", pa.int32(), "Position of the token in its sequence, 0-based."),
         _field("token_id", pa.int32(), "The tokenizer's id of the token."),
-        _field("token_text", _TEXT, "The token's own text, special tokens by name."),
+        _field("token_text", _TEXT, "The token's own text; the name of a special token."),
         _field(
             "text",
             _TEXT,
-            "The token's part of the decoded text: the parts of a window, joined, are its text. "
-            "Of a character in several tokens the last one has it.",
+            "The token's part of the decoded text. The joined parts of a window are its text. A "
+            "character of several tokens belongs to the last of them.",
         ),
     ]
 )
 
 TokenText = Callable[[int], str]
-"""A token's own text."""
+"""Function from a token id to the token's own text."""
 Pieces = Callable[[Sequence[int]], list[str]]
-"""Each token's part of a sequence's decoded text."""
+"""Function from the ids of a sequence to each token's part of the decoded text."""
 
 
 @dataclass(frozen=True)
 class WrittenTokens:
-    """What was written: `fingerprint` is the sha256 over ids (int32) and starts (int64), `sha256`
-    that of the file."""
+    """The description of a written token store.
+
+    Attributes:
+        fingerprint: sha256 of the token ids (int32) and the sequence starts (int64).
+        sha256: sha256 of the file.
+        tokens, sequences: number of tokens and of sequences.
+        shortest, longest: number of tokens of the shortest and the longest sequence.
+    """
 
     fingerprint: str
     sha256: str
@@ -72,12 +75,13 @@ class WrittenTokens:
 def write_tokens(
     path: Path, sequences: Iterable[Sequence[int]], token_text: TokenText, pieces: Pieces
 ) -> WrittenTokens:
-    """Write the token store; the file is there whole or not at all.
+    """Write the token store atomically.
 
     Args:
-        sequences: token ids of each sequence, none empty; at least one.
-        token_text: gives a token's own text.
-        pieces: gives each token's part of a sequence's text.
+        path: the file.
+        sequences: token ids of each sequence; at least one sequence, and none empty.
+        token_text: function that returns a token's own text.
+        pieces: function that returns each token's part of a sequence's text.
     """
     own_text = lru_cache(maxsize=None)(token_text)
     lengths: list[int] = []
@@ -87,16 +91,16 @@ def write_tokens(
         temporary.open("wb") as file,
         pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer,
     ):
-        waiting: list[pa.RecordBatch] = []
+        pending: list[pa.RecordBatch] = []
         for index, sequence in enumerate(sequences):
             ids = np.asarray(sequence, np.int32)
             assert len(ids), "no sequence is empty"
             ids_digest.update(ids.astype("<i4").tobytes())
             lengths.append(len(ids))
-            waiting.append(_batch(index, ids, own_text, pieces))
-            if sum(batch.num_rows for batch in waiting) >= ROW_GROUP:
-                _write(writer, waiting)
-        _write(writer, waiting)
+            pending.append(_batch(index, ids, own_text, pieces))
+            if sum(batch.num_rows for batch in pending) >= ROW_GROUP:
+                _write(writer, pending)
+        _write(writer, pending)
     starts = np.cumsum([0, *lengths], dtype=np.int64)
     ids_digest.update(starts.astype("<i8").tobytes())
     return WrittenTokens(
@@ -109,12 +113,27 @@ def write_tokens(
     )
 
 
+def copy_tokens(source: tuple[Path, Path], target: tuple[Path, Path]) -> None:
+    """Copy a token store and its record, each file atomically.
+
+    Args:
+        source, target: the token store and its record.
+
+    Raises:
+        DamagedFileError: The token store does not match its record.
+    """
+    TokenStore.recorded(*source)
+    for path, copy in zip(source, target, strict=True):
+        with replacing(copy) as temporary:
+            shutil.copyfile(path, temporary)
+
+
 @dataclass(frozen=True)
 class TokenStore:
     """The tokens of a run.
 
     Attributes:
-        path: of the file.
+        path: the Parquet file.
         token_ids: (tokens,), int32.
         sequence_starts: (sequences + 1,), int64: index of each sequence's first token, and the
             number of tokens.
@@ -126,22 +145,22 @@ class TokenStore:
 
     @classmethod
     def recorded(cls, path: Path, record: Path) -> TokenStore:
-        """`open` the file that a record describes.
+        """Open the file that a record describes.
 
         Raises:
-            DamagedFileError: one of them is missing or damaged, or the file is another one.
+            DamagedFileError: The file or the record is missing or damaged, or they do not match.
         """
-        known = read_record(record)["sha256"]
-        if not path.is_file() or sha256(path) != known:
+        expected = read_record(record)["sha256"]
+        if not path.is_file() or sha256(path) != expected:
             raise DamagedFileError(path, f"it is not the file that {record.name} describes")
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> TokenStore:
-        """Read the ids; text is read when it is asked for.
+        """Read the token ids; text is read on demand.
 
         Raises:
-            DamagedFileError: the file is missing or damaged.
+            DamagedFileError: The file is missing or damaged.
         """
         try:
             table = pq.read_table(path, columns=["sequence", "token_id"])
@@ -162,18 +181,19 @@ class TokenStore:
         return len(self.sequence_starts) - 1
 
     def sequence(self, index: int) -> NDArray[np.int32]:
-        """Token ids of a sequence, (token,)."""
+        """Return the token ids of a sequence, (token,)."""
         return self.token_ids[self.sequence_starts[index] : self.sequence_starts[index + 1]]
 
     def token_text(self, indices: Sequence[int] | NDArray[np.int64]) -> list[str]:
-        """The own text of tokens, by their index along the token axis."""
+        """Return the own text of tokens, given their indices along the token axis."""
         return self._take("token_text", np.asarray(indices, np.int64))
 
     def window(self, token_index: int, before: int, after: int) -> tuple[str, str, str]:
-        """The text before a token, its own part of the text, and the text after it.
+        """Return the text before a token, the token's part of the text, and the text after it.
 
         Args:
-            before, after: tokens to go back and forward, within the sequence.
+            token_index: index along the token axis.
+            before, after: number of tokens before and after it, within the sequence.
         """
         sequence = int(np.searchsorted(self.sequence_starts, token_index, side="right")) - 1
         first = max(int(self.sequence_starts[sequence]), token_index - before)
@@ -189,10 +209,10 @@ class TokenStore:
         taken: dict[int, str] = {}
         groups = np.searchsorted(starts, indices, side="right") - 1
         for group in np.unique(groups):
-            there = indices[groups == group]
+            in_group = indices[groups == group]
             values = file.read_row_group(int(group), columns=[column])[column]
-            texts = values.take(pa.array(there - starts[group])).to_pylist()
-            taken |= dict(zip(there.tolist(), texts, strict=True))
+            texts = values.take(pa.array(in_group - starts[group])).to_pylist()
+            taken |= dict(zip(in_group.tolist(), texts, strict=True))
         return [taken[int(index)] for index in indices]
 
 
@@ -210,7 +230,11 @@ def _batch(
 
 
 def _texts(texts: Iterable[str]) -> pa.Array[Any]:
-    """Tokenizers in Python may give half of a surrogate pair, which no file can hold as text."""
+    """Return texts as a dictionary array.
+
+    Tokenizers in Python may return half of a surrogate pair. UTF-8 cannot encode it, so it is
+    replaced.
+    """
     whole = [HALF_OF_A_PAIR.sub("\N{REPLACEMENT CHARACTER}", text) for text in texts]
     return pa.array(whole, pa.string()).dictionary_encode()
 

@@ -26,7 +26,7 @@ class NotFinite:
 
 
 def criteria_columns(measures: Measures) -> Columns:
-    """The columns of the table `criteria`."""
+    """Return the columns of the table `criteria`."""
     by_site: dict[str, list[Finite]] = defaultdict(list)
     for one in (one for measure in measures for one in measure.finite()):
         by_site[one.site].append(one)

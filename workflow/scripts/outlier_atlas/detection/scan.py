@@ -23,7 +23,7 @@ def scan(source: Source, measures: Measures, threads: int) -> None:
     """
     tiles, quantization = _takers(measures, "tiles"), _takers(measures, "quantization")
     last = 0
-    total = source.layout.chunks * len(tiles)
+    total = source.run.layout.chunks * len(tiles)
     with progress(total, " chunks", "detecting") as bar:
         for chunk, target, found in source.all(threads):
             if chunk != last:
@@ -37,7 +37,7 @@ def scan(source: Source, measures: Measures, threads: int) -> None:
 
 
 def _takers(measures: Measures, summaries: str) -> Takers:
-    """What takes the summaries of each site and layer."""
+    """Return what takes the summaries of each site and layer."""
     takers: Takers = defaultdict(list)
     for measure in measures:
         for place, take in measure.takers() if measure.summaries == summaries else ():

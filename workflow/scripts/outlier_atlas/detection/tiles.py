@@ -1,4 +1,4 @@
-"""Where detection has its summaries from: files, or the store."""
+"""The summaries that detection reads: from files, or made from the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from outlier_atlas.criteria.exclusion import Exclusion
 from outlier_atlas.criteria.quantization_error.settings import QuantizationErrorSettings
-from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.experts import ExpertSummary
 from outlier_atlas.statistics.medians import needs_median, sequence_median
@@ -26,20 +25,14 @@ from outlier_atlas.statistics.quantization import (
     summarize_quantization,
 )
 from outlier_atlas.statistics.sequences import ValuesOf
-from outlier_atlas.statistics.summary import Place, Summary
+from outlier_atlas.statistics.summary import Summary, TileRange
 from outlier_atlas.statistics.tiles import AnySummary, kind_of, summary_of
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import Commits, Rows
-from outlier_atlas.store.fingerprints import Fingerprints
-from outlier_atlas.store.layout import Layout, Target
-from outlier_atlas.store.rows import tiles
-from outlier_atlas.store.summaries import (
-    DamagedSummaryError,
-    committed,
-    path_of,
-    read,
-    write,
-)
+from outlier_atlas.store.layout import Target
+from outlier_atlas.store.run import Run
+from outlier_atlas.store.summaries import DamagedSummaryError, path_of, read, write
+from outlier_atlas.store.token_axis import tiles
 
 TOGETHER = 4
 """Chunks that a thread goes through before it hands over: each handing over stops both sides."""
@@ -52,7 +45,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of a chunk of one site and layer, tile by tile.
+    """The summaries of a chunk of one site and layer, tile by tile.
 
     `quantization` is empty where its error is not asked for.
     """
@@ -65,32 +58,26 @@ class Found:
 class Source:
     """The summaries of a run.
 
-    Of a stored site they are made from its values where no current one is there, and kept.
+    Where a stored site has no current summary, it is made from the values and kept.
 
     Attributes:
-        run: folder of the run.
-        arrays: of its store.
-        layout: of it.
-        tokens: its token store.
-        fingerprints: of its chunks.
-        commits: of it.
-        exclusion: the tokens that are left out.
-        floors: of each site the least |x| that must be known with its place.
-        quantization: of which sites its error is asked for.
+        run: the run.
+        commits: the commits that count.
+        arrays: the arrays of the store.
+        exclusion: the tokens that are excluded.
+        floors: the least |x| that must be known with its place, for each site.
+        quantization: the sites whose quantization error is wanted.
     """
 
-    run: Path
-    arrays: Arrays
-    layout: Layout
-    tokens: TokenStore
-    fingerprints: Fingerprints
+    run: Run
     commits: Commits
+    arrays: Arrays
     exclusion: Exclusion
     floors: Mapping[str, float]
     quantization: QuantizationErrorSettings
 
     def all(self, threads: int) -> Iterator[tuple[int, Target, Found]]:
-        """Chunk by chunk, and all sites and layers of a chunk together: the tiles of each.
+        """Yield the tiles of each site and layer, chunk by chunk.
 
         A few are read ahead while one is looked at: memory is a chunk for each thread, and twice
         `TOGETHER` summaries for each.
@@ -101,12 +88,12 @@ class Source:
         """
         arrays = self.arrays
         targets = [
-            self.layout.target(site, layer)
-            for site in self.layout.sites
+            self.run.layout.target(site, layer)
+            for site in self.run.layout.sites
             if site != ATTN_SINK
-            for layer in self.layout.layers
+            for layer in self.run.layout.layers
         ]
-        order = [(chunk, target) for chunk in range(self.layout.chunks) for target in targets]
+        order = [(chunk, target) for chunk in range(self.run.layout.chunks) for target in targets]
         tasks = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
         # A new thread of ours takes as many of torch's as there are cores, whatever was set before.
         with ThreadPoolExecutor(
@@ -121,9 +108,9 @@ class Source:
                     yield chunk, target, one
 
     def values_of(self, site: str, layer: int) -> ValuesOf | None:
-        """Reads the values of a tile again, of the tokens that count; None where they are not
-        stored."""
-        target = self.layout.target(site, layer)
+        """Return what reads a tile's values again, of the tokens that count; None where they are
+        not stored."""
+        target = self.run.layout.target(site, layer)
         if target.is_summary:
             return None
 
@@ -139,8 +126,8 @@ class Source:
     def _of(self, arrays: Arrays, chunk: int, target: Target) -> Found:
         if target.is_summary:
             kind = kind_of(target.site)
-            return Found(committed(self.run, self.commits, self.fingerprints, target, chunk, kind))
-        rows = Rows(chunk, *self.layout.chunk_range(chunk))
+            return Found(self.run.committed_summaries(self.commits, target, chunk, kind))
+        rows = Rows(chunk, *self.run.layout.chunk_range(chunk))
         values = cache(lambda: torch.from_numpy(arrays.read(target, rows.start, rows.stop)))
         found = Found(self._summaries(rows, target, values))
         if target.site in self.quantization.sites:
@@ -148,11 +135,11 @@ class Source:
         return found
 
     def _summaries(self, rows: Rows, target: Target, values: Values) -> list[AnySummary]:
-        floor, experts = self.floors[target.site], self.layout.experts
+        floor, experts = self.floors[target.site], self.run.layout.experts
 
-        starts = self.tokens.sequence_starts
+        starts = self.run.tokens.sequence_starts
 
-        def make(part: torch.Tensor, place: Place, kept: Kept) -> AnySummary:
+        def make(part: torch.Tensor, place: TileRange, kept: Kept) -> AnySummary:
             summary = summary_of(target.site, part, place, floor, experts, kept)
             first, stop = starts[place.sequence : place.sequence + 2]
             whole = place.tokens == stop - first
@@ -174,7 +161,7 @@ class Source:
     ) -> list[QuantizationSummary]:
         threshold = self.quantization.threshold
 
-        def make(part: torch.Tensor, place: Place, kept: Kept) -> QuantizationSummary:
+        def make(part: torch.Tensor, place: TileRange, kept: Kept) -> QuantizationSummary:
             return summarize_quantization(part, place, threshold, kept)
 
         path = path_of(self.run, target, rows, "-quantization")
@@ -186,25 +173,25 @@ class Source:
         return self._make(rows, values, make, path, fingerprint)
 
     def _fingerprint(self, rows: Rows, target: Target, **depends: float) -> str:
-        """That of a summary that is made from the store: of these very values, and no others."""
-        counted = self.fingerprints.counted(self.commits)
+        """Return the fingerprint of a summary that is made from these values of the store."""
+        counted = self.run.fingerprints.counted(self.commits)
         made_from = [checksum for _, checksum in sorted(counted(target, rows.chunk))]
         left_out = {"left_out": self.exclusion.record()}
-        return self.fingerprints.summary(rows, {"made_from": made_from, **left_out, **depends})
+        return self.run.fingerprints.summary(rows, {"made_from": made_from, **left_out, **depends})
 
     def _make(
         self,
         rows: Rows,
         values: Values,
-        make: Callable[[torch.Tensor, Place, Kept], Made],
+        make: Callable[[torch.Tensor, TileRange, Kept], Made],
         path: Path,
         fingerprint: str,
     ) -> list[Made]:
         """Make something of each tile of some rows, and keep it."""
-        starts, made = self.tokens.sequence_starts, []
+        starts, made = self.run.tokens.sequence_starts, []
         for sequence, start, stop in tiles(starts, rows):
-            kept = self.exclusion.kept(self.tokens, int(starts[sequence]), start, stop)
+            kept = self.exclusion.kept(self.run.tokens, int(starts[sequence]), start, stop)
             part = values()[start - rows.start : stop - rows.start]
-            made.append(make(part, Place(sequence, start, stop - start), kept))
+            made.append(make(part, TileRange(sequence, start, stop - start), kept))
         write(path, fingerprint, made)
         return made

@@ -1,1 +1,1 @@
-"""Devices: the lease of a GPU, copies to and from it, and errors that say that memory is short."""
+"""Devices: leases of GPUs, copies to and from a device, and errors for lack of memory."""

@@ -1,4 +1,4 @@
-"""The host's own cores as a device."""
+"""CPU of the host as a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Cpu(Device):
-    """The host: its memory is bounded by the machine and the limits of the process."""
+    """CPU of the host; the machine and the limits of the process bound its memory."""
 
     is_host = True
     shares_host_memory = True

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU, or an AMD one: torch calls both `cuda`."""
+"""NVIDIA or AMD GPU; torch calls both `cuda`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from outlier_atlas.devices.interface import Device, OnDevice, OnHost
 
 
 class Cuda(Device):
-    """A device with memory and streams of its own.
+    """Device with its own memory and streams.
 
-    Copies run on streams of their own, through pinned memory, while the forward pass goes on.
+    Copies run on separate streams, through pinned memory, during the forward pass.
     """
 
     @property
@@ -35,7 +35,8 @@ class Cuda(Device):
         return torch.cuda.max_memory_allocated(self.name)
 
     def to_host(self, tensor: torch.Tensor) -> OnHost:
-        # The clone is made in the forward's own order, before anything can overwrite the tensor.
+        # The clone runs in the stream of the forward pass, before any operation that overwrites
+        # the tensor.
         clone = tensor.detach().clone()
         host = torch.empty(clone.shape, dtype=clone.dtype, pin_memory=True)
         self._downloads.wait_stream(torch.cuda.current_stream(clone.device))

@@ -1,4 +1,4 @@
-"""The interface to a device: all that the project asks of one beyond torch's own operations."""
+"""Interface of a device: the operations that the project needs in addition to torch's own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OnHost:
-    """A copy of a tensor in host memory, perhaps in progress; or one that stays on its device.
+    """Copy of a tensor in host memory, or a copy that stays on its device; it may be in progress.
 
     Attributes:
         values: the copy; read it after `wait`.
-        copied: is recorded when the copy is complete; None for a copy that is complete.
+        copied: event that is recorded when the copy is complete; None if it is complete already.
     """
 
     values: torch.Tensor
@@ -30,18 +30,18 @@ class OnHost:
 
 @dataclass(frozen=True)
 class OnDevice:
-    """An input on the device of the forward pass, perhaps still on its way there.
+    """Input on the device of the forward pass, whose copy may be in progress.
 
     Attributes:
-        values: the input; use what `take` returns.
-        copied: is recorded when the copy is complete; None for a copy that is complete.
+        values: the input; use the tensor that `take` returns.
+        copied: event that is recorded when the copy is complete; None if it is complete already.
     """
 
     values: torch.Tensor
     copied: torch.cuda.Event | None = None
 
     def take(self) -> torch.Tensor:
-        """Return the input; what the caller's stream does from here on waits for the copy."""
+        """Return the input; later operations in the caller's stream wait for the copy."""
         import torch
 
         if self.copied is not None:
@@ -52,13 +52,13 @@ class OnDevice:
 
 
 class Device(ABC):
-    """A device on which forward passes run. Making one touches neither torch nor the device.
+    """Device on which forward passes run. The constructor uses neither torch nor the device.
 
     Attributes:
-        name: as torch names it: `cuda:0`, `mps`, `cpu`.
-        is_host: whether it computes on the cores of the host.
-        shares_host_memory: whether its memory is that of the host.
-        has_float64: whether it computes in float64.
+        name: name in torch: `cuda:0`, `mps`, `cpu`.
+        is_host: whether the device computes on the cores of the host.
+        shares_host_memory: whether the device uses the memory of the host.
+        has_float64: whether the device supports float64.
     """
 
     is_host = False
@@ -70,45 +70,47 @@ class Device(ABC):
 
     @property
     def title(self) -> str:
-        """The name under which runs on it are compared."""
+        """Name that identifies equal devices when runs are compared."""
         return self.name
 
     @abstractmethod
     def free_memory(self) -> int | None:
-        """Return the bytes that are free now; None if the limit is the memory of the host."""
+        """Return the bytes that are free now; None if only the memory of the host limits it."""
 
     @abstractmethod
     def total_memory(self) -> int | None:
-        """Return its bytes, the same on equal devices; None as for `free_memory`."""
+        """Return the bytes of memory, equal on equal devices; None as for `free_memory`."""
 
     def empty_cache(self) -> None:
-        """Return memory to the device that torch keeps for later tensors; nothing by default."""
+        """Return cached memory of torch to the device. By default, do nothing."""
         return
 
     def reset_peak(self) -> None:
-        """Begin to count the peak of allocated memory from now on; nothing by default."""
+        """Reset the peak of allocated memory. By default, do nothing."""
         return
 
     def peak(self) -> int | None:
-        """Return the most bytes allocated at a time; None if the device does not count them."""
+        """Return the peak of allocated bytes; None if the device does not count them."""
         return None
 
     @abstractmethod
     def to_host(self, tensor: torch.Tensor) -> OnHost:
-        """Start to copy a tensor to the host. It is a copy in any case: some models overwrite what
-        a module returned."""
+        """Start to copy a tensor to the host.
+
+        The result is always a copy, because some models overwrite tensors that a module returned.
+        """
 
     def upload(self, tensor: torch.Tensor) -> OnDevice:
         """Start to copy an input to the device, ahead of the forward pass.
 
-        Unless a device does better, the forward pass moves its input itself.
+        By default the forward pass moves its input itself.
         """
         return OnDevice(tensor)
 
 
 def duplicate(tensor: torch.Tensor) -> OnHost:
-    """Copy a tensor on the device that it is on, for a thread that reads it there.
+    """Copy a tensor on its own device, for a thread that reads it there.
 
-    That thread's work follows in the order of the device's default stream, as the forward's.
+    The thread's operations run after the copy, in the device's default stream.
     """
     return OnHost(tensor.detach().clone())

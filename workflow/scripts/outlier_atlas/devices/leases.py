@@ -1,9 +1,9 @@
-"""The devices of a job, and the lease that keeps two jobs of one machine off the same GPU.
+"""Devices of a job, and leases that keep two jobs of one machine off the same GPU.
 
-A lease is an exclusive lock on a file per GPU. The kernel releases it when the job ends in
-any way. A job that waits for several GPUs holds none of them meanwhile: so no two wait for each
-other. Slurm and Kubernetes hand out GPUs themselves, and number them from 0 in every allocation: so
-there each allocation has leases of its own, for the jobs that run side by side within it.
+A lease is an exclusive lock on a file per GPU. The kernel releases it when the job ends in any way.
+A job that waits for several GPUs holds none of them meanwhile, so no two jobs wait for each other.
+Slurm and Kubernetes assign GPUs themselves, and number them from 0 in each allocation. There each
+allocation has its own leases, for the jobs that run concurrently in it.
 """
 
 from __future__ import annotations
@@ -27,49 +27,52 @@ from outlier_atlas.locks import flock
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+"""Mean time between two attempts to lease."""
 FIRST_SECONDS, REMINDER_SECONDS = 5.0, 60.0
-"""After which a job that waits says so for the first time, and again."""
+"""Seconds after which a waiting job logs for the first time, and seconds between reminders."""
 
 
 @contextmanager
-def devices(wanted: str, count: int, job: str) -> Iterator[list[str]]:
-    """The devices for a job's forward pass, its own for as long as the block lasts.
+def devices(device: str, count: int, job: str) -> Iterator[list[str]]:
+    """Provide devices for a job's forward pass, and lease GPUs while the block lasts.
 
-    Must be entered before torch touches CUDA: the job then sees no other GPU.
+    Enter it before torch initializes CUDA: the job then sees no other GPU.
 
     Args:
-        wanted: `auto`, `cuda`, `mps` or `cpu`.
-        count: of GPUs; of anything else there is one.
-        job: what the job is called where others wait for it.
+        device: `auto`, `cuda`, `mps` or `cpu`.
+        count: number of GPUs; a job uses one device of any other kind.
+        job: name of the job, shown to jobs that wait for its GPUs.
+
+    Yields:
+        Names of the devices in torch.
 
     Raises:
-        ValueError: the wanted device is not on this machine, or not so many of them.
+        ValueError: this machine does not have the device, or has fewer GPUs.
     """
-    gpus = visible_gpus() if wanted in ("auto", "cuda") else []
-    # Of the parts of GPUs CUDA shows a process only one.
+    gpus = visible_gpus() if device in ("auto", "cuda") else []
+    # CUDA shows a process only one partition of a GPU.
     most = 1 if gpus and gpus[0].startswith(MIG) else len(gpus)
     if 0 < most < count:
         raise ValueError(
-            f"execution.gpus_per_job = {count}: this machine shows a job {most} CUDA "
-            f"device{'s' * (most > 1)}; take at most {most}"
+            f"execution.gpus_per_job = {count}: a job sees only {most} CUDA "
+            f"device{'s' * (most > 1)} on this machine; set at most {most}"
         )
     if gpus:
-        known = dict(zip(identities(gpus), gpus, strict=True))
-        with lease(list(known), lease_folder(), job, count) as leased:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(known[gpu] for gpu in leased)
+        gpu_by_identity = dict(zip(identities(gpus), gpus, strict=True))
+        with lease(list(gpu_by_identity), lease_folder(), job, count) as leased:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_by_identity[gpu] for gpu in leased)
             yield [f"cuda:{index}" for index in range(count)]
         return
-    others = candidates(wanted)
-    if not others:
+    names = candidates(device)
+    if not names:
         raise ValueError(
-            f"execution.device = {wanted!r}: this machine shows no {wanted.upper()} device; "
-            f"take auto"
+            f"execution.device = {device!r}: this machine has no {device.upper()} device; set auto"
         )
-    yield others
+    yield names
 
 
 def lease_folder() -> Path:
-    """Where the lock files lie: one folder a machine, a step of a Slurm job, or a pod."""
+    """Return the folder of the lock files: one per machine, step of a Slurm job, or pod."""
     parts = ["outlier-atlas-leases"]
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         parts += ["pod", socket.gethostname()]
@@ -80,13 +83,16 @@ def lease_folder() -> Path:
 
 @contextmanager
 def lease(gpus: Sequence[str], folder: Path, job: str, count: int = 1) -> Iterator[list[str]]:
-    """Some of the GPUs, held until the block ends; waits while others hold too many of them.
+    """Lease some of the GPUs until the block ends, waiting while too many of them are leased.
 
     Args:
-        gpus: those to choose from.
-        folder: of the lock files.
-        job: written into the lock files, for those who wait.
-        count: how many; all of them at once, or none.
+        gpus: GPUs to choose from.
+        folder: folder of the lock files.
+        job: name of the job, written into the lock files for waiting jobs.
+        count: number of GPUs; all are leased at the same time, or none.
+
+    Yields:
+        The leased GPUs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _open_to_all(folder, 0o1777)
@@ -100,8 +106,9 @@ def lease(gpus: Sequence[str], folder: Path, job: str, count: int = 1) -> Iterat
 
 @contextmanager
 def _wait(gpus: Sequence[str], folder: Path, count: int) -> Iterator[dict[str, IO[str]]]:
-    waited_since = time.monotonic()
-    due = waited_since + FIRST_SECONDS
+    """Wait until GPUs are free, and hold their lock files until the block ends."""
+    started = time.monotonic()
+    next_message = started + FIRST_SECONDS
     while True:
         with ExitStack() as open_files:
             held, holders = _try(gpus, folder, count, open_files)
@@ -109,19 +116,21 @@ def _wait(gpus: Sequence[str], folder: Path, count: int) -> Iterator[dict[str, I
                 yield held
                 return
         now = time.monotonic()
-        if now >= due:
-            due = now + REMINDER_SECONDS
-            log.warning(
-                "waiting for a GPU for %d s; held by %s", now - waited_since, "; ".join(holders)
-            )
-        # Two that take from each other what both need do not do so again at the same moment.
+        if now >= next_message:
+            next_message = now + REMINDER_SECONDS
+            log.warning("waiting for a GPU for %d s; held by %s", now - started, "; ".join(holders))
+        # Random waits keep two jobs that need the same GPUs from blocking each other repeatedly.
         time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
 
 
 def _try(
     gpus: Sequence[str], folder: Path, count: int, open_files: ExitStack
 ) -> tuple[dict[str, IO[str]], list[str]]:
-    """The lock files of up to `count` GPUs that were free, and who holds the others."""
+    """Lock the files of up to `count` free GPUs.
+
+    Returns:
+        The locked files by GPU, and the holders of the other GPUs.
+    """
     held: dict[str, IO[str]] = {}
     holders: list[str] = []
     for gpu in gpus:
@@ -136,9 +145,10 @@ def _try(
 
 
 def _lock_file(folder: Path, gpu: str) -> IO[str]:
+    """Open the lock file of a GPU, creating it if it is missing."""
     path = folder / f"gpu-{gpu.replace('/', '-')}"
     try:
-        # Linux may refuse to create (`fs.protected_regular`) what another user has made there.
+        # With `fs.protected_regular` Linux refuses O_CREAT for another user's file.
         number = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT, 0o666)
@@ -147,6 +157,6 @@ def _lock_file(folder: Path, gpu: str) -> IO[str]:
 
 
 def _open_to_all(path: Path, mode: int) -> None:
-    """Other users' jobs on this machine lock the same files, whatever this one's umask."""
+    """Give a path a mode whatever the umask, so that jobs of other users can lock it."""
     if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o7777 != mode:
         path.chmod(mode)

@@ -1,4 +1,4 @@
-"""The GPU of an Apple chip, which shares the memory of the host."""
+"""GPU of an Apple chip, which shares the memory of the host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Mps(Device):
-    """A device with unified memory and without float64."""
+    """Device with unified memory and without float64."""
 
     shares_host_memory = True
     has_float64 = False

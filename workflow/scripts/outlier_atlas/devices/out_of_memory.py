@@ -1,4 +1,4 @@
-"""Whether an error is one that less work at a time would not meet."""
+"""Recognition of errors for lack of memory, which a smaller batch may avoid."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 
 
 def short_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short, on whatever device.
+    """Return whether an error reports a lack of memory on any device.
 
-    Only CUDA has an exception of its own for it; MPS and the CPU's allocator say it in words.
+    Only CUDA has its own exception type. MPS and the CPU's allocator report it in the message.
     """
-    said = str(error)
+    message = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in said for words in ("MPS backend out of memory", "can't allocate memory")
+        words in message for words in ("MPS backend out of memory", "can't allocate memory")
     )

@@ -1,6 +1,6 @@
-"""The devices that there are: each by the name that torch gives it.
+"""Registry of devices by their names in torch.
 
-A new kind of device is a class of its own (`interface.Device`) with a line in `named`, one in
+A new kind of device needs a class (`interface.Device`), a line in `named`, a line in
 `candidates`, and its name in `settings/configuration.py`.
 """
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     import torch
 
 HOST = "cpu"
+"""Name of the host's CPU."""
 
 
 @cache
 def named(name: str) -> Device:
-    """Return the device of a name such as `cuda:0`, `mps` or `cpu`."""
+    """Return the device with a name such as `cuda:0`, `mps` or `cpu`."""
     kind = name.partition(":")[0]
     if kind == "cuda":
         from outlier_atlas.devices.cuda import Cuda
@@ -36,17 +37,17 @@ def of(tensor: torch.Tensor) -> Device:
     return named(str(tensor.device))
 
 
-def candidates(wanted: str) -> list[str]:
-    """Return the names of this machine's devices of a wanted kind, without leasing any.
+def candidates(kind: str) -> list[str]:
+    """Return the names of this machine's devices of a kind, without leasing any.
 
     Args:
-        wanted: `execution.device`; `auto` takes GPUs where there are any.
+        kind: `execution.device`; `auto` prefers GPUs.
 
     Returns:
-        Every GPU, or the one other device; nothing if the machine has none of the wanted kind.
+        All GPUs, or the one other device; empty if the machine has none of the kind.
     """
-    if wanted in ("auto", "cuda") and (gpus := visible_gpus()):
+    if kind in ("auto", "cuda") and (gpus := visible_gpus()):
         return [f"cuda:{index}" for index in range(len(gpus))]
-    if wanted in ("auto", "mps") and Mps.exists():
+    if kind in ("auto", "mps") and Mps.exists():
         return ["mps"]
-    return [HOST] if wanted in ("auto", "cpu") else []
+    return [HOST] if kind in ("auto", "cpu") else []

@@ -1,8 +1,8 @@
-"""Work for a few threads while a forward pass uses the same cores.
+"""Queue for a few threads that work during a forward pass on the same cores.
 
-The threads of a forward pass wait for each other after every operation, so what keeps one of them
-from its core keeps them all. Two threads that write on two cores at the same time cost the forward
-pass half of what they cost one after the other.
+The threads of a forward pass wait for each other after every operation, so work that delays one of
+them delays all. Two threads that write on two cores at the same time cost the forward pass half of
+what they cost one after the other.
 """
 
 from __future__ import annotations
@@ -16,52 +16,59 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class Handout(Generic[Item]):
-    """A queue that hands out items as many at a time as there are threads.
+class BatchedQueue(Generic[Item]):
+    """Queue that releases items in batches of as many as there are threads.
 
     Args:
-        together: how many; 1 hands out each as it comes.
+        batch_size: number of items in a batch; 1 releases each item immediately.
     """
 
-    def __init__(self, together: int) -> None:
-        self._together = together
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
         self._items: deque[Item | None] = deque()
-        self._free = 0
+        self._released = 0
         self._changed = threading.Condition()
 
     def put(self, item: Item) -> None:
-        """Hand out an item as soon as enough others are there, or when `release` is called."""
+        """Add an item; a full batch is released."""
         with self._changed:
             self._items.append(item)
-            if len(self._items) - self._free >= self._together:
+            if len(self._items) - self._released >= self._batch_size:
                 self._release()
 
     def release(self) -> None:
-        """Hand out the queued items; call this before waiting for one of them."""
+        """Release the queued items; call this before waiting for one of them."""
         with self._changed:
             self._release()
 
     def close(self, threads: int) -> None:
-        """Hand out the queued items, and then to each thread the end."""
+        """Release the queued items, followed by an end marker for each thread."""
         with self._changed:
             self._items += [None] * threads
             self._release()
 
     def get(self) -> Item | None:
-        """The next item, None at the end; waits for it."""
+        """Wait for the next item and return it; None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._free)
-            self._free -= 1
+            self._changed.wait_for(lambda: self._released)
+            self._released -= 1
             return self._items.popleft()
 
     def _release(self) -> None:
-        self._free = len(self._items)
+        self._released = len(self._items)
         self._changed.notify_all()
 
 
-def keep_apart(index: int, threads: int) -> None:
-    """Leave the calling thread the cores that are its share, so that no two of the threads meet on
-    one: the kernel would often put them on the same one, next to one of the forward pass's."""
+def pin_to_core_share(index: int, threads: int) -> None:
+    """Restrict the calling thread to its share of the cores, so that no two threads share a core.
+
+    The kernel would often schedule two of them on the same core, next to a thread of the forward
+    pass.
+
+    Args:
+        index: index of the calling thread.
+        threads: number of threads.
+    """
     if sys.platform == "linux":
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) >= threads:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commit, Commits, revise, without
-from outlier_atlas.store.rows import shards_of_chunk
+from outlier_atlas.store.commits import Commits
+from outlier_atlas.store.run import Run
+from outlier_atlas.store.token_axis import shards_of_chunk
 
 
-def delete_read(run: Path, work: Work, batch_size: int) -> None:
+def delete_read(run: Run, work: Work, batch_size: int) -> None:
     """Delete the boundary before a layer group, all of whose own rows are committed.
 
     Its commits go first: no commit stands for a chunk that was deleted on purpose, so what needs
@@ -24,18 +23,8 @@ def delete_read(run: Path, work: Work, batch_size: int) -> None:
     """
     before = work.boundary_before
     assert before is not None, "a later layer group has a boundary before it"
-    commits = Commits.load(run / COMMITS)
-    chunks = frozenset(rows.chunk for rows in work.rows) - _still_read(work, commits, batch_size)
-
-    def revised(commit: Commit) -> Commit:
-        if commit.rows.chunk not in chunks:
-            return commit
-        return without(commit, lambda target: target == before)
-
-    revise(run / COMMITS, revised)
-    arrays = Arrays(run, work.layout)
-    for chunk in sorted(chunks):
-        arrays.chunks.remove(before, chunk)
+    still_read = _still_read(work, run.commits(), batch_size)
+    run.delete_chunks(before, frozenset(rows.chunk for rows in work.rows) - still_read)
 
 
 def _still_read(work: Work, commits: Commits, batch_size: int) -> frozenset[int]:

@@ -1,6 +1,6 @@
-"""One forward pass through a layer group, with the sites taken on the way.
+"""Forward pass through a layer group that takes the sites on the way.
 
-nnsight reads the source of a traced block, so this lives in a module and not in a script.
+nnsight reads the source of a traced block, so this code is in a module and not in a script.
 """
 
 from __future__ import annotations
@@ -22,34 +22,37 @@ from outlier_atlas.roles.attention import RecordedAttention
 from outlier_atlas.roles.block_sites import Tap
 from outlier_atlas.roles.experts import RecordedExperts
 from outlier_atlas.roles.lm_head import Head
-from outlier_atlas.roles.partial_decoder import dummy
+from outlier_atlas.roles.partial_decoder import placeholder_embeddings
 from outlier_atlas.roles.state import InitialState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Keep = Callable[[Tap, torch.Tensor], None]
-"""Takes the tensor (batch, token, channel) of a tap; it may be overwritten after the call."""
+"""Callback that gets the tensor (batch, token, channel) of a tap.
+
+The tensor may be overwritten after the call.
+"""
 
 Alter = Callable[[torch.Tensor], torch.Tensor]
-"""Makes an altered copy of what a module is given or has made, channels last."""
+"""Function that returns an altered copy of a module's input or output, channels last."""
 
 
 class LayerGroup:
-    """A partially loaded model that runs its own layers only.
+    """Partially loaded model that runs only its own layers.
 
     Args:
-        model: the decoder, with the weights of `layers`.
-        architecture: of the whole model.
-        layers: those that it runs.
-        taps: what is taken from them, in the order of `Architecture.taps`; that of the decoder
-            last.
-        sink_tokens: of how many first tokens `attn_sink` is taken.
-        head: what makes losses of what the decoder makes, where they are wanted.
+        model: decoder with the weights of `layers`.
+        architecture: architecture of the whole model.
+        layers: layers that it runs.
+        taps: taps to take, in the order of `Architecture.taps`; the tap of the decoder is last.
+        sink_tokens: number of first tokens for which `attn_sink` is taken.
+        head: head that computes losses from the decoder's output; None without losses.
 
     Attributes:
-        model, head: as they were given.
-        boundary_dtype: of the residual stream into the first layer.
+        model: the decoder.
+        head: the head, or None.
+        boundary_dtype: dtype of the residual stream into the first layer.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class LayerGroup:
         }
         self._traced = NNsight(model)
         self._parameter = next(model.parameters())
-        self._dtype = model.config.dtype  # a weight may be kept in another one
+        self._dtype = model.config.dtype  # some weights may have another dtype
         self.boundary_dtype = architecture.boundary_dtypes[layers[0]] or self._dtype
         self._embedding_size = architecture.embedding_size
         self._first_path = f"{architecture.stack}.{layers[0]}"
@@ -79,17 +82,17 @@ class LayerGroup:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """All that has weights: the decoder, and the head where there is one."""
+        """Modules with weights: the decoder, and the head if there is one."""
         return [self.model] if self.head is None else [self.model, self.head.model]
 
     @torch.inference_mode()
     def run(self, batch: torch.Tensor, keep: Keep) -> None:
-        """Run the layers over a batch and hand each tap's tensor to `keep` as it is made.
+        """Run the layers on a batch, and pass the tensor of each tap to `keep` once it is computed.
 
         Args:
-            batch: token ids (batch, token) where the layers begin with layer 0; otherwise the
-                residual stream at the boundary before them, (batch, token, channel).
-            keep: called in the order of the taps, from within the forward pass.
+            batch: token ids (batch, token) if the layers begin with layer 0; otherwise the residual
+                stream at the boundary before them, (batch, token, channel).
+            keep: callback, called in the order of the taps during the forward pass.
         """
         inputs, boundary = self._inputs(batch)
         size, tokens = batch.shape[:2]
@@ -97,8 +100,12 @@ class LayerGroup:
             if boundary is not None:
                 self._first.input = boundary
             for tap, envoy in self._taps:
-                taken = _given(envoy.inputs) if tap.side == "input" else _made(envoy.output)
-                keep(tap, tap.take(self._recorded(tap, taken), size, tokens))
+                tensor = (
+                    _hidden_input(envoy.inputs)
+                    if tap.side == "input"
+                    else _hidden_output(envoy.output)
+                )
+                keep(tap, tap.take(self._recorded(tap, tensor), size, tokens))
             tracer.stop()
 
     @torch.inference_mode()
@@ -108,21 +115,23 @@ class LayerGroup:
         keep: Keep,
         altered: Mapping[Tap, Alter] = MappingProxyType({}),
     ) -> None:
-        """The same as `run`, with plain hooks: the reference of a traced forward pass.
+        """Run the layers with plain hooks, as a reference for the traced forward pass of `run`.
 
         Args:
-            altered: what makes another tensor of a tap's module's, before the model goes on, and
-                before `keep` sees it.
+            batch: see `run`.
+            keep: see `run`.
+            altered: for some taps, a function that replaces the tensor of the tap's module before
+                the model continues and before `keep` gets it.
         """
         inputs, boundary = self._inputs(batch)
         size, tokens = batch.shape[:2]
         with ExitStack() as hooks:
             if boundary is not None:
                 first = self.model.get_submodule(self._first_path)
-                hooked = first.register_forward_pre_hook(
-                    partial(_replace_given, boundary), with_kwargs=True
+                hook = first.register_forward_pre_hook(
+                    partial(_replace_input, boundary), with_kwargs=True
                 )
-                hooks.callback(hooked.remove)
+                hooks.callback(hook.remove)
             for tap, alter in altered.items():
                 module = self.model.get_submodule(tap.module)
                 hooks.callback(_hook_alteration(module, tap, alter).remove)
@@ -132,35 +141,39 @@ class LayerGroup:
             self.model(**inputs, use_cache=False)
 
     def _inputs(self, batch: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor | None]:
-        """What the model is called with, and the boundary that replaces its hidden states.
+        """Return the arguments of the model, and the boundary that replaces its hidden states.
 
-        The model is as it was loaded: nothing is left of the sequences before.
+        The state of the model is reset, so that nothing remains of earlier sequences.
         """
         self._initial.restore()
         batch = batch.to(self._parameter.device)
         if not batch.is_floating_point():
             return {"input_ids": batch}, None
         boundary = batch.to(self.boundary_dtype)
-        return {"inputs_embeds": dummy(boundary, self._embedding_size, self._dtype)}, boundary
+        embeddings = placeholder_embeddings(boundary, self._embedding_size, self._dtype)
+        return {"inputs_embeds": embeddings}, boundary
 
-    def _recorded(self, tap: Tap, taken: torch.Tensor) -> torch.Tensor:
-        """What was taken; where it is a recorded module's output, what was recorded inside it."""
-        return self._recorders[tap].take() if tap in self._recorders else taken
+    def _recorded(self, tap: Tap, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor of a tap: the recorded one for taps inside a module."""
+        return self._recorders[tap].take() if tap in self._recorders else tensor
 
     def _hook(
         self, module: nn.Module, tap: Tap, size: int, tokens: int, keep: Keep
     ) -> RemovableHandle:
+        """Register a hook that passes the tensor of a tap to `keep`."""
+
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keep(tap, tap.take(_given((args, kwargs)), size, tokens))
+            keep(tap, tap.take(_hidden_input((args, kwargs)), size, tokens))
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            keep(tap, tap.take(self._recorded(tap, _made(output)), size, tokens))
+            keep(tap, tap.take(self._recorded(tap, _hidden_output(output)), size, tokens))
 
         if tap.side == "input":
             return module.register_forward_pre_hook(before, with_kwargs=True)
         return module.register_forward_hook(after)
 
     def _envoy(self, path: str) -> Any:
+        """Return the nnsight envoy of a module."""
         return reduce(
             lambda envoy, name: envoy[int(name)] if name.isdigit() else getattr(envoy, name),
             path.split(".") if path else [],
@@ -169,42 +182,43 @@ class LayerGroup:
 
 
 def _recorder(model: nn.Module, tap: Tap, sink_tokens: int) -> RecordedExperts | RecordedAttention:
+    """Return the recorder of a tap inside a module, which replaces the module's forward."""
     module = model.get_submodule(tap.module)
     if tap.side == "experts":
         return RecordedExperts(module, tap.module)
     return RecordedAttention(module, tap.module, sink_tokens)
 
 
-def _given(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
-    """The hidden states among what a module was called with."""
-    value = hidden_states.given(*inputs)
-    assert value is not None
-    return value
+def _hidden_input(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+    """Return the hidden states among the arguments of a module."""
+    hidden = hidden_states.from_arguments(*inputs)
+    assert hidden is not None
+    return hidden
 
 
-def _made(output: Any) -> torch.Tensor:
-    """The hidden states among what a module returned."""
-    value = hidden_states.made(output)
-    assert value is not None
-    return value
+def _hidden_output(output: Any) -> torch.Tensor:
+    """Return the hidden states among the results of a module."""
+    hidden = hidden_states.from_output(output)
+    assert hidden is not None
+    return hidden
 
 
-def _replace_given(
+def _replace_input(
     boundary: torch.Tensor, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Hand a block the boundary in place of the hidden states that it was called with."""
-    return hidden_states.replaced(boundary, args, kwargs)
+    """Return the arguments of a block with the boundary in place of its hidden states."""
+    return hidden_states.replace_argument(boundary, args, kwargs)
 
 
 def _hook_alteration(module: nn.Module, tap: Tap, alter: Alter) -> RemovableHandle:
-    """Alter what a module is called with, or of what it returns."""
+    """Register a hook that alters the input or the output of a tap's module."""
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _replace_given(alter(_given((args, kwargs))), _, args, kwargs)
+        return _replace_input(alter(_hidden_input((args, kwargs))), _, args, kwargs)
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        made = alter(_made(output))
-        return made if isinstance(output, torch.Tensor) else (made, *output[1:])
+        hidden = alter(_hidden_output(output))
+        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
 
     if tap.side == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True)

@@ -19,13 +19,11 @@ from outlier_atlas.extraction.measurement import Measurement
 from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.versions import check
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.files import read_record
 from outlier_atlas.loading.malloc_tuning import few_kernels
 from outlier_atlas.plan.memory_budget import ConcurrentJobs
 from outlier_atlas.settings.sites import TOKEN_LOSS
-from outlier_atlas.store.commits import COMMITS, Commits, Rows
+from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
-from outlier_atlas.store.repair import look_again
 from outlier_atlas.text import count
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ def compute(job: Job, work: Work) -> None:
         OSError: a file cannot be read or written.
     """
     gpus = min(job.gpus, len(work.layout.group_layers(job.group)))
-    concurrent = preflight.concurrent_jobs(job.jobs, job.device, gpus, job.run)
+    concurrent = preflight.concurrent_jobs(job.jobs, job.device, gpus, job.run.folder)
     with devices(job.device, gpus, job.name) as where:
         _say_where(job, where[0])
         check(job, work, where[0])
@@ -53,11 +51,11 @@ def _compute(job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJ
     """Plan, load once and stream until nothing is missing; leave a record of what it took."""
     torch.set_num_threads(job.threads)
     few_kernels()
-    CheckedWeights(job.model_record, job.resources).check()
+    CheckedWeights(job.run.model_record, job.run.resources).check()
     made = preflight.planned(job, work, len(where))
     job = replace(job, batch_size=preflight.automatic(made, job, work, where, concurrent))
     made = made.batched(job.batch_size)
-    missing = work.missing(Commits.load(job.run / COMMITS), job.batch_size)
+    missing = work.missing(job.run.commits(), job.batch_size)
     if not missing:
         return
     _check_boundary(job, work)
@@ -101,15 +99,15 @@ def _stream(
             log.warning(said, work.span, ", ".join(where), size)
         named(where[0]).empty_cache()
         # What was committed counts; the batch in flight is done again, in smaller ones.
-        missing = work.missing(Commits.load(job.run / COMMITS), size)
+        missing = work.missing(job.run.commits(), size)
     return size
 
 
 def _check_boundary(job: Job, work: Work) -> None:
-    unfounded = work.unfounded(Commits.load(job.run / COMMITS), job.batch_size)
+    unfounded = work.unfounded(job.run.commits(), job.batch_size)
     if unfounded:
         rows = min(unfounded, key=lambda rows: rows.start)
-        look_again(job.run)
+        job.run.look_again()
         raise ValueError(
             f"layers {work.span}: the residual stream before them lacks tokens {rows.start} to "
             f"{rows.stop - 1}; run again: only what is missing is computed"
@@ -119,13 +117,13 @@ def _check_boundary(job: Job, work: Work) -> None:
 def load(
     job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
 ) -> LayerGroup:
-    """The layer group with its weights on the devices, and the taps that are wanted."""
+    """Load the layer group on the devices, with the taps that are wanted."""
     from outlier_atlas.extraction.layer_group import load_group
     from outlier_atlas.roles.block_sites import tap_of_decoder
     from outlier_atlas.roles.cached_architecture import described
 
-    layers, record = work.layout.group_layers(job.group), read_record(job.model_record)
-    model = described(record, job.resources, job.trust_remote_code)
+    layers = work.layout.group_layers(job.group)
+    model = described(job.run.model, job.run.resources, job.trust_remote_code)
     architecture, destinations = model[2], destinations_of(missing)
     taps = [
         tap

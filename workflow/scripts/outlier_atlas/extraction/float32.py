@@ -1,4 +1,4 @@
-"""Tensors on the host as float32 values, without threads and without new memory."""
+"""Conversion of host tensors to float32, without threads and without new memory."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from numpy.typing import NDArray
 
 
 class Float32:
-    """Gives tensors as float32 values, exactly, in memory that it reuses for the next tensor.
+    """Converter of tensors to float32, which reuses its memory for the next tensor.
 
-    bfloat16 is widened by a shift of its bits in numpy. torch would start threads for it, next to
-    those of the forward pass, and new memory for each tensor costs as much as the conversion.
+    The conversion is exact. It widens bfloat16 by shifting bits in numpy. torch would start threads
+    next to those of the forward pass, and new memory for each tensor costs as much as the
+    conversion.
     """
 
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint32)
 
     def __call__(self, values: torch.Tensor) -> NDArray[np.float32]:
-        """The values of a tensor; valid until the next call."""
+        """Return the values of a tensor; they are valid until the next call."""
         if values.dtype != torch.bfloat16:
             return values.float().numpy()
         codes = values.contiguous().view(torch.int16).numpy().view(np.uint16)

@@ -1,4 +1,4 @@
-"""What an extraction job is given."""
+"""The arguments of an extraction job."""
 
 from __future__ import annotations
 
@@ -7,39 +7,32 @@ from pathlib import Path
 
 from outlier_atlas.settings.configuration import OnNewVersions
 from outlier_atlas.settings.extraction import Verify
+from outlier_atlas.store.run import Run
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an extraction job is given.
+    """The arguments of an extraction job.
 
     Attributes:
-        run: folder of the run.
-        store_record: the layout, as the rule that owns the store's shape recorded it.
-        tokens: the token store.
-        model_record: the record of the model.
-        resources: folder that the model's record is relative to.
-        group: number of the layer group, 0-based.
-        shard: number of the sequence shard, 0-based.
-        manifest: the record to leave when all is committed.
+        run: the run.
+        group: the number of the layer group, 0-based.
+        shard: the number of the sequence shard, 0-based.
+        manifest: the record to leave when everything is committed.
         trust_remote_code: whether code from the checkpoint may run.
         device: `auto`, `cuda`, `mps` or `cpu`.
         gpus: devices to spread the layer group over, where they are GPUs.
         batch_size: sequences in a forward pass.
-        auto_batch: whether `batch_size` is worked out by the job: `execution.batch_size: auto`.
+        auto_batch: whether the job computes `batch_size`: `execution.batch_size: auto`.
         auto_groups: whether the number of layer groups was chosen: `extraction.layer_groups: auto`.
-        device_memory: of the device, as the configuration has it; None takes what is free.
-        jobs: extraction jobs of the run that can be at work on this machine at a time.
+        device_memory: the memory of the device, as configured; None takes what is free.
+        jobs: the number of extraction jobs of the run that can run on this machine at a time.
         threads: CPU threads.
         verify: whether the first batch is compared with a direct forward pass.
         on_new_versions: what happens where the run would grow under other versions than before.
     """
 
-    run: Path
-    store_record: Path
-    tokens: Path
-    model_record: Path
-    resources: Path
+    run: Run
     group: int
     shard: int
     manifest: Path
@@ -57,5 +50,5 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What the job is called where others wait for it."""
+        """The name of the job for those that wait for it."""
         return f"{self.run.name}, layer group {self.group}, sequence shard {self.shard}"

@@ -9,14 +9,14 @@ from typing import NoReturn
 
 from outlier_atlas.devices.gpus import visible_gpus
 from outlier_atlas.devices.leases import devices
-from outlier_atlas.extraction import preflight
+from outlier_atlas.extraction import choice, preflight
 from outlier_atlas.extraction.prepare import planned, planned_ablation
-from outlier_atlas.plan import choice
 from outlier_atlas.plan.advice import fewest_groups
 from outlier_atlas.plan.memory_budget import GIVEN, MemoryBudget
 from outlier_atlas.plan.requirements import Plan
-from outlier_atlas.plan.units import shown
 from outlier_atlas.settings.configuration import Settings
+from outlier_atlas.store.run import Run
+from outlier_atlas.units import shown
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +34,24 @@ class Machine:
     scheduled: bool = False
 
 
-def choose(
-    settings: Settings, model_record: Path, resources: Path, run: Path, machine: Machine
-) -> None:
+def choose(settings: Settings, run: Run, machine: Machine) -> None:
     """Choose the number of layer groups of a run, and record it.
 
     Args:
         settings: the whole configuration.
-        model_record: the record of the model; `resources` is the folder that it is relative to.
-        run: folder of the run.
+        run: the run.
 
     Raises:
         ValueError: not even one layer at a time fits, or the memory of the jobs is not known; or
             the model cannot be measured as configured.
     """
-    budget = _budget(settings, run, machine)
-    needs = plans(settings, model_record, resources, budget)
+    budget = _budget(settings, run.folder, machine)
+    needs = plans(settings, run, budget)
     number = fewest(needs)
     if number is None:
-        _refuse(settings, needs, run)
+        _refuse(settings, needs, run.folder)
     log.info("%s", described(number, budget))
-    choice.write(run / choice.CHOICE, number, choice.wanted(settings, model_record))
+    choice.write(run.layer_groups_record, number, choice.wanted(settings, run.model_record))
 
 
 def described(number: int, budget: MemoryBudget) -> str:
@@ -70,7 +67,7 @@ Needs = list[tuple[Plan, MemoryBudget]]
 """Plans of a run in one layer group, each with the budget in which it has to fit."""
 
 
-def plans(settings: Settings, model_record: Path, resources: Path, budget: MemoryBudget) -> Needs:
+def plans(settings: Settings, run: Run, budget: MemoryBudget) -> Needs:
     """Return the plans of a run whose jobs are in a budget; extraction's comes first.
 
     Raises:
@@ -83,11 +80,11 @@ def plans(settings: Settings, model_record: Path, resources: Path, budget: Memor
             f"free; set execution.device_memory to what a job may take, or set a number of layer "
             f"groups"
         )
-    made = planned(settings, model_record, resources)
+    made = planned(settings, run)
     needs = [(made, budget)]
     if settings.ablation.sequences:  # one job, which has the same layer groups
         trust = settings.model.trust_remote_code
-        ablation = planned_ablation(made, trust, model_record, resources)
+        ablation = planned_ablation(made, trust, run)
         needs.append((ablation, budget.alone or budget))
     return needs
 

@@ -6,23 +6,22 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from torch import nn
 
+from outlier_atlas.devices.limits import resident
 from outlier_atlas.devices.registry import named, of
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.job_metrics import Measured
+from outlier_atlas.job_metrics import JobMetrics
 from outlier_atlas.loading.partial import weight_bytes
-from outlier_atlas.plan.limits import resident
 from outlier_atlas.plan.requirements import Plan
 
 INTERVAL_SECONDS = 0.02
 
 
 class Measurement:
-    """Of one job, from before it loads until all is written; a context manager.
+    """The memory and time of a job, from before it loads until all is written.
 
     Args:
         made: the plan in the batches of the job.
@@ -43,17 +42,12 @@ class Measurement:
         self._peak.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._peak.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._peak.__exit__()
         self._ended = time.monotonic()
 
     def loaded(self, modules: Sequence[nn.Module]) -> None:
-        """The weights are there."""
+        """Record that the weights are loaded."""
         self._loaded = time.monotonic()
         model = nn.ModuleList(modules)  # in which what is tied is one
         tensors = (*model.parameters(), *model.buffers())
@@ -69,7 +63,7 @@ class Measurement:
         job, group = self._job, self._plan.groups[self._job.group]
         device = named(self._where[0])
         alone = device.is_host
-        Measured(
+        JobMetrics(
             layer_group=job.group,
             sequence_shard=job.shard,
             layers=group.layers,
@@ -86,11 +80,11 @@ class Measurement:
             predicted_device=0 if alone else group.device,
             host=None if self._peak.bytes is None else self._peak.bytes + self._mapped,
             on_device=_on_device(self._where),
-        ).write(job.run, job.manifest.stem)
+        ).write(job.run.folder, job.manifest.stem)
 
 
 def _on_device(where: Sequence[str]) -> int | None:
-    """Of the fullest device."""
+    """Return the peak of the fullest device."""
     peaks = [peak for name in where if (peak := named(name).peak()) is not None]
     return max(peaks, default=None)
 
@@ -110,12 +104,7 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ends.set()
         self._thread.join()
 
@@ -127,7 +116,7 @@ class PeakMemory:
 
 
 def mapped(addresses: Iterable[tuple[int, int]]) -> int:
-    """How many of these bytes lie in the memory maps of files.
+    """Return the number of these bytes that lie in memory maps of files.
 
     Args:
         addresses: first byte, and number of bytes, of each piece.

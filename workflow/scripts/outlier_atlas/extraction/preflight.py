@@ -1,4 +1,4 @@
-"""What a job does before it reads a weight: it plans, says so, and refuses what cannot fit."""
+"""Preflight of a job: before it reads a weight it plans, and refuses what cannot fit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from outlier_atlas.console import NOTICE
+from outlier_atlas.devices.limits import whole
 from outlier_atlas.devices.registry import HOST, candidates, named
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.files import read_record
 from outlier_atlas.job_metrics import rates
 from outlier_atlas.locks import holders
 from outlier_atlas.plan.advice import (
@@ -26,14 +26,13 @@ from outlier_atlas.plan.advice import (
     refusal,
     remedy,
 )
-from outlier_atlas.plan.choice import CHOICE
-from outlier_atlas.plan.limits import whole
+from outlier_atlas.plan.group import ENOUGH_TOKENS
 from outlier_atlas.plan.memory_budget import ConcurrentJobs, MemoryBudget
 from outlier_atlas.plan.requirements import Plan, plan
-from outlier_atlas.plan.scheduler_resources import ENOUGH_TOKENS
 from outlier_atlas.plan.table import table
-from outlier_atlas.plan.units import bytes_of
 from outlier_atlas.settings.extraction import ExtractionSettings
+from outlier_atlas.store.run_files import RunFiles
+from outlier_atlas.units import bytes_of
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +41,17 @@ RESERVE = 0.1
 
 
 def planned(job: Job, work: Work, gpus: int) -> Plan:
-    """The plan of the run that a job belongs to, on so many devices a job."""
+    """Return the plan of the run that a job belongs to, with a number of devices for each job."""
     lengths = np.diff(work.tokens.sequence_starts)
     return plan(
-        work.layout, read_record(job.model_record), job.resources, job.batch_size,
+        work.layout, job.run.model, job.run.resources, job.batch_size,
         int(lengths.max()), bool((lengths % work.layout.chunk_tokens).any()), job.trust_remote_code,
         gpus,
     )  # fmt: skip
 
 
 def concurrent_jobs(jobs: int, device: str, gpus: int, run: Path) -> ConcurrentJobs:
-    """The jobs of a run that share this machine, seen by one of them before it has its devices.
+    """Return the jobs of a run that share this machine, as a job sees them before it has devices.
 
     Args:
         jobs: that can run side by side.
@@ -67,7 +66,7 @@ def concurrent_jobs(jobs: int, device: str, gpus: int, run: Path) -> ConcurrentJ
 
 
 def batch_size(made: Plan, budget: MemoryBudget, sequences: int) -> int:
-    """The batch of `batch_size: auto`: the largest power of two that gains something and fits.
+    """Return the batch of `batch_size: auto`: the largest useful power of two that fits.
 
     It is worked out from what the whole device has, and so the same for all jobs of a run on equal
     devices: on a mixture of experts the last bits depend on the batch.
@@ -90,7 +89,7 @@ def batch_size(made: Plan, budget: MemoryBudget, sequences: int) -> int:
 def automatic(
     made: Plan, job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs
 ) -> int:
-    """The batch size of a job, with `auto` worked out."""
+    """Return the batch size of a job, also with `auto`."""
     if not job.auto_batch:
         return job.batch_size
     known = [whole(device, concurrent.jobs, concurrent.processes) for device in where]
@@ -104,20 +103,20 @@ def automatic(
 
 
 def say(made: Plan, budget: MemoryBudget, job: Job) -> None:
-    """The plan, on the terminal by one job of the run and in the log of every other.
+    """Log the plan: on the terminal by one job of the run, in the log file by the others.
 
     Raises:
         ValueError: the run cannot fit; the block that would has been logged.
     """
     level = NOTICE if job.group == job.shard == 0 else logging.DEBUG
-    found = rates(job.run.parent, made.model, budget.name)
-    log.log(level, "%s", table(made, budget, found, job.run))
-    refuse(made, budget, job.run, _section(job), job.auto_groups)
+    found = rates(job.run.folder.parent, made.model, budget.name)
+    log.log(level, "%s", table(made, budget, found, job.run.folder))
+    refuse(made, budget, job.run.folder, _section(job), job.auto_groups)
 
 
 def _section(job: Job) -> dict[str, Any]:
-    """The user's own `extraction` section; the record leaves out what makes nothing stale."""
-    recorded = read_record(job.store_record)["extraction"]
+    """Return the user's `extraction` section; the record lacks what makes nothing stale."""
+    recorded = job.run.store_description["extraction"]
     own = ExtractionSettings.model_validate(recorded | {"verify": job.verify})
     return own.model_dump(mode="json", exclude_defaults=True)
 
@@ -145,8 +144,8 @@ def refuse(
                 f"extraction.layer_groups: auto was {_groups(made)} when it was chosen; {reason}"
             )
             ways.append(
-                f"extraction.layer_groups: {number} would fit, or delete {run / CHOICE} to have "
-                f"the number chosen for this machine"
+                f"extraction.layer_groups: {number} would fit, or delete "
+                f"{RunFiles(run).layer_groups_record} to have the number chosen for this machine"
             )
         elif fits := remedy(made, budget, run, section):
             log.warning("\nThis would fit:\n\n%s", fits)
@@ -169,7 +168,7 @@ def _groups(made: Plan) -> int:
 
 
 def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
-    """What to do where the plan was too hopeful, in a sentence; the block has been logged.
+    """Return a sentence with what to do after memory ran out; the block has been logged.
 
     Args:
         loaded: whether the weights were there already.
@@ -191,12 +190,12 @@ def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
 
 
 def budget_of(where: Sequence[str], given: str | None, concurrent: ConcurrentJobs) -> MemoryBudget:
-    """The budget of a job's devices."""
+    """Return the budget of a job's devices."""
     return MemoryBudget.of(where, named(where[0]).title, given, concurrent)
 
 
 def foreseen(device: str, given: str | None, concurrent: ConcurrentJobs) -> MemoryBudget:
-    """The budget that jobs of this machine have, whichever GPUs they get, or a device elsewhere.
+    """Return the budget of jobs of this machine, whichever GPUs they get, or of a device elsewhere.
 
     Args:
         device: as the configuration has it.

@@ -12,16 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
-from outlier_atlas.data.tokens import RECORD, TokenStore
-from outlier_atlas.files import read_record, unwritten, write_record
+from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.files import write_error, write_record
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.extraction import ExtractionSettings, even_ranges
 from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SITES
-from outlier_atlas.store import shape
 from outlier_atlas.store.dimensions import own_names
-from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout
-from outlier_atlas.store.version import ACTIVATIONS, refuse_newer
+from outlier_atlas.store.run import Run
+from outlier_atlas.store.version import refuse_newer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from outlier_atlas.roles.architecture import Architecture
 
 
-def planned(settings: Settings, model_record: Path, resources: Path) -> Plan:
+def planned(settings: Settings, run: Run) -> Plan:
     """Return the plan of a run, from its configuration and its model: there need be no tokens.
 
     With `extraction.layer_groups: auto` it has one layer group, and with `execution.batch_size:
@@ -43,9 +42,9 @@ def planned(settings: Settings, model_record: Path, resources: Path) -> Plan:
     from outlier_atlas.plan.requirements import plan
     from outlier_atlas.roles.cached_architecture import described
 
-    model, dataset, execution = read_record(model_record), settings.dataset, settings.execution
+    dataset, execution = settings.dataset, settings.execution
     trust = settings.model.trust_remote_code
-    folder, config, architecture = described(model, resources, trust)
+    folder, config, architecture = described(run.model, run.resources, trust)
     extraction = settings.extraction
     if extraction.layer_groups == "auto":
         extraction = extraction.model_copy(update={"layer_groups": 1})
@@ -53,17 +52,18 @@ def planned(settings: Settings, model_record: Path, resources: Path) -> Plan:
         extraction, architecture, dataset.sequences * dataset.sequence_length,
         settings.chunk_tokens, settings.model.dtype,
     )  # fmt: skip
-    _check_weights(folder, model, config, architecture, layout)
+    _check_weights(folder, run.model, config, architecture, layout)
     if dataset.packing != "document":  # whose sequences may all be shorter
         architecture.check_length(dataset.sequence_length)
     partly = dataset.packing == "document" or dataset.sequence_length % settings.chunk_tokens != 0
     return plan(
-        layout, model, resources, 1 if execution.batch_size == "auto" else execution.batch_size,
+        layout, run.model, run.resources,
+        1 if execution.batch_size == "auto" else execution.batch_size,
         dataset.sequence_length, partly, trust, execution.gpus_per_job,
     )  # fmt: skip
 
 
-def planned_ablation(made: Plan, trust: bool, model_record: Path, resources: Path) -> Plan:
+def planned_ablation(made: Plan, trust: bool, run: Run) -> Plan:
     """Return the plan of a run's ablation stage in one layer group, as that stage makes it.
 
     The stage runs all layers, sequence by sequence, with the losses and no site.
@@ -75,10 +75,9 @@ def planned_ablation(made: Plan, trust: bool, model_record: Path, resources: Pat
     from outlier_atlas.plan.requirements import plan
     from outlier_atlas.roles.cached_architecture import described
 
-    model = read_record(model_record)
-    last = described(model, resources, trust)[2].layers - 1
+    last = described(run.model, run.resources, trust)[2].layers - 1
     layout = replace(made.layout, sites={}, store=(), perplexity=True, layer_groups=((0, last),))
-    return plan(layout, model, resources, 1, made.tokens, False, trust, made.gpus)
+    return plan(layout, run.model, run.resources, 1, made.tokens, False, trust, made.gpus)
 
 
 CHUNK_BYTES = 2**31 - 2**10
@@ -94,11 +93,7 @@ def prepare_store(
     chunk_tokens: int,
     dtype: str,
     trust_remote_code: bool,
-    model_record: Path,
-    resources: Path,
-    tokens: Path,
-    run: Path,
-    record: Path,
+    run: Run,
 ) -> None:
     """Create the arrays of a run, or leave them where they are right, and record their layout.
 
@@ -107,10 +102,7 @@ def prepare_store(
         chunk_tokens: tokens in a chunk.
         dtype: of the forward pass.
         trust_remote_code: whether code from the checkpoint may run.
-        model_record: the record of the model; `resources` is the folder that it is relative to.
-        tokens: the token store.
-        run: folder of the run.
-        record: where the layout is recorded.
+        run: the run.
 
     Raises:
         ValueError: a newer version of the project made the run; the model has no such site or
@@ -118,38 +110,35 @@ def prepare_store(
             its own code does not run in the dtype; or its files lack weights, or have other ones.
         OSError: the disk is full; with the path, and the bytes that are needed.
     """
-    from outlier_atlas.plan import scheduler_resources
+    from outlier_atlas.plan import group
     from outlier_atlas.plan.requirements import plan
     from outlier_atlas.roles.cached_architecture import described
 
-    refuse_newer(run)
+    refuse_newer(run.folder)
     extraction = ExtractionSettings.model_validate(settings)
-    CheckedWeights(model_record, resources).check()
-    model = read_record(model_record)
-    folder, config, architecture = described(model, resources, trust_remote_code)
-    store = TokenStore.recorded(tokens, run / RECORD)
+    CheckedWeights(run.model_record, run.resources).check()
+    folder, config, architecture = described(run.model, run.resources, trust_remote_code)
+    store = run.tokens
     lengths = np.diff(store.sequence_starts)
     longest = int(lengths.max())
     architecture.check_length(longest)
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
-    _check_weights(folder, model, config, architecture, layout)
+    _check_weights(folder, run.model, config, architecture, layout)
     gathers = bool((lengths % chunk_tokens).any())
-    made = plan(layout, model, resources, 1, longest, gathers, trust_remote_code)
-    fingerprints = Fingerprints(
-        layout, store.token_ids, store.sequence_starts, str(model["fingerprint"])
-    )
+    made = plan(layout, run.model, run.resources, 1, longest, gathers, trust_remote_code)
     coordinates = _coordinates(store)
     try:
-        shape.create(run, layout, coordinates, fingerprints)
+        run.create_arrays(layout, coordinates)
     except OSError as error:
         size = sum(values.nbytes for values in coordinates.values())
         needed = f"its coordinates take up to {size:,} bytes"
-        raise unwritten(error, run / ACTIVATIONS, needed) from error
+        raise write_error(error, run.activations, needed) from error
     own = extraction.model_dump(mode="json", exclude_defaults=True)
     versions = {package: version(package) for package in RECORDED_VERSIONS}
-    of_model = {name: model[name] for name in RECORDED_OF_MODEL}
+    of_model = {name: run.model[name] for name in RECORDED_OF_MODEL}
     more = {"versions": versions, "extraction": own, "model": of_model}
-    write_record(record, layout.record() | more | scheduler_resources.recorded(made.groups))
+    more |= group.record(made.groups)
+    write_record(run.store_record, layout.record() | more)
 
 
 def _layout(
@@ -237,7 +226,7 @@ def _check_weights(
 
 
 def _coordinates(store: TokenStore) -> dict[str, NDArray[np.int32]]:
-    """Where each token of the token axis comes from."""
+    """Return the coordinates of the token axis: token id, sequence and position."""
     lengths = np.diff(store.sequence_starts)
     sequence = np.repeat(np.arange(store.sequences, dtype=np.int32), lengths)
     position = np.arange(store.tokens) - np.repeat(store.sequence_starts[:-1], lengths)

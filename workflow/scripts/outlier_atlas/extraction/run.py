@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import logging
 
-from outlier_atlas.data.tokens import RECORD, TokenStore
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.versions import settle, size_of
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.files import fingerprint, read_record, write_record
-from outlier_atlas.store.commits import COMMITS, Commits
-from outlier_atlas.store.layout import Layout
+from outlier_atlas.files import fingerprint, write_record
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +23,8 @@ def extract(job: Job) -> None:
             would grow under other versions, and `execution.on_new_versions` refuses that.
         OSError: a file cannot be read or written.
     """
-    layout = Layout.from_record(read_record(job.store_record))
-    model = read_record(job.model_record)
-    tokens = TokenStore.recorded(job.tokens, job.run / RECORD)
-    work = Work(layout, tokens, str(model["fingerprint"]), job.group, job.shard)
-    commits = settle(job, work, Commits.load(job.run / COMMITS))
+    work = Work.of(job.run, job.group, job.shard)
+    commits = settle(job, work, job.run.commits())
     if work.missing(commits, size_of(job, work)):
         _compute(job, work)
     else:
@@ -53,7 +47,7 @@ def _delete_read(job: Job, work: Work, batch_size: int) -> None:
 
 
 def manifest(work: Work) -> dict[str, object]:
-    """What a job stands for, without time or machine: equal work gives equal bytes."""
+    """Return the manifest of a job, without time or machine: equal work gives equal bytes."""
     layers = work.layout.group_layers(work.group)
     return {
         "layers": [layers[0], layers[-1]],

@@ -25,11 +25,11 @@ from outlier_atlas.extraction.writer import RowWriter, queue_bytes
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commit, CommitFile, Commits, Rows
+from outlier_atlas.store.commits import Commit, Rows
 from outlier_atlas.store.layout import BOUNDARY, Target
 from outlier_atlas.store.origin import DEVICE, VERSIONS, Origin
-from outlier_atlas.store.repair import damaged_of, give_up
-from outlier_atlas.store.targets import DamagedChunkError
+from outlier_atlas.store.repair import damaged_of
+from outlier_atlas.store.target_chunks import DamagedChunkError
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import Keep, LayerGroup
@@ -49,23 +49,23 @@ def stream(
         Stopped: a signal has asked the job to stop.
         ValueError: a chunk is damaged that is read or that others share.
     """
-    arrays = Arrays(job.run, work.layout, work.counted(Commits.load(job.run / COMMITS)))
+    arrays = job.run.arrays()
     try:
         with stopping.deferred():
             _stream(job, work, missing, group, where, arrays)
     except DamagedChunkError as damage:
         # Other jobs have committed more meanwhile, or have deleted what they had read.
-        arrays = Arrays(job.run, work.layout, work.counted(Commits.load(job.run / COMMITS)))
-        raise give_up(job.run, arrays, _all_damaged(arrays, work, damage, job.threads)) from damage
+        arrays = job.run.arrays()
+        raise job.run.give_up(arrays, _all_damaged(arrays, work, damage, job.threads)) from damage
 
 
 def _all_damaged(
     arrays: Arrays, work: Work, first: DamagedChunkError, threads: int
 ) -> Sequence[DamagedChunkError]:
-    """All damaged chunks of the boundary that a job reads, also those of other sequence shards, and
-    of the arrays that it writes those that it shares.
+    """Return all damaged chunks that a job reads or shares.
 
-    They are found together, so that one further run repairs all of them.
+    It reads the boundary before it, also chunks of other sequence shards, and shares chunks of the
+    arrays that it writes. All are found together, so that one further run repairs them.
     """
     layout, before = work.layout, work.boundary_before
     read = [(before, chunk) for chunk in range(layout.chunks)] if before else []
@@ -87,7 +87,7 @@ def _stream(
     summaries = SummaryWriter(job.run, work)
     destinations = destinations_of(missing)
     device = named(where)
-    commits = CommitFile(job.run / COMMITS / f"{job.manifest.stem}.jsonl")
+    commits = job.run.commit_file(job.manifest.stem)
     # What last bits depend on makes no row stale by itself: see `versions`.
     details = {
         "batch_size": job.batch_size,
@@ -95,7 +95,7 @@ def _stream(
         "threads": job.threads,
         VERSIONS: Origin.now().versions,
     }
-    weights = CheckedWeights(job.model_record, job.resources)
+    weights = CheckedWeights(job.run.model_record, job.run.resources)
 
     def commit(rows: Rows) -> None:
         weights.check()  # a file that was overwritten may have changed under a memory map
@@ -131,7 +131,7 @@ def _stream(
 def destinations_of(
     missing: Mapping[Rows, frozenset[Target]],
 ) -> dict[tuple[str, int], list[Target]]:
-    """Where the tensor of each site and layer goes; the last layer's output is the boundary."""
+    """Return the targets of each site and layer; the last layer's output is the boundary."""
     destinations = defaultdict(list)
     for target in sorted(frozenset().union(*missing.values())):
         tap = (target.site, target.layer)
@@ -147,7 +147,7 @@ def _keeper(
     starts: NDArray[np.int64],
     batch: range,
 ) -> Keep:
-    """Hands each tensor of a batch to the writer, sequence by sequence."""
+    """Return what gives each tensor of a batch to the writer, sequence by sequence."""
 
     def keep(tap: Tap, tensor_BTC: torch.Tensor) -> None:
         targets = destinations[tap.site, tap.layer]
@@ -162,7 +162,7 @@ def _keeper(
 
 
 def _losing(head: Head, ids_BT: torch.Tensor, keep: Keep) -> Keep:
-    """`keep`, given losses in place of what the decoder makes."""
+    """Return a `keep` that takes losses in place of the output of the decoder."""
 
     def taken(tap: Tap, tensor_BTC: torch.Tensor) -> None:
         losses = tap.site == TOKEN_LOSS
@@ -174,7 +174,7 @@ def _losing(head: Head, ids_BT: torch.Tensor, keep: Keep) -> Keep:
 def _inputs(
     read: Callable[[range], torch.Tensor], device: Device, batches: Sequence[range]
 ) -> Iterator[tuple[range, torch.Tensor]]:
-    """Each batch with its input; the next is read, and copied to the device, while one computes."""
+    """Yield each batch with its input; the next is read and copied to the device meanwhile."""
 
     def prepare(batch: range) -> OnDevice:
         return device.upload(read(batch))
@@ -189,7 +189,9 @@ def _inputs(
 
 
 def _input(work: Work, arrays: Arrays, dtype: torch.dtype, batch: range) -> torch.Tensor:
-    """Token ids (batch, token), or for a later layer group the boundary (batch, token, channel).
+    """Return token ids (batch, token), or the boundary (batch, token, channel).
+
+    The first layer group reads token ids, and a later one reads the boundary before it.
 
     Args:
         dtype: of the boundary, which holds such values exactly.
@@ -204,6 +206,6 @@ def _input(work: Work, arrays: Arrays, dtype: torch.dtype, batch: range) -> torc
 
 
 def _ids(work: Work, batch: range) -> torch.Tensor:
-    """Token ids (batch, token)."""
+    """Return token ids (batch, token)."""
     ids = np.stack([work.tokens.sequence(sequence) for sequence in batch])
     return torch.from_numpy(ids.astype(np.int64))

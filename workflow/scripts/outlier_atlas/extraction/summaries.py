@@ -6,17 +6,17 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.statistics.medians import needs_median, sequence_median
-from outlier_atlas.statistics.summary import Place, Summary
+from outlier_atlas.statistics.summary import Summary, TileRange
 from outlier_atlas.statistics.tiles import AnySummary, summary_of
 from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
+from outlier_atlas.store.run_files import RunFiles
 from outlier_atlas.store.summaries import path_of, write
 
 MEDIANS = 1024
@@ -29,11 +29,11 @@ class SummaryWriter:
     """Takes tiles as they are computed, and writes the summaries of rows that are complete.
 
     Attributes:
-        run: folder of the run.
+        run: the files of the run.
         work: of the job.
     """
 
-    run: Path
+    run: RunFiles
     work: Work
     _tiles: dict[tuple[Rows, Target], list[AnySummary]] = field(
         default_factory=lambda: defaultdict(list)
@@ -50,7 +50,7 @@ class SummaryWriter:
         values: torch.Tensor,
         whole_sequence: torch.Tensor,
     ) -> bool:
-        """Summarize a tile of some rows; whether they are complete now, and written.
+        """Summarize a tile of some rows; return whether they are complete now, and written.
 
         Args:
             target: a summary.
@@ -62,7 +62,7 @@ class SummaryWriter:
         layout, starts = self.work.layout, self.work.tokens.sequence_starts
         sequence = int(np.searchsorted(starts, start, side="right")) - 1
         floor = float(np.float32(layout.floor(target.site)))
-        place = Place(sequence, start, len(values))
+        place = TileRange(sequence, start, len(values))
         summary = summary_of(target.site, values, place, floor, layout.experts)
         if isinstance(summary, Summary) and needs_median(summary):
             median = self._median(target, sequence, whole_sequence, len(values))
@@ -77,11 +77,15 @@ class SummaryWriter:
         return True
 
     def written(self, rows: Rows, targets: Iterable[Target]) -> dict[Target, str]:
-        """The checksums of summaries that were written here, for their commit; told once."""
+        """Return, once, the checksums of summaries that were written here, for their commit."""
         return {target: self._written.pop((rows, target)) for target in targets}
 
     def _median(self, target: Target, sequence: int, whole: torch.Tensor, together: int) -> float:
-        """Median of a sequence's |x|, computed once for its tiles, so many tokens at a time."""
+        """Return the median of a sequence's |x|, computed once for all of its tiles.
+
+        Args:
+            together: the number of tokens that are taken at a time.
+        """
         with self._lock:
             known = self._medians.get((target, sequence))
         if known is None:

@@ -1,4 +1,4 @@
-"""What happens when a run grows under other versions, or on another kind of device, than before.
+"""Growth of a run under other versions, or on another kind of device, than before.
 
 Only a run that lacks something grows: one that is complete stays as it is, whatever is installed.
 """
@@ -11,7 +11,7 @@ from itertools import product
 
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.store.commits import COMMITS, Commit, Commits, revise, without
+from outlier_atlas.store.commits import Commit, Commits, without
 from outlier_atlas.store.origin import Origin, in_words, others, refusal
 
 log = logging.getLogger(__name__)
@@ -35,16 +35,16 @@ def settle(job: Job, work: Work, commits: Commits) -> Commits:
     if not found:
         return commits
     if job.on_new_versions == "refuse" and work.missing(commits, size_of(job, work)):
-        raise ValueError(refusal(job.run, found, now))
+        raise ValueError(refusal(job.run.folder, found, now))
     if job.on_new_versions != "recompute" or not _incomplete(job, work, commits):
         return commits
-    dropped = revise(job.run / COMMITS, lambda commit: _without_others(work, commit, now))
+    dropped = job.run.revise(lambda commit: _without_others(work, commit, now))
     if dropped:
         log.warning(
             "%s: %d commits of %s no longer count; what they stand for is computed again under %s "
             "(execution.on_new_versions: recompute)", job.run.name, dropped, in_words(found), now,
         )  # fmt: skip
-    return Commits.load(job.run / COMMITS)
+    return job.run.commits()
 
 
 def check(job: Job, work: Work, device: str) -> None:
@@ -54,7 +54,7 @@ def check(job: Job, work: Work, device: str) -> None:
         ValueError: it may not compute.
     """
     now = Origin.now(device)
-    found = foreign(work, Commits.load(job.run / COMMITS), now)
+    found = foreign(work, job.run.commits(), now)
     if not found:
         return
     if job.on_new_versions == "keep":
@@ -65,21 +65,21 @@ def check(job: Job, work: Work, device: str) -> None:
     elif job.on_new_versions == "recompute":
         # With `auto` two jobs could drop each other's commits for ever.
         raise ValueError(
-            f"{job.run}: has numbers of {in_words(found)}, and this job is on {now.device}; "
+            f"{job.run.folder}: has numbers of {in_words(found)}, and this job is on {now.device}; "
             f"execution.on_new_versions: recompute needs execution.device: {now.device} (or the "
             f"device of before) in place of auto"
         )
     else:
-        raise ValueError(refusal(job.run, found, now))
+        raise ValueError(refusal(job.run.folder, found, now))
 
 
 def foreign(work: Work, commits: Commits, now: Origin) -> list[Origin]:
-    """The origins other than `now` of what counts in a run, whichever job has computed it."""
+    """Return the origins other than `now` of the commits that count, of all jobs of a run."""
     return others((Origin.of(each.details) for each in commits if _counts(work, each)), now)
 
 
 def size_of(job: Job, work: Work) -> int:
-    """Sequences in a batch; with `auto` they are not known yet, and the largest reach furthest."""
+    """Return the number of sequences in a batch; with `auto` the largest that it can be."""
     return len(work.sequences) if job.auto_batch else job.batch_size
 
 

@@ -1,4 +1,4 @@
-"""What an extraction job has to do: the rows that are missing, and the batches that give them."""
+"""The work of an extraction job: the rows that are missing, and the batches that give them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from outlier_atlas.settings.extraction import even_ranges
 from outlier_atlas.store.commits import Commits, Counted, Rows
 from outlier_atlas.store.fingerprints import Fingerprints, sequences_of
 from outlier_atlas.store.layout import Layout, Target
-from outlier_atlas.store.rows import shard_rows
+from outlier_atlas.store.run import Run
+from outlier_atlas.store.token_axis import shard_rows
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Work:
     group: int
     shard: int
 
+    @classmethod
+    def of(cls, run: Run, group: int, shard: int) -> Work:
+        """Return the part of a run that a layer group and a sequence shard name."""
+        layout, model = run.layout, run.model_fingerprint
+        return cls(layout, run.tokens, model, group, shard)
+
     @property
     def span(self) -> str:
         """The layers of the layer group, in words."""
@@ -54,22 +61,22 @@ class Work:
 
     @cached_property
     def fingerprints(self) -> Fingerprints:
-        """What the numbers of each chunk depend on."""
+        """The fingerprints of the chunks."""
         tokens = self.tokens
         return Fingerprints(
             self.layout, tokens.token_ids, tokens.sequence_starts, self.model_fingerprint
         )
 
     def counted(self, commits: Commits) -> Counted:
-        """What must agree with what is read."""
+        """Return what gives the commits that what is read must agree with."""
         return self.fingerprints.counted(commits)
 
     def fingerprint(self, chunk: int) -> str:
-        """Stands for all that the numbers of a chunk depend on."""
+        """Return the fingerprint of a chunk."""
         return self.fingerprints.of(chunk)
 
     def missing(self, commits: Commits, batch_size: int) -> dict[Rows, frozenset[Target]]:
-        """The rows to write, and of which targets.
+        """Return the rows to write, with their targets.
 
         The boundary after the layer group is written only where a later layer group needs it.
         """
@@ -81,12 +88,12 @@ class Work:
         return self.layout.boundary_after(self.group - 1) if self.group else None
 
     def read(self, commits: Commits, batch_size: int) -> frozenset[Rows]:
-        """The rows whose boundary before this layer group is still to be read."""
+        """Return the rows whose boundary before this layer group is still to be read."""
         return self._rows_of(self.batches(self.missing(commits, batch_size), batch_size))
 
     def unfounded(self, commits: Commits, batch_size: int) -> frozenset[Rows]:
-        """The rows that this layer group would read at the boundary before it, and that do not
-        count."""
+        """Return the rows of the boundary before this layer group that it would read and that do
+        not count."""
         before = self.boundary_before
         if before is None:
             return frozenset()
@@ -116,7 +123,7 @@ class Work:
     def _lacking(
         self, commits: Commits, rows: Rows, targets: Iterable[Target]
     ) -> dict[Rows, frozenset[Target]]:
-        """Of some rows of a chunk those that targets lack: no two of them overlap."""
+        """Return the parts of a chunk's rows that targets lack; no two parts overlap."""
         current = self.fingerprint(rows.chunk)
         gaps = {target: commits.gaps(target, rows, current) for target in targets}
         all_gaps = [gap for of_one in gaps.values() for gap in of_one]
@@ -133,7 +140,7 @@ class Work:
         return lacking
 
     def _rows_of(self, batches: Iterable[range]) -> frozenset[Rows]:
-        """The rows that the tokens of batches lie in."""
+        """Return the rows that the tokens of batches lie in."""
         starts, chunk = self.tokens.sequence_starts, self.layout.chunk_tokens
         first = self.rows[0].chunk
         return frozenset(
@@ -145,7 +152,7 @@ class Work:
         )
 
     def batches(self, missing: Iterable[Rows], size: int) -> list[range]:
-        """The batches whose sequences reach into the missing rows.
+        """Return the batches whose sequences reach into the missing rows.
 
         A batch holds up to `size` consecutive sequences of one length, so that nothing is padded.
         The batches are cut alike whatever is missing: on a mixture of experts the last bits depend

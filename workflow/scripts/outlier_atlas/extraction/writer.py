@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from outlier_atlas.devices.interface import Device, OnHost
-from outlier_atlas.extraction.batched_queue import Handout, keep_apart
+from outlier_atlas.extraction.batched_queue import BatchedQueue, pin_to_core_share
 from outlier_atlas.extraction.float32 import Float32
 from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.plan.queue_limits import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
@@ -80,7 +80,7 @@ class RowWriter:
         self._written = written
         self._assemblies: dict[tuple[Rows, Target], _Assembly] = {}
         self._assembling = threading.Lock()
-        self._queue: Handout[_Piece] = Handout(THREADS if shares_cores else 1)
+        self._queue: BatchedQueue[_Piece] = BatchedQueue(THREADS if shares_cores else 1)
         self._state = threading.Condition()
         self._waiting_bytes = 0
         self._bound = bound
@@ -134,7 +134,7 @@ class RowWriter:
     def _work(self, index: int) -> None:
         torch.set_num_threads(1)  # the forward pass has the others
         if self._shares_cores:
-            keep_apart(index, THREADS)
+            pin_to_core_share(index, THREADS)
         try:
             self._started.wait()
         except threading.BrokenBarrierError:

@@ -1,1 +1,1 @@
-"""Loading parts of a checkpoint: which tensors, how much memory they take, and reading them."""
+"""Loading of layers of a checkpoint: selection of tensors, memory they need, and reading."""

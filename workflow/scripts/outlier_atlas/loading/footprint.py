@@ -1,7 +1,7 @@
-"""How much memory a layer group takes, found without any: on the meta device, and from headers.
+"""Memory that a layer group needs, from a forward pass on the meta device and from headers.
 
-The forward pass is run with tensors that have a shape and no content, and every one of them is
-counted from when it is made until it is let go.
+The tensors of that forward pass have shapes and no content. Each of them is counted from its
+allocation until it is freed.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a decoder's parts, in memory.
+    """Bytes that the parts of a decoder take in memory.
 
     Attributes:
-        layers: of each layer's weights.
-        embedding: of the embedding, which the first layer group has.
-        rest: of what every layer group has, such as the final norm and the rotation's frequencies.
-        fused: of the largest tensor of several experts, which is put together from pieces while it
-            is loaded; 0 without any.
-        forward: the most that the forward pass of one sequence holds at a time without the weights,
-            or as much in bfloat16, scaled to the dtype; None where the model cannot run on the meta
-            device.
-        head: of the head's weights that are not the embedding's.
-        tied: whether the embedding is the head's, too.
-        losses: the most that the logits of a piece, and what is made of them, hold at a time.
+        layers: bytes of each layer's weights.
+        embedding: bytes of the embedding, which the first layer group has.
+        rest: bytes of the parts that each layer group has, such as the final norm and the
+            frequencies of the rotary embedding.
+        fused: bytes of the largest tensor of several experts, which is assembled from pieces while
+            it is loaded; 0 without one.
+        forward: peak of the forward pass of one sequence, without the weights. It may be measured
+            in bfloat16 and scaled to the dtype. None if the model cannot run on the meta device.
+        head: bytes of the head's weights that are not the embedding's.
+        tied: whether the head shares the weights of the embedding.
+        losses: peak of the logits of a piece and of the tensors computed from them.
     """
 
     layers: tuple[int, ...]
@@ -54,20 +54,23 @@ class Sizes:
     losses: int
 
     def weights(self, layers: range, head: bool = False) -> int:
-        """Bytes of the weights of a layer group, with or without the head."""
-        own = sum(self.layers[layer] for layer in layers) + (self.head if head else 0)
+        """Return the bytes of the weights of a layer group, with or without the head."""
+        weights = sum(self.layers[layer] for layer in layers) + (self.head if head else 0)
         embedded = 0 in layers or (head and self.tied)
-        return own + self.rest + (self.embedding if embedded else 0)
+        return weights + self.rest + (self.embedding if embedded else 0)
 
     def fullest(self, layers: range, devices: int, head: bool = False) -> int:
-        """Bytes of the weights of a layer group on the fullest of its devices."""
-        own = [self.layers[layer] for layer in layers]
-        own[0] += self.weights(layers, head) - sum(own)
-        return max(sum(own[i] for i in part) for part in spread(own, min(devices, len(own))))
+        """Return the bytes of a layer group's weights on the device that has the most of them."""
+        layer_bytes = [self.layers[layer] for layer in layers]
+        layer_bytes[0] += self.weights(layers, head) - sum(layer_bytes)
+        return max(
+            sum(layer_bytes[i] for i in part)
+            for part in spread(layer_bytes, min(devices, len(layer_bytes)))
+        )
 
 
 def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, tokens: int) -> Sizes:
-    """The sizes of a decoder in a dtype, for a sequence of so many tokens.
+    """Measure the parts of a decoder in a dtype, for a sequence of a number of tokens.
 
     Raises:
         ValueError: the model's own code does not run in the dtype.
@@ -82,51 +85,57 @@ def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, toke
     fused = max((p.numel() * p.element_size() for p in experts), default=0)
     forward, failed = _forward(decoder, DTYPES[dtype], tokens)
     if forward is None and dtype != "bfloat16":
-        # Fused experts have a form without content-dependent shapes in bfloat16 alone.
-        alike = build_on_meta(config, architecture, range(architecture.layers), "bfloat16")
-        known, failed_alike = _forward(alike, torch.bfloat16, tokens)
-        forward = None if known is None else known * DTYPES[dtype].itemsize // 2
-        failed = failed if failed_alike is not None else None
+        # Only in bfloat16 do fused experts have an implementation whose shapes depend on no values.
+        in_bfloat16 = build_on_meta(config, architecture, range(architecture.layers), "bfloat16")
+        peak, failed_in_bfloat16 = _forward(in_bfloat16, torch.bfloat16, tokens)
+        forward = None if peak is None else peak * DTYPES[dtype].itemsize // 2
+        failed = failed if failed_in_bfloat16 is not None else None
     if failed is not None:
         raise ValueError(
-            f"model.dtype = {dtype!r}: {architecture.model_class.__name__} does not run in it, its "
-            f"own code fails ({gist(failed)}); take another dtype or another model"
+            f"model.dtype = {dtype!r}: {architecture.model_class.__name__} does not run in this "
+            f"dtype, its own code fails ({gist(failed)}); choose another dtype or another model"
         )
     return Sizes(
         layers, embedding, rest, fused, forward,
-        **_of_head(config, architecture, dtype, tokens),
+        **_head_sizes(config, architecture, dtype, tokens),
     )  # fmt: skip
 
 
-def _of_head(
+def _head_sizes(
     config: PretrainedConfig, architecture: Architecture, dtype: str, tokens: int
 ) -> dict[str, Any]:
-    if architecture.head.unclear is not None:
+    """Return the attributes of `Sizes` for the head."""
+    if architecture.head.unsupported is not None:
         return {"head": 0, "tied": False, "losses": 0}
     head, tied = head_on_meta(config, architecture, dtype), architecture.head.tied
-    own = [
+    parameters = [
         parameter
         for path in architecture.head.modules
         for name, parameter in head.model.get_submodule(path).named_parameters(path)
         if name not in tied
     ]
-    made = (1, tokens, architecture.head.channels)
-    hidden = torch.zeros(made, dtype=DTYPES[dtype], device="meta")
+    shape = (1, tokens, architecture.head.channels)
+    hidden = torch.zeros(shape, dtype=DTYPES[dtype], device="meta")
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     counter = _Counter()
     with counter:
         head.losses(hidden, ids)
-    size = sum(parameter.numel() * parameter.element_size() for parameter in own)
-    return {"head": size, "tied": bool(tied), "losses": counter.most}
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return {"head": size, "tied": bool(tied), "losses": counter.peak}
 
 
 def _forward(
     decoder: PreTrainedModel, dtype: torch.dtype, tokens: int
 ) -> tuple[int | None, Exception | None]:
-    """The bytes that a forward pass holds; else, why it fails on any device, if it does."""
+    """Measure the peak of a forward pass.
+
+    Returns:
+        The peak in bytes, or None if the model does not run on the meta device; and the error if
+        the model would fail on any device.
+    """
     ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
     failed: Exception | None = None
-    # A mask that is given here is not made in a run, and not counted.
+    # A mask passed here is not built by the model, and is not counted.
     for masks in masks_to_try(tokens, dtype):
         counter = _Counter()
         try:
@@ -135,18 +144,23 @@ def _forward(
         except Exception as error:
             failed = error
         else:
-            return counter.most, None
-    # The last one was called as a run calls it; what only the meta device lacks, it says.
-    only_here = isinstance(failed, NotImplementedError) or "meta" in str(failed)
-    return None, None if only_here else failed
+            return counter.peak, None
+    # The last attempt had no mask, as in a run. If only the meta device lacks an operation, the
+    # error is of this type or names the device.
+    only_on_meta = isinstance(failed, NotImplementedError) or "meta" in str(failed)
+    return None, None if only_on_meta else failed
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors that are alive at a time."""
+    """Dispatch mode that counts the bytes of all tensors that exist at the same time.
+
+    Attributes:
+        peak: the largest number of bytes so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.most = 0
+        self.peak = 0
         self._now = 0
         self._users: dict[int, int] = {}
 
@@ -157,21 +171,21 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = {storage_id(tensor) for tensor in tensors_in((args, kwargs))}
+        inputs = {storage_id(tensor) for tensor in tensors_in((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for tensor in tensors_in(result):
             storage, size = storage_id(tensor), tensor.untyped_storage().nbytes()
-            if storage in given and storage not in self._users:
+            if storage in inputs and storage not in self._users:
                 continue  # a view of a weight or an input
             if storage not in self._users:
                 self._users[storage] = 0
                 self._now += size
-                self.most = max(self.most, self._now)
+                self.peak = max(self.peak, self._now)
             self._users[storage] += 1
-            weakref.finalize(tensor, self._let_go, storage, size)
+            weakref.finalize(tensor, self._release, storage, size)
         return result
 
-    def _let_go(self, storage: int, size: int) -> None:
+    def _release(self, storage: int, size: int) -> None:
         self._users[storage] -= 1
         if not self._users[storage]:
             del self._users[storage]

@@ -1,7 +1,7 @@
-"""The matrices of a checkpoint, read as they are stored, some rows at a time.
+"""Matrices of a checkpoint, read as they are stored, some rows at a time.
 
-Files are mapped into memory, and read where rows are taken: what is held is those rows, in float32.
-Quantized weights are dequantized row by row, as a run would dequantize them, into float32.
+Files are memory-mapped and read when rows are taken, so only these rows are in memory, in float32.
+Quantized weights are dequantized row by row into float32, in the same way as in a run.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from outlier_atlas.checkpoint.folder import is_gguf
-from outlier_atlas.checkpoint.quantization import ADVICE, block_of, settings_of
-from outlier_atlas.loading.dequantize import fits, scaled, unpacked
+from outlier_atlas.checkpoint.quantization import ADVICE, quantization_settings, scale_block
+from outlier_atlas.loading.dequantize import dequantize_fp8, dequantize_mxfp4, scales_fit
 from outlier_atlas.roles.decoder_weights import StoredWeight
 
 if TYPE_CHECKING:
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
 
 
 class MatrixRows(Protocol):
-    """Gives rows `start` to `stop - 1` of a matrix, (row, column) in float32, newly made."""
+    """Function that returns a copy of rows `start` to `stop - 1`, (row, column) in float32."""
 
     def __call__(self, start: int, stop: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight as it is multiplied with: rows are output channels, columns input channels.
+    """Weight as it is multiplied with: rows are output channels, columns input channels.
 
     Attributes:
-        weight: what it is.
-        expert: which one it is of, of a weight of experts; None otherwise.
-        dtype: in which it is stored, of a quantized one that of its codes.
-        rows, columns: how many.
-        take: gives some of its rows.
+        weight: the weight.
+        expert: index of the expert; None for a weight without experts.
+        dtype: dtype in which it is stored; for quantized weights the dtype of the codes.
+        rows: number of rows.
+        columns: number of columns.
+        take: function that returns some of the rows.
     """
 
     weight: StoredWeight
@@ -54,17 +55,18 @@ class Matrix:
 
 
 class Checkpoint:
-    """The files of a checkpoint, open for reading; a context manager.
+    """Files of a checkpoint, open for reading; a context manager.
 
     Args:
-        folder, files: its safetensors files.
-        config: says how its weights are quantized, if they are.
+        folder: folder of the checkpoint.
+        files: names of its weight files.
+        config: configuration, which states how weights are quantized.
     """
 
     def __init__(self, folder: Path, files: Sequence[str], config: PretrainedConfig) -> None:
         self._folder, self._files = folder, files
-        settings = settings_of(config)
-        self._block = None if settings is None else block_of(settings)
+        settings = quantization_settings(config)
+        self._block = None if settings is None else scale_block(settings)
         self._open: dict[str, Any] = {}
         self._gguf: Any = None
         self._stack = ExitStack()
@@ -92,11 +94,12 @@ class Checkpoint:
         self._stack.close()
 
     def matrices(self, weight: StoredWeight) -> Iterator[Matrix]:
-        """The matrix of a weight; of fused experts one for each, in order. Each tensor is asked for
-        once, and read where rows are taken.
+        """Yield the matrix of a weight; for fused experts one matrix per expert, in order.
+
+        Each tensor is opened once, and read when rows are taken.
 
         Raises:
-            ValueError: it is quantized in a way that cannot be undone.
+            ValueError: the weight is quantized in a way that is not supported.
         """
         if self._gguf is not None:
             yield from _from_blocks(weight, self._gguf[weight.name])
@@ -114,7 +117,7 @@ class Checkpoint:
             raise self._fault(weight)
 
     def _scaled(self, weight: StoredWeight, codes: Tensor, scales: Tensor) -> Matrix:
-        if not fits(codes, scales, self._block):
+        if not scales_fit(codes, scales, self._block):
             raise self._fault(weight)
         take = partial(_take_scaled, codes, scales, self._block)
         rows, columns = codes.shape
@@ -125,37 +128,38 @@ class Checkpoint:
     ) -> Iterator[Matrix]:
         if scales is None or blocks.dim() != 4 or scales.shape != blocks.shape[:3]:
             raise self._fault(weight)
-        experts, rows, many, size = blocks.shape
+        experts, rows, block_count, size = blocks.shape
         for expert in range(experts):
             take = partial(_take_packed, blocks[expert], scales[expert])
-            yield Matrix(weight, expert, "mxfp4", rows, 2 * many * size, take)
+            yield Matrix(weight, expert, "mxfp4", rows, 2 * block_count * size, take)
 
     def _fault(self, weight: StoredWeight) -> ValueError:
         return ValueError(
-            f"{self._folder}: {weight.name} is quantized in a way that could not be undone; "
+            f"{self._folder}: {weight.name} is quantized in a way that cannot be dequantized; "
             f"{ADVICE}"
         )
 
 
 def _plain(weight: StoredWeight, stored: Tensor) -> Iterator[Matrix]:
-    whole = stored.transpose(-2, -1) if weight.turned else stored
-    several = list(whole) if whole.dim() == 3 else [whole]
-    for index, matrix in enumerate(several):
-        expert = index if whole.dim() == 3 else weight.expert
+    """Yield the matrices of a stored tensor that is not quantized."""
+    matrix_or_stack = stored.transpose(-2, -1) if weight.transposed else stored
+    matrices = list(matrix_or_stack) if matrix_or_stack.dim() == 3 else [matrix_or_stack]
+    for index, matrix in enumerate(matrices):
+        expert = index if matrix_or_stack.dim() == 3 else weight.expert
         rows, columns = matrix.shape
         yield Matrix(weight, expert, _name(stored), rows, columns, partial(_take, matrix))
 
 
 def _from_blocks(weight: StoredWeight, blocks: LazyWeight) -> Iterator[Matrix]:
-    """The matrices of a weight in a GGUF file, read where rows are taken."""
+    """Yield the matrices of a weight in a GGUF file, read when rows are taken."""
     kind = blocks.weight.type
-    if weight.turned:
+    if weight.transposed:
         for matrix in _plain(weight, blocks.to()):
             yield replace(matrix, dtype=kind)
         return
     rows, columns = blocks.shape[-2:]
-    several = blocks.shape[0] if len(blocks.shape) == 3 else 1
-    for index in range(several):
+    count = blocks.shape[0] if len(blocks.shape) == 3 else 1
+    for index in range(count):
         expert = index if len(blocks.shape) == 3 else weight.expert
         take = partial(_take_from_blocks, blocks, index * rows)
         yield Matrix(weight, expert, kind, rows, columns, take)
@@ -177,10 +181,10 @@ def _take_scaled(
     codes: Tensor, scales: Tensor, block: Sequence[int] | None, start: int, stop: int
 ) -> Tensor:
     if block is None:
-        return scaled(codes[start:stop], scales, None, torch.float32)
+        return dequantize_fp8(codes[start:stop], scales, None, torch.float32)
     height = block[0]
     first = start // height
-    dense = scaled(
+    dense = dequantize_fp8(
         codes[first * height : stop], scales[first : -(-stop // height)], block, torch.float32
     )
     return dense[start - first * height :]
@@ -188,4 +192,4 @@ def _take_scaled(
 
 def _take_packed(blocks: Tensor, scales: Tensor, start: int, stop: int) -> Tensor:
     part = slice(start, stop)
-    return unpacked(blocks[None, part], scales[None, part], torch.float32)[0].T.contiguous()
+    return dequantize_mxfp4(blocks[None, part], scales[None, part], torch.float32)[0].T.contiguous()

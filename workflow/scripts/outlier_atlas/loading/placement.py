@@ -1,7 +1,7 @@
-"""The layers of one layer group on its devices, each with a run of them.
+"""Placement of a layer group on its devices, each of which gets consecutive layers.
 
-All that is not a layer lies on the first device. Where a module's inputs come from another device
-they are moved before it runs; nothing else changes.
+All modules that are no layers are on the first device. Inputs of a module from another device are
+moved before it runs; nothing else changes.
 """
 
 from __future__ import annotations
@@ -18,35 +18,39 @@ from outlier_atlas.loading.partial import weight_bytes
 
 
 def spread(weights: Sequence[int], parts: int) -> list[range]:
-    """Consecutive things in parts, the heaviest of which is as light as can be.
+    """Divide a sequence into consecutive parts, so that the heaviest part is as light as possible.
 
     Args:
-        weights: of each thing.
-        parts: how many; at most as many as there are things, so that none is empty.
+        weights: weight of each item.
+        parts: number of parts, at most the number of items, so that no part is empty.
+
+    Returns:
+        The indices of each part.
     """
 
     @cache
     def best(start: int, parts: int) -> tuple[int, tuple[int, ...]]:
-        """Of the things from `start`: the weight of their heaviest part, and where parts end."""
+        """Return the weight of the heaviest part from `start` on, and the ends of the parts."""
         if parts == 1:
             return sum(weights[start:]), (len(weights),)
-        found = []
+        candidates = []
         for stop in range(start + 1, len(weights) - parts + 2):
             heaviest, stops = best(stop, parts - 1)
-            found.append((max(sum(weights[start:stop]), heaviest), (stop, *stops)))
-        return min(found)
+            candidates.append((max(sum(weights[start:stop]), heaviest), (stop, *stops)))
+        return min(candidates)
 
     stops = best(0, parts)[1]
     return [range(*part) for part in zip((0, *stops), stops, strict=False)]
 
 
-def place(model: nn.Module, stack: str, layers: range, devices: Sequence[str]) -> None:
+def move_to_devices(model: nn.Module, stack: str, layers: range, devices: Sequence[str]) -> None:
     """Move a layer group to its devices.
 
     Args:
-        model: the decoder, with the weights of `layers`.
+        model: decoder with the weights of `layers`.
         stack: path of the decoder stack.
-        devices: at most as many as there are layers; the first layer goes to the first.
+        layers: layers of the group.
+        devices: at most as many devices as layers; the first layer goes to the first device.
     """
     if len(devices) == 1:
         model.to(devices[0])
@@ -57,20 +61,21 @@ def place(model: nn.Module, stack: str, layers: range, devices: Sequence[str]) -
     for device, part in zip(devices, spread(weights, len(devices)), strict=True):
         for index in part:
             _put(blocks[index], device)
-    for around in _around(model, stack):
-        apply_to_own_tensors(around, lambda tensor: tensor.to(devices[0]))
-        for child in around.children():
-            if child not in (*_around(model, stack), model.get_submodule(stack)):
+    for parent in _parents(model, stack):
+        apply_to_own_tensors(parent, lambda tensor: tensor.to(devices[0]))
+        for child in parent.children():
+            if child not in (*_parents(model, stack), model.get_submodule(stack)):
                 _put(child, devices[0])
 
 
-def _around(model: nn.Module, stack: str) -> list[nn.Module]:
-    """The modules that the stack lies in."""
-    way = stack.split(".")
-    return [model.get_submodule(".".join(way[:depth])) for depth in range(len(way))]
+def _parents(model: nn.Module, stack: str) -> list[nn.Module]:
+    """Return the modules that contain the stack."""
+    names = stack.split(".")
+    return [model.get_submodule(".".join(names[:depth])) for depth in range(len(names))]
 
 
 def _put(module: nn.Module, device: str) -> None:
+    """Move a module to a device, and its inputs before each call."""
     module.to(device)
     module.register_forward_pre_hook(partial(_move_inputs, device), with_kwargs=True)
 

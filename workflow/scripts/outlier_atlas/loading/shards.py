@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint belong to which layers, from the headers of its files alone."""
+"""Assignment of a checkpoint's tensors to layers, from the headers of its files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 Outside = Literal["embedding", "decoder", "head"]
-"""What lies outside of the layers: `decoder` is the rest of it, such as the final norm."""
+"""Parts outside of the layers; `decoder` is the rest of the decoder, such as the final norm."""
 
 
 def file_bytes(folder: Path, files: Sequence[str], architecture: Architecture) -> dict[int, int]:
-    """Bytes of the checkpoint's tensors by layer, from the headers of its files alone.
+    """Return the bytes of the checkpoint's tensors by layer; only headers are read.
 
-    -1 stands for everything that belongs to no layer: embeddings, final norm, head, other parts.
+    The key -1 has the bytes outside of the layers: embedding, final norm, head, and other parts.
     """
     sums: dict[int, int] = {}
     for name, tensor in headers(folder, files):
@@ -40,9 +40,9 @@ def outside_bytes(
     architecture: Architecture,
     trust_remote_code: bool = False,
 ) -> dict[Outside, int]:
-    """Bytes of the checkpoint's tensors that are loaded and belong to no layer, by role.
+    """Return the bytes of the checkpoint's tensors outside of the layers that are loaded, by role.
 
-    What is tied and stored nevertheless counts once, with the embedding.
+    Tied weights that are stored twice count once, as the embedding.
     """
     model = on_meta(config, trust_remote_code)
     conversion, roles = Conversion(model), dict(_outside(model, architecture))
@@ -61,7 +61,7 @@ def outside_bytes(
 def _outside(
     model: PreTrainedModel, architecture: Architecture
 ) -> Iterator[tuple[str, tuple[Outside, nn.Parameter]]]:
-    """Role and parameter of what is loaded and belongs to no layer, by the parameter's name."""
+    """Yield the name, role and parameter of each weight outside of the layers that is loaded."""
     decoder = model.get_submodule(architecture.decoder)
     embedding = {id(p) for p in decoder.get_input_embeddings().parameters()}
     heads = tuple(f"{path}." for path in architecture.head.modules)
@@ -77,8 +77,11 @@ def _outside(
 def unknown_parts(
     folder: Path, files: Sequence[str], architecture: Architecture
 ) -> tuple[str, ...]:
-    """What a checkpoint has and its model has no module for: such as layers for the prediction of
-    several tokens (`mtp`, or a layer beyond the last), which transformers does not build."""
+    """Return the parts of a checkpoint for which its model has no module.
+
+    An example are layers that predict several tokens (`mtp`, or a layer after the last one), which
+    transformers does not build.
+    """
     names = (name for name, _ in headers(folder, files))
     return tuple(sorted({part for name in names if (part := _unknown(name, architecture))}))
 
@@ -86,27 +89,28 @@ def unknown_parts(
 def needed_files(
     folder: Path, files: Sequence[str], architecture: Architecture, layers: range, head: bool
 ) -> list[str]:
-    """Those files of a checkpoint that hold something of the layers, or of no layer at all.
+    """Return the names of the files that have a tensor of the layers, or one outside of layers.
 
-    With the head also those of parts that the model does not know by this name: some checkpoints
-    have another one for it.
+    With the head, files with parts of unknown names are included, because some checkpoints name the
+    head differently.
 
-    Opening a file maps all of it, and the system counts that against the limits of a process; of
-    the many files of a large checkpoint a layer group needs a few.
+    Opening a file maps all of it, and the system counts that against the limits of a process. A
+    layer group needs few of the many files of a large checkpoint.
     """
-    wanted = {-1, *layers}
+    needed_layers = {-1, *layers}
     return [
         name
         for name in files
         if any(
-            (head or not _unknown(tensor, architecture)) and _layer(tensor, architecture) in wanted
+            (head or not _unknown(tensor, architecture))
+            and _layer(tensor, architecture) in needed_layers
             for tensor, _ in headers(folder, [name])
         )
     ]
 
 
 def is_of_decoder(name: str, architecture: Architecture) -> bool:
-    """Whether a tensor's name is that of a weight in the decoder's layers, or next to them."""
+    """Return whether a tensor's name is that of a weight of the decoder, in a layer or outside."""
     return not _unknown(name, architecture) and not _is_skipped(name, architecture)
 
 
@@ -115,6 +119,7 @@ def _is_skipped(name: str, architecture: Architecture) -> bool:
 
 
 def _unknown(name: str, architecture: Architecture) -> str | None:
+    """Return the part of the checkpoint that a tensor belongs to if the model has no such part."""
     first = name.partition(".")[0]
     if first not in architecture.components:
         return first
@@ -123,7 +128,7 @@ def _unknown(name: str, architecture: Architecture) -> str | None:
 
 
 def _layer(name: str, architecture: Architecture) -> int:
-    """The decoder layer that a tensor of a checkpoint is named for; -1 for none."""
+    """Return the decoder layer in the name of a checkpoint's tensor; -1 without one."""
     stack = architecture.stack.rpartition(".")[2]
     match = re.search(rf"(?:^|\.){re.escape(stack)}\.(\d+)\.", name)
     return -1 if match is None or _is_skipped(name, architecture) else int(match[1])

@@ -1,4 +1,4 @@
-"""Single weights of down projections, as super weights are asked for: W[output, input]."""
+"""Single entries of down projections, as super weights are named: W[output, input]."""
 
 from __future__ import annotations
 
@@ -11,40 +11,47 @@ from outlier_atlas.roles.cached_architecture import described
 from outlier_atlas.roles.decoder_weights import StoredWeight, stored_weights
 
 Entry = tuple[int, int | None, int, int]
-"""Layer, routed expert (None where the layer has a down projection of its own), row (output
-channel) and column (input channel)."""
+"""Layer, routed expert, row and column of an entry.
+
+The expert is None for the down projection of a dense MLP. Rows are output channels, columns are
+input channels.
+"""
 
 
 def down_projection_entries(
     record: Mapping[str, Any],
     resources: Path,
     trust_remote_code: bool,
-    places: Sequence[Entry],
+    entries: Sequence[Entry],
 ) -> list[float | None]:
-    """Weights of the layers' down projections, read from the checkpoint a row at a time.
+    """Return entries of the layers' down projections, reading one row of the checkpoint at a time.
 
     Args:
-        record: of the model.
-        places: of the weights.
+        record: record of the model.
+        resources: folder that the record is relative to.
+        trust_remote_code: whether code of the checkpoint may run.
+        entries: the entries to read.
 
     Returns:
-        As many values, as the checkpoint has them; of quantized weights dequantized into float32.
-        None where a layer has no projection whose input is `mlp_hidden`, or an expert has no down
-        projection that is known.
+        The value of each entry as it is stored; quantized weights are dequantized into float32.
+        None if a layer has no projection whose input is `mlp_hidden`, or an expert has no known
+        down projection.
 
     Raises:
-        ValueError: the model is not there any more, or a weight is quantized in a way that cannot
-            be undone.
+        ValueError: the model's folder no longer exists, or a weight is quantized in a way that is
+            not supported.
     """
     folder, config, architecture = described(record, resources, trust_remote_code)
     files = record["files"]
     weights = stored_weights(folder, files, config, architecture, trust_remote_code)
     dense = {weight.layer: weight for weight in weights if weight.site == "mlp_hidden"}
-    # Stored apart, an expert has a weight of its own; fused, all of a layer have one.
-    routed = {(weight.layer, weight.expert): weight for weight in weights if weight.down}
+    # A weight belongs to one expert if experts are stored separately, or to all if they are fused.
+    routed = {
+        (weight.layer, weight.expert): weight for weight in weights if weight.is_down_projection
+    }
     values: list[float | None] = []
     with Checkpoint(folder, files, config) as checkpoint:
-        for layer, expert, row, column in places:
+        for layer, expert, row, column in entries:
             if expert is None:
                 weight = dense.get(layer)
             else:
@@ -55,6 +62,6 @@ def down_projection_entries(
 
 
 def _matrix(checkpoint: Checkpoint, weight: StoredWeight, expert: int | None) -> Matrix | None:
-    """The matrix of a weight; of fused experts that of one."""
-    each = checkpoint.matrices(weight)
-    return next((matrix for matrix in each if matrix.expert == expert), None)
+    """Return the matrix of a weight, or of one of its fused experts; None if there is none."""
+    matrices = checkpoint.matrices(weight)
+    return next((matrix for matrix in matrices if matrix.expert == expert), None)

@@ -1,4 +1,4 @@
-"""Whether a run fits, and the configuration that would."""
+"""Why a run does not fit into memory or onto the disk, and a configuration that fits."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import yaml
 
 from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.requirements import Plan
-from outlier_atlas.plan.units import shown
 from outlier_atlas.settings.sites import ATTN_SINK
+from outlier_atlas.store.run_files import RunFiles
+from outlier_atlas.units import shown
 
 SHORTEST = 16
-"""Tokens below which no shorter sequence is advised."""
+"""The shortest sequence that is advised, in tokens."""
 
 
 def block(section: Mapping[str, Any], current: Plan, fitting: Plan) -> str:
-    """The configuration that fits, as YAML: the whole `extraction:` section, and of other sections
-    the keys that change.
+    """Return a configuration that fits, as YAML.
+
+    It has the whole `extraction:` section, and the keys of other sections that change.
 
     Args:
-        section: the user's own; all but what differs between the plans stays.
+        section: the user's `extraction` section; only what differs between the plans changes.
         current: the plan that does not fit.
-        fitting: the one that does.
+        fitting: the plan that fits.
     """
     changed = dict(section)
     if changed.get("layer_groups") != "auto":
@@ -43,13 +45,13 @@ def block(section: Mapping[str, Any], current: Plan, fitting: Plan) -> str:
 
 def _lines(section: Mapping[str, Any]) -> Iterator[str]:
     for key, value in section.items():
-        # In a list, since a lone scalar is followed by `...`.
-        said = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()
-        yield f"  {key}: {said[1:-1]}\n"
+        # In a list: YAML ends a single scalar with `...`.
+        text = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()
+        yield f"  {key}: {text[1:-1]}\n"
 
 
 def refusal(plan: Plan, budget: MemoryBudget) -> str | None:
-    """Why a run's jobs do not fit into memory, in a sentence; None where they do."""
+    """Return why the jobs of a run do not fit into memory, in a sentence; None if they fit."""
     if plan.fits(budget):
         return None
     what, memory, called = plan.taken(budget), budget.memory, budget.called
@@ -68,11 +70,13 @@ def refusal(plan: Plan, budget: MemoryBudget) -> str | None:
 
 
 def remedy(plan: Plan, budget: MemoryBudget, run: Path, section: Mapping[str, Any]) -> str | None:
-    """The block that fits a budget, and the disk if it can; None where none fits the budget.
+    """Return the block that fits a budget, and the disk if possible; None if none fits the budget.
 
     Args:
-        run: its folder, as `full_disk` takes it.
-        section: the user's own.
+        plan: the plan that does not fit.
+        budget: the memory of a job.
+        run: folder of the run, as `full_disk` takes it.
+        section: the user's `extraction` section.
     """
     fitting = fitting_plan(plan, budget)
     if fitting is not None and full_disk(fitting, run):  # more layer groups, more boundaries
@@ -81,37 +85,33 @@ def remedy(plan: Plan, budget: MemoryBudget, run: Path, section: Mapping[str, An
 
 
 def fitting_plan(plan: Plan, budget: MemoryBudget) -> Plan | None:
-    """The plan that fits and changes least; None where none is found.
+    """Return the plan that fits and changes least; None if there is none.
 
-    More layer groups come first, which change no result; then smaller batches, then shorter
+    It tries more layer groups first, as these change no result; then smaller batches; then shorter
     sequences.
     """
     for smaller in _smaller(plan):
         count = fewest_groups([(smaller, budget)])
         if count is not None:
-            return _divided(smaller, count)
+            return smaller.divided(count)
     return None
 
 
 def fewest_groups(plans: Sequence[tuple[Plan, MemoryBudget]]) -> int | None:
-    """Return the fewest layer groups in which each plan fits its budget; None where none does.
+    """Return the fewest layer groups in which each plan fits its budget; None if no number fits.
 
     Args:
-        plans: of one run, with places; the first has the layers that can be divided, and as many
-            layer groups as there are at least.
+        plans: plans of one run with their budgets. The first plan has the layers that can be
+            divided, and the smallest number of layer groups to try.
     """
     plan = plans[0][0]
     first = len(plan.layout.layer_groups)
     last = first if any(each.one_group for each, _ in plans) else plan.running
 
     def fits(count: int) -> bool:
-        return all(_divided(each, count).fits(budget) for each, budget in plans)
+        return all(each.divided(count).fits(budget) for each, budget in plans)
 
     return next(filter(fits, range(first, last + 1)), None) if fits(last) else None
-
-
-def _divided(plan: Plan, count: int) -> Plan:
-    return plan if count == len(plan.layout.layer_groups) else plan.divided(count)
 
 
 def _smaller(plan: Plan) -> Iterator[Plan]:
@@ -125,7 +125,7 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
 
 
 def leaner(plan: Plan, budget: MemoryBudget, run: Path) -> Plan | None:
-    """The plan that stores as many sites as fit on the disk; None where not even none does."""
+    """Return the plan that stores as many sites as fit on the disk; None if no number fits."""
     stored = plan.layout.store
     values = [site for site in stored if site != ATTN_SINK]
     for count in range(len(values) - 1, -1, -1):
@@ -138,19 +138,21 @@ def leaner(plan: Plan, budget: MemoryBudget, run: Path) -> Plan | None:
 
 
 def full_disk(plan: Plan, run: Path) -> str | None:
-    """Why a run does not fit on the disk, in a sentence; None where it does.
+    """Return why a run does not fit on the disk, in a sentence; None if it fits.
 
-    What the run has written already is taken off.
+    Bytes that the run has written already are subtracted.
 
     Args:
-        run: its folder; or a folder that it will lie in.
+        plan: the plan of the run.
+        run: folder of the run, or a folder above it that exists.
     """
     need = plan.disk
     free = shutil.disk_usage(run).free
     if need <= free:
         return None
-    stores = ("activations.zarr", "boundaries.zarr", "summaries")
-    files = (path for store in stores for path in (run / store).rglob("*") if path.is_file())
+    of_run = RunFiles(run)
+    stores = (of_run.activations, of_run.boundaries, of_run.summaries)
+    files = (path for store in stores for path in store.rglob("*") if path.is_file())
     need -= sum(path.stat().st_size for path in files)
     if need <= free:
         return None

@@ -1,54 +1,64 @@
-"""What a job of one layer group takes of its device and of the host.
+"""The memory that a job of one layer group takes on its device and on the host.
 
-Imports nothing heavy: the Snakefile asks a scheduler for so much (`plan/scheduler_resources.py`).
+Imports nothing heavy: the Snakefile reads plans from the store's record, and requests memory from a
+scheduler by them (`scheduler_resources.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from outlier_atlas.files import read_record
 from outlier_atlas.plan.queue_limits import HOST_QUEUE_BYTES, QUEUE_BYTES
 
 MIB = 2**20
 
 PROCESS_BYTES = 330 * MIB
-"""What Python, torch and transformers take of a job's memory before there is a model; measured."""
+"""Memory of Python, torch and transformers before a model is loaded; measured."""
 
 KERNEL_BYTES = 48 * MIB
-"""What a mixture's prepared matrix products take on the CPU (`few_kernels`), and the heap between
-them: between 0 and 100 on mixtures of 16 to 64 experts, by dtype and number of tokens."""
+"""Memory of a mixture's prepared matrix products on the CPU (`few_kernels`), and of the heap
+between them: 0 to 100 MiB on mixtures of 16 to 64 experts, by dtype and number of tokens."""
 
 HEAP_BYTES = 16 * MIB
-"""Memory that glibc keeps of what a forward pass on the CPU has freed; see
-`loading/malloc_tuning.py`."""
+"""Memory that a forward pass on the CPU has freed and glibc keeps (`loading/malloc_tuning.py`)."""
 
 ON_DEVICE = 8.25
-"""What torch has of a tile while it summarizes it on a device, in float32 tiles: the tile, its
-magnitudes, three of it in float64, and a mask."""
+"""Memory in which torch summarizes a tile on a device, in float32 tiles: the tile, its magnitudes,
+three copies in float64, and a mask."""
 
 COMPILER_BYTES = 120 * MIB
-"""What numba takes to import and compile the loops that summarize a tile on the host: 114 measured,
-in the first job of an installation; 36 where they lie compiled on disk."""
+"""Memory of numba when it imports and compiles the loops that summarize a tile on the host: 114 MiB
+measured in the first job of an installation, 36 MiB if compiled loops are on disk."""
+
+ENOUGH_TOKENS = {True: 1024, False: 16384}
+"""Tokens of a batch beyond which a larger batch gains nothing, on the CPU and on a device."""
+
+RECORDED = "memory"
+"""Key of the store's record: the plan of each layer group, in batches of one sequence."""
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What one layer group takes, in bytes.
+    """The memory of one layer group, in bytes.
 
     Attributes:
-        layers: first and last.
-        file: of its weights in the checkpoint's files.
-        weights: of its weights in memory.
-        fullest: of those on the fullest of its devices.
-        fused: of the largest tensor that is put together from pieces, without those loaded already.
-        forward: of the forward pass of a batch, without the weights; None where it is not known.
-        losses: of the logits of a piece of a sequence, where losses are taken.
-        entering: of the residual stream that a batch begins with, in float32; 0 for token ids.
-        sites: of the activations of a batch that are taken, in the dtype of the forward pass.
-        boundary: of the residual stream of a batch that is left to the next layer group.
-        gathered: of chunks that sequences fill only in part, until they are complete.
-        written: of float32 values and compressed chunks in the hands of the writing threads.
-        summarized: of tiles in their hands that are not stored, in float32.
+        layers: first and last layer.
+        file: its weights in the checkpoint's files.
+        weights: its weights in memory.
+        fullest: its weights on the fullest of its devices.
+        fused: the largest tensor that is put together from pieces, without the pieces in memory.
+        forward: the forward pass of a batch, without the weights; None if it is not known.
+        losses: the logits of a piece of a sequence, if losses are computed.
+        entering: the residual stream that a batch begins with, in float32; 0 for token ids.
+        sites: the captured activations of a batch, in the dtype of the forward pass.
+        boundary: the residual stream of a batch that is stored for the next layer group.
+        gathered: chunks that wait for further sequences before they are complete.
+        written: float32 values and compressed chunks in the writing threads.
+        summarized: tiles in the writing threads that are not stored, in float32.
     """
 
     layers: tuple[int, int]
@@ -66,8 +76,8 @@ class GroupPlan:
     summarized: int
 
     def batched(self, sequences: int) -> GroupPlan:
-        """The same in batches of so many sequences, where it is that of one."""
-        # At most in proportion: all but the mask grows with sequences.
+        """Return the plan in batches of so many sequences; this plan is for batches of one."""
+        # An upper bound: everything but the mask grows with the sequences.
         forward = None if self.forward is None else self.forward * sequences
         return replace(
             self,
@@ -79,37 +89,37 @@ class GroupPlan:
 
     @property
     def _summarizing(self) -> int:
-        """On the host."""
+        """Host memory in which tiles are summarized."""
         return self.summarized + (COMPILER_BYTES if self.summarized else 0)
 
     @property
     def _working(self) -> int:
-        """Without the weights: losses are taken when the forward pass is over.
+        """Memory of a forward pass, without the weights; losses are computed when it is over.
 
-        The next batch's input is there already, and something in the shape of embeddings, both in
-        the dtype of the forward pass.
+        The input of the next batch is in memory already, and a tensor in the shape of the
+        embeddings, both in the dtype of the forward pass.
         """
         return max(self.forward or 0, self.losses) + self.entering
 
     def _streaming(self, bound: int) -> int:
-        """On the host: what waits, what is written, and the next batch's input as it is read."""
+        """Host memory of values that wait or are written, and of the input that is read."""
         waiting = min(bound, self.sites + self.boundary)
         return waiting + self.gathered + self.written + 2 * self.entering
 
     @property
     def device(self) -> int:
-        """The most on a device: weights, forward pass, and copies on their way to the host."""
+        """Peak memory of a device: weights, forward pass, and copies on their way to the host."""
         waiting = min(QUEUE_BYTES, self.sites + self.boundary)
         return self.fullest + self._working + int(ON_DEVICE * self.summarized) + waiting
 
     @property
     def host(self) -> int:
-        """The most in the memory of the host, of a process whose forward pass is on a device."""
+        """Peak host memory of a process whose forward pass is on a device."""
         return PROCESS_BYTES + max(self.weights + self.fused, self._streaming(QUEUE_BYTES))
 
     @property
     def host_alone(self) -> int:
-        """The most in the memory of the host, of a process whose forward pass is there, too."""
+        """Peak host memory of a process whose forward pass is on the host, too."""
         kernels = KERNEL_BYTES if self.fused else 0
         streaming = self._working + self._streaming(HOST_QUEUE_BYTES) + self._summarizing
         streaming += kernels + HEAP_BYTES
@@ -117,9 +127,29 @@ class GroupPlan:
 
     @property
     def unified(self) -> int:
-        """The most in a memory that the host and the device share, as on Apple silicon.
+        """Peak of a memory that the host and the device share, as on Apple silicon.
 
-        The weights are there once, for they leave the host tensor by tensor; and so is what waits.
+        It holds the weights once, as they leave the host tensor by tensor, and waiting values once.
         """
         streaming = self._working + self._streaming(QUEUE_BYTES) + self._summarizing
         return PROCESS_BYTES + self.weights + max(self.fused, streaming)
+
+
+def record(groups: Sequence[GroupPlan]) -> dict[str, Any]:
+    """Return the part of a store's record that holds plans, in batches of one sequence."""
+    return {RECORDED: [asdict(group) for group in groups]}
+
+
+def recorded(store_record: Path) -> list[GroupPlan]:
+    """Return the plan of each layer group from a store's record, in batches of one sequence.
+
+    The list is empty if the record is damaged or older code wrote it; then the record is written
+    again before a job runs.
+
+    Raises:
+        FileNotFoundError: there is no record.
+    """
+    try:
+        return [GroupPlan(**plan) for plan in read_record(store_record)[RECORDED]]
+    except (ValueError, KeyError, TypeError):
+        return []

@@ -1,24 +1,24 @@
-"""Where the jobs of a run have their forward pass, and how much of it is one job's."""
+"""The memory that one job of a run can have: of its device and of the host."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from outlier_atlas.plan.limits import THIS_MACHINE, available
-from outlier_atlas.plan.units import bytes_of
+from outlier_atlas.devices.limits import THIS_MACHINE, available
+from outlier_atlas.units import bytes_of
 
 GIVEN = "execution.device_memory"
-"""What memory is called that the configuration gives."""
+"""Name of memory that the configuration gives."""
 
 
 @dataclass(frozen=True)
 class ConcurrentJobs:
-    """The jobs of a run that are at work on this machine at a time.
+    """The jobs of a run that run on this machine at the same time.
 
     Attributes:
-        jobs: how many, this one among them.
-        processes: those of them that are at work now.
+        jobs: number of jobs, with this one.
+        processes: ids of the other jobs that are at work now.
     """
 
     jobs: int = 1
@@ -27,17 +27,16 @@ class ConcurrentJobs:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Where the jobs of a run have their forward pass.
+    """The memory that one job of a run can have.
 
     Attributes:
-        name: what it is called; `cpu` for the host itself.
-        memory: bytes of the device that one job can take, or of the host where there is none; None
-            if it does not say.
-        called: what has so many bytes, in words.
-        host_memory: bytes of the host that one job can take; None where it does not say, or is not
-            this machine.
-        jobs: that share the host at a time.
-        alone: the budget of one job at a time; None where it is that.
+        name: name of the device of the forward pass; `cpu` for the host.
+        memory: bytes of that device for one job; None if they are unknown.
+        called: name of the memory that has these bytes, in words.
+        host_memory: bytes of the host for one job; None if they are unknown, or if the host is
+            another machine.
+        jobs: number of jobs that share the host.
+        alone: the budget if one job runs at a time; None if this budget is for one job.
     """
 
     name: str
@@ -59,27 +58,27 @@ class MemoryBudget:
 
     @property
     def shared(self) -> bool:
-        """Whether `memory` is one of several jobs' share."""
+        """Whether `memory` is the share of one of several jobs."""
         return self.jobs > 1 and self.called == THIS_MACHINE
 
     @property
     def host_available(self) -> int | None:
-        """Bytes of the host that a job on a device can take; None if they are not known."""
+        """Bytes of the host for a job on a device; None if they are unknown."""
         return None if self.host or self.unified else self.host_memory
 
     @classmethod
     def of(
         cls, devices: Sequence[str], name: str, given: str | None, concurrent: ConcurrentJobs
     ) -> MemoryBudget:
-        """The budget on devices of this machine, at most `execution.device_memory`.
+        """Return the budget on devices of this machine, at most `execution.device_memory`.
 
-        It has as much memory as the fullest of them.
+        It is the memory of the device with the least free memory.
 
         Args:
-            devices: `cuda:0` and such, or `mps`, or `cpu`.
-            name: of the first.
-            given: such as `24GiB`.
-            concurrent: jobs that share the host; GPUs are leased, so each has its own.
+            devices: names of devices: `cuda:0` and the like, or `mps`, or `cpu`.
+            name: title of the first device.
+            given: `execution.device_memory`, such as `24GiB`.
+            concurrent: the jobs that share the host; each job leases its own GPUs.
         """
         shares = concurrent.jobs, concurrent.processes
         memory, called = min(
@@ -94,5 +93,5 @@ class MemoryBudget:
 
     @classmethod
     def elsewhere(cls, given: str, host: bool = False) -> MemoryBudget:
-        """A device that is not on this machine, or a host that is another one."""
+        """Return the budget on a device of another machine, or on another machine as the host."""
         return cls("cpu" if host else "a device elsewhere", bytes_of(given), GIVEN, None)

@@ -1,4 +1,4 @@
-"""What a run takes, before a weight is read: from the configuration and the headers alone."""
+"""Memory and disk that a run needs, from the configuration and the headers of its files alone."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from outlier_atlas.plan.memory_budget import MemoryBudget
 
 DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
-"""What is left of the float32 values after lossless compression, by the dtype they came in:
-zero bits cost nothing, and the others little less than themselves."""
+"""Share of the float32 values that remains after lossless compression, by the dtype of the forward
+pass: bits that are always zero compress to nothing, and the others hardly compress."""
 
 CHANNEL_BYTES, TOKEN_BYTES, EXPERT_BYTES, TILE_BYTES = 48, 36, 56, 24 * 1024
-"""What a summary takes for each channel, token and expert, and in addition: its histogram and the
+"""Bytes of a summary for each channel, token and expert, and for each tile: its histogram and the
 values above its floor."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """Memory and disk that a run needs.
 
     Attributes:
-        layout: of the store.
-        model: class of the model.
-        sizes: of its parts, for a batch of one sequence.
+        layout: the layout of the store.
+        model: name of the model's class.
+        sizes: sizes of the model's parts, for a batch of one sequence.
         file: bytes of each layer in the checkpoint's files.
-        outside: of what lies outside of the layers there, by role.
-        skipped: parts of the model and of its checkpoint that are not loaded, by path.
+        outside: bytes in these files of the parts outside the layers, by role.
+        skipped: paths of the parts of the model and its checkpoint that are not loaded.
         one_group: whether the layers cannot be divided.
         batch_size: sequences in a forward pass.
-        tokens: of the longest sequence.
-        gathers: whether sequences do not fill whole chunks.
-        gpus: devices that a job spreads its layers over.
+        tokens: tokens of the longest sequence.
+        gathers: whether a chunk can consist of several sequences.
+        gpus: number of devices that a job spreads its layers over.
     """
 
     layout: Layout
@@ -61,15 +61,15 @@ class Plan:
 
     @cached_property
     def groups(self) -> tuple[GroupPlan, ...]:
-        """By layer group."""
+        """The plan of each layer group."""
         groups = range(len(self.layout.layer_groups))
         return tuple(self._group(index).batched(self.batch_size) for index in groups)
 
     def _group(self, index: int) -> GroupPlan:
-        """In batches of one sequence."""
+        """Return the plan of a layer group, in batches of one sequence."""
         layout, width = self.layout, 4 if self.layout.dtype == "float32" else 2
         layers = layout.group_layers(index)
-        # What is recorded inside a module is float32 whatever it computes in.
+        # Values that are captured inside a module are float32, whatever the module computes in.
         of_site = {
             site: layout.numbers(site) * (width if site in CHANNEL_SITES else 4)
             for site in layout.sites
@@ -100,7 +100,7 @@ class Plan:
         )
 
     def _file(self, layers: range, head: bool) -> int:
-        """Bytes of the files that a layer group reads: see `Sizes.weights`."""
+        """Return the bytes of files that a layer group reads, by the rules of `Sizes.weights`."""
         own = sum(self.file.get(layer, 0) for layer in layers) + self.outside["decoder"]
         embedded = 0 in layers or (head and self.sizes.tied)
         own += self.outside["embedding"] if embedded else 0
@@ -108,7 +108,7 @@ class Plan:
 
     @property
     def running(self) -> int:
-        """Number of layers that run: those above the last measured one do not."""
+        """Number of layers that run: layers above the last measured one do not."""
         return self.layout.layer_groups[-1][1] + 1
 
     @property
@@ -119,15 +119,15 @@ class Plan:
 
     @property
     def boundary_values(self) -> int:
-        """Number of values at the boundaries, of those that are there at once."""
+        """Number of values at the boundaries that exist at the same time."""
         boundaries = len(self.layout.boundaries())
         if self.layout.passing_boundaries:
-            boundaries = min(boundaries, 2)  # one is read while the next is written
+            boundaries = min(boundaries, 2)  # one is read while the next one is written
         return boundaries * self.layout.tokens * self.layout.hidden_size
 
     @property
     def summary_bytes(self) -> int:
-        """Bytes of the summaries of all sites: extraction's, and those that detection makes."""
+        """Bytes of the summaries of all sites, made by extraction or by detection."""
         layout = self.layout
         tiles = (
             layout.chunks if self.tokens >= layout.chunk_tokens else layout.tokens // self.tokens
@@ -137,14 +137,14 @@ class Plan:
             if site == EXPERT_OUT
             else CHANNEL_BYTES * channels + TILE_BYTES
             for site, channels in layout.sites.items()
-            if site != ATTN_SINK  # which has no summary
+            if site != ATTN_SINK  # it has no summary
         )
         of_tokens = TOKEN_BYTES * sum(site in CHANNEL_SITES for site in layout.sites)
         return len(layout.layers) * (tiles * of_tiles + layout.tokens * of_tokens)
 
     @property
     def files(self) -> int:
-        """Number of chunks and summaries, each a file."""
+        """Number of files: chunks and summaries."""
         summarized = len({*self.layout.sites} - {ATTN_SINK})
         of_sites = sum(self.layout.arrays(s) for s in self.layout.store) + summarized
         of_layers = len(self.layout.layers) * of_sites
@@ -153,50 +153,52 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        """Bytes that the run is expected to take on the disk."""
+        """Expected bytes of the run on the disk."""
         return self.on_disk(self.values + self.boundary_values) + self.summary_bytes
 
     def on_disk(self, values: int) -> int:
-        """Bytes that so many values are expected to take after compression."""
+        """Return the expected bytes of a number of values after compression."""
         share = 1.0 if self.layout.compression == "none" else DISK_SHARE[self.layout.dtype]
         return int(4 * values * share)
 
     def peak(self, host: bool) -> int:
-        """The most that any job takes where its forward pass is: on the host, or on a device."""
+        """Return the most that any job takes where its forward pass is: on the host or a device."""
         return max(group.host_alone if host else group.device for group in self.groups)
 
     def taken(self, budget: MemoryBudget) -> int:
-        """The most that any job takes of the memory in which its forward pass is."""
+        """Return the most that any job takes of the memory in which its forward pass is."""
         if budget.unified:
             return max(group.unified for group in self.groups)
         return self.peak(budget.host)
 
     @property
     def host_needed(self) -> int:
-        """The most of the host that any job takes whose forward pass is on a device."""
+        """The most host memory that any job takes if its forward pass is on a device."""
         return max(group.host for group in self.groups)
 
     def fits(self, budget: MemoryBudget) -> bool:
-        """Whether each job fits, on its device and the host; unknown memory is not in the way."""
+        """Return whether each job fits on its device and the host; unknown memory is enough."""
         on_device = budget.memory is None or self.taken(budget) <= budget.memory
         return on_device and (
             budget.host_available is None or self.host_needed <= budget.host_available
         )
 
     def divided(self, layer_groups: int) -> Plan:
-        """The plan of the same run in another number of layer groups."""
+        """Return the plan of the same run in a number of layer groups."""
+        if layer_groups == len(self.layout.layer_groups):
+            return self
         parts = even_ranges(self.running, layer_groups)
         groups = tuple((first, stop - 1) for first, stop in parts)
         return replace(self, layout=replace(self.layout, layer_groups=groups))
 
     def batched(self, batch_size: int) -> Plan:
-        """The plan of the same run in batches of another size."""
+        """Return the plan of the same run in batches of another size."""
         return replace(self, batch_size=batch_size)
 
     def shortened(self, tokens: int) -> Plan:
-        """A plan for shorter sequences, as many tokens in all."""
+        """Return a plan for shorter sequences with the same number of tokens in total."""
         forward = self.sizes.forward
-        if forward is not None:  # at most in proportion: attention may shrink faster
+        if forward is not None:  # an upper bound: attention may shrink faster
             forward = forward * tokens // self.tokens
         return replace(self, tokens=tokens, sizes=replace(self.sizes, forward=forward))
 
@@ -211,16 +213,17 @@ def plan(
     trust_remote_code: bool,
     gpus: int = 1,
 ) -> Plan:
-    """The plan of a run; no weight is read.
+    """Return the plan of a run without reading a weight.
 
     Args:
-        layout: of its store.
-        model: the record of the model; `resources` is the folder that it is relative to.
+        layout: the layout of its store.
+        model: the record of the model.
+        resources: the folder that paths in the record are relative to.
         batch_size: sequences in a forward pass.
-        tokens: of the longest sequence.
-        gathers: whether sequences do not fill whole chunks.
+        tokens: tokens of the longest sequence.
+        gathers: whether a chunk can consist of several sequences.
         trust_remote_code: whether code from the checkpoint may run.
-        gpus: devices that a job spreads its layers over.
+        gpus: number of devices that a job spreads its layers over.
     """
     folder, config, architecture = described(model, resources, trust_remote_code)
     kept = architecture.head.modules if layout.perplexity else ()
@@ -235,7 +238,7 @@ def plan(
             *unknown_parts(folder, model["files"], architecture),
         ),
         one_group=architecture.one_group is not None
-        or (layout.perplexity and architecture.ends_apart),
+        or (layout.perplexity and architecture.end_reads_more),
         batch_size=batch_size,
         tokens=tokens,
         gathers=gathers,

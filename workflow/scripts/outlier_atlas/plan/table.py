@@ -1,4 +1,4 @@
-"""The plan as it is printed."""
+"""The plan as a printed table."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from outlier_atlas.job_metrics import Rates
 from outlier_atlas.plan.group import GroupPlan
 from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.requirements import Plan
-from outlier_atlas.plan.units import duration, shown
+from outlier_atlas.units import duration, shown
 
 
 def table(plan: Plan, budget: MemoryBudget, rates: Rates, folder: Path) -> str:
-    """The plan in a table, and below it what the run takes in all.
+    """Return the plan as a table of layer groups, followed by the needs of the whole run.
 
     Args:
-        budget: where the forward pass is.
-        rates: how fast it is there.
-        folder: where the run will lie, for the space that is free there.
+        plan: the plan of the run.
+        budget: the memory of a job.
+        rates: the speed of the device of the forward pass.
+        folder: folder of the run, whose disk is looked at.
     """
     return "\n".join(
         [
@@ -52,7 +53,7 @@ def _groups(plan: Plan, budget: MemoryBudget) -> list[str]:
     )  # fmt: skip
     rows = [_row(index, group, budget) for index, group in enumerate(plan.groups)]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    # A word over two or three columns stands where they begin.
+    # A heading over several columns begins with the first of them.
     top = "  ".join(cell.ljust(width) for cell, width in zip(above, widths, strict=True))
     body = [_aligned(row, widths) for row in (head, *rows)]
     rule = "-" * len(body[0])

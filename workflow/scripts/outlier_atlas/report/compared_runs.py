@@ -9,9 +9,9 @@ from typing import Any
 
 from outlier_atlas import products, tables
 from outlier_atlas.criteria.tables import CRITERIA, DESCRIPTIONS
-from outlier_atlas.data.tokens import RECORD
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.sanitize import visible
+from outlier_atlas.store.run_files import STORE_RECORD, TOKENS_RECORD, RunFiles
 from outlier_atlas.store.version import refuse_newer
 from outlier_atlas.tables import Table
 
@@ -19,10 +19,14 @@ Row = dict[str, Any]
 
 TABLES = (CRITERIA, *(table for described in DESCRIPTIONS for table in described.compared))
 NOT_MEASURED = "not measured"
-"""What stands where a run has no such number."""
+"""Text in place of a number that a run does not have."""
 
-STORE = "manifests/store.json"
-FILES = (*(f"tables/{table.name}.parquet" for table in TABLES), str(RECORD), STORE)
+_TABLES_FOLDER = RunFiles(Path()).tables
+FILES = (
+    *(f"{_TABLES_FOLDER}/{table.name}.parquet" for table in TABLES),
+    TOKENS_RECORD,
+    STORE_RECORD,
+)
 """What of the other run's folder is read."""
 
 
@@ -68,11 +72,12 @@ class Side:
         """
         refuse_newer(folder)
         _refuse_damaged(folder)
+        files = RunFiles(folder)
         for table in TABLES:
-            tables.refuse_other_definitions(folder / "tables", table)
-        rows = {t.name: tables.read(folder / "tables", t).to_pylist() for t in TABLES}
-        left_out = tables.left_out(folder / "tables", CRITERIA)
-        records = read_record(folder / RECORD), _store_record(folder)
+            tables.refuse_other_definitions(files.tables, table)
+        rows = {t.name: tables.read(files.tables, t).to_pylist() for t in TABLES}
+        left_out = tables.left_out(files.tables, CRITERIA)
+        records = read_record(folder / TOKENS_RECORD), _store_record(folder)
         return cls(folder.name, rows, left_out, *records)
 
     @property
@@ -101,7 +106,7 @@ class Side:
 def _refuse_damaged(folder: Path) -> None:
     files = [folder / file for file in FILES]
     try:
-        products.check(sorted((folder / "manifests" / products.FOLDER).glob("*.json")), files)
+        products.check(sorted(RunFiles(folder).product_records.glob("*.json")), files)
     except DamagedFileError as error:
         # This run does not make it again: it belongs to another one.
         raise ValueError(
@@ -111,12 +116,12 @@ def _refuse_damaged(folder: Path) -> None:
 
 
 def _store_record(folder: Path) -> Row:
-    record = read_record(folder / STORE)
+    record = read_record(folder / STORE_RECORD)
     lacking = [key for key in ("model", "channels", "dtype") if key not in record]
     if lacking:
         raise ValueError(
-            f"report.compare: {folder / STORE} does not say {lacking[0]}: an older version of "
-            f"Outlier Atlas wrote it; run {folder.name} again"
+            f"report.compare: {folder / STORE_RECORD} does not say {lacking[0]}: an older "
+            f"version of Outlier Atlas wrote it; run {folder.name} again"
         )
     return record
 

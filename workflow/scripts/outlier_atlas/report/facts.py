@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from outlier_atlas.job_metrics import Measured
+from outlier_atlas.job_metrics import JobMetrics
 from outlier_atlas.sanitize import visible
 from outlier_atlas.settings.detection import BootstrapSettings
 from outlier_atlas.store.origin import Origin, in_words
@@ -105,7 +105,7 @@ def intervals(configuration: Mapping[str, Any], sequences: int, ablations: bool)
     heldout = configuration["ablation"]["sequences"] if ablations else 0
     if max(sequences, heldout) < 2:
         return f"{none}."
-    said = BootstrapSettings.model_validate(configuration["detection"]["bootstrap"]).said
+    said = BootstrapSettings.model_validate(configuration["detection"]["bootstrap"]).sentence
     if sequences < 2:
         return f"{none}, but for those of ablation; in small type under these: {said}"
     return f"In brackets, and in small type under numbers: {said}"
@@ -117,7 +117,7 @@ def _weights(model: Row, dtype: str) -> str:
     return f"{model['weight_bytes'] / 2**20:,.1f} MiB{stored}, fingerprint {model['fingerprint']}"
 
 
-def measured(record: Measured) -> Row:
+def measured(record: JobMetrics) -> Row:
     """What one extraction job took, and what its plan predicted."""
 
     def mebibytes(size: int | None) -> str:

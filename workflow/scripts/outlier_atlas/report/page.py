@@ -15,54 +15,36 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from outlier_atlas import __version__, criteria, tables
+from outlier_atlas import __version__, tables
 from outlier_atlas.criteria.show import Evidence, Finding, Page, ReportSection, Show
 from outlier_atlas.criteria.shows import ALL, BEHIND, SHOWS
 from outlier_atlas.data.tokens import TokenStore
-from outlier_atlas.files import read_record, write_whole
+from outlier_atlas.files import write_whole
 from outlier_atlas.job_metrics import records
 from outlier_atlas.report import ablation, comparison, facts, missing, weights
 from outlier_atlas.report.findings import alarms, findings
+from outlier_atlas.report.templates import CRITERIA, REPORT
 from outlier_atlas.report.theme import THEMES
 from outlier_atlas.sanitize import visible, visible_lines
 from outlier_atlas.settings.detection import ExcludeSettings
 from outlier_atlas.settings.report import ReportSettings
-from outlier_atlas.store.commits import COMMITS, Commits
-from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.origin import Origin
+from outlier_atlas.store.run import Run
 from outlier_atlas.text import count, interval, number, percent, percentage
-
-HERE = Path(__file__).parent
-CRITERIA = Path(criteria.__file__).parent
-"""The folder of the criteria, with the templates of their sections."""
-PARTS = (
-    HERE / "template.html.j2",
-    HERE / "comparison.html.j2",
-    HERE / "style.css",
-    *sorted(CRITERIA.glob("*.html.j2")),
-    *sorted(CRITERIA.glob("*/*.html.j2")),
-)
-"""The templates and the style of the page."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PageInputs:
-    """What a report is made from: files of the run, and the configuration without `execution`.
+    """What a report is made from: the run, and the configuration without `execution`.
 
     Attributes:
         ablations: whether the run has the table of the ablation stage.
     """
 
     configuration: Mapping[str, Any]
-    folder: Path
-    tables: Path
-    figures: Path
-    tokens: Path
-    model_record: Path
-    tokens_record: Path
-    store_record: Path
+    run: Run
     ablations: bool = False
 
 
@@ -81,12 +63,12 @@ def render(
         ValueError: the token store or a record is damaged, or the run to compare is not there.
     """
     report = ReportSettings.model_validate(settings)
-    tokens = TokenStore.recorded(inputs.tokens, inputs.tokens_record)
-    evidence = Evidence(inputs.tables, tokens.sequences)
+    tokens = inputs.run.tokens
+    evidence = Evidence(inputs.run.tables, tokens.sequences)
     ablations = evidence.rows(tables.ABLATIONS) if inputs.ablations else []
     sentences = findings(evidence, ablations, report.text != "none")
     environment = Environment(
-        loader=FileSystemLoader([HERE, CRITERIA]),
+        loader=FileSystemLoader([REPORT, CRITERIA]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -94,9 +76,9 @@ def render(
     )
     environment.filters |= {"visible": visible, "number": number, "percent": percent}
     environment.filters |= {
-        "interval": partial(interval, said=number),
-        "interval_in_percent": partial(interval, said=percent),
-        "interval_of_percentage": partial(interval, said=percentage),
+        "interval": partial(interval, show=number),
+        "interval_in_percent": partial(interval, show=percent),
+        "interval_of_percentage": partial(interval, show=percentage),
     }
     html = environment.get_template("template.html.j2").render(
         **_head(report, inputs, evidence, sentences),
@@ -105,7 +87,7 @@ def render(
     write_whole(page, html.encode("utf-8", errors="replace"))
     told = {
         "findings": [asdict(f) for f in sentences],
-        "alarms": alarms(evidence, read_record(inputs.store_record)["dtype"]),
+        "alarms": alarms(evidence, inputs.run.store_description["dtype"]),
         "left_out": _left_out(inputs),
     }
     write_whole(findings_file, f"{json.dumps(told, indent=2)}\n".encode("ascii"))
@@ -114,14 +96,14 @@ def render(
 def _head(
     report: ReportSettings, inputs: PageInputs, evidence: Evidence, sentences: Sequence[Finding]
 ) -> Row:
-    model, tokens = read_record(inputs.model_record), read_record(inputs.tokens_record)
-    store = read_record(inputs.store_record)
-    style = (HERE / "style.css").read_text("utf-8")
+    run = inputs.run
+    model, tokens, store = run.model, run.tokens_description, run.store_description
+    style = (REPORT / "style.css").read_text("utf-8")
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # A local folder's name is enough of its path.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
     measured = count(len(store["layers"]), "layer")
-    origins = {Origin.of(commit.details) for commit in Commits.load(inputs.folder / COMMITS)}
+    origins = {Origin.of(commit.details) for commit in run.commits()}
     tokens_said = f"{count(tokens['tokens'], 'token')} in {count(tokens['sequences'], 'sequence')}"
     headlines = "".join(f" {line}" for show in ALL if (line := show.headline(evidence)))
     return {
@@ -137,24 +119,22 @@ def _head(
         # Our own file, and the only text that is not escaped.
         "style": Markup(style),
         "style_hash": _hash(style),
-        "folder": visible(str(inputs.folder)),
+        "folder": visible(str(run.folder)),
         "version": __version__,
         "facts": [
             *facts.facts(model, tokens, store, origins),
             *(fact for show in ALL for fact in show.facts(evidence)),
         ],
         "first_array": store["store"][0] if store["store"] else None,
-        "first_axis": Layout.from_record(store).dimension(store["store"][0])
-        if store["store"]
-        else None,
-        "measured": [facts.measured(record) for record in records(inputs.folder)],
+        "first_axis": run.layout.dimension(store["store"][0]) if store["store"] else None,
+        "measured": [facts.measured(record) for record in records(run.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
 
 
 def _left_out(inputs: PageInputs) -> str:
     detection = inputs.configuration["detection"]
-    return ExcludeSettings.model_validate(detection["exclude"]).said
+    return ExcludeSettings.model_validate(detection["exclude"]).sentence
 
 
 def _hash(text: str) -> Markup:
@@ -170,7 +150,7 @@ def _body(
     tokens: TokenStore,
     environment: Environment,
 ) -> Row:
-    picture = partial(_picture, inputs.figures)
+    picture = partial(_picture, inputs.run.figures)
     page = Page(report, inputs.configuration, evidence, tokens, picture)
     everywhere = {"left_out": _left_out(inputs), "text_shown": report.text}
 
@@ -200,19 +180,19 @@ def _weights_section(report: ReportSettings, inputs: PageInputs) -> Row | None:
     if not inputs.configuration["weights"]["measure"]:
         return None
     rows, errors = (
-        tables.read(inputs.tables, table).to_pylist()
+        tables.read(inputs.run.tables, table).to_pylist()
         for table in (tables.WEIGHTS, tables.WEIGHT_ERRORS)
     )
     return weights.section(rows, errors, report.rows)
 
 
 def _ablation(inputs: PageInputs) -> Row:
-    return ablation.section(tables.read(inputs.tables, tables.ABLATIONS).to_pylist())
+    return ablation.section(tables.read(inputs.run.tables, tables.ABLATIONS).to_pylist())
 
 
 def _comparison(report: ReportSettings, inputs: PageInputs, environment: Environment) -> Row:
-    there = inputs.folder.with_name(str(report.compare))
-    section = comparison.section(inputs.folder, there)
+    folder = inputs.run.folder
+    section = comparison.section(folder, folder.with_name(str(report.compare)))
     # A part ends with the newline of its template, as the rest of the section's lines do.
     whole = environment.overlay(keep_trailing_newline=True)
     parts = [

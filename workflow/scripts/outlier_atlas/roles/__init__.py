@@ -1,1 +1,1 @@
-"""The architecture of a model by role, found from a forward pass on the meta device."""
+"""Architecture of a model by role: decoder, layers, sites, head, and weights."""

@@ -1,4 +1,4 @@
-"""A recorded model, described; once in a process, however many ask."""
+"""Cache of the architecture of a recorded model, which a process describes once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 def described(
     record: Mapping[str, Any], resources: Path, trust_remote_code: bool
 ) -> tuple[Path, PretrainedConfig, Architecture]:
-    """The folder of a recorded model, its configuration and its architecture; no weight is read.
+    """Return the folder, the configuration and the architecture of a recorded model.
+
+    No weight is read.
 
     Raises:
-        ValueError: it is not there any more, or is no decoder that is understood.
+        ValueError: the folder no longer exists, or its model is no supported decoder.
     """
     folder = locate(record, resources)
-    changed = (folder / "config.json").stat().st_mtime_ns
-    return folder, *_described(folder, trust_remote_code, changed)
+    modified = (folder / "config.json").stat().st_mtime_ns
+    return folder, *_described(folder, trust_remote_code, modified)
 
 
 @lru_cache(maxsize=1)
 def _described(
-    folder: Path, trust_remote_code: bool, changed: int
+    folder: Path, trust_remote_code: bool, modified: int
 ) -> tuple[PretrainedConfig, Architecture]:
     config = load_config(folder, trust_remote_code)
     return config, describe(config, trust_remote_code)

@@ -1,8 +1,9 @@
-"""From the residual stream to a loss: the head, as the model's own forward pass applies it.
+"""Head: from the residual stream to a loss, as the model's own forward pass computes it.
 
-Heads differ: biases, a factor on the logits, a soft cap, weights tied to the embeddings. None of it
-is written again here. The model's own forward runs, with a module in place of its decoder that
-hands out what the decoder had made; so what it does behind the decoder is done as it does it.
+Heads differ: biases, a factor on the logits, a soft cap, weights tied to the embeddings. None of
+this is implemented again here. The model's own forward runs, with a module in place of its decoder
+that returns the decoder's earlier output. So everything after the decoder is computed by the
+model's own code.
 """
 
 from __future__ import annotations
@@ -19,48 +20,49 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGITS_BYTES = 64 * 2**20
-"""Bytes of the logits in float32 that are there at a time. A part of the numerics: on some machines
-the last bits of a matrix product depend on its rows."""
+"""Bytes of float32 logits that exist at a time.
+
+The value affects results: on some machines the last bits of a matrix product depend on its rows.
+"""
 
 TOKENS = 8
-"""Tokens of the watched forward pass."""
+"""Number of tokens in the traced forward pass."""
 
 
 @dataclass(frozen=True)
 class HeadParts:
-    """Where the head of a model lies.
+    """Modules and weights of the head of a model.
 
     Attributes:
-        modules: those that it calls and that have weights, by path.
-        tied: names of their weights that are others' as well, each with the other's name.
-        vocabulary: number of logits of a token.
-        channels: of what it is given, which a decoder may have made narrower than its residual
-            stream.
-        unclear: why it cannot be used; None where it can.
+        modules: paths of the modules with weights that the head calls.
+        tied: names of the head's weights that are shared, each with the name of the other weight.
+        vocabulary: number of logits per token.
+        channels: channels of the head's input; a decoder may output fewer than its residual stream.
+        unsupported: reason why the head cannot be used; None if it can.
     """
 
     modules: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     vocabulary: int = 0
     channels: int = 0
-    unclear: str | None = None
+    unsupported: str | None = None
 
 
-class Handed(PassThrough):
-    """Stands where the decoder was, and hands out what it had made.
+class FixedDecoder(PassThrough):
+    """Replacement for the decoder, which returns an earlier output of it.
 
     Attributes:
-        hidden: that, (batch, token, channel).
+        hidden: the output to return, (batch, token, channel).
     """
 
     hidden: torch.Tensor
 
-    def forward(self, *args: Any, **kwargs: Any) -> _Made:
-        return _Made(self.hidden)
+    def forward(self, *args: Any, **kwargs: Any) -> _DecoderOutput:
+        return _DecoderOutput(self.hidden)
 
 
-class _Made:
-    """What a decoder returns: of all that a forward pass may ask for, the last hidden states."""
+class _DecoderOutput:
+    """Output of a decoder with the last hidden states only."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.last_hidden_state = hidden
@@ -71,84 +73,89 @@ class _Made:
         raise IndexError(key)
 
     def __getattr__(self, name: str) -> None:
-        """No caches, no attention maps, no router scores."""
+        """Return None for caches, attention maps and router scores."""
         if name.startswith("__"):
             raise AttributeError(name)
 
 
 class Head:
-    """What a model does behind its decoder.
+    """Computation of a model after its decoder.
 
     Args:
-        model: with the weights of its head; its decoder is taken out of it.
+        model: model with the weights of its head; its decoder is replaced.
         decoder: path of the decoder.
-        vocabulary: number of logits of a token.
+        vocabulary: number of logits per token.
 
     Attributes:
-        model: what is left of it.
+        model: the model without its decoder.
     """
 
     def __init__(self, model: PreTrainedModel, decoder: str, vocabulary: int) -> None:
-        self._handed = Handed(model.get_submodule(decoder))
-        model.set_submodule(decoder, self._handed)
+        self._fixed_decoder = FixedDecoder(model.get_submodule(decoder))
+        model.set_submodule(decoder, self._fixed_decoder)
         self.model = model
         self._block = block_tokens(vocabulary)
 
     def logits(self, hidden_BTC: torch.Tensor) -> torch.Tensor:
-        """The logits (batch, token, vocabulary) of what the decoder made, (batch, token, channel).
+        """Return the logits (batch, token, vocabulary) for an output of the decoder.
 
-        In the dtype in which the model gives them.
+        Args:
+            hidden_BTC: output of the decoder, (batch, token, channel).
+
+        Returns:
+            The logits in the dtype of the model's forward.
         """
-        self._handed.hidden = hidden_BTC
+        self._fixed_decoder.hidden = hidden_BTC
         logits = self.model(inputs_embeds=hidden_BTC, use_cache=False).logits
         assert isinstance(logits, torch.Tensor)
         return logits
 
     @torch.inference_mode()
     def losses(self, hidden_BTC: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood of each token, given all before it in its sequence.
+        """Return the negative log-likelihood of each token given the earlier tokens.
 
-        The logits are made in pieces, of one sequence and `LOGITS_BYTES` each, whatever the batch.
+        The logits are computed in pieces of one sequence and at most `LOGITS_BYTES`, for any batch
+        size.
 
         Args:
-            hidden_BTC: what the decoder made.
+            hidden_BTC: output of the decoder.
             ids_BT: token ids.
 
         Returns:
-            (batch, token, 1), float32, in nats; NaN for the first token of a sequence, which
-            nothing predicts.
+            (batch, token, 1), float32, in nats; NaN for the first token of a sequence, which has no
+            earlier tokens.
         """
         losses = hidden_BTC.new_full((*ids_BT.shape, 1), float("nan"), dtype=torch.float32)
         targets_BT = ids_BT.to(hidden_BTC.device)
         for sequence, targets_T in enumerate(targets_BT):
-            self._of_sequence(hidden_BTC[sequence : sequence + 1], targets_T, losses[sequence])
+            self._sequence_losses(hidden_BTC[sequence : sequence + 1], targets_T, losses[sequence])
         return losses
 
-    def _of_sequence(
+    def _sequence_losses(
         self, hidden_1TC: torch.Tensor, targets_T: torch.Tensor, losses_T1: torch.Tensor
     ) -> None:
         predicted = len(targets_T) - 1
         for start in range(0, predicted, self._block):
             stop = min(start + self._block, predicted)
             logits_TV = self.logits(hidden_1TC[:, start:stop])[0].float()
-            wanted = targets_T[start + 1 : stop + 1].to(logits_TV.device)
-            loss_T1 = -logits_TV.log_softmax(-1).gather(1, wanted[:, None])
+            next_ids = targets_T[start + 1 : stop + 1].to(logits_TV.device)
+            loss_T1 = -logits_TV.log_softmax(-1).gather(1, next_ids[:, None])
             losses_T1[start + 1 : stop + 1] = loss_T1.to(losses_T1.device)
 
 
 def block_tokens(vocabulary: int) -> int:
-    """Tokens whose logits are there at a time: a power of two, which suits matrix products."""
+    """Return the number of tokens per piece of logits: a power of two, for fast matrix products."""
     most = max(1, LOGITS_BYTES // (4 * vocabulary))
     return 1 << (most.bit_length() - 1)
 
 
 def find_head(model: PreTrainedModel, decoder: str, channels: int) -> HeadParts:
-    """Where the head of a model lies, found by a forward pass without memory.
+    """Identify the head of a model by a forward pass on the meta device.
 
     Args:
-        model: on the meta device; its decoder is taken out of it.
+        model: model on the meta device; its decoder is replaced.
         decoder: path of the decoder.
-        channels: of what the decoder makes.
+        channels: channels of the decoder's output.
     """
     tied = dict(model.all_tied_weights_keys)
     head = Head(model, decoder, vocabulary=1)
@@ -157,11 +164,13 @@ def find_head(model: PreTrainedModel, decoder: str, channels: int) -> HeadParts:
         if path != decoder.split(".", maxsplit=1)[0] and any(True for _ in module.parameters()):
             module.register_forward_hook(lambda *_, path=path: called.append(path))
     try:
-        given = torch.zeros((1, TOKENS, channels), dtype=model.dtype, device="meta")
-        shape = head.logits(given).shape
+        hidden = torch.zeros((1, TOKENS, channels), dtype=model.dtype, device="meta")
+        shape = head.logits(hidden).shape
     except Exception as error:
-        return HeadParts(unclear=f"its head does not run on its own ({type(error).__name__})")
+        return HeadParts(
+            unsupported=f"its head does not run without the decoder ({type(error).__name__})"
+        )
     if len(shape) != 3 or shape[:2] != (1, TOKENS):
-        return HeadParts(unclear=f"its head makes {tuple(shape)} of {TOKENS} tokens")
-    own = {name: source for name, source in tied.items() if name.split(".")[0] in called}
-    return HeadParts(tuple(dict.fromkeys(called)), own, int(shape[-1]), channels)
+        return HeadParts(unsupported=f"its head returns shape {tuple(shape)} for {TOKENS} tokens")
+    head_ties = {name: source for name, source in tied.items() if name.split(".")[0] in called}
+    return HeadParts(tuple(dict.fromkeys(called)), head_ties, int(shape[-1]), channels)

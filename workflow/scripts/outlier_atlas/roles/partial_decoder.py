@@ -1,4 +1,4 @@
-"""A decoder that runs some of its layers: all else of it hands on what it is given."""
+"""Decoder that runs some of its layers; its other layers return their input."""
 
 from __future__ import annotations
 
@@ -16,44 +16,48 @@ if TYPE_CHECKING:
 
 
 class PassThrough(nn.Module):
-    """Stands where a module would be that is not wanted, and hands its input on.
+    """Replacement for a module that is not run; it returns its input.
 
     Args:
         replaced: the module.
-        returned: of how many values the tuple is that it returns; 0 where it returns none.
+        tuple_length: length of the tuple that the module returns; 0 if it returns a tensor.
     """
 
-    def __init__(self, replaced: nn.Module | None = None, returned: int = 0) -> None:
+    def __init__(self, replaced: nn.Module | None = None, tuple_length: int = 0) -> None:
         super().__init__()
-        # The model's forward asks its layers for such things (`attention_type`, for the mask).
+        # The model's forward reads attributes of its layers, such as `attention_type`.
         for name, value in vars(replaced).items() if replaced is not None else ():
             if not name.startswith("_") and name != "training":
                 setattr(self, name, value)
-        self._returned = returned
+        self._tuple_length = tuple_length
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self._returned:
-            return (hidden_states, *[None] * (self._returned - 1))
+        if self._tuple_length:
+            return (hidden_states, *[None] * (self._tuple_length - 1))
         return hidden_states
 
 
 def strip(
-    decoder: PreTrainedModel, stack: str, layers: range, returned: Sequence[int], embedding: bool
+    decoder: PreTrainedModel,
+    stack: str,
+    layers: range,
+    tuple_lengths: Sequence[int],
+    embedding: bool,
 ) -> None:
-    """Put a pass-through module in place of what a layer group does not run.
+    """Replace the layers that a layer group does not run with pass-through modules.
 
     Args:
         decoder: the text decoder.
         stack: path of its decoder stack.
-        layers: those that are run.
-        returned: by layer, of how many values the tuple is that it returns.
-        embedding: whether it keeps its embedding.
+        layers: layers that are run.
+        tuple_lengths: for each layer, the length of the tuple that it returns.
+        embedding: whether the decoder keeps its embedding.
     """
     blocks = decoder.get_submodule(stack)
     assert isinstance(blocks, nn.ModuleList)
     for index, block in enumerate(blocks):
         if index not in layers:
-            blocks[index] = PassThrough(block, returned[index])
+            blocks[index] = PassThrough(block, tuple_lengths[index])
     if not embedding:
         words = decoder.get_input_embeddings()
         path = next(path for path, module in decoder.named_modules() if module is words)
@@ -61,20 +65,22 @@ def strip(
 
 
 @contextmanager
-def loaded_alone(decoder: nn.Module, stack: str) -> Iterator[None]:
-    """Hide the layers that do not run from whatever goes through the decoder stack in the block."""
+def hide_unused_layers(decoder: nn.Module, stack: str) -> Iterator[None]:
+    """Hide the pass-through layers from code that iterates over the decoder stack in the block."""
     with only_children(decoder.get_submodule(stack), lambda c: not isinstance(c, PassThrough)):
         yield
 
 
-def dummy(boundary: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
-    """What a decoder is given as embeddings where the boundary replaces its hidden states.
+def placeholder_embeddings(
+    boundary: torch.Tensor, channels: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return embeddings for a decoder whose hidden states a boundary replaces.
 
-    It gives the model the shapes that it makes masks and positions from.
+    The model derives the shapes of masks and positions from them. Their values are not used.
 
     Args:
-        boundary: (batch, token, channel).
-        channels: of an embedding, which may be narrower than the residual stream.
-        dtype: in which the model computes.
+        boundary: residual stream at the boundary, (batch, token, channel).
+        channels: channels of an embedding, which may be fewer than those of the residual stream.
+        dtype: dtype of the forward pass.
     """
     return boundary.new_zeros((*boundary.shape[:2], channels), dtype=dtype)

@@ -1,4 +1,4 @@
-"""Tensors inside of what modules and operators are given and give back."""
+"""Tensors inside of nested containers, such as the arguments and results of modules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """All tensors in nested containers, in order."""
+    """Yield all tensors in nested containers, in order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):

@@ -1,8 +1,8 @@
-"""What a model keeps from one forward pass to the next, and how each pass starts without it.
+"""State that a model keeps between forward passes, and its reset before each of them.
 
 Some models change themselves when they run: dynamic RoPE keeps the frequencies of the longest
-sequence so far, and others keep position offsets. With that state the values of a sequence would
-depend on the sequences before it.
+sequence so far, and other models keep position offsets. With such state, the values of a sequence
+would depend on the sequences before it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from torch import nn
 from outlier_atlas.compat.torch_internals import own_buffers
 
 COPIED_BYTES = 2**16
-"""The largest buffer that is copied, because its values may change in place. Frequencies are far
-smaller; larger buffers are tables that no forward pass writes to."""
+"""Bytes of the largest buffer that is copied because its values may change in place.
+
+Frequencies are far smaller. Larger buffers are tables that no forward pass writes to.
+"""
 
 INTERNAL = frozenset(vars(nn.Module()))
+"""Names of the attributes that every module has."""
 
 
 class InitialState:
-    """The state of a model's modules before its first forward pass.
+    """State of a model's modules before its first forward pass.
 
     Args:
-        model: with its weights, on its devices.
+        model: model with its weights, on its devices.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,7 +44,7 @@ class InitialState:
         ]
 
     def restore(self) -> None:
-        """Give every module the attributes and buffers that it had, with the values they had."""
+        """Restore the attributes, buffers and buffer values of every module."""
         for module, attributes, buffers in self._modules:
             for name in _attributes(module).keys() - attributes.keys():
                 delattr(module, name)
@@ -54,14 +57,15 @@ class InitialState:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that torch does not define."""
     return {name: value for name, value in vars(module).items() if name not in INTERNAL}
 
 
 @contextmanager
 def fixed_rotation(model: nn.Module) -> Iterator[None]:
-    """Keep dynamic RoPE from reading the sequence length, which has no value on the meta device.
+    """Replace dynamic RoPE in the block, as the sequence length has no value on the meta device.
 
-    The shapes and the operations on hidden states are the same.
+    Shapes and operations on hidden states stay the same.
     """
     changed = [
         (module, kind)

@@ -1,7 +1,7 @@
-"""The configuration: one section a stage, checked before anything runs.
+"""The configuration: one section for each stage, checked before anything runs.
 
-Each section has a module of its own, so that a rule's code is that of its own section. The
-Snakefile parses them at every start: they import neither torch nor zarr. A setting explains itself
-in the `description` of its field; the JSON schema and `config/README.md` are generated from these
-models.
+Each section has its own module, so that the code digest of a rule covers only the sections that
+the rule reads. The Snakefile parses the configuration at every start, so these modules import
+neither torch nor zarr. The `description` of a field documents the setting; the JSON schema and
+`config/README.md` are generated from these models.
 """

@@ -1,4 +1,4 @@
-"""A whole configuration, and what must hold across its sections."""
+"""The whole configuration, and the checks that involve several sections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class RunSettings(Section):
         None,
         max_length=100,
         pattern=RUN_NAME,
-        description="Folder of the run under `results/`; by default the configuration file's name.",
+        description="Name of the run's folder under `results/`; by default the name of the "
+        "configuration file.",
     )
 
 
@@ -40,38 +41,40 @@ OnNewVersions = Literal["refuse", "recompute", "keep"]
 
 
 class ExecutionSettings(Section):
-    """How and where the work is done: nothing here changes a result or makes a stage stale."""
+    """How and where the work is done; no setting here changes a result or makes a stage stale."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = Field(
-        "auto", description="Device of the forward pass; `auto` takes CUDA, MPS or the CPU."
+        "auto",
+        description="Device of the forward pass; `auto` takes the first available one of CUDA, "
+        "MPS and CPU.",
     )
     device_memory: str | None = Field(
         None,
-        description="Memory of the device, such as `24GiB`: the run is planned for it, also where "
-        "it is not on this machine. By default what the device has free.",
+        description="Device memory that the run is planned for, such as `24GiB`, even if this "
+        "machine has no such device. By default the free memory of the device.",
     )
     gpus_per_job: PositiveInt = Field(
         1,
-        description="GPUs that a job spreads the layers of its layer group over, so that more of "
-        "them fit; it computes on one at a time.",
+        description="Number of GPUs over which a job spreads the layers of its layer group, so "
+        "that more layers fit. The job computes on one GPU at a time.",
     )
     batch_size: PositiveInt | Literal["auto"] = Field(
         1,
-        description="Sequences in one forward pass. `auto`: as many as fit into the device and "
-        "gain something, by the plan; up to 16,384 tokens, on the CPU 1,024.",
+        description="Sequences in one forward pass. `auto`: as many as the plan says fit into the "
+        "device and still increase the speed, up to 16,384 tokens, or 1,024 on the CPU.",
     )
     threads: PositiveInt | None = Field(
         None,
-        description="CPU threads of an extraction job; by default the cores, divided by the "
-        "sequence shards.",
+        description="CPU threads of an extraction job; by default the number of cores divided by "
+        "the number of sequence shards.",
     )
     on_new_versions: OnNewVersions = Field(
         "refuse",
-        description="What happens if a part of a run is missing, and the rest was "
-        "computed under another version of torch or transformers, or on another kind of device, "
-        "which gives other last bits. `refuse` ends with a line that names both; `recompute` "
-        "computes all of it again; `keep` goes on, so that the run has numbers of both. Where "
-        "nothing is missing nothing happens.",
+        description="What to do if a part of a run is missing and the rest was computed with "
+        "another version of torch or transformers, or on another kind of device. The last bits of "
+        "the values then differ. `refuse` stops with a message that names both; `recompute` "
+        "computes the whole run again; `keep` computes the missing part, so that the run mixes "
+        "values of both. A complete run is left as it is.",
     )
 
     @field_validator("device_memory")
@@ -90,17 +93,19 @@ class ExecutionSettings(Section):
 class Settings(Section):
     """A whole configuration."""
 
-    run: RunSettings = Field(RunSettings(), description="Names the run.")
-    model: ModelSettings = Field(description="The model: where it comes from and its dtype.")
-    dataset: DatasetSettings = Field(description="The text, and how it is cut into sequences.")
+    run: RunSettings = Field(RunSettings(), description="The name of the run.")
+    model: ModelSettings = Field(description="The model: its source and its dtype.")
+    dataset: DatasetSettings = Field(
+        description="The dataset, and how its text is cut into sequences."
+    )
     extraction: ExtractionSettings = Field(
         ExtractionSettings(), description="What is measured, and how the work is divided."
     )
     detection: DetectionSettings = Field(
-        DetectionSettings(), description="One block a criterion, with its thresholds."
+        DetectionSettings(), description="One block for each criterion, with its thresholds."
     )
     weights: WeightsSettings = Field(
-        WeightsSettings(), description="Whether the model's weights are measured."
+        WeightsSettings(), description="The measurement of the model's weights."
     )
     ablation: AblationSettings = Field(
         AblationSettings(),
@@ -108,7 +113,8 @@ class Settings(Section):
     )
     report: ReportSettings = Field(ReportSettings(), description="What the report shows.")
     execution: ExecutionSettings = Field(
-        ExecutionSettings(), description="How the work is done; never makes anything stale."
+        ExecutionSettings(),
+        description="How and where the work is done; no change here makes a stage stale.",
     )
 
     @model_validator(mode="after")
@@ -132,7 +138,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _summaries_suffice(self) -> Settings:
-        """Of a site that is not stored only a summary is kept, which cannot answer everything."""
+        """Refuse detection settings that need values the summaries of unstored sites lack."""
         extraction, detection = self.extraction, self.detection
         unstored = [site for site in extraction.sites if site not in extraction.stored]
         for site in unstored:
@@ -148,7 +154,7 @@ class Settings(Section):
             if site in detection.quantization_error.sites:
                 raise ValueError(
                     f"detection.quantization_error.sites: {site} is not stored; name it in "
-                    f"extraction.store, or take it out"
+                    f"extraction.store, or remove it here"
                 )
         for site in detection.quantization_error.sites:
             if site not in extraction.sites:
@@ -156,16 +162,16 @@ class Settings(Section):
                     f"detection.quantization_error.sites: {site} is not measured; name it in "
                     f"extraction.sites, or remove it here"
                 )
-        if unstored and detection.exclude.said:
+        if unstored and detection.exclude.sentence:
             raise ValueError(
-                f"detection.exclude: tokens cannot be left out of {unstored[0]}, whose values are "
-                f"not stored; name it in extraction.store, or leave detection.exclude out"
+                f"detection.exclude: tokens cannot be excluded at {unstored[0]}, because its "
+                f"values are not stored; name it in extraction.store, or remove detection.exclude"
             )
         return self
 
     @property
     def chunk_tokens(self) -> int:
-        """Tokens in a Zarr chunk, with `auto` worked out."""
+        """Number of tokens in a Zarr chunk, with `auto` resolved."""
         chunk, length = self.extraction.advanced.chunk_tokens, self.dataset.sequence_length
         if chunk != "auto":
             return chunk
@@ -183,16 +189,16 @@ class Settings(Section):
 def load(
     config: Mapping[str, Any], default_name: str, written: Written = MappingProxyType({})
 ) -> Settings:
-    """Check a configuration.
+    """Check a configuration and return its settings.
 
     Args:
-        config: what the YAML held.
-        default_name: the run's name where the configuration gives none.
-        written: how a file writes what YAML reads as something else, for the errors.
+        config: the content of the YAML file.
+        default_name: name of the run if the configuration has none.
+        written: spellings in the file of values that YAML reads differently, for the messages.
 
     Raises:
-        ValueError: something is wrong; one line a fault, naming the key, its value and what is
-            allowed.
+        ValueError: The configuration is invalid. The message has one line for each fault, with the
+            key, its value and what is allowed.
     """
     try:
         settings = Settings.model_validate(dict(config))
@@ -203,6 +209,6 @@ def load(
         settings = settings.model_copy(update={"run": RunSettings(name=name[:100])})
     if settings.report.compare == settings.name:
         raise ValueError(
-            f"report.compare = {settings.name!r}: this is the run itself; name another one"
+            f"report.compare = {settings.name!r}: this is the run itself; name another run"
         )
     return settings

@@ -28,22 +28,27 @@ from outlier_atlas.settings.section import (
 
 
 class SmoothQuantSettings(Section):
-    """Scales of Xiao et al. 2023 (arXiv 2211.10438), where weights are measured."""
+    """Settings of the SmoothQuant scales (Xiao et al. 2023, arXiv 2211.10438).
+
+    The scales need `weights.measure`.
+    """
 
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,
-        description="How much of an outlier is moved into the weights: s = max|X|^alpha / "
-        "max|W|^(1 - alpha).",
+        description="Migration strength: how much of an outlier is moved into the weights, s = "
+        "max|X|^alpha / max|W|^(1 - alpha).",
     )
 
 
 class ExcludeSettings(Section):
-    """Tokens that are left out of the tables of detection, but for those of attention sinks and of
-    perplexity; what is stored has them all."""
+    """Tokens that are excluded from the tables of detection.
+
+    The tables of attention sinks and of perplexity include them, and so does the store.
+    """
 
     special_tokens: bool = Field(False, description="Special tokens of the tokenizer.")
     first_positions: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="So many tokens from the beginning of each sequence."
+        0, description="Number of tokens at the beginning of each sequence."
     )
     token_ids: list[Index] = Field([], description="Tokens with these ids.")
 
@@ -54,8 +59,8 @@ class ExcludeSettings(Section):
         return sorted(ids)
 
     @property
-    def said(self) -> str:
-        """What is left out, in a sentence; empty where nothing is."""
+    def sentence(self) -> str:
+        """Sentence that names the excluded tokens; empty if there are none."""
         parts = ["special tokens"] if self.special_tokens else []
         if self.first_positions:
             parts.append(f"the first {self.first_positions} positions of each sequence")
@@ -65,26 +70,27 @@ class ExcludeSettings(Section):
 
 
 MOST_RESAMPLES = 100_000
-"""More would take gigabytes, a number for each draw and sequence."""
+"""Upper limit: the draws need memory for one number per draw and sequence."""
 
 
 class BootstrapSettings(Section):
-    """Intervals over sequences: how far a number depends on which sequences were read."""
+    """Settings of the bootstrap intervals over sequences."""
 
     resamples: Annotated[int, Field(ge=1, le=MOST_RESAMPLES)] = Field(
         1000,
-        description="How often as many sequences are drawn, with replacement: so many that at "
-        "least one draw lies beyond each end of an interval.",
+        description="Number of draws; each draws as many sequences as the run has, with "
+        "replacement. It must be large enough that at least one draw lies beyond each end of an "
+        "interval.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Of the draws.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of the draws.")
     level: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="Share of the draws that lies within an interval (percentiles)."
+        0.95, description="Share of the draws inside an interval (percentiles)."
     )
 
     @model_validator(mode="after")
     def _enough_resamples(self) -> BootstrapSettings:
-        """Refuse a level whose percentiles so many draws do not have."""
-        level, resamples = Decimal(repr(self.level)), self.resamples  # as it was written
+        """Refuse a level whose percentiles need more draws than `resamples`."""
+        level, resamples = Decimal(repr(self.level)), self.resamples  # the level as written
         beyond = math.ceil(2 / (1 - level))
         if beyond > resamples:
             ways = [f"resamples of at least {beyond:,}"] * (beyond <= MOST_RESAMPLES)
@@ -101,13 +107,14 @@ class BootstrapSettings(Section):
         return self
 
     @property
-    def said(self) -> str:
-        """What an interval is, in two sentences."""
+    def sentence(self) -> str:
+        """Definition of the intervals, in three sentences."""
         return (
             f"{percent(self.level)} % bootstrap intervals over sequences: percentiles of "
             f"{self.resamples:,} draws of as many sequences, with replacement "
-            f"(detection.bootstrap); those of values are of |x|. They say how far a number depends "
-            f"on which sequences were read, and that of a maximum ends at what was read."
+            f"(detection.bootstrap). Intervals of values are intervals of |x|. They show how much "
+            f"a number depends on the choice of sequences; the interval of a maximum cannot exceed "
+            f"the maximum of the sequences that were read."
         )
 
 
@@ -126,7 +133,7 @@ class DetectionSettings(Section):
         AttentionSinksSettings(), description="Attention sinks."
     )
     super_weights: SuperWeightsSettings = Field(
-        SuperWeightsSettings(), description="Super weights: where they are."
+        SuperWeightsSettings(), description="Super weights."
     )
     super_experts: SuperExpertsSettings = Field(
         SuperExpertsSettings(), description="Super experts of a mixture of experts."
@@ -135,18 +142,16 @@ class DetectionSettings(Section):
         SystematicOutliersSettings(), description="Systematic outliers, with their token classes."
     )
     token_outliers: TokenOutliersSettings = Field(
-        TokenOutliersSettings(), description="Token outliers as PrefixQuant has them."
+        TokenOutliersSettings(), description="Token outliers, as PrefixQuant defines them."
     )
-    token_norms: TokenNormsSettings = Field(
-        TokenNormsSettings(), description="Tokens by their norm."
-    )
+    token_norms: TokenNormsSettings = Field(TokenNormsSettings(), description="Norms of tokens.")
     quantization_error: QuantizationErrorSettings = Field(
-        QuantizationErrorSettings(), description="Errors of rounding to formats of few bits."
+        QuantizationErrorSettings(), description="Errors of rounding to low-bit formats."
     )
     exclude: ExcludeSettings = Field(
         ExcludeSettings(),
-        description="Tokens that are left out of every number, but for those of attention sinks, "
-        "perplexity and ablation. All sites have to be stored.",
+        description="Tokens that are excluded from every number except those of attention sinks, "
+        "perplexity and ablation. All sites must be stored.",
     )
     bootstrap: BootstrapSettings = Field(
         BootstrapSettings(), description="Intervals over sequences."
@@ -154,7 +159,7 @@ class DetectionSettings(Section):
 
     @property
     def least(self) -> dict[str, float]:
-        """The least |x| of each site that a criterion needs with its place."""
+        """Smallest |x| at each site whose token and channel a criterion needs."""
         least: dict[str, float] = {}
         for name in type(self).model_fields:
             if isinstance(block := getattr(self, name), CriterionSettings):

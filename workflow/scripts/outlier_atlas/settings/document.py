@@ -1,8 +1,8 @@
-"""A configuration file as it is written, read strictly.
+"""Strict reading of a configuration file.
 
-Snakemake reads it, too, and before the Snakefile: it takes the last of two equal keys, says of bad
-YAML only that it is bad, and runs Python expressions in a file that has `__use_yte__`. So `make`
-looks here first, and the Snakefile before it goes on.
+Snakemake reads the file before it parses the Snakefile, and less strictly. It keeps the last of two
+equal keys, reports invalid YAML without the reason, and runs Python expressions in a file with
+`__use_yte__`. So `make` checks the file with this module first, and the Snakefile checks it again.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from outlier_atlas.settings.faults import Written
 from outlier_atlas.settings.readings import other_readings
 
 MOST_VALUES = 10_000
-"""Values in a configuration, with every alias written out."""
+"""Upper limit of values in a configuration, with every alias expanded."""
 
 
 def read(path: Path) -> tuple[dict[str, Any], Written]:
-    """Read what a configuration file holds, and how it writes what YAML reads as something else.
+    """Read a configuration file strictly.
+
+    Returns:
+        The content, and the spellings of values that YAML reads differently.
 
     Raises:
-        ValueError: it is not there, is no YAML mapping, or says something twice; one line that
-            names the place.
+        ValueError: The file is missing, is not a YAML mapping, or has a key twice. The message is
+            one line that names the line and column.
     """
     try:
         node = yaml.compose(_text(path), Loader=yaml.SafeLoader)
@@ -70,15 +73,18 @@ def _text(path: Path) -> str:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Number of values in a node, aliases written out; a few lines can stand for billions."""
+    """Return the number of values in a node, aliases expanded.
+
+    A few lines with aliases can stand for billions of values.
+    """
     if id(node) in known:
         return known[id(node)]
-    known[id(node)] = MOST_VALUES  # of an alias inside of what it stands for
+    known[id(node)] = MOST_VALUES  # so that an alias inside its own anchor exceeds the limit
     size = 1 + sum(_size(child, known) for child in _children(node))
     if size > MOST_VALUES:
         raise ValueError(
-            f"line {node.start_mark.line + 1}: more than {MOST_VALUES:,} values, with its aliases "
-            f"(`*name`) written out; that is no configuration"
+            f"line {node.start_mark.line + 1}: more than {MOST_VALUES:,} values with all aliases "
+            f"(`*name`) expanded; a configuration has fewer"
         )
     known[id(node)] = size
     return size
@@ -91,15 +97,15 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _refuse_repeats(node: yaml.Node) -> None:
-    """YAML forbids two equal keys, and its readers keep the last one and say nothing."""
+    """Refuse equal keys in one mapping: YAML forbids them, but its readers keep the last one."""
     first: dict[str, int] = {}
     for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         if isinstance(key, yaml.ScalarNode):
             line = key.start_mark.line + 1
             if key.value in first:
                 raise ValueError(
-                    f"line {line}: {key.value!r} is there already, in line {first[key.value]}; "
-                    f"keep one of them"
+                    f"line {line}: {key.value!r} is a repeated key, first in line "
+                    f"{first[key.value]}; keep one of them"
                 )
             first[key.value] = line
     for child in _children(node):
@@ -107,33 +113,34 @@ def _refuse_repeats(node: yaml.Node) -> None:
 
 
 def settings(files: Sequence[Path], config: Mapping[str, Any] | None = None) -> Settings:
-    """The settings in configuration files; of several the last one names the run.
+    """Return the settings in configuration files; the last file names the run.
 
     Args:
-        config: what Snakemake made of them; by default what the last one holds.
+        config: the configuration that Snakemake merged from the files; by default the content of
+            the last file.
 
     Raises:
-        SystemExit: something is wrong with them; its message has a line for each fault.
+        SystemExit: A file or a setting is invalid. The message has one line for each fault.
     """
     for file in files:
         try:
-            held, written = read(file)
+            content, written = read(file)
             if file == files[-1]:
-                return load(held if config is None else config, file.stem, written)
+                return load(content if config is None else config, file.stem, written)
         except ValueError as error:
             _refuse(readable(file), error)
     raise AssertionError("there is at least one file")
 
 
 def given(config: Mapping[str, Any], name: str, place: str) -> Settings:
-    """The settings in a configuration that another workflow gives.
+    """Return the settings in a configuration that another workflow passes to the module.
 
     Args:
-        name: of the run where the configuration gives none.
-        place: for the errors.
+        name: name of the run if the configuration has none.
+        place: prefix of the messages that says where the configuration is.
 
     Raises:
-        SystemExit: something is wrong with it; the message has a line for each fault.
+        SystemExit: A setting is invalid. The message has one line for each fault.
     """
     try:
         return load(config, name)

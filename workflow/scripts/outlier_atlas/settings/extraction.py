@@ -28,64 +28,67 @@ class AdvancedExtractionSettings(Section):
     )
     compression: Literal["lz4", "zstd", "none"] = Field(
         "lz4",
-        description="Codec of the chunks, bit-shuffled: `lz4` is fastest, `zstd` a little smaller.",
+        description="Codec of the bit-shuffled chunks: `lz4` is fastest, `zstd` slightly smaller.",
     )
     sink_tokens: Annotated[int, Field(ge=1, le=1024)] = Field(
         64,
-        description="First tokens of each sequence among which `attn_sink` measures attention (the "
-        "paper: 64). Another number makes this site stale, and no other.",
+        description="Number of tokens at the beginning of each sequence for which `attn_sink` "
+        "measures the attention that they receive (64 in the paper). A change makes only this "
+        "site stale.",
     )
     outlier_floor: PositiveFloat = Field(
         4.0,
-        description="Least |x| that a summary keeps with its place, at the inputs of linear layers "
-        "(`attn_in`, `attn_hidden`, `mlp_in`, `mlp_hidden`). Thresholds of `detection` above it "
-        "never read the store; those below it do, and need the site stored. To raise it computes "
-        "nothing again.",
+        description="Smallest |x| that a summary keeps with its token and channel, at the inputs "
+        "of linear layers (`attn_in`, `attn_hidden`, `mlp_in`, `mlp_hidden`). Thresholds of "
+        "`detection` at or above the floor never read the store; lower ones read it, and need the "
+        "site stored. Raising the floor recomputes nothing.",
     )
     massive_floor: PositiveFloat = Field(
-        64.0, description="The same at all other sites, where far more values are large."
+        64.0,
+        description="`outlier_floor` of all other sites, where far more values are large.",
     )
 
 
 class ExtractionSettings(Section):
     sites: Annotated[list[Site], Field(min_length=1)] = Field(
         ["attn_in", "mlp_in", "resid_post"],
-        description="Places in each block that are measured.",
+        description="Sites in each block at which activations are measured.",
     )
     store: Literal["all"] | list[Site] = Field(
         "all",
-        description="Those of the sites whose values are written to the store, such as "
-        "`[resid_post]`, or `all`. Of the others only summaries are kept: all tables are the same, "
-        "and thresholds may go down to `advanced.outlier_floor`. `[]` stores nothing (but "
-        "`attn_sink`, which has no summary), and deletes boundaries when they have been read.",
+        description="Sites whose values are written to the store, such as `[resid_post]`, or "
+        "`all`. The other sites have summaries only: all tables stay the same, and thresholds may "
+        "go down to `advanced.outlier_floor`. `[]` stores nothing except `attn_sink`, which has no "
+        "summary, and deletes boundaries after they have been read.",
     )
     layers: Literal["all"] | Annotated[list[Index], Field(min_length=1)] = Field(
         "all", description="Layers to measure, 0-based, such as `[0, 1, 15]`, or `all`."
     )
     layer_groups: LayerGroups | Literal["auto"] = Field(
         1,
-        description="Number of parts the layers are cut into. A job loads one part at a time: more "
-        "groups, less memory. `auto`: the fewest that fit, by the plan, into `device_memory` or "
-        "what is free; chosen once, and kept until the model, what is measured or `device_memory` "
-        "changes.",
+        description="Number of groups that the layers are divided into. A job loads one group, so "
+        "more groups need less memory. `auto` takes the smallest number that, by the plan, fits "
+        "into `device_memory` or the free memory. The number is chosen once and kept until the "
+        "model, the measured sites or layers, or `device_memory` change.",
     )
     sequence_shards: Annotated[int, Field(ge=1, le=4096)] = Field(
         1,
-        description="Number of parts the sequences are cut into; they run side by side.",
+        description="Number of parts that the sequences are divided into; the parts run in "
+        "parallel.",
     )
     perplexity: bool = Field(
         False,
         description="Whether the last layer group also computes the loss of the run's own tokens. "
-        "Layers above the measured ones then run, too, and are not stored.",
+        "Layers above the measured ones then run as well, and are not stored.",
     )
     verify: Verify = Field(
         "auto",
         description="Whether each job compares its first batch, bit for bit, with a direct forward "
-        "pass before anything is stored; `auto`: where that is less than 2 % of its work (over 50 "
-        "batches). Makes nothing stale.",
+        "pass before it stores anything. `auto`: only if this is less than 2 % of the job's work "
+        "(more than 50 batches). A change makes no stage stale.",
     )
     advanced: AdvancedExtractionSettings = Field(
-        AdvancedExtractionSettings(), description="What hardly anybody needs to change."
+        AdvancedExtractionSettings(), description="Settings that few runs need to change."
     )
 
     @field_validator("sites")
@@ -112,10 +115,10 @@ class ExtractionSettings(Section):
 
     @property
     def stored(self) -> list[Site]:
-        """The sites whose values are written to the store.
+        """Sites whose values are written to the store.
 
-        `attn_sink` always is, where it is measured: it has no summary, and is hardly larger than
-        one would be.
+        They include `attn_sink` whenever it is measured: it has no summary, and its values are
+        hardly larger than a summary would be.
         """
         if isinstance(self.store, str):
             return self.sites
@@ -125,22 +128,22 @@ class ExtractionSettings(Section):
     def _stored_sites_are_measured(self) -> ExtractionSettings:
         for site in self.stored:
             if site not in self.sites:
-                raise ValueError(f"store names {site}, which is not among the sites; add it there")
+                raise ValueError(f"store names {site}, which is not in sites; add it there")
         return self
 
     @model_validator(mode="after")
     def _enough_layers(self) -> ExtractionSettings:
         if self.perplexity or isinstance(self.layers, str):
-            return self  # all layers run; how many there are, the model says
+            return self  # all layers run, and only the model tells how many there are
         if self.layer_groups != "auto" and self.layer_groups > max(self.layers) + 1:
             raise ValueError(
                 f"layer_groups {self.layer_groups} is above the {max(self.layers) + 1} layers that "
-                f"have to run to measure layer {max(self.layers)}"
+                f"must run to measure layer {max(self.layers)}; take fewer"
             )
         return self
 
 
 def even_ranges(count: int, parts: int) -> list[tuple[int, int]]:
-    """[first, end) of each part of `count` things: contiguous, and as equal as can be."""
+    """Return [first, end) of each part of `count` items, contiguous and of nearly equal size."""
     cuts = [part * count // parts for part in range(parts + 1)]
     return list(pairwise(cuts))

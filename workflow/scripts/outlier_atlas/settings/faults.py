@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, a line a fault: the key, its value, and what is allowed."""
+"""Messages about an invalid configuration: one line for each fault, with key, value and remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from outlier_atlas.sanitize import shortened
 Loc = tuple[int | str, ...]
 
 Written = Mapping[Loc, tuple[str, Any]]
-"""By place in a configuration, how a value is written in the file, and what YAML reads there."""
+"""Spelling of a value in the file and the value that YAML reads there, by location."""
 
 ALLOWED = {
     "bool_type": "must be true or false",
@@ -38,24 +38,24 @@ ALLOWED = {
     "string_type": "must be text (in quotes, if YAML takes it for something else)",
     "too_short": "must not be empty",
 }
-"""What a value must be, by pydantic's type of error."""
+"""Requirements for a value, by pydantic's type of error."""
 
 WRONG_KIND = {"literal_error", *(kind for kind in ALLOWED if kind.endswith("_type"))}
-"""Errors that say that a value is something else altogether."""
+"""Errors that report a value of the wrong type."""
 
 NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?")
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 PLAIN = {"int_type": NUMBER, "float_type": NUMBER, "bool_type": re.compile("true|false", re.I)}
-"""Text that would be right without its quotes."""
+"""Text that would be valid without its quotes, by type of error."""
 
 
 def faults(
     error: ValidationError, root: type[BaseModel], written: Written = MappingProxyType({})
 ) -> Iterator[str]:
-    """Give a line for each fault of a configuration that `root` describes."""
+    """Yield one line for each fault of a configuration with the model `root`."""
     details = error.errors(include_url=False)
-    # The alternatives of a union (`all`, or a list) each complain: together they are one fault.
+    # Each alternative of a union (`all`, or a list) reports an error: together they are one fault.
     for _, alternatives in groupby(details, key=lambda fault: _without_union(fault["loc"])[0]):
         yield from _of_one_value(list(alternatives), root, written)
 
@@ -86,10 +86,10 @@ def _line(fault: ErrorDetails, allowed: str, written: Written) -> str:
 
 
 def _as_written(fault: ErrorDetails, written: Written) -> str:
-    """Show a value, and how the file writes it where YAML reads something else."""
+    """Return a value as text, with its spelling in the file if YAML reads it differently."""
     value = fault["input"]
-    place = tuple(p for p in fault["loc"] if isinstance(p, int) or not _is_union_member(p))
-    text, read = written.get(place, ("", None))
+    location = tuple(p for p in fault["loc"] if isinstance(p, int) or not _is_union_member(p))
+    text, read = written.get(location, ("", None))
     if text and type(read) is type(value) and read == value:
         return f"{shortened(text, 80)} (which YAML reads as {_in_words(value)})"
     return _shown(value)
@@ -100,7 +100,7 @@ def _in_words(value: Any) -> str:
 
 
 def _hint(fault: ErrorDetails) -> str:
-    """Say what to do about a number or truth value that came as text."""
+    """Return the remedy for a number or truth value that is given as text."""
     value, plain = fault["input"], PLAIN.get(fault["type"])
     if plain is None or not isinstance(value, str):
         return ""
@@ -111,8 +111,8 @@ def _hint(fault: ErrorDetails) -> str:
     if not plain.fullmatch(value):
         return ""
     return (
-        ", not text: write it without quotes, and in a file (make run CONFIG=mine.yaml), for "
-        "Snakemake's --config makes text of all that is in braces"
+        ", not text: write it without quotes, and in a file (make run CONFIG=mine.yaml), because "
+        "Snakemake's --config turns everything in braces into text"
     )
 
 
@@ -133,7 +133,7 @@ def _allowed(fault: ErrorDetails, root: type[BaseModel]) -> str:
 
 
 def _without_union(loc: Loc) -> tuple[Loc, bool]:
-    """A location up to the first name of a union's member, and whether there is one."""
+    """Return a location up to the first name of a union member, and whether there is one."""
     for index, part in enumerate(loc):
         if isinstance(part, str) and _is_union_member(part):
             return loc[:index], True
@@ -141,7 +141,10 @@ def _without_union(loc: Loc) -> tuple[Loc, bool]:
 
 
 def _key(loc: Loc) -> str:
-    """`extraction.layers[2]`; the names of union members, which pydantic adds, are left out."""
+    """Return a location as a key such as `extraction.layers[2]`.
+
+    The names of union members, which pydantic adds, are left out.
+    """
     key = ""
     for part in loc:
         if isinstance(part, int):
@@ -161,16 +164,16 @@ def _is_union_member(part: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value as an error names it: one short line, whatever is in it."""
+    """Return a value as one short line of a message."""
     if isinstance(value, str):
         text = repr(value) if value.isprintable() else ascii(value)
     else:
-        text = reprlib.repr(value)  # an alias may stand for billions of values
+        text = reprlib.repr(value)  # bounded: an alias may stand for billions of values
     return shortened(text, 80)
 
 
 def _section(loc: Loc, root: type[BaseModel]) -> type[BaseModel]:
-    """The section of the configuration at a location."""
+    """Return the section of the configuration at a location."""
     section = root
     for part in loc:
         annotation = section.model_fields[str(part)].annotation

@@ -27,11 +27,11 @@ class ModelSettings(Section):
     )
     dtype: DType = Field(
         "bfloat16",
-        description="Type in which weights are held and the forward pass computes; quantized "
-        "weights are dequantized into it.",
+        description="Data type of the weights in memory and of the forward pass; quantized "
+        "weights are dequantized to it.",
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the checkpoint. Off unless you set it."
+        False, description="Whether Python code that comes with the checkpoint may run."
     )
 
     @field_validator("source")
@@ -44,6 +44,6 @@ class ModelSettings(Section):
         if self.revision is not None and source_kind(self.source) != "hub":
             raise ValueError(
                 f"revision {self.revision!r}: only a hub id has revisions, "
-                f"and source is {self.source!r}"
+                f"and source is {self.source!r}; remove it"
             )
         return self

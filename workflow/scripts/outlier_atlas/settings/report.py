@@ -14,24 +14,26 @@ class ReportSettings(Section):
         None,
         min_length=1,
         max_length=200,
-        description="Title of the report; by default it is made from the model's name.",
+        description="Title of the report; by default it contains the model's name.",
     )
     text: Literal["full", "tokens", "none"] = Field(
         "full",
-        description="How much of the dataset's text the report shows: tokens in their context, "
-        "the tokens alone, or none.",
+        description="How much of the dataset's text the report shows: tokens with their context "
+        "(`full`), only the tokens, or no text.",
     )
     context_tokens: Annotated[int, Field(ge=0, le=200)] = Field(
-        12, description="Tokens shown on either side of a token, with `text: full`."
+        12, description="Number of tokens of context on either side of a token, with `text: full`."
     )
     rows: PositiveInt = Field(
-        25, description="Rows that a table of the report shows before it refers to the full table."
+        25,
+        description="Maximum number of rows that the report shows of a table; it links to the "
+        "full table.",
     )
     compare: str | None = Field(
         None,
         max_length=100,
         pattern=RUN_NAME,
-        description="Name of another run, made before: the report shows its numbers next to this "
-        "run's, such as with BOS against without (docs/bos.md). Of the same model, or of another "
-        "with as many layers and channels.",
+        description="Name of another, finished run whose numbers the report shows next to those "
+        "of this run, for example a run without BOS (docs/bos.md). Its model is the same, or has "
+        "as many layers and channels.",
     )

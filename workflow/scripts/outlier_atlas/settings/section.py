@@ -1,4 +1,4 @@
-"""What all sections of the configuration share."""
+"""Base classes and types of all sections of the configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOAT32 = (2.0**-126, 2.0**128 - 2.0**104)
 
 
 def _of_float32(number: float) -> float:
-    """A number that float32, in which values are measured, tells from zero and infinity."""
+    """Return a number if float32 distinguishes it from zero and infinity, or refuse it."""
     least, most = FLOAT32
     if not least <= number <= most:
         raise ValueError(f"must be from {least:.3g} to {most:.3g}, as values are float32 numbers")
@@ -28,36 +28,36 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: no unknown keys, no silent conversion, never changed."""
+    """A section of the configuration: immutable, without unknown keys or implicit conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class CriterionSettings(Section):
-    """The settings of a criterion or measure: a block of the section `detection`."""
+    """Settings of a criterion or measure: a block of the section `detection`."""
 
     @property
     def least(self) -> dict[str, float]:
-        """The least |x| of each site that must be known with its place; none by default."""
+        """Smallest |x| at each site whose token and channel must be known; empty by default."""
         return {}
 
 
 def exactly(number: float) -> str:
-    """A setting in a sentence, with all of its digits: `6`, `0.06`, `1234567`, `1e-30`."""
+    """Return a setting with all of its digits: `6`, `0.06`, `1234567`, `1e-30`."""
     shown = Decimal(repr(float(number))).normalize()
     return f"{shown:f}" if 1e-6 <= abs(shown) < 1e15 else repr(float(number))
 
 
 def percent(share: float) -> str:
-    """A share in a sentence, without its sign: `99.5` of 0.995."""
+    """Return a share as a percentage, without the % sign: `99.5` for 0.995."""
     return exactly(float(Decimal(repr(float(share))) * 100))
 
 
 def refuse_repeats(items: Sequence[Any]) -> None:
-    """Refuse a list in which an item stands twice."""
+    """Refuse a list that contains an item twice."""
     seen = set()
     for item in items:
         if item in seen:
             shown = list(item) if isinstance(item, tuple) else item
-            raise ValueError(f"{shown!r} is named more than once")
+            raise ValueError(f"{shown!r} is named more than once; keep one of them")
         seen.add(item)

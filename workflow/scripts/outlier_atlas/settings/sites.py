@@ -1,7 +1,7 @@
-"""The sites: places in every block where activations are measured, each declared once.
+"""The sites at which activations are measured in every block, each declared once.
 
-A new site is a `Declaration` and its name in the types below. Its module in a model is found in
-`roles/block_sites.py`.
+A new site needs a `Declaration` and its name in the types below. `roles/block_sites.py` maps a site
+to a module of a model.
 """
 
 from __future__ import annotations
@@ -41,15 +41,20 @@ AlterableSite = Literal[
     "mlp_out",
     "resid_post",
 ]
-"""Sites whose value is all that later modules see of it. `resid_mid` is measured where a norm reads
-it, and continues around the norm."""
+"""Sites whose value can be changed for all later modules.
+
+`resid_mid` is not one of them: it is measured at the input of a norm, and the residual stream also
+bypasses that norm.
+"""
 
 Site = Literal[ChannelSite, "expert_out", "attn_sink"]
-"""All sites. `expert_out` has, for each token and each expert that it is routed to, the largest
-|down_proj output| with its sign, before the router's weight; which expert it is; the channel in
-which the value lies; and the largest |down_proj input| of the same token and expert, with its
-channel. `attn_sink` has, for each of a sequence's first tokens and each head, the
-attention that the token receives."""
+"""All sites.
+
+`expert_out` has five numbers for each token and each expert that the token is routed to: the
+largest |down_proj output| with its sign, before the router's weight; the expert; the channel of
+that output; the largest |down_proj input| of the same token and expert; and the channel of that
+input. `attn_sink` has the attention that each of a sequence's first tokens receives in each head.
+"""
 
 CHANNEL_SITES: tuple[ChannelSite, ...] = get_args(ChannelSite)
 SITES: tuple[Site, ...] = get_args(Site)
@@ -59,18 +64,18 @@ ATTN_SINK: Site = "attn_sink"
 
 @dataclass(frozen=True)
 class Declaration:
-    """What is known of a site beforehand.
+    """The declaration of a site.
 
     Attributes:
-        name: in a few words, for the report.
-        definition: as the table of `docs/sites.md` has it.
-        llama: the same place in a Llama block; empty where no module has it.
-        transformer_lens: its name in TransformerLens; empty where there is none.
-        note: number of the note under that table.
-        dimension: name of the last dimension of the site's arrays. Sites share a name where their
-            widths are equal in most models; `store/dimensions.py` gives a site a name of its own in
-            a model where they differ.
-        linear_input: whether linear layers read it.
+        name: short description, for the report.
+        definition: definition in the table of `docs/sites.md`.
+        llama: the module input or output of a Llama block; empty if there is none.
+        transformer_lens: name of the hook in TransformerLens; empty if there is none.
+        note: number of the note under the table of `docs/sites.md`; 0 if there is none.
+        dimension: name of the last dimension of the site's arrays. Sites share a name if their
+            widths are equal in most models. In a model where they differ, `store/dimensions.py`
+            gives a site its own name.
+        linear_input: whether the site is an input of linear layers.
     """
 
     name: str
@@ -85,13 +90,13 @@ class Declaration:
 DECLARED: dict[Site, Declaration] = {
     "resid_pre": Declaration(
         name="residual stream before the block",
-        definition="the residual stream into the block",
+        definition="the residual stream at the input of the block",
         llama="block input",
         transformer_lens="hook_resid_pre",
     ),
     "attn_in": Declaration(
         name="input of attention",
-        definition="what the attention module receives",
+        definition="the input of the attention module",
         llama="output of `input_layernorm`",
         transformer_lens="ln1.hook_normalized",
         note=1,
@@ -99,36 +104,36 @@ DECLARED: dict[Site, Declaration] = {
     ),
     "q": Declaration(
         name="queries, before any clipping and rotation",
-        definition="queries, head after head, before any rotation or clipping (`clip_qkv`)",
+        definition="the queries of all heads, before any rotation or clipping (`clip_qkv`)",
         llama="output of `q_proj`",
         transformer_lens="attn.hook_q",
         dimension="q_channel",
     ),
     "k": Declaration(
         name="keys, before any clipping and rotation",
-        definition="keys, likewise",
+        definition="the keys of all heads, before any rotation or clipping",
         llama="output of `k_proj`",
         transformer_lens="attn.hook_k",
         dimension="kv_channel",
     ),
     "v": Declaration(
         name="values, before any clipping",
-        definition="values, likewise",
+        definition="the values of all heads, before any clipping",
         llama="output of `v_proj`",
         transformer_lens="attn.hook_v",
         dimension="kv_channel",
     ),
     "attn_hidden": Declaration(
         name="input of attention's output projection",
-        definition="what attention's output projection receives",
+        definition="the input of attention's output projection",
         llama="input of `o_proj`",
         transformer_lens="attn.hook_z",
         dimension="q_channel",
         linear_input=True,
     ),
     "attn_out": Declaration(
-        name="what attention adds",
-        definition="what attention adds to the residual stream",
+        name="contribution of attention",
+        definition="the contribution of attention to the residual stream",
         llama="output of `self_attn`",
         transformer_lens="hook_attn_out",
     ),
@@ -140,7 +145,7 @@ DECLARED: dict[Site, Declaration] = {
     ),
     "mlp_in": Declaration(
         name="input of the MLP",
-        definition="what the MLP or mixture of experts receives",
+        definition="the input of the MLP or mixture of experts",
         llama="output of `post_attention_layernorm`",
         transformer_lens="ln2.hook_normalized",
         note=1,
@@ -148,12 +153,12 @@ DECLARED: dict[Site, Declaration] = {
     ),
     "router_logits": Declaration(
         name="router scores per expert",
-        definition="of a mixture of experts, the router's scores, before any softmax",
+        definition="the router's scores in a mixture of experts, before any softmax",
         dimension="expert",
     ),
     "mlp_hidden": Declaration(
         name="input of the MLP's down projection",
-        definition="what the MLP's down projection receives",
+        definition="the input of the MLP's down projection",
         llama="input of `down_proj`",
         transformer_lens="mlp.hook_post",
         dimension="mlp_channel",
@@ -167,14 +172,14 @@ DECLARED: dict[Site, Declaration] = {
         note=3,
     ),
     "mlp_out": Declaration(
-        name="what the MLP adds",
-        definition="what the MLP or mixture of experts adds",
+        name="contribution of the MLP",
+        definition="the contribution of the MLP or mixture of experts to the residual stream",
         llama="output of `mlp`",
         transformer_lens="hook_mlp_out",
     ),
     "resid_post": Declaration(
         name="residual stream after the block",
-        definition="the residual stream out of the block",
+        definition="the residual stream at the output of the block",
         llama="block output",
         transformer_lens="hook_resid_post",
     ),
@@ -186,7 +191,7 @@ DECLARED: dict[Site, Declaration] = {
     ),
     "attn_sink": Declaration(
         name="attention that the first tokens receive",
-        definition="what each of a sequence's first tokens receives of attention, head by head",
+        definition="the attention that each of a sequence's first tokens receives in each head",
         transformer_lens="attn.hook_pattern",
         note=2,
         dimension="head",
@@ -198,22 +203,22 @@ DIMENSIONS: dict[str, str] = {site: declared.dimension for site, declared in DEC
 LINEAR_INPUTS: tuple[Site, ...] = tuple(s for s, each in DECLARED.items() if each.linear_input)
 
 SUPER_WEIGHT_SITES: tuple[ChannelSite, ChannelSite] = ("mlp_hidden", "down_proj_out")
-"""Input and output of the down projection itself."""
+"""The input and the output of the down projection itself."""
 
 TOKEN_LOSS: Literal["token_loss"] = "token_loss"
-"""What is measured behind the last layer: a number for each token, and no site of a block."""
+"""The loss of each token, measured after the last layer; not a site of a block."""
 
 Place = Site | Literal["token_loss"]
-"""All that can be measured."""
+"""A site, or the token loss: everything that can be measured."""
 
 
 def floor_key(site: str) -> str:
-    """The key of `extraction.advanced` that says what a site's summary keeps."""
+    """Return the key of `extraction.advanced` with the floor of a site's summaries."""
     return "outlier_floor" if site in LINEAR_INPUTS else "massive_floor"
 
 
 def markdown() -> str:
-    """The table of `docs/sites.md`."""
+    """Return the table of `docs/sites.md`."""
     rows = [
         "| site | what it is | in a Llama block | in TransformerLens |",
         "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""What `source` of a model or a dataset names."""
+"""The `source` of a model or a dataset: built-in, GGUF file, local path or hub id."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Literal
 
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 GGUF_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-"""How the parts of a split GGUF file are named."""
+"""File name of a part of a split GGUF file."""
 DATA = (".csv", ".jsonl", ".parquet", ".txt")
-"""Endings of the data files that are read."""
+"""Suffixes of the data files that can be read."""
 LOCAL_PREFIXES = ("/", "./", "../", "~")
 
 
 def source_kind(source: str) -> Literal["builtin", "gguf", "local", "hub"]:
-    """Where a model or a dataset comes from, told by its `source` alone.
+    """Return the kind of a model's or dataset's `source`, without looking at the file system.
 
-    A path is recognised by how it begins, so that a folder which happens to have a hub id's name
-    never stands in for it; a lone name with a data file's ending is a path, too.
+    A path is recognized by its prefix, so that a folder with the name of a hub id never replaces
+    the hub id. A name with the suffix of a data file is also a path.
     """
     if source.startswith("builtin:"):
         return "builtin"
@@ -33,14 +33,14 @@ def source_kind(source: str) -> Literal["builtin", "gguf", "local", "hub"]:
 
 
 def local_path(source: str) -> Path:
-    """The path that a local `source` names, with `~` filled in."""
+    """Return the path of a local `source`, with `~` expanded."""
     return Path(os.path.expanduser(source))  # noqa: PTH111 - Path's raises for unknown users
 
 
 def gguf_parts(path: Path) -> list[Path]:
-    """The files that a GGUF file consists of, in order, whichever of them is named.
+    """Return the parts of a split GGUF file in order, given any of them.
 
-    The file itself where it is not split; a part may be missing.
+    The result is the file itself if it is not split. A part may be missing on disk.
     """
     match = GGUF_PART.fullmatch(path.name)
     if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
@@ -53,18 +53,18 @@ def gguf_parts(path: Path) -> list[Path]:
 
 
 def known_source(source: str, known: tuple[str, ...]) -> str:
-    """`source`, unless it can name nothing.
+    """Return `source` if it is well formed, or refuse it.
 
     Args:
-        known: the built-ins.
+        known: the names of the built-ins.
 
     Raises:
-        ValueError: it names a built-in that there is not, or is neither a path nor a hub id.
+        ValueError: The source names an unknown built-in, or is neither a path nor a hub id.
     """
     if "\0" in source:
-        raise ValueError("a path has no NUL character")
+        raise ValueError("contains a NUL character, which no path can have; remove it")
     if source_kind(source) == "hub" and not HUB_ID.fullmatch(source):
         raise ValueError("neither a hub id (`name`, `owner/name`) nor a path (begins with ./ or /)")
     if source.startswith("builtin:") and source not in known:
-        raise ValueError(f"no such built-in; there is {', '.join(known)}")
+        raise ValueError(f"no such built-in; take {', '.join(known)}")
     return source

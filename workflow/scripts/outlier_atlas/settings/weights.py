@@ -10,6 +10,7 @@ from outlier_atlas.settings.section import Section
 class WeightsSettings(Section):
     measure: bool = Field(
         True,
-        description="Read the checkpoint once, on the CPU, and measure its weights: once for a "
-        "model, whatever its runs. It takes about 20 ns of a core for each weight.",
+        description="Whether to measure the weights of the checkpoint. All runs of a model share "
+        "one measurement, which reads the checkpoint once, on the CPU, and takes about 20 ns of "
+        "one core per weight.",
     )

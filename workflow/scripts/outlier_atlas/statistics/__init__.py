@@ -1,1 +1,4 @@
-"""Accumulators: each takes tiles of activations in any order, and merges with its like."""
+"""Statistics of tiles of activations.
+
+Accumulators take tiles in any order, and two accumulators of the same kind can be merged.
+"""

@@ -1,7 +1,8 @@
-"""Bootstrap over sequences: how far a number depends on which sequences were read.
+"""Bootstrap over sequences, which shows how much a number depends on the choice of sequences.
 
-Sequences are drawn with replacement, as many as there are; percentile intervals (Efron and
-Tibshirani 1993, chapter 13). Seeded: equal sequences give equal intervals.
+Each resample draws as many sequences as the run has, with replacement. Intervals are percentile
+intervals (Efron and Tibshirani 1993, chapter 13). The draws are seeded, so equal sequences give
+equal intervals.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from numpy.typing import NDArray
 from outlier_atlas.statistics.codes import Float64
 
 Interval = tuple[float, float] | None
-"""Lower and upper end; None where one sequence is all there is."""
+"""Lower and upper end; None if there is only one sequence or no number."""
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Draws of the sequences of a run.
+    """The bootstrap draws of a run's sequences.
 
     Attributes:
-        sequences: how many there are.
-        resamples: how often as many are drawn.
-        seed: of the draws.
-        level: share of the draws that lies within an interval.
+        sequences: number of sequences.
+        resamples: number of draws, each of `sequences` sequences.
+        seed: seed of the draws.
+        level: share of the draws inside an interval.
     """
 
     sequences: int
@@ -37,69 +38,72 @@ class Bootstrap:
     level: float
 
     def record(self) -> dict[str, float]:
-        """Its settings, as the configuration names them."""
+        """Return the settings, by their keys in the configuration."""
         return {"resamples": self.resamples, "seed": self.seed, "level": self.level}
 
     @cached_property
     def weights(self) -> Float64:
-        """(resample, sequence): how often each draw holds each sequence."""
+        """Number of times that each draw contains each sequence, (resample, sequence)."""
         random = np.random.default_rng(self.seed)
         even = np.full(self.sequences, 1 / self.sequences)
         return random.multinomial(self.sequences, even, self.resamples).astype(np.float64)
 
     @cached_property
     def _drawn(self) -> NDArray[np.bool_]:
-        """(sequence, resample): whether a draw holds a sequence."""
+        """Mask of the sequences that each draw contains, (sequence, resample)."""
         return np.ascontiguousarray(self.weights.T > 0)
 
     @cached_property
     def held(self) -> NDArray[np.uint64]:
-        """(sequence, resample / 64): which draws hold a sequence, a bit each."""
+        """Draws that contain a sequence as one bit each, (sequence, resample / 64)."""
         return in_bits(self._drawn)
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The shares of the draws below the two ends of an interval."""
+        """Shares of the draws below the two ends of an interval."""
         tail = (1 - self.level) / 2
         return tail, 1 - tail
 
-    def maxima(self, of_sequences: NDArray[Any]) -> Interval:
-        """The interval of a maximum over sequences, given that of each; NaN where it has none."""
-        return self.interval(self.largest(of_sequences))
+    def maxima(self, values: NDArray[Any]) -> Interval:
+        """Return the interval of the maximum over sequences of `values`, (sequence,) or NaN."""
+        return self.interval(self.largest(values))
 
-    def largest(self, of_sequences: NDArray[Any]) -> Float64:
-        """(resample,): the maximum over the sequences of each draw; NaN where it has none."""
-        there = np.where(np.isnan(of_sequences), -np.inf, of_sequences).astype(np.float64)
-        largest = np.where(self._drawn, there[:, None], -np.inf).max(axis=0)
-        return np.where(np.isneginf(largest), np.nan, largest)  # +inf is a maximum like any other
+    def largest(self, values: NDArray[Any]) -> Float64:
+        """Return the maximum over the sequences of each draw, (resample,); NaN if it has none."""
+        known = np.where(np.isnan(values), -np.inf, values).astype(np.float64)
+        largest = np.where(self._drawn, known[:, None], -np.inf).max(axis=0)
+        return np.where(np.isneginf(largest), np.nan, largest)  # +inf is a valid maximum
 
-    def means(self, of_sequences: NDArray[Any]) -> Interval:
-        """The interval of a mean over the sequences that have a number."""
-        there = ~np.isnan(of_sequences)
-        return self.ratios(np.where(there, of_sequences, 0), there)
+    def means(self, values: NDArray[Any]) -> Interval:
+        """Return the interval of the mean of `values`, (sequence,), over those that are not NaN."""
+        known = ~np.isnan(values)
+        return self.ratios(np.where(known, values, 0), known)
 
-    def ratios(self, above: NDArray[Any], below: NDArray[Any]) -> Interval:
-        """The interval of a ratio of two sums over sequences, given each sequence's part.
+    def ratios(self, numerators: NDArray[Any], denominators: NDArray[Any]) -> Interval:
+        """Return the interval of a ratio of two sums over sequences.
 
-        An infinite part above makes the draws that hold its sequence infinite, and no others.
+        An infinite numerator makes only those draws infinite that contain its sequence.
+
+        Args:
+            numerators, denominators: (sequence,): the part of each sequence in the two sums.
         """
         if self.sequences < 2:
             return None
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.interval(self._sums(above) / (self.weights @ below))
+            return self.interval(self._sums(numerators) / (self.weights @ denominators))
 
-    def _sums(self, of_sequences: NDArray[Any]) -> Float64:
-        """(resample,): the sum over the sequences of each draw."""
-        infinite = np.isinf(of_sequences)
-        # A draw without a sequence has it 0 times, and 0 * inf is NaN.
-        sums = self.weights @ np.where(infinite, 0, of_sequences)
+    def _sums(self, values: NDArray[Any]) -> Float64:
+        """Return the sum over the sequences of each draw, (resample,)."""
+        infinite = np.isinf(values)
+        # The weight of a sequence that a draw does not contain is 0, and 0 * inf is NaN.
+        sums = self.weights @ np.where(infinite, 0, values)
         for sequence in np.flatnonzero(infinite):
-            sums[self._drawn[sequence]] += of_sequences[sequence]
+            sums[self._drawn[sequence]] += values[sequence]
         return sums
 
-    def interval(self, of_resamples: NDArray[Any]) -> Interval:
-        """The percentile interval of a number, given that of each draw; NaN where it has none."""
-        known = of_resamples[~np.isnan(of_resamples)]
+    def interval(self, draws: NDArray[Any]) -> Interval:
+        """Return the percentile interval of a number, given its value in each draw, or NaN."""
+        known = draws[~np.isnan(draws)]
         if self.sequences < 2 or not len(known):
             return None
         first, last = (max(math.ceil(len(known) * share - 1), 0) for share in self.ends)
@@ -108,7 +112,10 @@ class Bootstrap:
 
 
 def in_bits(values: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """The last axis packed into words, which count faster than bytes; what fills them up is 0."""
+    """Return the last axis packed into 64-bit words, padded with 0.
+
+    Bits of words are counted faster than those of bytes.
+    """
     missing = -values.shape[-1] % 64
     padding = [(0, 0)] * (values.ndim - 1) + [(0, missing)]
     return np.packbits(np.pad(values, padding), axis=-1).view(np.uint64)

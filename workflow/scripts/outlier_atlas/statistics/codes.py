@@ -1,7 +1,8 @@
-"""Codes of magnitudes, of 16 bits: they sort as the magnitudes do, and count as a histogram.
+"""16-bit codes of magnitudes, which have the order of the magnitudes and are counted in histograms.
 
-A code has the eight bits of float32's exponent, and eight of its mantissa. bfloat16 has seven of
-mantissa and is held exactly; all else is rounded, by a relative 2^-9 at most (of normal numbers).
+A code has the eight exponent bits of float32 and eight bits of its mantissa. bfloat16 has seven
+mantissa bits and is represented exactly. Other values are rounded, normal numbers with a relative
+error of at most 2^-9.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ INFINITE_BITS = 0x7F800000
 """The float32 bits of infinity."""
 
 NOT_FINITE = CODES - 1
-"""A code that no magnitude has: it stands for what is left out."""
+"""Code of values that are not finite, which no magnitude has."""
 
 
 def magnitude_codes(magnitudes: Float32) -> NDArray[np.uint16]:
-    """The code of each, rounded to nearest even; what is above the largest code is infinite.
+    """Return the code of each magnitude, rounded to nearest, ties to even.
 
-    Adding the half before the shift carries from the mantissa into the exponent, as rounding does.
+    Magnitudes that round to a number above the largest code become infinite. Adding one half before
+    the shift carries from the mantissa into the exponent, as rounding does.
 
     Args:
-        magnitudes: not negative, and not NaN.
+        magnitudes: magnitudes, not negative and not NaN.
     """
     bits = np.ascontiguousarray(magnitudes).view(np.uint32)
     rounded = (bits + np.uint32(0x3FFF) + ((bits >> 15) & 1)) >> 15
@@ -38,24 +40,25 @@ def magnitude_codes(magnitudes: Float32) -> NDArray[np.uint16]:
 
 
 def from_code(code: int) -> float:
-    """The magnitude that a code stands for."""
+    """Return the magnitude that a code stands for."""
     return float(np.array([code << 15], np.uint32).view(np.float32)[0])
 
 
 def bits_of_code(code: int) -> tuple[int, int]:
-    """The float32 bits of the least finite magnitude that has a code, and of the least beyond it.
+    """Return the float32 bits of the magnitudes with a code, as a range [first, stop).
 
-    Between two codes the middle is rounded to the even one.
+    The midpoint between two codes is rounded to the even code. The range contains only finite
+    magnitudes.
     """
 
-    def least(of: int) -> int:
-        return min(max((of << 15) - 0x4000 + (of & 1), 0), INFINITE_BITS)
+    def least(code: int) -> int:
+        return min(max((code << 15) - 0x4000 + (code & 1), 0), INFINITE_BITS)
 
     return least(code), least(code + 1)
 
 
 def place_of(codes: Int64, counts: Int64, quantile: float) -> tuple[int, int]:
-    """The code at a quantile of a histogram, and the value's rank among those with this code."""
+    """Return the code at a quantile of a histogram, and the value's rank within this code."""
     cumulative = np.cumsum(counts)
     rank = int(quantile * (int(cumulative[-1]) - 1))
     index = int(np.searchsorted(cumulative, rank, side="right"))
@@ -63,12 +66,13 @@ def place_of(codes: Int64, counts: Int64, quantile: float) -> tuple[int, int]:
 
 
 def lower_quantile(codes: Int64, counts: Int64, quantile: float) -> int:
-    """The code at a quantile of a histogram: the value of rank floor(quantile x (n - 1)).
+    """Return the code at a quantile of a histogram: that of rank floor(quantile x (n - 1)).
 
-    At 0.5 it is the lower of the two middle values, as `torch.median` has it.
+    At 0.5 it is the code of the lower of the two middle values, as in `torch.median`.
 
     Args:
-        codes: ascending in the order of their values.
-        counts: how often each occurs; at least one is above zero.
+        codes: codes, ascending.
+        counts: count of each code; at least one is above zero.
+        quantile: from 0 to 1.
     """
     return place_of(codes, counts, quantile)[0]

@@ -1,15 +1,15 @@
-"""The pass over a tile on the host: loops that are compiled when they are first called.
+"""The pass over a tile on the host: loops that numba compiles at their first call.
 
-Each row goes through all of them while the first cache holds it. What is compiled is kept next to
-Python's own bytecode, and made again where this file, numba or the processor is another one. So all
-loops of the pass are in one file; and a change to a constant that they take from elsewhere wants a
-change to this file, too (`CODES`, `NOT_FINITE`, `TOP`).
+Each row passes through all loops while it is in the first cache. Compiled code is cached next to
+Python's bytecode, and rebuilt if this file, numba or the processor changes. So all loops of the
+pass are in one file. A change to a constant from another file (`CODES`, `NOT_FINITE`, `TOP`) also
+requires a change to this file.
 
-Magnitudes are compared as the bits of float32, which are in the order of the numbers where those
-are not negative; -1 stands for what is NaN or infinite.
+Magnitudes are compared as the bits of float32, whose order is that of the non-negative numbers; -1
+stands for NaN and infinity.
 
-A row's count is kept in 32 bits explicitly, `np.int32(n + ...)`: numba's sums have 64, and then the
-processor adds half as many at once.
+The count of a row is explicitly kept in 32 bits, `np.int32(n + ...)`. Sums of numba have 64 bits,
+and the processor then adds half as many at once.
 """
 
 from __future__ import annotations
@@ -32,32 +32,34 @@ INFINITY = np.int32(0x7F800000)
 NAN = np.int32(0x7FC00000)
 NONE = np.int32(-1)
 LOW_BITS = np.int32(0x7FFF)
-"""What rounding to a code takes from a magnitude."""
+"""The bits of a magnitude that rounding to a code removes."""
 
 TOGETHER = 4096
-"""Tokens that are counted in 32 bits, which cannot overflow with fewer than 2^19 channels: with
-counts of 64 bits the caches hold half as many."""
+"""Number of tokens that are counted in 32 bits, which cannot overflow below 2^19 channels.
+
+The caches hold half as many counts of 64 bits.
+"""
 
 WALK = 2
-"""Ranks below the wanted one from which it is found going from value to value."""
+"""Maximum number of ranks that are passed value by value to reach the requested rank."""
 
 HALVE = 6
-"""Every so many guesses `_bracket` halves what is left: it ends soon, whatever the values are."""
+"""Number of guesses after which `_bracket` bisects once, so that it ends soon for any values."""
 
 BLOCK = 64
-"""Channels that are looked at together to find the one of a value."""
+"""Number of channels that are searched together for a value."""
 
 
 def compiled(function: Function) -> Function:
-    """A function of numpy's arrays as machine code; other threads run at the same time.
+    """Compile a function of numpy arrays, without the interpreter lock.
 
-    It may add up in another order than is written, but always in the same one.
+    Its sums may be evaluated in another order than written, but always in the same one.
     """
     return _compiled(function, fastmath={"reassoc", "contract"})
 
 
 def compiled_as_written(function: Function) -> Function:
-    """The same, of which every operation rounds as it does in numpy."""
+    """Compile a function of numpy arrays in which every operation rounds as in numpy."""
     return _compiled(function)
 
 
@@ -65,16 +67,16 @@ def _compiled(function: Function, **options: Any) -> Function:
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return cast(Function, njit(cache=True, **options)(function))
-    except RuntimeError:  # there is no folder to keep it in
+    except RuntimeError:  # there is no writable folder for the cache
         return cast(Function, njit(**options)(function))
 
 
 def one_pass(x: Float32, floor: float) -> OnePass:
-    """All that is found in a tile.
+    """Return the results of the pass over a tile.
 
     Args:
         x: (token, channel), contiguous in memory.
-        floor: see `Summary.floor`.
+        floor: least |x| of an exceedance, see `Summary.floor`.
     """
     (nan, finite, magnitudes, low_bits), top, (codes, counts), by_token, by_channel, high = _pass(
         x, np.float32(floor).view(np.int32)
@@ -110,7 +112,7 @@ def one_pass(x: Float32, floor: float) -> OnePass:
 
 @compiled
 def code_counts(x: Float32) -> Int64:
-    """(CODES,): how often each code occurs among what is finite."""
+    """Return the count of each code among the finite values, (CODES,)."""
     rows, channels = x.shape
     bits = x.view(np.int32)
     a, codes = np.empty(channels, np.int32), np.empty(channels, np.uint16)
@@ -127,7 +129,7 @@ def code_counts(x: Float32) -> Int64:
 
 @compiled
 def bits_within(x: Float32, first: np.int32, stop: np.int32) -> Int32:
-    """The bits of |x|, of those from `first` on and below `stop`, in any order."""
+    """Return the bits of |x| that are in [first, stop), in any order."""
     rows, channels = x.shape
     bits = x.view(np.int32)
     counts = np.zeros(rows, np.int32)
@@ -137,24 +139,24 @@ def bits_within(x: Float32, first: np.int32, stop: np.int32) -> Int32:
             magnitude = bits[row, c] & SIGN
             n = np.int32(n + ((first <= magnitude) & (magnitude < stop)))
         counts[row] = n
-    found, within = 0, np.empty(counts.sum(), np.int32)
+    index, within = 0, np.empty(counts.sum(), np.int32)
     for row in range(rows):
-        last, channel = found + counts[row], 0
-        while found < last:
+        last, channel = index + counts[row], 0
+        while index < last:
             magnitude = bits[row, channel] & SIGN
             if first <= magnitude < stop:
-                within[found] = magnitude
-                found += 1
+                within[index] = magnitude
+                index += 1
             channel += 1
     return within
 
 
 @compiled
 def _pass(x: Float32, least: np.int32) -> Any:
-    """All of it in one call, so that Python's lock is given up and taken once.
+    """Run the whole pass in one call, so that the interpreter lock is released and taken once.
 
     Args:
-        least: the bits of the floor.
+        least: the float32 bits of the floor.
     """
     rows, channels = x.shape
     bits = x.view(np.int32)
@@ -182,7 +184,7 @@ def _pass(x: Float32, least: np.int32) -> Any:
             _add_missing(a, missing)
         sum_of_values, sum_of_squares, sum_of_magnitudes = _sums(x[row], a, values, total)
         magnitudes += sum_of_magnitudes
-        token_square[row] = sum_of_squares  # not from the moments: equal norms are to be equal
+        token_square[row] = sum_of_squares  # not from the moments, so that equal norms stay equal
         token_kurtosis[row] = _kurtosis(a, values, sum_of_values / max(n, 1), n)
         first = _first_of_largest(a)
         token_channel[row], token_value[row] = first, x[row, first] if n else np.nan
@@ -204,30 +206,30 @@ def _pass(x: Float32, least: np.int32) -> Any:
     by_token = (token_value, token_channel, token_square, token_median, token_kurtosis)
     mean = total / np.maximum(number, 1)
     by_channel = (channel_value, channel_row, number, mean, _powers(x, mean))
-    codes_found = _codes_found(counts) if many else _codes_found(some)
+    occurring = _occurring_codes(counts) if many else _occurring_codes(some)
     exceedances = _exceedances(x, high, token_channel, least)
-    return (nan, finite, magnitudes, low_bits), top, codes_found, by_token, by_channel, exceedances
+    return (nan, finite, magnitudes, low_bits), top, occurring, by_token, by_channel, exceedances
 
 
 @compiled
-def _codes_found(counts: Int32 | Int64) -> tuple[UInt16, Int64]:
-    """The codes that occur, and how often each does."""
+def _occurring_codes(counts: Int32 | Int64) -> tuple[UInt16, Int64]:
+    """Return the codes that occur, and their counts."""
     codes = np.flatnonzero(counts[:NOT_FINITE])
     return codes.astype(np.uint16), counts[codes].astype(np.int64)
 
 
 @compiled
 def _set_bits(bits: Int32) -> np.int32:
-    """The bits that are set in any."""
-    together = np.int32(0)
+    """Return the bits that are set in any of the values."""
+    union = np.int32(0)
     for c in range(len(bits)):
-        together |= bits[c]
-    return together
+        union |= bits[c]
+    return union
 
 
 @compiled
 def _magnitudes(bits: Int32, a: Int32) -> int:
-    """Write |x|, and count what is finite."""
+    """Write |x| to `a`, and return the number of finite values."""
     n = np.int32(0)
     for c in range(len(a)):
         magnitude = bits[c] & SIGN
@@ -247,8 +249,13 @@ def _nans(bits: Int32) -> int:
 
 @compiled
 def _sums(x: Float32, a: Int32, values: Float64, total: Float64) -> tuple[float, float, float]:
-    """Write x in float64, 0 where it is not finite, and add it to the channels' sums; the sums of
-    x, of x^2 and of |x|."""
+    """Write x in float64 to `values`, add it to the channels' sums `total`, and return sums.
+
+    Values that are not finite count as 0.
+
+    Returns:
+        The sums of x, of x^2 and of |x|.
+    """
     plain, squares, magnitudes = 0.0, 0.0, 0.0
     for c in range(len(a)):
         value = np.float64(x[c]) if a[c] >= 0 else 0.0
@@ -262,7 +269,7 @@ def _sums(x: Float32, a: Int32, values: Float64, total: Float64) -> tuple[float,
 
 @compiled
 def _kurtosis(a: Int32, values: Float64, mean: float, n: int) -> float:
-    """mu4 / sigma^4; NaN where all are equal."""
+    """Return mu4 / sigma^4; NaN if all values are equal."""
     m2, m4 = 0.0, 0.0
     for c in range(len(a)):
         distance = values[c] - mean if a[c] >= 0 else 0.0
@@ -274,7 +281,7 @@ def _kurtosis(a: Int32, values: Float64, mean: float, n: int) -> float:
 
 @compiled
 def _first_of_largest(a: Int32) -> int:
-    """Its channel, -1 where none is finite."""
+    """Return the first channel with the largest magnitude; -1 if none is finite."""
     largest = NONE
     for c in range(len(a)):
         largest = np.int32(max(largest, a[c]))
@@ -290,27 +297,27 @@ def _first_of_largest(a: Int32) -> int:
 
 @compiled
 def _among(a: Int32, value: np.int32) -> bool:
-    there = False
+    present = False
     for c in range(len(a)):
-        there |= a[c] == value
-    return there
+        present |= a[c] == value
+    return present
 
 
 @compiled
 def _take_top(a: Int32, top: Int32) -> None:
-    """Keep the largest, descending."""
+    """Insert the values into `top`, the largest magnitudes, descending."""
     for c in range(len(a)):
         if a[c] > top[-1]:
-            place = len(top) - 1
-            while place and a[c] > top[place - 1]:
-                top[place] = top[place - 1]
-                place -= 1
-            top[place] = a[c]
+            index = len(top) - 1
+            while index and a[c] > top[index - 1]:
+                top[index] = top[index - 1]
+                index -= 1
+            top[index] = a[c]
 
 
 @compiled
 def _count(a: Int32, codes: UInt16, counts: Int32) -> None:
-    """Count the codes, see `codes.magnitude_codes`."""
+    """Write the codes and count them; see `codes.magnitude_codes`."""
     for c in range(len(a)):
         code = (a[c] + 0x3FFF + ((a[c] >> 15) & 1)) >> 15
         codes[c] = code if a[c] >= 0 else NOT_FINITE
@@ -336,25 +343,26 @@ def _take_largest(a: Int32, row: int, largest: Int32, channel_row: Int32) -> Non
 def _lower_median(
     a: Int32, codes: UInt16, n: int, guess: int, gap: float
 ) -> tuple[np.int32, int, float]:
-    """The lower of the two middle values of what is finite.
+    """Return the lower of the two middle finite values.
 
-    Counting what lies below a guess takes a fraction of what sorting takes, of codes half of what
-    it takes of values; and from the median of the row before it takes only a few guesses.
+    Counting the values below a guess takes a fraction of the time of sorting, and counting codes
+    half of the time of counting values. Starting from the median of the previous row takes only a
+    few guesses.
 
     Args:
-        n: how many are finite.
-        guess: its code, where to begin.
-        gap: distance between codes of neighbouring ranks, roughly.
+        n: number of finite values.
+        guess: code to begin with.
+        gap: approximate distance between codes of neighbouring ranks.
 
     Returns:
-        The value, its code or one near it, and the gap that was found.
+        The value, its code or a code near it, and the updated gap.
     """
     rank = (n - 1) // 2
     low, below, high, above, gap = _bracket(codes, rank, (0, 0, NOT_FINITE, n), guess, gap)
-    missing = len(a) - n  # what is not finite precedes all that is, as -1
+    missing = len(a) - n  # values that are not finite are -1 and precede the others
     first = _first_of_code(low)
     value = _from(a, rank + missing, first, WALK + 1)
-    if value < 0:  # there are many of this code
+    if value < 0:  # many values have this code
         bracket = first, below + missing, _first_of_code(high), above + missing
         first = _bracket(a, rank + missing, bracket, -1, gap)[0]
         value = _from(a, rank + missing, first, len(a))
@@ -363,8 +371,10 @@ def _lower_median(
 
 @compiled
 def _first_of_code(code: int) -> int:
-    """The least magnitude that is rounded to a code: from the middle between two on, which is
-    rounded to the even one."""
+    """Return the bits of the least magnitude that is rounded to a code.
+
+    The midpoint between two codes is rounded to the even code.
+    """
     return max((code << 15) - 0x4000 + (code & 1), 0)
 
 
@@ -372,16 +382,18 @@ def _first_of_code(code: int) -> int:
 def _bracket(
     a: Int32 | UInt16, rank: int, bracket: tuple[int, int, int, int], guess: int, gap: float
 ) -> tuple[int, int, int, int, float]:
-    """Close in on the value that as many others precede as `rank` says.
+    """Narrow a bracket around the value of a rank.
 
     Args:
-        bracket: a bound that is not above it, how many lie below this, a bound that is above it,
-            and how many lie below that.
-        guess: where to begin; -1 where the bounds are near.
-        gap: distance between values of neighbouring ranks, roughly.
+        rank: number of values that precede the value.
+        bracket: a bound that is not above the value, the number of values below this bound, a bound
+            above the value, and the number of values below that bound.
+        guess: bound to begin with; -1 if the bounds are near.
+        gap: approximate distance between values of neighbouring ranks.
 
     Returns:
-        A bracket with at most `WALK` values before the wanted one, or of one value; and the gap.
+        A bracket with at most `WALK` values before the value, or of a single value; and the updated
+        gap.
     """
     low, below, high, above = bracket
     low_is_near = high_is_near = guess < 0
@@ -395,18 +407,18 @@ def _bracket(
             gap += (between - gap) / 16
             guess = low + int(between * (rank - below - WALK / 2))
         guess = min(max(guess, low + 1), high - 1)
-        found = _below(a, guess)
-        if found <= rank:
-            low, below, low_is_near = guess, found, True
+        count = _below(a, guess)
+        if count <= rank:
+            low, below, low_is_near = guess, count, True
         else:
-            high, above, high_is_near = guess, found, True
-        guess += int(gap * (rank - found - WALK / 2))
+            high, above, high_is_near = guess, count, True
+        guess += int(gap * (rank - count - WALK / 2))
     return low, below, high, above, gap
 
 
 @compiled
 def _from(a: Int32, rank: int, bound: int, steps: int) -> np.int32:
-    """The value of a rank, going up from a bound below it; -1 where that takes too many steps."""
+    """Return the value of a rank, going up from a bound below it; -1 after too many steps."""
     below, value = _below_and_least(a, bound)
     for _ in range(steps):
         if below == rank:
@@ -429,7 +441,7 @@ def _below(a: Int32 | UInt16, bound: int) -> int:
 
 @compiled
 def _below_and_least(a: Int32, bound: int) -> tuple[int, np.int32]:
-    """How many are below a bound, and the least that is not."""
+    """Return the number of values below a bound, and the least value that is not below it."""
     n, least = np.int32(0), INFINITY
     limit = np.int32(bound)
     for c in range(len(a)):
@@ -440,12 +452,12 @@ def _below_and_least(a: Int32, bound: int) -> tuple[int, np.int32]:
 
 @compiled
 def _powers(x: Float32, mean: Float64) -> tuple[Float64, Float64, Float64]:
-    """(channel,): the sums of powers of the distances from the mean."""
+    """Return the sums of the second to fourth powers of the deviations, (channel,) each."""
     rows, channels = x.shape
     bits = x.view(np.int32)
     m2, m3, m4 = np.zeros(channels), np.zeros(channels), np.zeros(channels)
     fours = rows - rows % 4
-    for row in range(0, fours, 4):  # four at once read and write the sums once
+    for row in range(0, fours, 4):  # four rows at once read and write the sums only once
         for c in range(channels):
             d2, d3, d4 = 0.0, 0.0, 0.0
             for four in range(4):
@@ -472,27 +484,28 @@ def _distance(value: np.float32, bits: np.int32, mean: float) -> float:
 def _exceedances(
     x: Float32, counts: Int32, channels: Int32, least: np.int32
 ) -> tuple[Int32, Int32, Float32]:
-    """(exceedance,): rows, channels and values, by row.
+    """Return rows, channels and values of the exceedances, ordered by row, (exceedance,) each.
 
     Args:
-        counts: (token,): how many it has.
-        channels: (token,): that of its largest |x|.
-        least: the bits of the least magnitude that is one.
+        counts: (token,): number of exceedances of the token.
+        channels: (token,): channel of the token's largest |x|.
+        least: the float32 bits of the floor.
     """
     bits, number = x.view(np.int32), counts.sum()
-    rows, of_rows = np.empty(number, np.int32), np.empty(number, np.int32)
+    high_rows, high_channels = np.empty(number, np.int32), np.empty(number, np.int32)
     values = np.empty(number, np.float32)
-    found = 0
+    index = 0
     for row in range(len(x)):
-        last = found + counts[row]
-        # Most rows that have any have one, which is the largest.
+        last = index + counts[row]
+        # Most rows with exceedances have only one, the largest value.
         channel = channels[row] if counts[row] == 1 else 0
-        while found < last:
+        while index < last:
             if least <= bits[row, channel] & SIGN < INFINITY:
-                rows[found], of_rows[found], values[found] = row, channel, x[row, channel]
-                found += 1
+                high_rows[index], high_channels[index] = row, channel
+                values[index] = x[row, channel]
+                index += 1
             channel += 1
-    return rows, of_rows, values
+    return high_rows, high_channels, values
 
 
 @compiled

@@ -1,8 +1,8 @@
-"""What rounding takes from a tile, in compiled loops: see `compiled.py`.
+"""Quantization errors of a tile, in compiled loops; see `compiled.py`.
 
-Each row goes through all formats while the first cache holds it. Channels that are left as they
-are, and what fills up the last block of a row, are zeros: they come back as they are from every
-format, and raise no scale.
+Each row passes through all formats while it is in the first cache. Channels that are not quantized,
+and the padding of the last block of a row, are zeros. Every format returns a zero exactly, and a
+zero increases no scale.
 """
 
 from __future__ import annotations
@@ -28,125 +28,127 @@ EXPONENT = np.int32(0x7F800000)
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
-def maxima(x: Float32, kept: Bool) -> tuple[Int64, Float32]:
-    """The tokens that count, all of whose values are finite, and each channel's largest |x| there.
+def maxima(x: Float32, included: Bool) -> tuple[Int64, Float32]:
+    """Return the included tokens without non-finite values, and each channel's largest |x| in them.
 
     Args:
         x: (token, channel), contiguous in memory.
-        kept: (token,): whether it may count.
+        included: (token,): whether the token is included.
     """
-    there, by_channel = _maxima(x, kept)
-    return np.flatnonzero(there), by_channel.view(np.float32)
+    finite, by_channel = _maxima(x, included)
+    return np.flatnonzero(finite), by_channel.view(np.float32)
 
 
 def errors(x: Float32, tokens: Int64, by_channel: Float32, rounded: Bool) -> tuple[float, Float64]:
-    """The sum of x^2; and (2, format): the sums of |e| and of e^2.
+    """Return the sum of x^2, and the sums of |e| and of e^2, (2, format).
 
     Args:
         x: (token, channel), contiguous in memory.
-        tokens: those that count.
-        by_channel: (channel,): its largest |x| there.
-        rounded: (channel,): the others are left as they are, and not in the sums.
+        tokens: indices of the tokens that are included.
+        by_channel: (channel,): the largest |x| of each channel in these tokens.
+        rounded: (channel,): whether the channel is quantized; the sums exclude other channels.
     """
     channels = len(rounded)
     values = np.zeros(-(-channels // MX_BLOCK) * MX_BLOCK, np.float32)
-    of_channels = np.zeros((1, len(values)), np.float32)
-    of_channels[0, :channels] = np.where(rounded, by_channel, ZERO)
+    channel_maxima = np.zeros((1, len(values)), np.float32)
+    channel_maxima[0, :channels] = np.where(rounded, by_channel, ZERO)
     blocks = values.view(np.int32).reshape(-1, NVFP4_BLOCK)
-    of_blocks = np.empty((len(tokens), len(blocks)), np.int32)
-    _block_maxima(x, tokens, rounded, values, blocks, of_blocks)
-    scales = _scales(of_channels, of_blocks)
+    block_maxima = np.empty((len(tokens), len(blocks)), np.int32)
+    _block_maxima(x, tokens, rounded, values, blocks, block_maxima)
+    scales = _scales(channel_maxima, block_maxima)
     largest, least, shift = zip(*map(_parameters, FORMATS.values()), strict=True)
     elements = np.array(largest), np.array(least), np.array(shift)
     square, sums = _errors(x, tokens, rounded, values, tuple(scales[f] for f in FORMATS), elements)
     return square, sums
 
 
-def _scales(of_channels: Float32, of_blocks: Int32) -> dict[tuple[str, str], Float32]:
-    """Of each format, (token or 1, scale): neighbouring channels share one, equally many each.
+def _scales(channel_maxima: Float32, block_maxima: Int32) -> dict[tuple[str, str], Float32]:
+    """Return the scales of each format, (token or 1, scale).
+
+    A scale is shared by neighbouring channels, the same number for each scale.
 
     Args:
-        of_channels: (1, channel): the largest |x|.
-        of_blocks: (token, block of 16): its bits.
+        channel_maxima: (1, channel): the largest |x| of each channel.
+        block_maxima: (token, block of 16): the float32 bits of the largest |x| of each block.
     """
-    whole = of_channels.max(keepdims=True)
-    of_tokens = of_blocks.view(np.float32).max(axis=1, keepdims=True)
+    tensor_maximum = channel_maxima.max(keepdims=True)
+    token_maxima = block_maxima.view(np.float32).max(axis=1, keepdims=True)
     return {
-        ("int8", "tensor"): whole / INT8.largest,
-        ("int8", "token"): of_tokens / INT8.largest,
-        ("int8", "channel"): of_channels / INT8.largest,
-        ("fp8_e4m3", "tensor"): whole / E4M3.largest,
-        ("mxfp8", "block of 32"): _mx_scales(of_blocks, E4M3),
-        ("mxfp4", "block of 32"): _mx_scales(of_blocks, E2M1),
-        ("nvfp4", "block of 16"): _nvfp4_scales(of_blocks.view(np.float32), whole),
+        ("int8", "tensor"): tensor_maximum / INT8.largest,
+        ("int8", "token"): token_maxima / INT8.largest,
+        ("int8", "channel"): channel_maxima / INT8.largest,
+        ("fp8_e4m3", "tensor"): tensor_maximum / E4M3.largest,
+        ("mxfp8", "block of 32"): _mx_scales(block_maxima, E4M3),
+        ("mxfp4", "block of 32"): _mx_scales(block_maxima, E2M1),
+        ("nvfp4", "block of 16"): _nvfp4_scales(block_maxima.view(np.float32), tensor_maximum),
     }
 
 
-def _mx_scales(of_blocks: Int32, element: Element) -> Float32:
-    """2^(floor(log2 maximum) - the element's exponent) for two blocks of 16 together."""
-    largest = np.maximum(of_blocks[:, ::2], of_blocks[:, 1::2])
-    # The exponent bits are floor(log2) + 127. Subnormals, which have none, are far below the
-    # smallest scale.
+def _mx_scales(block_maxima: Int32, element: Element) -> Float32:
+    """Return 2^(floor(log2 maximum) - the element's exponent) for pairs of blocks of 16."""
+    largest = np.maximum(block_maxima[:, ::2], block_maxima[:, 1::2])
+    # The exponent bits are floor(log2) + 127. Those of subnormals are zero, but subnormals are far
+    # below the smallest scale.
     bits: Int32 = ((largest >> 23) - np.int32(element.exponent)) << 23
     return np.maximum(bits, E8M0_LEAST).view(np.float32)
 
 
-def _nvfp4_scales(of_blocks: Float32, whole: Float32) -> Float32:
-    """The maximum / 6 of each block, rounded to e4m3 under a scale of the tensor's."""
-    scales = of_blocks / E2M1.largest
-    of_scales = whole[0, 0] / np.float32(E2M1.largest * E4M3.largest)
-    _round(scales.ravel(), of_scales, _parameters(E4M3))
+def _nvfp4_scales(block_maxima: Float32, tensor_maximum: Float32) -> Float32:
+    """Return the maximum / 6 of each block, rounded to e4m3 under the scale of the tensor."""
+    scales = block_maxima / E2M1.largest
+    tensor_scale = tensor_maximum[0, 0] / np.float32(E2M1.largest * E4M3.largest)
+    _round(scales.ravel(), tensor_scale, _parameters(E4M3))
     return scales
 
 
 def _parameters(element: Element) -> tuple[np.float32, np.int32, np.int32]:
-    """What `_returned` takes of an element.
+    """Return the parameters of an element for `_returned`.
 
-    It is passed: what is compiled is made again where its own file is another one, and no other.
+    They are passed as arguments, because compiled code is rebuilt only if its own file changes.
     """
     return np.float32(element.largest), np.int32(element.least), np.int32(element.shift)
 
 
 @compiled
-def _maxima(x: Float32, kept: Bool) -> Any:
+def _maxima(x: Float32, included: Bool) -> Any:
     rows, channels = x.shape
     bits = x.view(np.int32)
-    there, by_channel = np.zeros(rows, np.bool_), np.zeros(channels, np.int32)
+    finite, by_channel = np.zeros(rows, np.bool_), np.zeros(channels, np.int32)
     for row in range(rows):
         largest = np.int32(0)
         for c in range(channels):
             largest = max(largest, np.int32(bits[row, c] & SIGN))
-        there[row] = kept[row] and largest < EXPONENT
-        if there[row]:
+        finite[row] = included[row] and largest < EXPONENT
+        if finite[row]:
             for c in range(channels):
                 by_channel[c] = max(by_channel[c], np.int32(bits[row, c] & SIGN))
-    return there, by_channel
+    return finite, by_channel
 
 
 @compiled
 def _block_maxima(
-    x: Float32, tokens: Int64, rounded: Bool, values: Float32, blocks: Int32, of_blocks: Int32
+    x: Float32, tokens: Int64, rounded: Bool, values: Float32, blocks: Int32, maxima: Int32
 ) -> None:
-    """Write the bits of the largest |x| that is rounded of each block.
+    """Write the float32 bits of the largest quantized |x| of each block to `maxima`.
 
     Args:
-        values: (channel,): for a row, filled up with zeros.
-        blocks: (block, channel): its bits.
-        of_blocks: (token, block).
+        values: (channel,): buffer for a row, padded with zeros.
+        blocks: (block, channel): the bits of that buffer.
+        maxima: (token, block): the output.
     """
     for row in range(len(tokens)):
         _take(x[tokens[row]], rounded, values)
-        of_row = of_blocks[row]
+        row_maxima = maxima[row]
         for block in range(len(blocks)):
             largest = np.int32(0)
             for c in range(blocks.shape[1]):
                 largest = max(largest, np.int32(blocks[block, c] & SIGN))
-            of_row[block] = largest
+            row_maxima[block] = largest
 
 
 @compiled_as_written
 def _round(values: Float32, scale: Any, element: Any) -> None:
-    """Put what comes back of each value in its place."""
+    """Replace each value by its quantized and dequantized value."""
     for i in range(len(values)):
         values[i] = _returned(values[i], scale, element)
 
@@ -155,12 +157,12 @@ def _round(values: Float32, scale: Any, element: Any) -> None:
 def _errors(
     x: Float32, tokens: Int64, rounded: Bool, values: Float32, scales: Any, elements: Any
 ) -> Any:
-    """Row by row, and format by format.
+    """Return the sum of x^2, and the sums of |e| and of e^2, (2, format).
 
     Args:
-        values: (channel,): for a row, filled up with zeros.
-        scales: of each format, as `_scales` has them.
-        elements: (format,) each: their `_parameters`.
+        values: (channel,): buffer for a row, padded with zeros.
+        scales: the scales of each format, from `_scales`.
+        elements: the `_parameters` of each format, (format,) each.
     """
     largest, least, shift = elements
     spread, e = np.empty_like(values), np.empty_like(values)
@@ -169,11 +171,11 @@ def _errors(
         _take(x[tokens[row]], rounded, values)
         squares += _sums(values)[1]
         for at in range(len(scales)):
-            of_row = scales[at][min(row, len(scales[at]) - 1)]
-            if len(of_row) < len(values):
-                _spread(of_row, spread)
-                of_row = spread
-            _write_errors(values, of_row, (largest[at], least[at], shift[at]), e)
+            row_scales = scales[at][min(row, len(scales[at]) - 1)]
+            if len(row_scales) < len(values):
+                _spread(row_scales, spread)
+                row_scales = spread
+            _write_errors(values, row_scales, (largest[at], least[at], shift[at]), e)
             absolute, square = _sums(e)
             sums[0, at] += absolute
             sums[1, at] += square
@@ -182,14 +184,14 @@ def _errors(
 
 @compiled_as_written
 def _take(x: Float32, rounded: Bool, values: Float32) -> None:
-    """Write a row, 0 where it is not rounded."""
+    """Write a row to `values`, with 0 in the channels that are not quantized."""
     for c in range(len(x)):
         values[c] = x[c] if rounded[c] else ZERO
 
 
 @compiled_as_written
 def _spread(scales: Float32, by_channel: Float32) -> None:
-    """Write its scale for every channel."""
+    """Write the scale of every channel to `by_channel`."""
     together = len(by_channel) // len(scales)
     for at in range(len(scales)):
         for c in range(together):
@@ -198,25 +200,25 @@ def _spread(scales: Float32, by_channel: Float32) -> None:
 
 @compiled_as_written
 def _write_errors(values: Float32, scales: Float32, element: Any, e: Float32) -> None:
-    """Write what comes back minus what went in: exact, see `formats.exact_errors`."""
+    """Write the dequantized values minus the values, which is exact; see `formats.exact_errors`."""
     for c in range(len(values)):
         e[c] = _returned(values[c], scales[c], element) - values[c]
 
 
 @compiled_as_written
 def _returned(value: Any, scale: Any, element: Any) -> Any:
-    """What comes back of a value; see `formats.Element.round_`."""
+    """Return the quantized and dequantized value; see `formats.Element.round_`."""
     largest, least, shift = element
     quotient = value / (scale if scale > ZERO else ONE)
-    held = np.float32(min(max(quotient, -largest), largest))
-    exponent = max(np.int32(held.view(np.int32) & EXPONENT), least)
+    clamped = np.float32(min(max(quotient, -largest), largest))
+    exponent = max(np.int32(clamped.view(np.int32) & EXPONENT), least)
     magic = np.int32(exponent + shift).view(np.float32)
-    return ((held + magic) - magic) * scale
+    return ((clamped + magic) - magic) * scale
 
 
 @compiled
 def _sums(e: Float32) -> tuple[float, float]:
-    """Of |e| and of e^2."""
+    """Return the sums of |e| and of e^2."""
     absolute, square = 0.0, 0.0
     for c in range(len(e)):
         exact = np.float64(e[c])

@@ -1,4 +1,4 @@
-"""What the experts of a layer make of the tokens routed to them: how many, and the largest."""
+"""Statistics of the experts of a layer: tokens routed to them, and their largest outputs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.statistics.codes import Float32, Int64
-from outlier_atlas.statistics.summary import Place
+from outlier_atlas.statistics.summary import TileRange
 from outlier_atlas.statistics.super_weights import Spike
 
 
 @dataclass(frozen=True)
 class ExpertSummary:
-    """What is known of a tile of `expert_out`, by expert; the counterpart of `Summary`.
+    """The summary of a tile of `expert_out`, by expert; the counterpart of `Summary`.
 
     Attributes:
-        sequence, start, tokens: its `Place`.
-        routed: (expert,): tokens routed to it.
-        nan, infinite: (expert,): tokens whose largest |x| is NaN or infinite.
-        value: (expert,): finite, largest in |x|, with its sign; NaN where there is none.
-        token, channel: (expert,): where it is, the token from the tile's first; -1 where there is
-            none. Of equals the earliest token's, then the lowest channel.
-        input, input_channel: (expert,): the largest input in |x| of the same token and expert, and
-            its channel; NaN and -1 where there is no value.
+        sequence, start, tokens: the `TileRange` of the tile.
+        routed: (expert,): number of tokens routed to the expert.
+        nan, infinite: (expert,): number of tokens whose largest |x| is NaN or infinite.
+        value: (expert,): the finite value largest in |x|, with its sign; NaN if there is none.
+        token, channel: (expert,): token of that value, counted from the tile's first, and its
+            channel; -1 if there is none. Among equals the earliest token, then the lowest channel.
+        input, input_channel: (expert,): the input largest in |x| of the same token and expert, and
+            its channel; NaN and -1 if there is no value.
     """
 
     sequence: int
@@ -43,33 +43,36 @@ class ExpertSummary:
 
 
 def summarize_experts(
-    numbers: torch.Tensor, place: Place, experts: int, kept: NDArray[np.bool_] | None = None
+    numbers: torch.Tensor,
+    tile: TileRange,
+    experts: int,
+    included: NDArray[np.bool_] | None = None,
 ) -> ExpertSummary:
-    """The summary of a tile of `expert_out`.
+    """Return the summary of a tile of `expert_out`.
 
     Args:
-        numbers: (token, 5 x routed): the largest |down_proj output| with its sign in each of the
-            experts that a token is routed to; which experts; the channels; the largest
-            |down_proj input|; its channels.
-        place: where it is.
+        numbers: (token, 5 x routed), for each of the experts that a token is routed to: the largest
+            |down_proj output| with its sign; the expert; the channel of that output; the largest
+            |down_proj input|; the channel of that input.
+        tile: the tokens of the tile.
         experts: number of routed experts of the layer.
-        kept: (token,): the tokens that count; None where all do.
+        included: (token,): whether the token is included; None includes all tokens.
     """
     parts = np.split(numbers.float().cpu().numpy(), 5, axis=1)
     routed = parts[0].shape[1]
-    rows: Int64 = np.arange(place.tokens) if kept is None else np.flatnonzero(kept)
+    rows: Int64 = np.arange(tile.tokens) if included is None else np.flatnonzero(included)
     tokens = np.repeat(rows, routed)
     values, *others, inputs, input_channels = (part[rows].ravel() for part in parts)
     chosen, channels = (part.astype(np.int64) for part in others)
     peaks = Peaks(values, tokens, channels, inputs, input_channels.astype(np.int64))
 
-    def count(of: Int64) -> Int64:
-        return np.bincount(of, minlength=experts)
+    def count(chosen: Int64) -> Int64:
+        return np.bincount(chosen, minlength=experts)
 
     return ExpertSummary(
-        place.sequence,
-        place.start,
-        place.tokens,
+        tile.sequence,
+        tile.start,
+        tile.tokens,
         count(chosen),
         count(chosen[np.isnan(values)]),
         count(chosen[np.isinf(values)]),
@@ -79,18 +82,19 @@ def summarize_experts(
 
 @dataclass
 class ExpertMagnitudes:
-    """Accumulates summaries of one layer; exact, in any order and split.
+    """An accumulator of the expert summaries of one layer; exact, in any order and split.
 
     Attributes:
         experts: number of routed experts of the layer.
         sequences: number of sequences of the run.
-        routed: (sequence, expert): the tokens routed to it.
-        largest: (sequence, expert): its largest |x|; NaN where there is none.
-        values: per expert the finite value largest in |x|, with its sign; NaN where there is none.
-        tokens: per expert the index of its token, the first of equals; -1 where there is none.
-        channels: per expert its channel; -1 where there is none.
-        inputs, input_channels: per expert the largest input of the same token, and its channel.
-        nan, infinite: per expert the tokens whose largest |x| is NaN or infinite.
+        routed: (sequence, expert): number of tokens routed to the expert.
+        largest: (sequence, expert): the largest |x|; NaN if there is none.
+        values: (expert,): the finite value largest in |x|, with its sign; NaN if there is none.
+        tokens: (expert,): index of the token of that value, the first of equals; -1 if there is
+            none.
+        channels: (expert,): channel of that value; -1 if there is none.
+        inputs, input_channels: (expert,): the largest input of the same token, and its channel.
+        nan, infinite: (expert,): number of tokens whose largest |x| is NaN or infinite.
     """
 
     experts: int
@@ -113,7 +117,7 @@ class ExpertMagnitudes:
         self.values, self.inputs = np.full((2, self.experts), np.nan, np.float32)
 
     def update(self, summary: ExpertSummary) -> None:
-        """Take the summary of a tile."""
+        """Add the summary of a tile."""
         self.routed[summary.sequence] += summary.routed
         largest = np.fmax(self.largest[summary.sequence], np.abs(summary.value))
         self.largest[summary.sequence] = largest
@@ -125,7 +129,7 @@ class ExpertMagnitudes:
         )
 
     def merge(self, other: ExpertMagnitudes) -> None:
-        """Take what another accumulator of the same layer has seen."""
+        """Add another accumulator of the same layer."""
         self.routed += other.routed
         self.largest = np.fmax(self.largest, other.largest)
         self.nan += other.nan
@@ -133,7 +137,7 @@ class ExpertMagnitudes:
         self._take(other._peaks)
 
     def spike(self, expert: int) -> Spike | None:
-        """The largest output of an expert and its input; None where it has none."""
+        """Return the largest output of an expert with its input; None if it has none."""
         if self.tokens[expert] < 0:
             return None
         return Spike(
@@ -149,22 +153,21 @@ class ExpertMagnitudes:
         return Peaks(self.values, self.tokens, self.channels, self.inputs, self.input_channels)
 
     def _take(self, peaks: Peaks) -> None:
-        both = Peaks(
+        candidates = Peaks(
             *(
                 np.concatenate(pair)
                 for pair in zip(vars(self._peaks).values(), vars(peaks).values(), strict=True)
             )
         )
         experts = np.tile(np.arange(self.experts), 2)
-        found = largest_of_each(self.experts, experts, both)
-        self.values, self.tokens, self.channels = found.values, found.tokens, found.channels
-        self.inputs, self.input_channels = found.inputs, found.input_channels
+        largest = largest_of_each(self.experts, experts, candidates)
+        self.values, self.tokens, self.channels = largest.values, largest.tokens, largest.channels
+        self.inputs, self.input_channels = largest.inputs, largest.input_channels
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Largest outputs, each with its token and channel, and the largest input of the same token
-    with its channel."""
+    """Largest outputs with their tokens and channels, and the largest inputs of the same tokens."""
 
     values: Float32
     tokens: Int64
@@ -174,13 +177,15 @@ class Peaks:
 
 
 def largest_of_each(number: int, experts: Int64, peaks: Peaks) -> Peaks:
-    """Of each expert the peak with the finite value that is largest in |x|.
+    """Return, for each expert, the peak with the finite value largest in |x|.
 
-    NaN and -1 where there is none; the earliest token, then the lowest channel of equals.
+    An expert without a finite value has NaN and -1. Among equals, the earliest token comes first,
+    then the lowest channel.
 
     Args:
-        number: of experts.
-        experts: of each peak.
+        number: number of experts.
+        experts: the expert of each peak.
+        peaks: the candidates.
     """
     finite = np.flatnonzero(np.isfinite(peaks.values))
     order = finite[
@@ -193,12 +198,12 @@ def largest_of_each(number: int, experts: Int64, peaks: Peaks) -> Peaks:
             )
         )
     ]
-    found, first = np.unique(experts[order], return_index=True)
+    present, first = np.unique(experts[order], return_index=True)
 
-    def best(of_peaks: Any, none: float) -> Any:
-        made = np.full(number, none, of_peaks.dtype)
-        made[found] = of_peaks[order[first]]
-        return made
+    def best(values: Any, missing: float) -> Any:
+        by_expert = np.full(number, missing, values.dtype)
+        by_expert[present] = values[order[first]]
+        return by_expert
 
     return Peaks(
         best(peaks.values, np.nan),

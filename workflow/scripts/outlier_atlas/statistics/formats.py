@@ -1,14 +1,14 @@
-"""Number formats of quantization: what a tensor is after it was quantized and dequantized again.
+"""Number formats of quantization: round trips of quantizing and dequantizing a tensor.
 
 Every function takes (row, channel) values in float32, computes in float32 on their device, and
-returns what comes back. Rounding is to nearest, ties to even; what exceeds the largest number of a
-format becomes that number, with its sign; where a scale is zero, zeros come back. Values must be
-finite.
+returns the dequantized values. Rounding is to nearest, ties to even. Values beyond the largest
+number of a format become that number, with their sign. A scale of zero returns zeros. Values must
+be finite.
 
-INT8 and FP8 take the largest |x| under each scale, shaped to broadcast (`largest`): one scale for
-the tensor, for each row (a token's or an output channel's) or for each column. The block formats
-have a scale for each block along the last axis, which is the one that a matrix product sums over;
-the last block of a row may be shorter.
+INT8 and FP8 take the largest |x| under each scale in a shape that broadcasts (see `largest`): one
+scale for the tensor, for each row (a token or an output channel) or for each column. The block
+formats have a scale for each block along the last axis, over which a matrix product sums; the last
+block of a row may be shorter.
 
 Sources: FP8 e4m3 and e2m1 as in OCP's OFP8 and MX v1.0 specifications, and MX v1.0, section 6.3,
 for its scales; NVFP4 as in Nvidia 2025, arXiv 2509.25149, appendix C.
@@ -31,13 +31,13 @@ AXES: dict[Granularity, tuple[int, ...]] = {"tensor": (0, 1), "row": (1,), "colu
 
 @dataclass(frozen=True)
 class Element:
-    """A number format of few bits, without infinities.
+    """A low-bit number format without infinities.
 
     Attributes:
-        mantissa: its mantissa bits.
-        smallest: exponent of its smallest normal number.
-        exponent: exponent of its largest number.
-        largest: its largest number.
+        mantissa: number of mantissa bits.
+        smallest: exponent of the smallest normal number.
+        exponent: exponent of the largest number.
+        largest: the largest number.
     """
 
     mantissa: int
@@ -46,9 +46,9 @@ class Element:
     largest: float
 
     def round_(self, values: Tensor) -> Tensor:
-        """Put the nearest numbers of the format in place, ties to even, saturating.
+        """Round values in place to the nearest numbers of the format, ties to even, saturating.
 
-        Adding 1.5 x 2^k to a float32 and taking it away again rounds at 2^(k - 23).
+        Adding 1.5 x 2^k to a float32 and subtracting it again rounds to multiples of 2^(k - 23).
         """
         values = values.clamp_(-self.largest, self.largest)
         bits = values.view(torch.int32) & 0x7F800000
@@ -57,55 +57,56 @@ class Element:
 
     @property
     def least(self) -> int:
-        """The bits of its smallest normal number, in float32."""
+        """Bits of the smallest normal number in float32."""
         return (self.smallest + 127) << 23
 
     @property
     def shift(self) -> int:
-        """Added to a number's exponent bits it makes the 1.5 x 2^k of `round_`."""
+        """Difference between a number's exponent bits and the bits of the 1.5 x 2^k of `round_`."""
         return ((23 - self.mantissa) << 23) | 0x400000
 
 
 INT8 = Element(mantissa=6, smallest=6, exponent=6, largest=127.0)
-"""Symmetric: -128 is not used. Integers are 1 apart from 64 on, and no closer below."""
+"""Symmetric INT8 without -128. The spacing is 1 everywhere, as `smallest` is `exponent`."""
 E4M3 = Element(mantissa=3, smallest=-6, exponent=8, largest=448.0)
 E2M1 = Element(mantissa=1, smallest=0, exponent=2, largest=6.0)
 
 
 def largest(values: Tensor, granularity: Granularity) -> Tensor:
-    """The largest |x| under each scale: (1, 1), (row, 1) or (1, channel)."""
+    """Return the largest |x| under each scale: (1, 1), (row, 1) or (1, channel)."""
     return values.abs().amax(AXES[granularity], keepdim=True)
 
 
 def int8(values: Tensor, maxima: Tensor) -> Tensor:
-    """Symmetric INT8: scale = maximum / 127."""
+    """Round to symmetric INT8 with scale = maximum / 127."""
     limit = INT8.largest
     return _scaled(values, maxima / limit, lambda x: x.round_().clamp_(-limit, limit))
 
 
 def fp8_e4m3(values: Tensor, maxima: Tensor) -> Tensor:
-    """FP8 e4m3 (no infinities): scale = maximum / 448."""
+    """Round to FP8 e4m3 (without infinities) with scale = maximum / 448."""
     return _scaled(values, maxima / E4M3.largest, E4M3.round_)
 
 
 def mxfp8(values: Tensor) -> Tensor:
-    """MXFP8: blocks of 32 e4m3 elements with an E8M0 scale of 2^(floor(log2 maximum) - 8)."""
+    """Round to MXFP8: blocks of 32 e4m3 elements, E8M0 scale 2^(floor(log2 maximum) - 8)."""
     return _mx(values, E4M3)
 
 
 def mxfp4(values: Tensor) -> Tensor:
-    """MXFP4: blocks of 32 e2m1 elements with an E8M0 scale of 2^(floor(log2 maximum) - 2)."""
+    """Round to MXFP4: blocks of 32 e2m1 elements, E8M0 scale 2^(floor(log2 maximum) - 2)."""
     return _mx(values, E2M1)
 
 
 def nvfp4(values: Tensor, maximum: Tensor) -> Tensor:
-    """NVFP4: blocks of 16 e2m1 elements, an e4m3 scale for each, a float32 scale for the tensor.
+    """Round to NVFP4: blocks of 16 e2m1 elements with e4m3 scales, and a float32 tensor scale.
 
-    The tensor's scale is its maximum / (6 x 448); a block's is its maximum / 6, divided by the
-    tensor's and rounded to e4m3. A block whose scale rounds to zero comes back as zeros.
+    The tensor's scale is its maximum / (6 x 448). The scale of a block is its maximum / 6, divided
+    by the tensor's scale and rounded to e4m3. A block whose scale rounds to zero returns zeros.
 
     Args:
-        maximum: the largest |x| of the tensor, which `values` may be a part of; (1, 1).
+        values: (row, channel), the tensor or a part of it.
+        maximum: the largest |x| of the whole tensor; (1, 1).
     """
     blocks = _blocks(values, 16)
     scale = maximum / (E2M1.largest * E4M3.largest)
@@ -116,12 +117,12 @@ def nvfp4(values: Tensor, maximum: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ErrorSums:
-    """What a round trip did to some values; the sums of parts add up to those of the whole.
+    """Sums of the errors of a round trip; the sums of parts add up to those of the whole.
 
     Attributes:
         values: number of values.
         squares: sum of x^2.
-        absolute_errors: sum of |e|, e being what came back minus x.
+        absolute_errors: sum of |e|, with e the dequantized value minus x.
         squared_errors: sum of e^2.
     """
 
@@ -140,17 +141,20 @@ class ErrorSums:
 
     @property
     def rmse(self) -> float:
-        """Root of the mean squared error; NaN of no values."""
+        """Root of the mean squared error; NaN without values."""
         return math.sqrt(self.squared_errors / self.values) if self.values else math.nan
 
     @property
     def mae(self) -> float:
-        """Mean absolute error; NaN of no values."""
+        """Mean absolute error; NaN without values."""
         return self.absolute_errors / self.values if self.values else math.nan
 
     @property
     def sqnr(self) -> float:
-        """10 log10(sum x^2 / sum e^2) in dB; infinite without an error, NaN of zeros only."""
+        """Signal to quantization noise ratio in dB, 10 log10(sum x^2 / sum e^2).
+
+        It is infinite without an error, and NaN if all x are zero.
+        """
         if not self.squared_errors:
             return math.inf if self.squares else math.nan
         return 10 * math.log10(self.squares / self.squared_errors)
@@ -160,18 +164,20 @@ NO_ERROR = ErrorSums(0, 0.0, 0.0, 0.0)
 
 
 def exact_errors(values: Tensor, returned: Tensor) -> Tensor:
-    """What came back minus what went in, in float64."""
-    # Exact in float32: the two are within a factor of two, or one of them is zero.
+    """Return the dequantized values minus the values, in float64."""
+    # The difference is exact in float32: the two are within a factor of two, or one is zero.
     return (returned - values).double()
 
 
 def error_sums(values: Tensor, returned: Tensor, squares: float | None = None) -> ErrorSums:
-    """The errors of values that came back as `returned`, summed in float64.
+    """Return the sums of the errors in float64.
 
-    The last bits of the sums depend on how many threads torch takes.
+    The last bits of the sums depend on the number of torch's threads.
 
     Args:
-        squares: sum of x^2, where it is known.
+        values: the values.
+        returned: the dequantized values.
+        squares: sum of x^2 if it is known.
     """
     errors = exact_errors(values, returned).flatten()
     if squares is None:
@@ -189,15 +195,15 @@ def _scaled(values: Tensor, scales: Tensor, round_: Callable[[Tensor], Tensor]) 
 def _mx(values: Tensor, element: Element) -> Tensor:
     blocks = _blocks(values, 32)
     maxima = blocks.abs().amax(-1, keepdim=True)
-    # A float32's exponent bits are floor(log2) + 127. Subnormals, which have none, are far below
-    # the smallest E8M0 scale, 2^-127.
+    # The exponent bits of a float32 are floor(log2) + 127. Those of subnormals are zero, but
+    # subnormals are far below the smallest E8M0 scale, 2^-127.
     exponents = (maxima.view(torch.int32) >> 23) - 127 - element.exponent
     scales = torch.ldexp(torch.ones_like(maxima), exponents.clamp_(min=-127))
     return _unblocked(_scaled(blocks, scales, element.round_), values)
 
 
 def _blocks(values: Tensor, size: int) -> Tensor:
-    """(row, block, element), the last block of a row filled up with zeros."""
+    """Return the values as (row, block, element), the last block of a row padded with zeros."""
     missing = -values.shape[1] % size
     padded = functional.pad(values, (0, missing)) if missing else values
     return padded.view(len(values), -1, size)
@@ -216,4 +222,4 @@ FORMATS: dict[tuple[str, str], Element] = {
     ("mxfp4", "block of 32"): E2M1,
     ("nvfp4", "block of 16"): E2M1,
 }
-"""By name and by what has a scale of its own: their elements."""
+"""Elements of the formats, by their name and by the values that share a scale."""

@@ -1,4 +1,4 @@
-"""How large the values of a site and layer are: the largest, the median, each channel's maximum."""
+"""Magnitudes of a site and layer: the largest, the median, and the maximum of each channel."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from outlier_atlas.statistics.summary import Summary
 
 @dataclass
 class Magnitudes:
-    """Accumulates summaries of one site and layer; exact, in any order and split.
+    """An accumulator of the summaries of one site and layer; exact, in any order and split.
 
     Attributes:
         channels: length of the channel axis.
         sequences: number of sequences of the run.
         top: the largest |x|, descending, at most `TOP`.
-        maxima: per channel the finite value largest in |x|, with its sign; NaN where there is none.
-        tokens: per channel the index of its token, the first of equals; -1 where there is none.
-        of_sequences: (sequence,): the largest |x| of each; NaN where there is none.
-        largest: per channel the sequences with the largest |x|.
-        histogram: how often each code of |x| occurs.
-        values, nan, infinite: counts.
+        maxima: (channel,): the finite value largest in |x|, with its sign; NaN if there is none.
+        tokens: (channel,): index of the token of the maximum, the first of equals; -1 if there is
+            none.
+        of_sequences: (sequence,): the largest |x| of each sequence; NaN if there is none.
+        largest: the sequences with the largest |x| of each channel.
+        histogram: (CODES,): count of each code of |x|.
+        values, nan, infinite: number of values, and of those that are NaN or infinite.
     """
 
     channels: int
@@ -47,7 +48,7 @@ class Magnitudes:
         self.largest = LargestSequences(self.channels)
 
     def update(self, summary: Summary) -> None:
-        """Take the summary of a tile."""
+        """Add the summary of a tile."""
         self.values += summary.values
         self.nan += summary.nan
         self.infinite += summary.infinite
@@ -61,7 +62,7 @@ class Magnitudes:
             self.of_sequences[summary.sequence] = largest
 
     def merge(self, other: Magnitudes) -> None:
-        """Take what another accumulator of the same site and layer has seen."""
+        """Add another accumulator of the same site and layer."""
         self.values += other.values
         self.nan += other.nan
         self.infinite += other.infinite
@@ -73,9 +74,10 @@ class Magnitudes:
 
     @property
     def median(self) -> float:
-        """Median of |x| over all finite values, the lower of the two middle ones; NaN of none.
+        """Median of |x| over all finite values, the lower of the two middle ones.
 
-        Exact for bfloat16; otherwise to a relative 2^-9.
+        It is exact for bfloat16, and otherwise has a relative error of at most 2^-9. The median of
+        no values is NaN.
         """
         if not self.histogram.any():
             return float("nan")
@@ -83,14 +85,14 @@ class Magnitudes:
 
     @property
     def largest_channel(self) -> int | None:
-        """The channel of the largest |x|: the earliest token's, then the lowest, among equals."""
+        """Channel of the largest |x|; among equals that of the earliest token, then the lowest."""
         if (self.tokens < 0).all():
             return None
         order = np.lexsort((np.arange(self.channels), self.tokens, -_magnitude(self.maxima)))
         return int(order[0])
 
     def _take_maxima(self, maxima: Float32, tokens: Int64) -> None:
-        mine, theirs = np.abs(self.maxima), np.abs(maxima)  # NaN where there is none
+        mine, theirs = np.abs(self.maxima), np.abs(maxima)  # NaN if there is none
         better = (theirs > mine) | ((theirs == mine) & (tokens < self.tokens))
         better |= (self.tokens < 0) & (tokens >= 0)
         self.maxima = np.where(better, maxima, self.maxima)
@@ -101,5 +103,5 @@ class Magnitudes:
 
 
 def _magnitude(maxima: Float32) -> Float32:
-    """|x| of channel maxima, -1 where there is none."""
+    """Return |x| of channel maxima, with -1 for channels without one."""
     return np.where(np.isnan(maxima), np.float32(-1), np.abs(maxima))

@@ -1,7 +1,7 @@
-"""The exact median of a sequence's |x|, where codes give it to a relative 2^-9 only.
+"""The exact median of a sequence's |x|, which codes give only to a relative 2^-9.
 
-Codes tell which of them the median has and how many values precede it. So one more look at the
-values suffices, for those few that have this code.
+The histogram of codes determines the code of the median, and how many values precede it. A second
+pass then needs only the few values with this code.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from outlier_atlas.statistics.summary import Summary, on_host, widened
 
 
 def needs_median(summary: Summary) -> bool:
-    """Whether something may be decided by a sequence's median that codes do not give exactly.
+    """Return whether a decision may depend on a median that the codes do not give exactly.
 
-    Only exceedances are compared with it.
+    Only exceedances are compared with the median.
     """
     return len(summary.high_token) > 0 and not summary.codes_are_exact
 
 
 def sequence_median(parts: Sequence[torch.Tensor]) -> float:
-    """Median of |x| over all finite values, the lower of the two middle ones; NaN of none.
+    """Return the median of |x| over all finite values, the lower of the two middle ones.
+
+    The median of no values is NaN.
 
     Args:
-        parts: (token, channel) each, on any device, in the dtype that the model computed in. Memory
-            is that of one part in float32, a few times over.
+        parts: (token, channel) each, on any device, in the dtype of the forward pass. The memory
+            needed is a few times that of one part in float32.
     """
     counts = np.zeros(CODES, np.int64)
     for part in parts:
@@ -38,17 +40,18 @@ def sequence_median(parts: Sequence[torch.Tensor]) -> float:
 
 
 def median_of(codes: Int64, counts: Int64, parts: Iterable[torch.Tensor]) -> float:
-    """The same, given the histogram of all parts together.
+    """Return the median of |x| over all finite values, given the histogram of their codes.
 
     Args:
-        codes, counts: codes of the finite |x|, ascending, and how often each occurs.
+        codes, counts: codes of the finite |x| of all parts, ascending, and their counts.
+        parts: (token, channel) each, as in `sequence_median`.
     """
     if not len(codes):
         return float("nan")
     code, rank = place_of(codes, counts, 0.5)
     first, stop = bits_of_code(code)
-    of_code = np.concatenate([_bits_within(widened(part), first, stop) for part in parts])
-    median: Float32 = np.partition(of_code, rank)[rank : rank + 1].view(np.float32)
+    bits = np.concatenate([_bits_within(widened(part), first, stop) for part in parts])
+    median: Float32 = np.partition(bits, rank)[rank : rank + 1].view(np.float32)
     return float(median[0])
 
 

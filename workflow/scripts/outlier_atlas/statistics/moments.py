@@ -1,6 +1,6 @@
 """Central moments in float64, merged by the formulas of Chan et al. and of Pebay (2008).
 
-They hold for numpy's arrays and torch's tensors alike.
+The functions accept numpy arrays and torch tensors.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 from outlier_atlas.statistics.codes import Float64
 
 Powers = tuple[Any, Any, Any, Any, Any]
-"""Number, mean, and sums of the second to fourth powers of the distances from the mean."""
+"""Number, mean, and sums of the second to fourth powers of the deviations from the mean."""
 
 
 def merged(a: Powers, b: Powers) -> Powers:
-    """The moments of two sets of values together, element by element.
+    """Return the moments of the union of two sets of values, element by element.
 
     Formulas: Pebay 2008, SAND2008-6212, (2.1) and (3.1) for p = 3 and 4.
     """
     n_a, mean_a, m2_a, m3_a, m4_a = a
     n_b, mean_b, m2_b, m3_b, m4_b = b
     n = n_a + n_b
-    some = n + (n == 0)  # of nothing and nothing everything stays 0
+    some = n + (n == 0)  # so that the moments of two empty sets are 0
     d = mean_b - mean_a
     part = d / some
     both = n_a * n_b
@@ -40,31 +40,31 @@ def merged(a: Powers, b: Powers) -> Powers:
 
 @dataclass
 class Moments:
-    """Accumulates moments, element by element of an axis.
+    """An accumulator of the moments of each element along an axis.
 
     Attributes:
-        powers: float64 arrays of equal shape.
+        powers: the moments, float64 arrays of equal shape.
     """
 
     powers: Powers
 
     @classmethod
     def none(cls, size: int) -> Moments:
-        """Of no values yet."""
+        """Return the moments of `size` elements without any values."""
         n, mean, m2, m3, m4 = np.zeros((5, size))
         return cls((n, mean, m2, m3, m4))
 
     def update(self, powers: Powers) -> None:
-        """Take the moments of more values."""
+        """Add the moments of more values."""
         self.powers = merged(self.powers, powers)
 
     def merge(self, other: Moments) -> None:
-        """Take what another accumulator has seen."""
+        """Add another accumulator."""
         self.update(other.powers)
 
     @property
     def kurtosis(self) -> Float64:
-        """mu4 / sigma^4 of each element (Gaussian = 3); NaN where all of its values are equal."""
+        """Kurtosis mu4 / sigma^4 of each element (Gaussian = 3); NaN if its values are equal."""
         n, _, m2, _, m4 = self.powers
         with np.errstate(divide="ignore", invalid="ignore"):
             kurtosis: Float64 = n * m4 / (m2 * m2)
@@ -72,7 +72,7 @@ class Moments:
 
     @property
     def mean_square(self) -> Float64:
-        """Mean of x^2 of each element; NaN of no values."""
+        """Mean of x^2 of each element; NaN without values."""
         n, mean, m2, _, _ = self.powers
         with np.errstate(divide="ignore", invalid="ignore"):
             square: Float64 = m2 / n + mean * mean
@@ -80,14 +80,14 @@ class Moments:
 
 
 def together(each: Sequence[Moments]) -> Moments:
-    """The moments of the values of all elements of each together: an element for each.
+    """Return the moments over all elements of each accumulator, one element for each accumulator.
 
     Args:
-        each: not empty, and of one size.
+        each: the accumulators; at least one, and all of the same size.
     """
     n, mean, m2, m3, m4 = (np.stack(power) for power in zip(*(m.powers for m in each), strict=True))
     powers: Powers = n, mean, m2, m3, m4
-    # By halves: as many steps, and the error grows with their depth alone.
+    # Pairwise merging: the error grows only with the depth of the tree.
     while (size := powers[0].shape[1]) > 1:
         even = size // 2 * 2
         pairs = merged(_every_second(powers, 0, even), _every_second(powers, 1, even))

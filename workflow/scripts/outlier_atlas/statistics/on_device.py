@@ -1,4 +1,4 @@
-"""The pass over a tile in torch, where it is: on a device, whole."""
+"""The pass over a tile with torch operations on the tile's device."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from outlier_atlas.statistics.codes import CODES, Float32, Float64, Int32, Int64
 from outlier_atlas.statistics.one_pass import TOP, OnePass
 
 LOW_BITS = 0x7FFF
-"""What rounding to a code takes from a magnitude's bits."""
+"""The bits of a magnitude that rounding to a code removes."""
 
 
 def one_pass(x: torch.Tensor, floor: float) -> OnePass:
-    """All that is found in a tile.
+    """Return the results of the pass over a tile.
 
     Args:
         x: (token, channel), float32, contiguous in memory.
-        floor: see `Summary.floor`.
+        floor: least |x| of an exceedance, see `Summary.floor`.
     """
     values = Values.of(x)
     a = values.magnitudes()
@@ -65,7 +65,7 @@ class Values:
 
     Attributes:
         x: (token, channel), float32.
-        finite: where they are; None where all are.
+        finite: (token, channel): whether the value is finite; None if all values are.
     """
 
     x: torch.Tensor
@@ -73,41 +73,43 @@ class Values:
 
     @classmethod
     def of(cls, x: torch.Tensor) -> Values:
-        """Values that may be NaN or infinite."""
+        """Create from values that may be NaN or infinite."""
         finite = x.isfinite()
         return cls(x, None if bool(finite.all()) else finite)
 
     def magnitudes(self) -> torch.Tensor:
-        """|x|, -1 where it is not finite."""
+        """Return |x|, with -1 for values that are not finite."""
         return self._masked(self.x.abs(), -1)
 
     def doubles(self) -> torch.Tensor:
-        """In float64, 0 where they are not finite."""
+        """Return the values in float64, with 0 for values that are not finite."""
         return self._masked(self.x.double(), 0)
 
     def distances(self, doubles: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """Of `doubles` from the mean, 0 where the values are not finite."""
+        """Return `doubles` minus the mean, with 0 for values that are not finite."""
         return self._masked(doubles - mean, 0)
 
     def number(self, axis: int) -> torch.Tensor:
-        """How many are finite along an axis, in float64."""
+        """Return the number of finite values along an axis, in float64."""
         if self.finite is None:
             size = self.x.shape[axis]
             return self.x.new_full((self.x.shape[1 - axis],), size, dtype=torch.float64)
         return self.finite.sum(axis, dtype=torch.float64)
 
     def largest(self, a: torch.Tensor, axis: int) -> tuple[Float32, Int32]:
-        """Along an axis the values largest in |x|, with their sign, and where, the first of equals;
-        NaN and -1 where none is finite."""
+        """Return the values largest in |x| along an axis, with their sign, and their indices.
+
+        The index is that of the first of equals. Without a finite value they are NaN and -1.
+        """
         if not a.shape[axis]:
             size = a.shape[1 - axis]
             return np.full(size, np.nan, np.float32), np.full(size, -1, np.int32)
         index = a.argmax(axis)
         values = _numpy(self.x.gather(axis, index.unsqueeze(axis)).squeeze(axis))
-        there = np.isfinite(values)
+        finite = np.isfinite(values)
         return (
-            np.where(there, values, np.float32(np.nan)),
-            np.where(there, _numpy(index), -1).astype(np.int32),
+            np.where(finite, values, np.float32(np.nan)),
+            np.where(finite, _numpy(index), -1).astype(np.int32),
         )
 
     def _masked(self, values: torch.Tensor, value: float) -> torch.Tensor:
@@ -119,25 +121,25 @@ def _numpy(values: torch.Tensor) -> Any:
 
 
 def _top(a: torch.Tensor) -> Float32:
-    """The largest that are finite, descending."""
+    """Return the `TOP` largest finite magnitudes, descending."""
     largest: Float32 = _numpy(a.flatten().topk(min(TOP, a.numel())).values)
     return largest[largest >= 0]
 
 
 def code_counts(x: torch.Tensor) -> Int64:
-    """(CODES,): how often each code occurs among what is finite of a float32 tensor."""
+    """Return the count of each code among the finite values of a float32 tensor, (CODES,)."""
     return _counts(Values.of(x).magnitudes())
 
 
 def bits_within(x: torch.Tensor, first: int, stop: int) -> Int32:
-    """The bits of |x| of a float32 tensor, of those from `first` on and below `stop`."""
+    """Return the bits of |x| of a float32 tensor that are in [first, stop)."""
     bits = x.abs().view(torch.int32)
     within: Int32 = _numpy(bits[(bits >= first) & (bits < stop)])
     return within
 
 
 def _counts(a: torch.Tensor) -> Int64:
-    """(CODES,): how often each code occurs, see `codes.magnitude_codes`."""
+    """Return the count of each code, (CODES,); see `codes.magnitude_codes`."""
     bits = a[a >= 0].view(torch.int32)
     codes = bits >> 15
     codes.bitwise_and_(1).add_(bits).add_(0x3FFF).bitwise_right_shift_(15)
@@ -146,7 +148,10 @@ def _counts(a: torch.Tensor) -> Int64:
 
 
 def _lower_medians(a: torch.Tensor, finite: torch.Tensor | None) -> Float32:
-    """(token,): the median of |x| over channels, the lower of the two middle ones; NaN of none."""
+    """Return each token's median of |x| over channels, the lower of the two middle ones, (token,).
+
+    The median of no finite values is NaN.
+    """
     if finite is None:
         medians = a.kthvalue((a.shape[1] + 1) // 2, 1).values
     else:
@@ -159,8 +164,8 @@ def _lower_medians(a: torch.Tensor, finite: torch.Tensor | None) -> Float32:
 
 
 def _token_moments(values: Values, doubles: torch.Tensor) -> tuple[Float64, Float64]:
-    """(token,) each: the sum of squares, and mu4 / sigma^4 over channels."""
-    square = doubles.square().sum(1)  # not from the moments: equal norms are to be equal
+    """Return the sum of squares, and mu4 / sigma^4 over channels, (token,) each."""
+    square = doubles.square().sum(1)  # not from the moments, so that equal norms stay equal
     n = values.number(1)
     mean = doubles.sum(1) / n.clamp(min=1)
     squares = values.distances(doubles, mean.unsqueeze(1)).square_()
@@ -170,8 +175,7 @@ def _token_moments(values: Values, doubles: torch.Tensor) -> tuple[Float64, Floa
 
 
 def _channel_powers(values: Values, doubles: torch.Tensor) -> Float64:
-    """(5, channel): number, mean, and sums of the second to fourth powers of the distances from
-    it."""
+    """Return number, mean, and sums of the second to fourth powers of deviations, (5, channel)."""
     n = values.number(0)
     mean = doubles.sum(0) / n.clamp(min=1)
     d = values.distances(doubles, mean)

@@ -1,4 +1,5 @@
-"""What one pass over a tile finds; `compiled.py` makes it on the host, `on_device.py` elsewhere."""
+"""The results of one pass over a tile; `compiled.py` computes them on the host, `on_device.py`
+elsewhere."""
 
 from __future__ import annotations
 
@@ -10,17 +11,17 @@ from numpy.typing import NDArray
 from outlier_atlas.statistics.codes import Float32, Float64, Int32, Int64
 
 TOP = 3
-"""The largest values that are kept of a tile."""
+"""Number of largest values that are kept of a tile."""
 
 
 @dataclass(frozen=True)
 class OnePass:
-    """Rows are those of the tile; see `Summary` for the rest.
+    """The results of one pass over a tile; see `Summary` for the attributes that are not listed.
 
     Attributes:
-        channel_row: (channel,): where the largest is, the first of equals; -1 where none is finite.
-        codes_are_exact: whether every |x| is the very number that its code stands for.
-        high_row: (exceedance,): where |x| >= floor, by row and channel.
+        channel_row: (channel,): row of the largest |x|, the first of equals; -1 if none is finite.
+        codes_are_exact: whether every |x| equals the number that its code stands for.
+        high_row: (exceedance,): rows with |x| >= floor, ordered by row and channel.
     """
 
     nan: int

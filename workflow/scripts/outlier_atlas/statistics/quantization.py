@@ -1,6 +1,6 @@
-"""What rounding a tile's values to a format of few bits takes from them.
+"""Errors of quantizing the values of a tile to low-bit formats.
 
-A tensor is a tile: the tokens of one sequence within one chunk.
+The scale of a tensor covers one tile: the tokens of one sequence within one chunk.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.statistics.codes import Float64
-from outlier_atlas.statistics.summary import Place
+from outlier_atlas.statistics.summary import TileRange
 
 ERRORS_VERSION = 2
-"""Raised when a change to the code changes a bit of the errors: all of them are then recomputed."""
+"""Version of the errors; it is raised by a change that alters a bit of them, to recompute all."""
 
-KEPT = (True, False)
-"""Whether outlier channels are quantized with the others, or left as they are: then their error is
-0, and they are part of the signal and of the number of values all the same."""
+OUTLIERS_QUANTIZED = (True, False)
+"""Whether outlier channels are quantized with the others.
+
+Channels that are not quantized have an error of 0. They are part of the signal and of the number
+of values in both cases.
+"""
 
 
 @dataclass(frozen=True)
 class QuantizationSummary:
-    """Errors of a tile. Tokens with values that are not finite are left out.
+    """Quantization errors of a tile; tokens with non-finite values are excluded.
 
     Attributes:
-        sequence, start, tokens: its `Place`.
-        outlier_channels: channels with |x| >= the threshold.
-        values, squares: of all channels the number of values, and the sum of their squares.
-        errors, square_errors: (format x with and without outlier channels quantized,): sums of |e|
-            and e^2.
+        sequence, start, tokens: the `TileRange` of the tile.
+        outlier_channels: number of channels with |x| >= the threshold.
+        values, squares: number of values in all channels, and the sum of their squares.
+        errors, square_errors: (format x `OUTLIERS_QUANTIZED`,): sums of |e| and of e^2.
     """
 
     sequence: int
@@ -46,34 +48,34 @@ class QuantizationSummary:
 
 def summarize_quantization(
     values_TC: torch.Tensor,
-    place: Place,
+    tile: TileRange,
     threshold: float,
-    kept: NDArray[np.bool_] | None = None,
+    included: NDArray[np.bool_] | None = None,
 ) -> QuantizationSummary:
-    """The errors of every format in a tile.
+    """Return the errors of every format in a tile.
 
     Args:
         values_TC: (token, channel), on any device.
-        place: where the tile is.
-        threshold: a channel is an outlier channel where |x| >= this, in this tile.
-        kept: (token,): the tokens that count; None where all do.
+        tile: the tokens of the tile.
+        threshold: least |x| in this tile of an outlier channel.
+        included: (token,): whether the token is included; None includes all tokens.
     """
-    # numba takes a while to import, and those who read summaries need none of it.
+    # numba is slow to import, and is not needed to read summaries.
     from outlier_atlas.statistics.compiled_quantization import errors, maxima
 
     x = values_TC.cpu().float().contiguous().numpy()
-    tokens, by_channel = maxima(x, np.ones(len(x), np.bool_) if kept is None else kept)
+    tokens, by_channel = maxima(x, np.ones(len(x), np.bool_) if included is None else included)
     outliers = by_channel >= threshold
-    every = errors(x, tokens, by_channel, np.ones_like(outliers))
-    others = errors(x, tokens, by_channel, ~outliers) if outliers.any() else every
-    absolute, square = np.stack([every[1], others[1]], axis=-1)
+    all_channels = errors(x, tokens, by_channel, np.ones_like(outliers))
+    no_outliers = errors(x, tokens, by_channel, ~outliers) if outliers.any() else all_channels
+    absolute, square = np.stack([all_channels[1], no_outliers[1]], axis=-1)
     return QuantizationSummary(
-        place.sequence,
-        place.start,
-        place.tokens,
+        tile.sequence,
+        tile.start,
+        tile.tokens,
         int(outliers.sum()),
         len(tokens) * outliers.size,
-        every[0],
+        all_channels[0],
         absolute.ravel(),
         square.ravel(),
     )

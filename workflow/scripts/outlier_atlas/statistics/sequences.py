@@ -1,4 +1,4 @@
-"""Sequences put together again from the summaries of their tiles, for what needs a whole one."""
+"""Whole sequences, reassembled from the summaries of their tiles."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from outlier_atlas.statistics.medians import median_of
 from outlier_atlas.statistics.summary import Summary
 
 ValuesOf = Callable[[Summary], torch.Tensor]
-"""Reads the values of a tile, (token, channel), of the tokens that are not left out."""
+"""Function that reads the values of the included tokens of a tile, (token, channel)."""
 
 
 @dataclass(frozen=True)
 class WholeSequence:
-    """All tiles of a sequence, of one site and layer.
+    """All tiles of a sequence at one site and layer.
 
     Attributes:
-        tiles: by their first token.
+        tiles: the summaries, ordered by their first token.
     """
 
     tiles: tuple[Summary, ...]
 
     def median(self, values_of: ValuesOf | None = None) -> float:
-        """Median of |x| over all tokens and channels, exactly; NaN of no finite value.
+        """Return the exact median of |x| over all tokens and channels, the lower middle value.
 
-        It is the lower of the two middle values.
+        The median without finite values is NaN.
 
         Args:
-            values_of: asked where no summary of an exceedance tells: where the sequence spans
-                chunks of a site that is stored, in float32 or float16.
+            values_of: reads the values if the summaries do not determine the median: if the
+                sequence spans several chunks of a stored site in float32 or float16.
         """
         for tile in self.tiles:
             if not np.isnan(tile.sequence_median):
@@ -49,41 +49,41 @@ class WholeSequence:
             counts = counts[codes]
         if all(tile.codes_are_exact for tile in self.tiles):
             return from_code(lower_quantile(codes, counts, 0.5))
-        assert values_of is not None, "the summary of what is not stored has the median"
+        assert values_of is not None, "summaries of unstored sites have the median"
         return median_of(codes, counts, (values_of(tile) for tile in self.tiles))
 
     @cached_property
     def mean(self) -> float:
-        """Mean of |x| over all tokens and channels; NaN of none."""
+        """Mean of |x| over all tokens and channels; NaN without finite values."""
         finite = sum(tile.values - tile.nan - tile.infinite for tile in self.tiles)
         return sum(tile.magnitudes for tile in self.tiles) / finite if finite else float("nan")
 
     @cached_property
     def tokens(self) -> Int64:
-        """(token,): indices along the token axis of those that are not left out."""
+        """Indices of the included tokens along the token axis, (token,)."""
         return np.concatenate([tile.start + tile.token.astype(np.int64) for tile in self.tiles])
 
     @cached_property
     def token_values(self) -> Float32:
-        """(token,): largest in |x|, with its sign."""
+        """Value of each token that is largest in |x|, with its sign, (token,)."""
         values: Float32 = self._joined("token_value")
         return values
 
     @cached_property
     def token_channels(self) -> Int64:
-        """(token,): the channel of the largest."""
+        """Channel of each token's largest |x|, (token,)."""
         channels: Int64 = self._joined("token_channel")
         return channels
 
     @cached_property
     def token_medians(self) -> Float32:
-        """(token,): median of |x| over channels."""
+        """Median of |x| over the channels of each token, (token,)."""
         medians: Float32 = self._joined("token_median")
         return medians
 
     @cached_property
     def high(self) -> tuple[Int64, Int64, Float32]:
-        """Token indices, channels and values of the exceedances."""
+        """Token indices, channels and values of the exceedances, (exceedance,) each."""
         tokens = [tile.start + tile.high_token.astype(np.int64) for tile in self.tiles]
         return np.concatenate(tokens), self._joined("high_channel"), self._joined("high_value")
 
@@ -92,44 +92,46 @@ class WholeSequence:
         return np.concatenate([first, *others]) if others else first
 
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-class BySequence(Generic[Found]):
-    """Accumulates summaries of one site and layer; exact, in any order and split.
+class BySequence(Generic[Result]):
+    """An accumulator of the summaries of one site and layer; exact, in any order and split.
 
-    A sequence is decided on when all of its tokens have been seen: before that its median, say, is
-    not known. Memory is what was found, and the summaries of the sequences that are under way.
+    A sequence is evaluated when all of its tokens were added, because its median, for example, is
+    not known before. Memory holds the results and the summaries of the incomplete sequences.
 
     Args:
-        starts: index of each sequence's first token, and the number of tokens, ascending.
-        decide: what is found in a whole sequence; sortable.
+        starts: (sequences + 1,): index of each sequence's first token, and the number of tokens.
+        evaluate: function that returns the results of a whole sequence, which can be sorted.
     """
 
-    def __init__(self, starts: Int64, decide: Callable[[WholeSequence], Iterable[Found]]) -> None:
+    def __init__(
+        self, starts: Int64, evaluate: Callable[[WholeSequence], Iterable[Result]]
+    ) -> None:
         self._starts = starts
-        self._decide = decide
-        self._under_way: dict[int, list[Summary]] = {}
-        self._found: list[Found] = []
+        self._evaluate = evaluate
+        self._incomplete: dict[int, list[Summary]] = {}
+        self._results: list[Result] = []
 
     def update(self, summary: Summary) -> None:
-        """Take the summary of a tile."""
-        tiles = self._under_way.setdefault(summary.sequence, [])
+        """Add the summary of a tile."""
+        tiles = self._incomplete.setdefault(summary.sequence, [])
         tiles.append(summary)
         first, stop = self._starts[summary.sequence : summary.sequence + 2]
         if sum(tile.tokens for tile in tiles) == stop - first:
-            del self._under_way[summary.sequence]
+            del self._incomplete[summary.sequence]
             ordered = sorted(tiles, key=lambda tile: tile.start)
-            self._found += self._decide(WholeSequence(tuple(ordered)))
+            self._results += self._evaluate(WholeSequence(tuple(ordered)))
 
-    def merge(self, other: BySequence[Found]) -> None:
-        """Take what another accumulator of the same site and layer has seen of other tokens."""
-        self._found += other._found
-        for tiles in other._under_way.values():
+    def merge(self, other: BySequence[Result]) -> None:
+        """Add another accumulator of the same site and layer with other tokens."""
+        self._results += other._results
+        for tiles in other._incomplete.values():
             for tile in tiles:
                 self.update(tile)
 
-    def found(self) -> list[Found]:
-        """What was found, in order."""
-        assert not self._under_way, "all tokens were seen"
-        return sorted(self._found)  # type: ignore[type-var]
+    def results(self) -> list[Result]:
+        """Return the results of all sequences, sorted."""
+        assert not self._incomplete, "all tokens were added"
+        return sorted(self._results)  # type: ignore[type-var]

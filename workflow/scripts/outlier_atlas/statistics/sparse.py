@@ -1,4 +1,4 @@
-"""Counts of keys of which few occur."""
+"""Sparse counts, for keys of which few occur."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from outlier_atlas.statistics.codes import (
 )
 
 PIECES = 64
-"""Additions after which equal keys are added up, so that memory follows the keys alone."""
+"""Additions after which equal keys are merged, so that memory depends only on the keys."""
 
 WAITING = 2**15
-"""Numbers that wait to be counted together: it takes little longer than to count a few."""
+"""Numbers that are counted together, which takes little longer than counting a few."""
 
 
 class SparseCounts:
-    """Accumulates int64 counts by int64 key; exact, in any order."""
+    """An accumulator of int64 counts by int64 key; exact, in any order."""
 
     def __init__(self) -> None:
         self._keys = [np.zeros(0, np.int64)]
         self._counts = [np.zeros(0, np.int64)]
 
     def add(self, keys: Int64, counts: Int64) -> None:
-        """Add counts to those of their keys; a key may come more than once."""
+        """Add counts to their keys; a key may appear more than once."""
         self._keys.append(keys)
         self._counts.append(counts)
         if len(self._keys) > PIECES:
             self._add_up()
 
     def merge(self, other: SparseCounts) -> None:
-        """Take what another has counted."""
+        """Add the counts of another accumulator."""
         self.add(*other.items())
 
     def items(self) -> tuple[Int64, Int64]:
-        """Keys, ascending, and their counts."""
+        """Return the keys, ascending, and their counts."""
         self._add_up()
         return self._keys[0], self._counts[0]
 
@@ -53,26 +53,26 @@ class SparseCounts:
 
 
 class CodeHistogram:
-    """Accumulates non-negative numbers by their code: quantiles to a relative 2^-9."""
+    """A histogram of non-negative numbers by their code, for quantiles to a relative 2^-9."""
 
     def __init__(self) -> None:
         self._counts = SparseCounts()
-        self._waiting: list[NDArray[np.uint16]] = []
+        self._pending: list[NDArray[np.uint16]] = []
 
     def add(self, numbers: Float64) -> None:
-        """Add numbers; infinity may be among them."""
+        """Add numbers, which may include infinity."""
         with np.errstate(over="ignore"):
-            self._waiting.append(magnitude_codes(numbers.astype(np.float32)))
-        if sum(map(len, self._waiting)) > WAITING:
+            self._pending.append(magnitude_codes(numbers.astype(np.float32)))
+        if sum(map(len, self._pending)) > WAITING:
             self._settle()
 
     def merge(self, other: CodeHistogram) -> None:
-        """Take what another has counted."""
+        """Add the counts of another accumulator."""
         other._settle()
         self._counts.merge(other._counts)
 
     def quantiles(self, *quantiles: float) -> list[float]:
-        """The number at each quantile, the lower of two neighbours; NaN of none."""
+        """Return the number at each quantile, the lower of two neighbours; NaN without numbers."""
         self._settle()
         codes, counts = self._counts.items()
         if not len(codes):
@@ -80,18 +80,18 @@ class CodeHistogram:
         return [from_code(lower_quantile(codes, counts, quantile)) for quantile in quantiles]
 
     def _settle(self) -> None:
-        if not self._waiting:
+        if not self._pending:
             return
-        counts = np.bincount(np.concatenate(self._waiting))
+        counts = np.bincount(np.concatenate(self._pending))
         codes = np.flatnonzero(counts)
         self._counts.add(codes, counts[codes])
-        self._waiting = []
+        self._pending = []
 
 
 class CountsBySequence:
-    """Accumulates counts by channel, part and sequence; exact, in any order.
+    """An accumulator of counts by channel, part and sequence; exact, in any order.
 
-    Memory is an entry for each of them that occurs.
+    Memory grows with the number of combinations that occur.
 
     Args:
         parts: number of parts, such as tensors.
@@ -103,26 +103,26 @@ class CountsBySequence:
         self._sparse = SparseCounts()
 
     def add(self, channels: Int64, sequence: int, part: int = 0) -> None:
-        """Count each of the channels, which may come more than once, in a part of a sequence."""
-        found, counts = np.unique(channels, return_counts=True)
+        """Count channels, which may repeat, in a part of a sequence."""
+        distinct, counts = np.unique(channels, return_counts=True)
         parts, sequences = self._shape
-        self._sparse.add((found * parts + part) * sequences + sequence, counts)
+        self._sparse.add((distinct * parts + part) * sequences + sequence, counts)
 
     def merge(self, other: CountsBySequence) -> None:
-        """Take what another has counted."""
+        """Add the counts of another accumulator."""
         assert self._shape == other._shape
         self._sparse.merge(other._sparse)
 
     def channels(self) -> list[int]:
-        """Those that occur, ascending."""
+        """Return the channels that occur, ascending."""
         keys, _ = self._sparse.items()
         return [int(channel) for channel in np.unique(keys // (self._shape[0] * self._shape[1]))]
 
     def of(self, channel: int) -> Int64:
-        """(part, sequence): the counts of a channel."""
+        """Return the counts of a channel, (part, sequence)."""
         keys, counts = self._sparse.items()
         size = self._shape[0] * self._shape[1]
-        mine = slice(*np.searchsorted(keys, [channel * size, (channel + 1) * size]))
+        span = slice(*np.searchsorted(keys, [channel * size, (channel + 1) * size]))
         dense = np.zeros(size, np.int64)
-        dense[keys[mine] - channel * size] = counts[mine]
+        dense[keys[span] - channel * size] = counts[span]
         return dense.reshape(self._shape)

@@ -1,11 +1,12 @@
-"""The summary of a tile: all that the criteria and measures ask of it, and no threshold of theirs.
+"""The summary of a tile: everything that criteria and measures need of it, without thresholds.
 
-A tile is the tokens of one sequence within one chunk, of one site and layer. Its summary is made
-once, where the values are: in extraction, on the device, of what is not stored; in detection of
-what is. Everything else works from summaries, so that another threshold reads no values.
+A tile is the tokens of one sequence within one chunk, at one site and layer. Its summary is
+computed once. Extraction summarizes values that are not stored, on their device, and detection
+summarizes stored values. Everything else uses only summaries, so that a changed threshold reads no
+values.
 
-Maxima, counts and medians are exact on every device; sums are float64, and the same values give the
-same bits on the same processor or device.
+Maxima, counts and medians are exact on every device. Sums are float64, and equal values give equal
+bits on the same processor or device.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from outlier_atlas.statistics.one_pass import OnePass
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which tokens a tile holds.
+class TileRange:
+    """The range of tokens of a tile.
 
     Attributes:
-        sequence: number of the sequence.
+        sequence: index of the sequence.
         start: index of the tile's first token along the token axis.
-        tokens: how many, those that are left out of the statistics among them.
+        tokens: number of tokens, including those excluded from the statistics.
     """
 
     sequence: int
@@ -38,34 +39,36 @@ class Place:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a tile.
+    """The summary of a tile.
 
-    Tokens are numbered from the tile's first; -1 where there is none. Values that are NaN or
-    infinite are counted, and left out of all else.
+    Tokens are numbered from the tile's first; -1 means that there is none. NaN and infinite values
+    are counted, and excluded from everything else.
 
     Attributes:
-        sequence, start, tokens: its `Place`.
-        values, nan, infinite: counts of the tokens that are not left out.
+        sequence, start, tokens: the `TileRange` of the tile.
+        values, nan, infinite: number of values of the included tokens, and of those that are NaN or
+            infinite.
         magnitudes: sum of |x|.
-        floor: values below it are not among the exceedances.
+        floor: least |x| of an exceedance.
         top: the largest |x|, descending, at most `TOP`.
-        codes, code_counts: codes of |x|, ascending, and how often each occurs.
-        codes_are_exact: whether every |x| is the very number that its code stands for, as those of
-            bfloat16 are.
+        codes, code_counts: codes of |x|, ascending, and their counts.
+        codes_are_exact: whether every |x| equals the number that its code stands for, as in
+            bfloat16.
         sequence_median: median of |x| over the whole sequence, the lower of the two middle values,
-            where codes do not give it exactly; NaN where it is not needed (see `medians`), or where
-            the tile is a part of its sequence and the rest was not at hand.
-        channel_value: (channel,): largest in |x|, with its sign; NaN where there is none.
-        channel_token: (channel,): its token, the first of equals.
-        channel_count, channel_mean, channel_m2, channel_m3, channel_m4: (channel,): number, mean
-            and sums of powers of the distances from the mean.
-        token: (token,): the tokens that are not left out.
-        token_value, token_channel: (token,): largest in |x|, with its sign; the lowest channel of
-            equals.
+            if the codes do not give it exactly. NaN if it is not needed (see `medians`), or if the
+            rest of the sequence was not available.
+        channel_value: (channel,): the value largest in |x|, with its sign; NaN if there is none.
+        channel_token: (channel,): token of that value, the first of equals.
+        channel_count, channel_mean, channel_m2, channel_m3, channel_m4: (channel,): number, mean,
+            and sums of the second to fourth powers of the deviations from the mean.
+        token: (token,): the included tokens.
+        token_value, token_channel: (token,): the value largest in |x|, with its sign, and its
+            channel, the lowest of equals.
         token_square: (token,): sum of squares.
         token_median: (token,): median of |x| over channels, the lower of the two middle values.
-        token_kurtosis: (token,): mu4 / sigma^4 over channels; NaN where all are equal.
-        high_token, high_channel, high_value: the exceedances, |x| >= floor, by token and channel.
+        token_kurtosis: (token,): mu4 / sigma^4 over channels; NaN if all values are equal.
+        high_token, high_channel, high_value: (exceedance,): token, channel and value of each
+            |x| >= floor, ordered by token and channel.
     """
 
     sequence: int
@@ -105,72 +108,75 @@ class Summary:
 
 
 def summarize(
-    values_TC: torch.Tensor, place: Place, floor: float, kept: NDArray[np.bool_] | None = None
+    values_TC: torch.Tensor,
+    tile: TileRange,
+    floor: float,
+    included: NDArray[np.bool_] | None = None,
 ) -> Summary:
-    """The summary of a tile.
+    """Return the summary of a tile.
 
     Args:
-        values_TC: (token, channel), on any device, in the dtype that the model computed in.
-        place: where it is.
-        floor: see `Summary.floor`.
-        kept: (token,): the tokens that count; None where all do.
+        values_TC: (token, channel), on any device, in the dtype of the forward pass.
+        tile: the tokens of the tile.
+        floor: least |x| of an exceedance.
+        included: (token,): whether the token is included; None includes all tokens.
     """
-    assert len(values_TC) == place.tokens
+    assert len(values_TC) == tile.tokens
     x = widened(values_TC)
-    token = np.arange(place.tokens, dtype=np.int32)
-    if kept is not None:
-        token = token[kept]
+    token = np.arange(tile.tokens, dtype=np.int32)
+    if included is not None:
+        token = token[included]
         x = x[torch.from_numpy(token.astype(np.int64)).to(x.device)]
-    found = _one_pass(x, floor)
-    channel_token, high_token = found.channel_row, found.high_row
-    if kept is not None:
+    result = _one_pass(x, floor)
+    channel_token, high_token = result.channel_row, result.high_row
+    if included is not None:
         channel_token, high_token = np.append(token, np.int32(-1))[channel_token], token[high_token]
     return Summary(
-        sequence=place.sequence,
-        start=place.start,
-        tokens=place.tokens,
+        sequence=tile.sequence,
+        start=tile.start,
+        tokens=tile.tokens,
         values=x.numel(),
-        nan=found.nan,
-        infinite=found.infinite,
-        magnitudes=found.magnitudes,
+        nan=result.nan,
+        infinite=result.infinite,
+        magnitudes=result.magnitudes,
         floor=floor,
-        top=found.top,
-        codes=found.codes,
-        code_counts=found.code_counts,
-        codes_are_exact=found.codes_are_exact,
+        top=result.top,
+        codes=result.codes,
+        code_counts=result.code_counts,
+        codes_are_exact=result.codes_are_exact,
         sequence_median=np.nan,
-        channel_value=found.channel_value,
+        channel_value=result.channel_value,
         channel_token=channel_token,
-        channel_count=found.channel_count,
-        channel_mean=found.channel_mean,
-        channel_m2=found.channel_m2,
-        channel_m3=found.channel_m3,
-        channel_m4=found.channel_m4,
+        channel_count=result.channel_count,
+        channel_mean=result.channel_mean,
+        channel_m2=result.channel_m2,
+        channel_m3=result.channel_m3,
+        channel_m4=result.channel_m4,
         token=token,
-        token_value=found.token_value,
-        token_channel=found.token_channel,
-        token_square=found.token_square,
-        token_median=found.token_median,
-        token_kurtosis=found.token_kurtosis,
+        token_value=result.token_value,
+        token_channel=result.token_channel,
+        token_square=result.token_square,
+        token_median=result.token_median,
+        token_kurtosis=result.token_kurtosis,
         high_token=high_token,
-        high_channel=found.high_channel,
-        high_value=found.high_value,
+        high_channel=result.high_channel,
+        high_value=result.high_value,
     )
 
 
 def widened(values_TC: torch.Tensor) -> torch.Tensor:
-    """The values in float32, on a device that can add them up in float64."""
-    # Sums of another order in memory would have other last bits.
+    """Return the values in float32, contiguous, on a device that supports float64."""
+    # Contiguous, because another order in memory would change the last bits of sums.
     return (values_TC if of(values_TC).has_float64 else values_TC.cpu()).float().contiguous()
 
 
 def on_host(tensor: torch.Tensor) -> bool:
-    """Whether numpy can have a tensor's memory."""
+    """Return whether numpy can use a tensor's memory."""
     return of(tensor).is_host
 
 
 def _one_pass(x: torch.Tensor, floor: float) -> OnePass:
-    # Each of the two takes a while to import, and a process needs one of them.
+    # Both modules are slow to import, and a process needs only one of them.
     if on_host(x):
         from outlier_atlas.statistics import compiled
 

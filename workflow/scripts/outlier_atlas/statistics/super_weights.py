@@ -1,5 +1,8 @@
-"""The largest output of a down projection and the largest input at the same token, which say where
-a super weight (Yu et al. 2024, arXiv 2411.07191) may be."""
+"""The largest output of a down projection and the largest input at the same token.
+
+Their channels are the row and the column of a possible super weight (Yu et al. 2024, arXiv
+2411.07191).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from outlier_atlas.statistics.codes import Float32, Int32, Int64
 from outlier_atlas.statistics.summary import Summary
 
 TOKENS = 64
-"""Tokens that are looked at together, where a whole sequence is at hand."""
+"""Number of tokens of a whole sequence that are processed together."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,9 @@ class Spike:
     """The largest output of a down projection, and the largest input at the same token.
 
     Attributes:
-        row, column: channel of the output, and of the input.
-        output, input: largest in |x|, with their signs.
-        token: index along the token axis, of both.
+        row, column: channel of the output and of the input.
+        output, input: the values largest in |x|, with their signs.
+        token: index of both along the token axis.
     """
 
     row: int
@@ -32,18 +35,18 @@ class Spike:
     token: int
 
     def above(self, threshold: float) -> bool:
-        """Whether |input| and |output| are both > a threshold."""
+        """Return whether |input| and |output| both exceed a threshold."""
         return min(abs(self.input), abs(self.output)) > threshold
 
     @property
     def order(self) -> tuple[float, int]:
-        """The largest |output| comes first; of equals the earliest token."""
+        """Sort key: the largest |output| comes first, and among equals the earliest token."""
         return -abs(self.output), self.token
 
 
 @dataclass(frozen=True)
 class TokenPeaks:
-    """Tokens of a site: of each the finite value largest in |x|, and its channel."""
+    """The finite values largest in |x| of some tokens of a site, with their channels."""
 
     tokens: Int64
     values: Float32
@@ -51,28 +54,28 @@ class TokenPeaks:
 
     @classmethod
     def of(cls, values_TC: torch.Tensor, start: int) -> TokenPeaks:
-        """Those of all tokens of (token, channel), numbered from `start`."""
+        """Compute the peaks of all tokens of (token, channel), which are numbered from `start`."""
         parts = []
-        for first in range(0, len(values_TC), TOKENS):  # of a long sequence no large copies
+        for first in range(0, len(values_TC), TOKENS):  # avoids large copies of a long sequence
             x = values_TC[first : first + TOKENS]
             magnitudes = torch.where(x.isfinite(), x.abs(), -1)
             channels = magnitudes.argmax(1, keepdim=True)
             parts.append((x.gather(1, channels)[:, 0].float(), channels[:, 0].to(torch.int32)))
-        values, found = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
+        values, peaks = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
         tokens = np.arange(start, start + len(values), dtype=np.int64)
-        return cls(tokens, values, found)
+        return cls(tokens, values, peaks)
 
 
 @dataclass
 class LargestOutput:
-    """Accumulates summaries of the input and the output of one layer's down projection.
+    """An accumulator of summaries of the input and the output of one layer's down projection.
 
-    Exact, in any order and split: a sequence is decided on when all of its tokens have been seen on
-    both sides. Memory is two numbers for each token of the sequences that are incomplete.
+    It is exact, in any order and split. A sequence is evaluated when both sides of all its tokens
+    were added. Memory is two numbers for each token of the incomplete sequences.
 
     Attributes:
-        starts: index of each sequence's first token, and the number of tokens, ascending.
-        spike: of the finite values seen; None where there is none.
+        starts: (sequences + 1,): index of each sequence's first token, and the number of tokens.
+        spike: the spike of the finite values so far; None if there is none.
     """
 
     starts: Int64
@@ -82,11 +85,11 @@ class LargestOutput:
     _seen: dict[int, int] = field(default_factory=dict)
 
     def take_input(self, summary: Summary) -> None:
-        """Take the summary of a tile of `mlp_hidden`."""
+        """Add the summary of a tile of `mlp_hidden`."""
         self._take(True, summary)
 
     def take_output(self, summary: Summary) -> None:
-        """Take the summary of a tile of `down_proj_out`."""
+        """Add the summary of a tile of `down_proj_out`."""
         self._take(False, summary)
 
     def _take(self, is_input: bool, summary: Summary) -> None:
@@ -95,11 +98,13 @@ class LargestOutput:
         self.take_peaks(is_input, summary.sequence, summary.tokens, peaks)
 
     def take_peaks(self, is_input: bool, sequence: int, tokens: int, peaks: TokenPeaks) -> None:
-        """Take some tokens of a sequence.
+        """Add some tokens of a sequence.
 
         Args:
-            is_input: whether they are of the input, and not of the output.
-            tokens: how many, with those that are left out.
+            is_input: whether they are tokens of the input instead of the output.
+            sequence: index of the sequence.
+            tokens: number of tokens, including excluded ones.
+            peaks: peaks of the included tokens.
         """
         parts = self._inputs if is_input else self._outputs
         parts.setdefault(sequence, []).append(peaks)
@@ -111,16 +116,16 @@ class LargestOutput:
             self.merge_spike(spike_of(_joined(inputs), _joined(outputs)))
 
     def merge_spike(self, other: Spike | None) -> None:
-        """Keep another spike if its output is larger."""
+        """Replace the spike by another one if its |output| is larger."""
         if other and (self.spike is None or other.order < self.spike.order):
             self.spike = other
 
 
 def spike_of(inputs: TokenPeaks, outputs: TokenPeaks) -> Spike | None:
-    """The spike of some tokens; None where none of them has a finite input and output.
+    """Return the spike of some tokens; None if no token has a finite input and a finite output.
 
     Args:
-        inputs, outputs: of the same tokens, in order.
+        inputs, outputs: peaks of the same tokens in the same order.
     """
     assert np.array_equal(inputs.tokens, outputs.tokens)
     finite = np.isfinite(inputs.values) & np.isfinite(outputs.values)

@@ -1,4 +1,4 @@
-"""The summary of a tile, whatever its site holds."""
+"""The summary of a tile of any site."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from numpy.typing import NDArray
 
 from outlier_atlas.settings.sites import EXPERT_OUT
 from outlier_atlas.statistics.experts import ExpertSummary, summarize_experts
-from outlier_atlas.statistics.summary import Place, Summary, summarize
+from outlier_atlas.statistics.summary import Summary, TileRange, summarize
 
 AnySummary = Summary | ExpertSummary
 
 
 def kind_of(site: str) -> type[AnySummary]:
-    """What a tile of a site is summarized in."""
+    """Return the type of summary for the tiles of a site."""
     return ExpertSummary if site == EXPERT_OUT else Summary
 
 
 def summary_of(
     site: str,
     values: torch.Tensor,
-    place: Place,
+    tile: TileRange,
     floor: float,
     experts: int,
-    kept: NDArray[np.bool_] | None = None,
+    included: NDArray[np.bool_] | None = None,
 ) -> AnySummary:
-    """The summary of a tile.
+    """Return the summary of a tile.
 
     Args:
-        site: of the values.
-        values: (token, channel), or of `expert_out` (token, 5 x routed); on any device.
-        place: where the tile is.
-        floor: the least |x| that is kept with its place.
+        site: site of the values.
+        values: (token, channel), or (token, 5 x routed) at `expert_out`; on any device.
+        tile: the tokens of the tile.
+        floor: least |x| of an exceedance.
         experts: number of routed experts of the layer.
-        kept: (token,): the tokens that count; None where all do.
+        included: (token,): whether the token is included; None includes all tokens.
     """
     if site == EXPERT_OUT:
-        return summarize_experts(values, place, experts, kept)
-    return summarize(values, place, floor, kept)
+        return summarize_experts(values, tile, experts, included)
+    return summarize(values, tile, floor, included)

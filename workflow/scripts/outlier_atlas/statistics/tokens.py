@@ -1,4 +1,4 @@
-"""Tokens that are outliers as a whole, because their largest value stands out."""
+"""Tokens whose largest value is an outlier."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from outlier_atlas.statistics.sequences import WholeSequence
 
 @dataclass(frozen=True, order=True)
 class TokenOutlier:
-    """A token of a site and layer whose largest value stands out.
+    """A token of a site and layer whose largest value is an outlier.
 
     Attributes:
         token: index along the token axis.
-        channel: of the largest value.
-        value: largest in |x|, with its sign.
-        reference: what it stands out from.
+        channel: channel of the largest value.
+        value: the value largest in |x|, with its sign.
+        reference: the number that |value| was compared with.
     """
 
     token: int
@@ -28,11 +28,11 @@ class TokenOutlier:
 
 
 def above(sequence: WholeSequence, ratio: float, reference: float) -> Iterator[TokenOutlier]:
-    """Tokens whose largest |x| > `ratio` times a reference; compared in float64."""
+    """Yield the tokens whose largest |x| exceeds `ratio` times a reference, compared in float64."""
     values = sequence.token_values
-    with np.errstate(invalid="ignore"):  # NaN where a token has no finite value
-        above = np.flatnonzero(np.abs(values.astype(np.float64)) > ratio * reference)
-    for row in above.tolist():
+    with np.errstate(invalid="ignore"):  # tokens without a finite value have NaN
+        rows = np.flatnonzero(np.abs(values.astype(np.float64)) > ratio * reference)
+    for row in rows.tolist():
         yield TokenOutlier(
             int(sequence.tokens[row]),
             int(sequence.token_channels[row]),

@@ -1,7 +1,7 @@
-"""What is said of a weight matrix: its largest values, its kurtosis, and what formats do to it.
+"""Statistics of a weight matrix: largest values, kurtosis and quantization errors.
 
-The matrix is gone through twice, some rows at a time: scales need its maxima, and central moments
-its mean. What is not finite is counted, and left out of everything else.
+The matrix is read twice, some rows at a time, because scales need its maxima and central moments
+its mean. Values that are not finite are counted, and excluded from everything else.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from outlier_atlas.statistics import formats
 from outlier_atlas.statistics.formats import NO_ERROR, ErrorSums
 
 Take = Callable[[int, int], Tensor]
-"""Gives rows `start` to `stop - 1` of a matrix, (row, column) in float32, newly made."""
+"""Function that returns a new copy of rows [start, stop) of a matrix, (row, column) in float32."""
 
 RoundTrip = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Values, the largest |w| of each of their rows, (row, 1), and that of the matrix, (1, 1)."""
+"""Function that quantizes and dequantizes values.
+
+Its arguments are the values, (row, column), the largest |w| of each row, (row, 1), and the largest
+|w| of the matrix, (1, 1).
+"""
 
 ROUND_TRIPS: dict[tuple[str, str], RoundTrip] = {
     ("int8", "tensor"): lambda values, _, whole: formats.int8(values, whole),
@@ -33,28 +37,28 @@ ROUND_TRIPS: dict[tuple[str, str], RoundTrip] = {
     ("mxfp4", "block of 32"): lambda values, _, __: formats.mxfp4(values),
     ("nvfp4", "block of 16"): lambda values, _, whole: formats.nvfp4(values, whole),
 }
-"""Formats, by their name and what shares a scale."""
+"""Formats, by their name and by the values that share a scale."""
 
 BLOCK = 2**18
-"""Values that are worked on at a time: what they need stays in a core's cache, and the interpreter
-is a small part of the time."""
+"""Values that are processed at a time: few enough for a core's cache, and enough to make the
+overhead of the interpreter small."""
 
 
 @dataclass(frozen=True)
 class WeightStatistics:
-    """Of one matrix (output channel, input channel).
+    """Statistics of one matrix (output channel, input channel).
 
     Attributes:
-        value: the largest in |w|, with its sign; the first by row and column of equals; NaN where
-            nothing is finite.
-        row, column: where it is: output and input channel.
-        mean: over all values.
-        kurtosis: mu4 / sigma^4 over all values (Bondarenko et al. 2023): 3 for a Gaussian. NaN
-            where all values are equal.
-        not_finite: how many values are NaN or infinite.
-        input_maxima: of each input channel the value largest in |w|, with its sign; (column,).
-        output_maxima: of each output channel, likewise; (row,).
-        errors: of each of `ROUND_TRIPS`.
+        value: the value largest in |w|, with its sign; among equals the first by row and column;
+            NaN if no value is finite.
+        row, column: output and input channel of that value.
+        mean: mean over all finite values.
+        kurtosis: mu4 / sigma^4 over all finite values (Bondarenko et al. 2023): 3 for a Gaussian.
+            NaN if all values are equal.
+        not_finite: number of values that are NaN or infinite.
+        input_maxima: (column,): the value largest in |w| of each input channel, with its sign.
+        output_maxima: (row,): the value largest in |w| of each output channel, with its sign.
+        errors: error sums of each of `ROUND_TRIPS`.
     """
 
     value: float
@@ -69,10 +73,11 @@ class WeightStatistics:
 
 
 def weight_statistics(rows: int, columns: int, take: Take) -> WeightStatistics:
-    """Go through a matrix, in float64 but for what the formats round.
+    """Return the statistics of a matrix, computed in float64 except for the rounding of formats.
 
     Args:
-        take: gives some of its rows.
+        rows, columns: shape of the matrix.
+        take: function that returns some of its rows.
     """
     maxima = _Maxima.of(rows, columns, take)
     count = rows * columns - maxima.not_finite
@@ -104,12 +109,13 @@ def weight_statistics(rows: int, columns: int, take: Take) -> WeightStatistics:
 
 @dataclass
 class _Maxima:
-    """What the second pass needs of the first.
+    """The results of the first pass that the second pass needs.
 
     Attributes:
-        highest, lowest: of each column.
-        output: of each row the value largest in |w|, with its sign.
-        total: sum of all values.
+        highest, lowest: (column,): the largest and the smallest value of each column.
+        output: (row,): the value largest in |w| of each row, with its sign.
+        total: sum of all finite values.
+        not_finite: number of values that are NaN or infinite.
     """
 
     highest: Tensor
@@ -120,31 +126,31 @@ class _Maxima:
 
     @classmethod
     def of(cls, rows: int, columns: int, take: Take) -> _Maxima:
-        """Of a whole matrix."""
-        none = torch.full((columns,), -math.inf)
-        # One tensor that is filled: a small one kept of each part would lie between the parts and
-        # keep the allocator from taking their memory again (394 MiB more for 134 million values).
-        found = cls(none, -none, torch.empty(rows))
+        """Compute the maxima of a whole matrix."""
+        minus_infinity = torch.full((columns,), -math.inf)
+        # `output` is one tensor, filled part by part. A small tensor for each part would lie
+        # between the parts and fragment the memory (394 MiB more for 134 million values).
+        maxima = cls(minus_infinity, -minus_infinity, torch.empty(rows))
         for start, stop in _parts(rows, columns):
             values, absent = _finite(take(start, stop))
-            torch.maximum(found.highest, values.amax(0), out=found.highest)
-            torch.minimum(found.lowest, values.amin(0), out=found.lowest)
-            found.output[start:stop] = _signed(values.amax(1), values.amin(1))
-            found.total += values.sum(dtype=torch.float64).item()
-            found.not_finite += absent
-        return found
+            torch.maximum(maxima.highest, values.amax(0), out=maxima.highest)
+            torch.minimum(maxima.lowest, values.amin(0), out=maxima.lowest)
+            maxima.output[start:stop] = _signed(values.amax(1), values.amin(1))
+            maxima.total += values.sum(dtype=torch.float64).item()
+            maxima.not_finite += absent
+        return maxima
 
 
 @dataclass
 class _Moments:
-    """Central moments, given the mean; sums in float64."""
+    """An accumulator of central moments around a known mean, in float64."""
 
     mean: float
     second: float = 0.0
     fourth: float = 0.0
 
     def update(self, values: Tensor, absent: int) -> float:
-        """Take some values, of which so many are zeros in place of nothing; gives sum w^2."""
+        """Add values, of which `absent` are zeros that replace non-finite ones; return sum w^2."""
         exact = values.double().flatten()
         squares = exact.dot(exact).item()
         deviations = exact.sub_(self.mean).square_()
@@ -153,7 +159,7 @@ class _Moments:
         return squares
 
     def kurtosis(self, count: int) -> float:
-        """mu4 / sigma^4."""
+        """Return mu4 / sigma^4 of `count` values; NaN if all are equal."""
         return count * self.fourth / self.second**2 if self.second > 0 else math.nan
 
 
@@ -163,7 +169,7 @@ def _parts(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 
 def _finite(values: Tensor) -> tuple[Tensor, int]:
-    """The values with zeros in place of what is not finite, and the number of those."""
+    """Return the values with non-finite ones replaced by zeros, and the number of these."""
     if math.isfinite(values.sum(dtype=torch.float64)):
         return values, 0
     absent = ~values.isfinite()

@@ -1,1 +1,1 @@
-"""What a run stores: the arrays of activations and boundaries, and the records of what counts."""
+"""The store of a run: arrays of activations and boundaries, and the records of what counts."""

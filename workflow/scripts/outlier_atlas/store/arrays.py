@@ -1,6 +1,6 @@
 """The arrays of a run, open for reading and writing rows of tokens.
 
-`store/shape.py` gives them their shape. What is read must agree with the commits that stand for it.
+`store/create.py` gives them their shape. What is read must agree with its commits.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import Counted, Rows
 from outlier_atlas.store.layout import Layout, Target, arrays_of, boundary_array, parts
 from outlier_atlas.store.metadata import DamagedMetadataError, check
-from outlier_atlas.store.targets import DamagedChunkError, TargetChunks
-from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES, STORE
+from outlier_atlas.store.run_files import RunFiles
+from outlier_atlas.store.target_chunks import DamagedChunkError, TargetChunks
 
 Float32 = NDArray[np.float32]
 
@@ -30,25 +29,27 @@ class Arrays:
     """The arrays of a run, open for reading and writing rows of tokens.
 
     Args:
-        counted: what must agree with what is read; only to write it is not needed.
-        recorded: whether their metadata must agree with its record.
+        run: the files of the run.
+        layout: the layout of the store.
+        counted: gives the commits that what is read must agree with; not needed to write.
+        recorded: whether the metadata must agree with its record.
 
     Raises:
-        DamagedMetadataError: they are not there, or their metadata is damaged.
+        DamagedMetadataError: the arrays are missing, or their metadata is damaged.
     """
 
     def __init__(
-        self, run: Path, layout: Layout, counted: Counted | None = None, recorded: bool = True
+        self, run: RunFiles, layout: Layout, counted: Counted | None = None, recorded: bool = True
     ) -> None:
         if recorded:
             check(run)
         self._layout = layout
-        self._locks = run / "manifests" / "locks"
+        self._locks = run.chunk_locks
         self._counted = counted
         self._written: dict[tuple[Target, Rows], str] = {}
         try:
-            activations = zarr.open_group(run / ACTIVATIONS, mode="r+", use_consolidated=False)
-            boundaries = zarr.open_group(run / BOUNDARIES, mode="r+", use_consolidated=False)
+            activations = zarr.open_group(run.activations, mode="r+", use_consolidated=False)
+            boundaries = zarr.open_group(run.boundaries, mode="r+", use_consolidated=False)
             arrays = {p.name: activations[p.name] for site in layout.store for p in parts(site)}
             between = (boundary_array(layer) for layer in layout.boundaries())
             arrays |= {name: boundaries[name] for name in between}
@@ -57,14 +58,15 @@ class Arrays:
             self.chunks = TargetChunks(arrays, layout.chunk_tokens)
         # Whatever zarr makes of metadata that is damaged, or of another layout.
         except Exception as error:
-            cause = f"not as {STORE} says: {type(error).__name__} {error}"
-            raise DamagedMetadataError(run, run / ACTIVATIONS, cause) from error
+            record = run.store_record.relative_to(run.folder)
+            cause = f"not as {record} says: {type(error).__name__} {error}"
+            raise DamagedMetadataError(run, run.activations, cause) from error
 
     def read(self, target: Target, start: int, stop: int) -> Float32:
-        """Tokens `start` to `stop` of a target, (token, channel).
+        """Return tokens `start` to `stop` of a target, (token, channel).
 
-        Of a target of several arrays, theirs one after the other along the channels, as float32:
-        it holds whole numbers up to 2^24 exactly.
+        The arrays of a target follow each other along the channels, as float32, which holds whole
+        numbers up to 2^24 exactly.
 
         Raises:
             DamagedChunkError: a chunk is missing, damaged, or not the one that was committed.
@@ -82,11 +84,11 @@ class Arrays:
     def write(self, target: Target, start: int, values: Float32) -> None:
         """Write rows of a target that lie within one chunk, from token `start`.
 
-        They are (token, channel) as `read` gives them. A reader sees the chunk as it was or as it
-        is now. Where the rows do not fill the chunk, the other rows of the chunk are kept.
+        Values are (token, channel), as `read` returns them. A reader sees the chunk before or after
+        the write. Where the rows do not fill the chunk, its other rows are kept.
 
         Raises:
-            DamagedChunkError: others share the chunk, and it is damaged.
+            DamagedChunkError: the chunk is damaged, and has rows of other jobs.
         """
         rows = Rows(start // self._layout.chunk_tokens, start, start + len(values))
         range_ = self._layout.chunk_range(rows.chunk)
@@ -99,14 +101,14 @@ class Arrays:
             self._written[target, rows] = self._merge(target, rows, of_each)
 
     def written(self, rows: Rows, targets: Iterable[Target]) -> dict[Target, str]:
-        """The checksums of rows that were written here, for their commit; told once."""
+        """Return, once, the checksums of rows that were written here, for their commit."""
         return {target: self._written.pop((target, rows)) for target in targets}
 
     def check(self, target: Target, chunk: int) -> None:
-        """Compare a chunk with its commits; quicker than to read it.
+        """Compare a chunk with its commits, which is quicker than to read it.
 
         Raises:
-            DamagedChunkError: it is missing, damaged, or not the one that was committed.
+            DamagedChunkError: the chunk is missing, damaged, or not the one that was committed.
         """
         assert self._counted is not None, "there is something to compare it with"
         counted = self._counted(target, chunk)
@@ -118,7 +120,7 @@ class Arrays:
         return self.chunks.checked(target, chunk, self._counted(target, chunk))
 
     def _merge(self, target: Target, rows: Rows, of_each: Sequence[Float32]) -> str:
-        """Write rows into a chunk that others share; the checksum of their values."""
+        """Write rows into a chunk that other jobs share; return the checksum of their values."""
         first = rows.chunk * self._layout.chunk_tokens
         alone = (rows.start, rows.stop) == self._layout.chunk_range(rows.chunk)
         whole = self.chunks.blank(target) if alone else self._shared(target, rows.chunk)
@@ -128,7 +130,7 @@ class Arrays:
         return self.chunks.sum_of(whole, rows)
 
     def _shared(self, target: Target, chunk: int) -> list[NDArray[Any]]:
-        """A chunk as it is, with what others have written into it."""
+        """Return a chunk with what other jobs have written into it."""
         try:
             return self.chunks.read(target, chunk)[0]
         except DamagedChunkError:
@@ -139,7 +141,7 @@ class Arrays:
 
     @contextmanager
     def _chunk_lock(self, chunk: int) -> Iterator[None]:
-        """Sequence shards that share a chunk read, change and write it one after the other."""
+        """Lock a chunk that several sequence shards read, change and write, one after the other."""
         self._locks.mkdir(parents=True, exist_ok=True)
         with (self._locks / f"chunk-{chunk}").open("w") as file:
             flock(file, fcntl.LOCK_EX, self._locks)

@@ -1,4 +1,4 @@
-"""Chunks, written straight to their files and read from them.
+"""The files of chunks, written and read without zarr.
 
 zarr takes every chunk through its event loop and several copies: four times the CPU time of
 compressing it, taken from the forward pass at the same time. A chunk needs none of that. Its
@@ -22,15 +22,15 @@ from outlier_atlas.files import DamagedFileError, write_unsynced
 from outlier_atlas.store.layout import Compression
 
 CHECKSUM_BYTES = 4
-"""At the end of a chunk's file: the crc32c of what comes before."""
+"""Length of the crc32c at the end of a chunk's file, over everything before it."""
 
 LEVELS = {"lz4": 5, "zstd": 1}
-"""Of each codec the level beyond which the chunks get slower and hardly smaller."""
+"""The level of each codec beyond which chunks get slower and hardly smaller."""
 
 
 def codecs(compression: Compression) -> list[Any]:
-    """The codecs of an array as zarr names them: Blosc, and a checksum that makes any damage an
-    error."""
+    """Return the codecs of an array as zarr names them: Blosc, and a checksum that makes any damage
+    an error."""
     checksum = Crc32cCodec()
     if compression == "none":
         return [checksum]
@@ -42,8 +42,10 @@ def codecs(compression: Compression) -> list[Any]:
 
 
 def encode(values: NDArray[Any], compression: Compression) -> tuple[bytes, bytes]:
-    """The bytes of a chunk as `codecs` make them of values of four bytes, C-contiguous and little
-    endian, and their checksum, which follows them."""
+    """Return the bytes of a chunk as `codecs` make them, and the checksum that follows them.
+
+    Values have four bytes; they are encoded C-contiguous and little endian.
+    """
     data = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     if compression == "none":
         encoded = data.tobytes()
@@ -56,11 +58,10 @@ def encode(values: NDArray[Any], compression: Compression) -> tuple[bytes, bytes
 def decode(
     encoded: bytes, compression: Compression, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """The values of a chunk, from its bytes without their checksum.
+    """Return the values of a chunk, from its bytes without their checksum.
 
     Raises:
-        RuntimeError: they were not made by `encode`.
-        ValueError: the same.
+        RuntimeError, ValueError: `encode` did not make the bytes.
     """
     if compression == "none":
         return np.frombuffer(encoded, dtype).reshape(shape).copy()
@@ -70,7 +71,7 @@ def decode(
 
 
 def checksum(data: bytes) -> str:
-    """crc32c as commit records have it: eight hexadecimal digits."""
+    """Return a crc32c as commit records have it: eight hexadecimal digits."""
     return f"{google_crc32c.value(data):08x}"
 
 
@@ -78,7 +79,7 @@ class ChunkFiles:
     """The files of an array's chunks, in a folder on this machine.
 
     Args:
-        array: of a dtype of four bytes, created with `codecs(compression)`.
+        array: an array with a dtype of four bytes, created with `codecs(compression)`.
     """
 
     def __init__(self, array: zarr.Array[Any], compression: Compression) -> None:
@@ -89,7 +90,7 @@ class ChunkFiles:
         self._compression = compression
 
     def read(self, coordinates: tuple[int, ...]) -> tuple[NDArray[Any], str]:
-        """A chunk's values, of the chunk's shape, and the checksum of its stored bytes.
+        """Return a chunk's values, in the chunk's shape, and the checksum of its stored bytes.
 
         Raises:
             DamagedFileError: the file is missing, or is not what was written.
@@ -102,7 +103,7 @@ class ChunkFiles:
             raise DamagedFileError(path, str(error)) from error
 
     def checksum(self, coordinates: tuple[int, ...]) -> str:
-        """The checksum of a chunk's stored bytes, which are all read and compared with it.
+        """Return the checksum of a chunk's stored bytes, after a comparison with all of them.
 
         Raises:
             DamagedFileError: the file is missing, or is not what was written.
@@ -114,7 +115,7 @@ class ChunkFiles:
         return self.path(coordinates).exists()
 
     def blank(self) -> NDArray[Any]:
-        """A chunk of what a number is that was never written."""
+        """Return the values of a chunk that was never written: the fill value."""
         return np.full(self._shape, self._metadata.fill_value, self._dtype)
 
     def remove(self, coordinates: tuple[int, ...]) -> None:
@@ -122,15 +123,15 @@ class ChunkFiles:
         self.path(coordinates).unlink(missing_ok=True)
 
     def write(self, coordinates: tuple[int, ...], values: NDArray[np.float32]) -> str:
-        """Write a chunk; a reader sees the one before, or this one.
-
-        Returns:
-            The checksum of its stored bytes.
+        """Write a chunk; a reader sees the chunk before or after the write.
 
         Args:
-            coordinates: of the chunk, in chunks.
-            values: of the chunk's shape, or shorter along an axis where the array ends; of
-                whole numbers, where the array has such.
+            coordinates: the place of the chunk, in chunks.
+            values: values in the chunk's shape, or shorter along an axis where the array ends;
+                whole numbers where the array has a dtype of whole numbers.
+
+        Returns:
+            The checksum of the stored bytes.
         """
         given = values.astype(self._dtype, copy=False)
         whole = np.reshape(given, (1,) * (len(self._shape) - values.ndim) + values.shape)
@@ -138,17 +139,17 @@ class ChunkFiles:
         if any(after for _, after in missing):
             whole = np.pad(whole, missing, constant_values=self._metadata.fill_value)
         parts = encode(whole, self._compression)
-        # Temporary files of all chunks lie in the array's folder: `sweep` looks into no other.
+        # Temporary files of chunks lie in the array's folder: `sweep` looks into no other.
         write_unsynced(self.path(coordinates), parts, self._folder)
         return f"{int.from_bytes(parts[1], 'little'):08x}"
 
     def path(self, coordinates: tuple[int, ...]) -> Path:
-        """The file of a chunk."""
+        """Return the file of a chunk."""
         return self._folder / str(self._metadata.encode_chunk_key(coordinates))
 
 
 def _checked(path: Path) -> tuple[bytes, str]:
-    """A chunk's bytes without their checksum, and that."""
+    """Return a chunk's bytes without their checksum, and the checksum."""
     try:
         with path.open("rb", buffering=0) as file:
             encoded = file.read(max(0, os.fstat(file.fileno()).st_size - CHECKSUM_BYTES))

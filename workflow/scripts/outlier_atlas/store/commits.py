@@ -1,10 +1,10 @@
 """Commit records: which rows of which arrays count.
 
-What lies in the arrays proves nothing: a missing chunk reads as the fill value, and an old one
+The contents of the arrays prove nothing: a missing chunk reads as the fill value, and an old chunk
 looks like a new one. So rows count only once a line of a commit file names them, with the
-fingerprint of all that their numbers depend on and a checksum of what was written. A line is
+fingerprint of everything that their numbers depend on and a checksum of what was written. A line is
 appended after its rows were written; a kill in between costs those rows and nothing else. Each job
-appends to a file of its own, and reads the files of all. `docs/store.md` describes the format.
+appends to a file of its own, and reads the files of all jobs. `docs/store.md` describes the format.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from outlier_atlas.files import CHECKSUM, append, canonical, checksum, replacing
 from outlier_atlas.locks import flock
 from outlier_atlas.store.layout import Target
 
-COMMITS = Path("manifests") / "commits"
-"""Folder of the commit files, seen from the run's folder."""
-
 
 @dataclass(frozen=True, order=True)
 class Rows:
@@ -35,21 +32,23 @@ class Rows:
     stop: int
 
     def overlaps(self, other: Rows) -> bool:
-        """Whether tokens are in both."""
+        """Whether a token is in both rows."""
         return self.start < other.stop and other.start < self.stop
 
 
 Counted = Callable[[Target, int], Sequence[tuple[Rows, str]]]
-"""Of a target and a chunk the rows that count, and their checksums."""
+"""Returns the rows that count of a target and a chunk, and their checksums."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """Rows that were written, of which targets, under which fingerprint.
+    """Rows that were written, with their targets and their fingerprint.
 
     Attributes:
-        checksums: of each target what its writer says that was written.
-        sequences: what the fingerprint stands for, sequence by sequence: `Fingerprints.sequences`.
+        rows: the rows.
+        fingerprint: stands for everything that the numbers depend on.
+        checksums: the checksum of what was written, for each target.
+        sequences: the parts of the fingerprint, one for each sequence: `Fingerprints.sequences`.
         details: facts that make nothing stale.
     """
 
@@ -60,6 +59,7 @@ class Commit:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def line(self) -> str:
+        """Return the line of a commit file."""
         arrays: dict[str, dict[str, str]] = defaultdict(dict)
         for target, value in self.checksums.items():
             arrays[target.array][str(target.layer)] = value
@@ -70,7 +70,7 @@ class Commit:
 
     @classmethod
     def parse(cls, line: str) -> Commit:
-        """The commit of a line.
+        """Return the commit of a line.
 
         Raises:
             ValueError: the line is not what was written.
@@ -89,11 +89,11 @@ class Commit:
 
 
 class Commits:
-    """The commits of a run, as its files hold them at this moment.
+    """The commits of a run at one moment.
 
     Attributes:
-        damaged: files with whole lines that are not what was written; they do not count.
-        cut: files with lines that were cut short, as a kill leaves them; they do not count.
+        damaged: files with whole lines that are not what was written; such lines do not count.
+        cut: files with lines that a kill cut short; such lines do not count.
     """
 
     def __init__(self, commits: Iterable[Commit]) -> None:
@@ -108,7 +108,7 @@ class Commits:
                     self._summaries[target.site, target.layer].add(target)
 
     def __iter__(self) -> Iterator[Commit]:
-        """All commits, chunk by chunk."""
+        """Iterate over all commits, chunk by chunk."""
         for of_chunk in self._by_chunk.values():
             yield from of_chunk
 
@@ -124,16 +124,16 @@ class Commits:
 
     @property
     def unreadable(self) -> list[Path]:
-        """Files with lines that do not count, whatever is wrong with them."""
+        """The files with lines that do not count, for either reason."""
         return sorted({*self.damaged, *self.cut})
 
     def of(
         self, target: Target, chunk: int, fingerprint: str | None = None
     ) -> list[tuple[Rows, str]]:
-        """The rows of a target that are committed, and their checksums.
+        """Return the rows of a target that are committed, and their checksums.
 
         Args:
-            fingerprint: under which; by default whatever it is.
+            fingerprint: the fingerprint that the commits must have; None for any.
         """
         if target.is_summary:
             return [(rows, value) for _, rows, value in self.serving(target, chunk, fingerprint)]
@@ -142,11 +142,15 @@ class Commits:
     def serving(
         self, summary: Target, chunk: int, fingerprint: str | None = None
     ) -> list[tuple[Target, Rows, str]]:
-        """The summaries that are committed and serve for one that is asked for: of which target,
-        of which rows, and their checksums.
+        """Return the committed summaries that serve as another one: target, rows and checksum.
 
-        No two are of the same rows: of such the longer one is taken, of equal ones that of the
-        higher floor.
+        Their rows do not overlap: the longest rows come first, and of equal rows the summary with
+        the highest floor.
+
+        Args:
+            summary: the summary that is needed.
+            chunk: the chunk.
+            fingerprint: the fingerprint that the commits must have; None for any.
         """
         alike = self._summaries[summary.site, summary.layer]
         targets = sorted((t for t in alike if t.serves(summary)), key=lambda t: -t.floor)
@@ -171,11 +175,11 @@ class Commits:
         ]
 
     def missing(self, targets: Iterable[Target], rows: Rows, fingerprint: str) -> frozenset[Target]:
-        """Those of the targets whose rows are not all committed under this fingerprint."""
+        """Return the targets whose rows are not all committed under a fingerprint."""
         return frozenset(t for t in targets if self.gaps(t, rows, fingerprint))
 
     def gaps(self, target: Target, rows: Rows, fingerprint: str) -> list[Rows]:
-        """Those of the rows of a target that are not committed under this fingerprint."""
+        """Return the rows of a target that are not committed under a fingerprint."""
         found, reached = [], rows.start
         for part in sorted(part for part, _ in self.of(target, rows.chunk, fingerprint)):
             if reached < min(part.start, rows.stop):
@@ -195,7 +199,7 @@ class CommitFile:
         path.touch()
 
     def append(self, commit: Commit) -> None:
-        """Append a commit, all of it or nothing."""
+        """Append a commit, the whole line or nothing."""
         # Opened each time: `revise`, in another job, may have replaced or removed the file.
         with _lock(self._path.parent, fcntl.LOCK_SH):
             append(self._path, _close_off(self._path) + commit.line().encode())
@@ -205,10 +209,11 @@ def revise(folder: Path, revised: Callable[[Commit], Commit]) -> int:
     """Change the commits of a folder, before what they stand for changes.
 
     Args:
-        revised: a commit as it shall be; one without targets goes.
+        folder: the folder of the commit files.
+        revised: returns a commit as it is to be; a commit without targets is removed.
 
     Returns:
-        How many commits stand for less than they did.
+        The number of commits that stand for less than before.
     """
     if not folder.is_dir():
         return 0
@@ -229,21 +234,21 @@ def revise(folder: Path, revised: Callable[[Commit], Commit]) -> int:
 
 
 def without(commit: Commit, void: Callable[[Target], bool]) -> Commit:
-    """A commit that some of its targets are taken out of."""
+    """Return a commit without the targets that are void."""
     kept = {target: value for target, value in commit.checksums.items() if not void(target)}
     return Commit(commit.rows, commit.fingerprint, kept, commit.sequences, commit.details)
 
 
 @contextmanager
 def _lock(folder: Path, kind: int) -> Iterator[None]:
-    """Processes that append share the lock; a process that revises has it exclusively."""
+    """Lock a folder of commit files: shared to append, exclusive to revise."""
     with (folder / ".lock").open("w") as file:
         flock(file, kind, folder)
         yield
 
 
 def _close_off(path: Path) -> bytes:
-    """A line break, where a kill cut the last line short."""
+    """Return a line break where a kill cut the last line short."""
     if not path.exists():
         return b""
     with path.open("rb") as file:
@@ -255,7 +260,7 @@ def _close_off(path: Path) -> bytes:
 
 
 def _read(path: Path) -> tuple[list[Commit], list[str]]:
-    """The commits of a file, and the lines that are not what was written."""
+    """Return the commits of a file, and its lines that are not what was written."""
     commits, damaged = [], []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

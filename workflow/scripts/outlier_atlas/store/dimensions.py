@@ -1,4 +1,4 @@
-"""Names of the arrays' dimensions: one name for one length, as xarray needs them."""
+"""The names of the arrays' dimensions: one name for one length, as xarray needs them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from outlier_atlas.files import DamagedFileError, write_whole
 from outlier_atlas.settings.sites import DIMENSIONS, SITES, Site
 from outlier_atlas.store.layout import Layout, parts
-from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES
+from outlier_atlas.store.run_files import RunFiles
 
 Widths = Mapping[int, int]
-"""Channels of a site in each layer that has the site."""
+"""The number of channels of a site, by layer."""
 
 
 def own_names(widths: Mapping[Site, Widths], hidden_size: int) -> dict[str, str]:
-    """Names of the last dimensions of the sites that cannot have the declared one in a model.
+    """Return the names of the last dimensions that cannot be the declared ones in a model, by site.
 
     Sites share a name where they are equally wide in every layer that has both. All sites of the
     model are compared, in a fixed order, so that the names do not depend on the sites of a run.
 
     Args:
-        widths: of all sites that the model has.
-        hidden_size: channels of the residual stream.
+        widths: the widths of all sites that the model has.
+        hidden_size: the number of channels of the residual stream.
     """
     layers = {layer for of_site in widths.values() for layer in of_site}
     sharing: dict[str, list[Widths]] = {"channel": [dict.fromkeys(layers, hidden_size)]}
@@ -43,11 +43,11 @@ def _agree(one: Widths, other: Widths) -> bool:
     return all(one[layer] == other[layer] for layer in one.keys() & other.keys())
 
 
-def rename(run: Path, layout: Layout) -> int:
-    """Give the dimensions of the arrays of an older run the names of now; chunks stay.
+def rename(run: RunFiles, layout: Layout) -> int:
+    """Give the dimensions of an older run's arrays their current names; chunks stay.
 
-    Each array is renamed with one write, and one that has its name is left alone: where a kill
-    comes between two of them, the next call renames the others.
+    Each array is renamed with one write, and an array that has its names is left alone: after a
+    kill between two arrays the next call renames the others.
 
     Returns:
         The number of arrays that were renamed.
@@ -58,12 +58,12 @@ def rename(run: Path, layout: Layout) -> int:
     return sum(_rename(path, names) for path, names in _arrays(run, layout) if path.is_file())
 
 
-def _arrays(run: Path, layout: Layout) -> Iterator[tuple[Path, list[str]]]:
+def _arrays(run: RunFiles, layout: Layout) -> Iterator[tuple[Path, list[str]]]:
     # Also the sites that are not configured now: their arrays may be there until `clear_up`.
     for site in SITES:
         names = ["layer", "token", layout.dimension(site)]
-        yield from ((run / ACTIVATIONS / p.name / "zarr.json", names) for p in parts(site))
-    boundaries = (run / BOUNDARIES).glob("*/zarr.json")
+        yield from ((run.activations / p.name / "zarr.json", names) for p in parts(site))
+    boundaries = run.boundaries.glob("*/zarr.json")
     yield from ((path, ["token", "channel"]) for path in sorted(boundaries))
 
 

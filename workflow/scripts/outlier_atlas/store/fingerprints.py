@@ -1,4 +1,4 @@
-"""What stands for all that the numbers of a chunk depend on."""
+"""Fingerprints, which stand for everything that the numbers of a chunk depend on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Fingerprints:
     """The fingerprint of each chunk of a run as it is configured now.
 
     Attributes:
-        layout: of the run.
+        layout: the layout of the store.
         token_ids: (tokens,).
         sequence_starts: (sequences + 1,): index of each sequence's first token, and the number of
             tokens.
-        model: fingerprint of the weights.
+        model: the fingerprint of the weights.
     """
 
     layout: Layout
@@ -37,16 +37,17 @@ class Fingerprints:
     model: str
 
     def of(self, chunk: int) -> str:
-        """The fingerprint of a chunk."""
+        """Return the fingerprint of a chunk."""
         if chunk not in self._known:
             self._known[chunk] = fingerprint(self.sequences(*self.layout.chunk_range(chunk)))
         return self._known[chunk]
 
     def summary(self, rows: Rows, depends: Any = None) -> str:
-        """The fingerprint of a summary of rows.
+        """Return the fingerprint of a summary of rows.
 
         Args:
-            depends: stands for what else it depends on, such as the tokens that it leaves out.
+            rows: the rows.
+            depends: what else the summary depends on, such as the tokens that it excludes.
         """
         return fingerprint(
             {
@@ -58,13 +59,13 @@ class Fingerprints:
         )
 
     def counted(self, commits: Commits) -> Counted:
-        """The rows that are committed as configured now."""
+        """Return what gives the rows that are committed as the run is configured now."""
         return lambda target, chunk: commits.of(target, chunk, self.of(chunk))
 
     def sequences(self, start: int, stop: int) -> tuple[str, ...]:
-        """What stands for each sequence that reaches into a range of tokens.
+        """Return a digest for each sequence that reaches into a range of tokens.
 
-        The numbers of a token depend on its own sequence, whole, and on no other.
+        The numbers of a token depend on its whole sequence, and on no other sequence.
         """
         return tuple(
             self._sequence(index) for index in sequences_of(self.sequence_starts, start, stop)
@@ -73,8 +74,8 @@ class Fingerprints:
     def cut_here(self, rows: Rows) -> bool:
         """Whether rows lie in their chunk, and begin and end where chunks or sequences do.
 
-        Rows of a run whose chunks had another size do not: summaries of them would be counted in
-        another chunk, and would cut sequences where this run does not.
+        It is false for rows of a run whose chunks had another size: their summaries would be
+        counted in another chunk, and would cut sequences where this run does not.
         """
         size = self.layout.chunk_tokens
         first = rows.chunk * size
@@ -84,7 +85,7 @@ class Fingerprints:
         return all(edge in edges or edge in self._starts for edge in (rows.start, rows.stop))
 
     def same_until(self, start: int, stop: int, sequences: tuple[str, ...]) -> int:
-        """The token until which a range is what it was when its sequences were such."""
+        """Return the token up to which a range still has the sequences with these digests."""
         last = min(stop, int(self.sequence_starts[-1]))
         if start >= last:
             return start
@@ -115,6 +116,6 @@ class Fingerprints:
 
 
 def sequences_of(starts: NDArray[np.int64], start: int, stop: int) -> range:
-    """The sequences with tokens in a range of tokens."""
+    """Return the sequences that have tokens in a range of tokens."""
     first = int(np.searchsorted(starts, start, side="right")) - 1
     return range(first, int(np.searchsorted(starts, stop, side="left")))

@@ -1,4 +1,4 @@
-"""The shape of what a run stores: which arrays, over which layers, tokens and channels."""
+"""The layout of a run's store: its arrays, over layers, tokens and channels."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from outlier_atlas.settings.sites import (
     SITE_NAMES,
     TOKEN_LOSS,
 )
+from outlier_atlas.store.run_files import STORE_RECORD
 
 BOUNDARY = "boundary"
 
 SUMMARY = "summary:"
-"""What the array of a target begins with if not a site's values but their summary is kept."""
+"""The prefix of a target's array if the summary of a site is kept, and not its values."""
 
 SUMMARY_VERSION = 6
-"""Raised when a change to the code changes what a summary holds: all are then recomputed."""
+"""The version of the summaries; raised when a change to the code changes what a summary holds. All
+summaries are then recomputed."""
 
 Compression = Literal["lz4", "zstd", "none"]
 
 
 @dataclass(frozen=True)
 class SiteArray:
-    """One of the arrays that hold a site: its name, its dtype, and what its values are."""
+    """One of the arrays that hold a site: name, dtype, and a description of the values."""
 
     name: str
     dtype: Literal["float32", "int32"]
@@ -36,11 +38,11 @@ class SiteArray:
 
 
 def parts(site: str) -> tuple[SiteArray, ...]:
-    """The arrays that hold a site, or the losses of the tokens.
+    """Return the arrays that hold a site, or the losses of the tokens.
 
-    Of `expert_out` the values, the expert and the channel of each, and the largest input of the
-    same product with its channel. They are one target: they are written, committed and given up
-    together.
+    `expert_out` has five: the values, the expert and the channel of each, and the largest input of
+    the same product with its channel. They are one target: they are written, committed and given
+    up together.
     """
     if site == TOKEN_LOSS:
         return (
@@ -61,7 +63,7 @@ def parts(site: str) -> tuple[SiteArray, ...]:
 
 
 def arrays_of(target: Target) -> list[str]:
-    """Names of the arrays that hold a target."""
+    """Return the names of the arrays that hold a target."""
     if target.array == BOUNDARY:
         return [boundary_array(target.layer)]
     return [part.name for part in parts(target.array)]
@@ -73,7 +75,7 @@ def has_layers(target: Target) -> bool:
 
 
 def boundary_array(layer: int) -> str:
-    """Name of the array that holds the residual stream into a layer."""
+    """Return the name of the array that holds the residual stream into a layer."""
     return f"into_layer_{layer}"
 
 
@@ -84,8 +86,7 @@ class Target:
     Attributes:
         array: a site; or `SUMMARY`, a site, `@` and what its summary depends on; `TOKEN_LOSS` or
             `BOUNDARY`.
-        layer: the layer measured; for a boundary, the layer that it leads into; for losses the
-            last one, behind which they are computed.
+        layer: the measured layer; for a boundary the layer after it; for losses the last layer.
     """
 
     array: str
@@ -93,24 +94,24 @@ class Target:
 
     @property
     def is_summary(self) -> bool:
-        """Whether it is a summary that is kept, and not the values."""
+        """Whether the target is a summary, and not the values."""
         return self.array.startswith(SUMMARY)
 
     @property
     def site(self) -> str:
-        """The site, whichever of the two is kept."""
+        """The site, whether values or a summary are kept."""
         return self.array.removeprefix(SUMMARY).partition("@")[0]
 
     def serves(self, asked: Target) -> bool:
-        """Whether it does where another summary is asked for: one of a lower floor holds all that
-        the other would, and more."""
+        """Whether this summary serves as another one: a summary with a lower floor contains
+        everything that one with a higher floor does."""
         if not (self.is_summary and (self.site, self.layer) == (asked.site, asked.layer)):
             return False
         return self._version == asked._version and self.floor <= asked.floor
 
     @property
     def floor(self) -> float:
-        """Of a summary the least |x| that it keeps with its place."""
+        """The least |x| that a summary keeps with its place."""
         return float(self.array.partition("@")[2].rpartition(".")[0])
 
     @property
@@ -120,28 +121,29 @@ class Target:
 
 @dataclass(frozen=True)
 class Layout:
-    """What is stored, and how it is cut.
+    """The shape of a store, and how it is cut.
 
     Attributes:
-        sites: channels of each measured site; of `expert_out`, to how many experts a token is
-            routed; of `attn_sink`, query heads.
-        store: those of the sites whose values are stored; of the others summaries are kept.
+        sites: the number of channels of each measured site; for `expert_out` the number of experts
+            that a token is routed to; for `attn_sink` the number of query heads.
+        store: the sites whose values are stored; summaries are kept of the others.
         layers: the measured layers, by the model's own numbers, ascending.
-        hidden_size: channels of the residual stream.
-        tokens: length of the token axis: all sequences, one after the other.
-        chunk_tokens: tokens in a chunk.
+        hidden_size: the number of channels of the residual stream.
+        tokens: the length of the token axis: all sequences, one after the other.
+        chunk_tokens: the number of tokens in a chunk.
         compression: `lz4`, `zstd` or `none`.
-        layer_groups: first and last layer of each layer group.
-        sequence_shards: number of parts of the sequences.
-        dtype: that of the forward pass; values are stored as float32.
+        layer_groups: the first and last layer of each layer group.
+        sequence_shards: the number of sequence shards.
+        dtype: the dtype of the forward pass; values are stored as float32.
         outlier_floor: the least |x| that a summary keeps with its place, at the inputs of linear
-            layers; a lower one is made from the store where detection needs it.
+            layers; detection makes summaries with a lower floor from the store where it needs them.
         massive_floor: the same at all other sites.
-        experts: number of routed experts in a layer; 0 where `expert_out` is not measured.
-        sink_tokens: of how many first tokens of a sequence `attn_sink` is measured; 0 where not.
+        experts: the number of routed experts in a layer; 0 where `expert_out` is not measured.
+        sink_tokens: the number of first tokens of a sequence at which `attn_sink` is measured; 0
+            where it is not.
         perplexity: whether the losses of the tokens are stored.
-        own_dimensions: names of the last dimensions of sites that cannot share the declared one in
-            this model (`store/dimensions.py`).
+        own_dimensions: the names of the last dimensions of sites that cannot share the declared
+            one in this model (`store/dimensions.py`).
     """
 
     sites: Mapping[str, int]
@@ -163,26 +165,26 @@ class Layout:
 
     @property
     def chunks(self) -> int:
-        """Number of chunks along the token axis."""
+        """The number of chunks along the token axis."""
         return -(-self.tokens // self.chunk_tokens)
 
     def chunk_range(self, chunk: int) -> tuple[int, int]:
-        """First token of a chunk, and the one after its last."""
+        """Return the first token of a chunk, and the token after its last."""
         start = chunk * self.chunk_tokens
         return start, min(start + self.chunk_tokens, self.tokens)
 
     def group_layers(self, group: int) -> range:
-        """The layers that a layer group runs."""
+        """Return the layers that a layer group runs."""
         first, last = self.layer_groups[group]
         return range(first, last + 1)
 
     def boundaries(self) -> tuple[int, ...]:
-        """The layers that boundaries lead into."""
+        """Return the layers that boundaries lead into."""
         return tuple(first for first, _ in self.layer_groups[1:])
 
     def measured(self, group: int) -> Iterator[Target]:
-        """What a layer group keeps of each site, its values or their summaries, and the losses
-        behind the last one."""
+        """Yield the targets that a layer group keeps: values or summaries of each site, and the
+        losses after the last layer."""
         for layer in self.group_layers(group):
             if layer in self.layers:
                 yield from (self.target(site, layer) for site in self.sites)
@@ -190,46 +192,46 @@ class Layout:
             yield self.losses
 
     def target(self, site: str, layer: int) -> Target:
-        """What is kept of a site."""
+        """Return the target that is kept of a site: its values or their summary."""
         if site in self.store:
             return Target(site, layer)
-        # Of another floor it is another target: what is committed of a higher one does not count.
+        # With another floor it is another target: commits with a higher floor do not count.
         return Target(f"{SUMMARY}{site}@{self.floor(site)!r}.{SUMMARY_VERSION}", layer)
 
     def floor(self, site: str) -> float:
-        """The least |x| that a summary of a site keeps with its place; `expert_out` keeps them all
-        the same."""
+        """Return the least |x| that a summary of a site keeps with its place; `expert_out` keeps
+        all."""
         if site == EXPERT_OUT:
             return 0.0
         return self.outlier_floor if site in LINEAR_INPUTS else self.massive_floor
 
     @property
     def passing_boundaries(self) -> bool:
-        """Whether boundaries go when they have been read: a run that stores no values keeps none
+        """Whether boundaries are deleted once they are read: a run that stores no values keeps none
         for later."""
         return not {*self.store} - {ATTN_SINK}
 
     def targets(self) -> Iterator[Target]:
-        """All that lies in arrays: what is stored, the boundaries, and the losses."""
+        """Yield the targets in arrays: stored sites, boundaries, and losses."""
         yield from (Target(site, layer) for site in self.store for layer in self.layers)
         yield from (Target(BOUNDARY, layer) for layer in self.boundaries())
         if self.perplexity:
             yield self.losses
 
     def summaries(self) -> Iterator[Target]:
-        """All that is kept of sites that are not stored."""
+        """Yield the targets of sites that are not stored."""
         sites = [site for site in self.sites if site not in self.store]
         yield from (self.target(site, layer) for site in sites for layer in self.layers)
 
     def superseded(self, target: Target) -> bool:
-        """Whether it is a summary that is not needed once all that the layout names is there."""
+        """Whether a target is a summary that a complete store does not need."""
         if not (target.is_summary and target.site in self.sites and target.layer in self.layers):
             return False
         wanted = self.target(target.site, target.layer)
         return wanted.is_summary and not target.serves(wanted)
 
     def boundary_after(self, group: int) -> Target | None:
-        """The boundary that a layer group leaves for the next; none after the last."""
+        """Return the boundary that a layer group leaves for the next; None after the last."""
         if group + 1 == len(self.layer_groups):
             return None
         return Target(BOUNDARY, self.layer_groups[group + 1][0])
@@ -240,30 +242,30 @@ class Layout:
         return Target(TOKEN_LOSS, self.layer_groups[-1][1])
 
     def channels(self, target: Target) -> int:
-        """Channels of a target."""
+        """Return the number of channels of a target."""
         return self.hidden_size if target.array == BOUNDARY else self.sites[target.site]
 
     def dimension(self, site: str) -> str:
-        """Name of the last dimension of a site's arrays."""
+        """Return the name of the last dimension of a site's arrays."""
         return self.own_dimensions.get(site, DIMENSIONS[site])
 
     def arrays(self, site: str) -> int:
-        """How many arrays hold a site."""
+        """Return the number of arrays that hold a site."""
         return len(parts(site))
 
     def numbers(self, site: str) -> int:
-        """How many numbers a token has at a site, in all of its arrays together."""
+        """Return the number of numbers that a token has at a site, in all of its arrays."""
         return self.sites[site] * self.arrays(site)
 
     def record(self) -> dict[str, Any]:
-        """The layout as the run's store record holds it; `from_record` reads it back."""
+        """Return the layout as the store's record holds it; `from_record` reads it back."""
         record = asdict(self)
         record["channels"] = record.pop("sites")
         return record | {"sites": list(self.sites)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Layout:
-        """The layout that a store record describes.
+        """Return the layout that a store's record describes.
 
         Raises:
             ValueError: another version of the project wrote it.
@@ -272,7 +274,7 @@ class Layout:
             return cls._from_record(record)
         except KeyError as error:
             raise ValueError(
-                f"manifests/store.json has no {error}: another version of Outlier Atlas wrote it; "
+                f"{STORE_RECORD} has no {error}: another version of Outlier Atlas wrote it; "
                 f"run the snakemake command of the run again, without `verify`"
             ) from error
 

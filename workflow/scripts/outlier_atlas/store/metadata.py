@@ -1,9 +1,9 @@
 """A record of what zarr writes: the metadata of a run's arrays, and their coordinates.
 
 Chunks have a checksum of their own; `zarr.json` files and chunks of coordinates have none. So
-`store/shape.py` keeps the text of the former and a checksum of the latter in
-`manifests/metadata.json`. It deletes that record before it changes an array and writes it when all
-arrays have their shape: without a record, no job trusts the arrays, and `create_store` runs again.
+`store/create.py` keeps the text of the `zarr.json` files and a checksum of the coordinates in a
+record. It deletes the record before it changes an array, and writes it when all arrays have their
+shape: without a record no job trusts the arrays, and `create_store` runs again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from outlier_atlas.files import (
     write_whole,
 )
 from outlier_atlas.store.layout import Layout
-from outlier_atlas.store.version import ACTIVATIONS, BOUNDARIES, METADATA, STORE, STORE_VERSION
+from outlier_atlas.store.run_files import RunFiles
+from outlier_atlas.store.version import STORE_VERSION
 
 METADATA_FILE = "zarr.json"
 
@@ -31,11 +32,11 @@ COORDINATES = {
     "sequence": "sequence of the token, 0-based",
     "position": "position of the token in its sequence, 0-based",
 }
-"""The coordinates, and what each one is."""
+"""The coordinates, and what each of them is."""
 
 
 class DamagedMetadataError(DamagedFileError):
-    """Metadata or a coordinate of a run's arrays that is not what was written.
+    """Damaged metadata, or a damaged coordinate, of a run's arrays.
 
     Rule `create_store` restores it: `path` is the output of that rule.
 
@@ -43,22 +44,22 @@ class DamagedMetadataError(DamagedFileError):
         file: the damaged file.
     """
 
-    def __init__(self, run: Path, file: Path, cause: str, more: int = 0) -> None:
-        super().__init__(run / STORE, cause)
+    def __init__(self, run: RunFiles, file: Path, cause: str, more: int = 0) -> None:
+        super().__init__(run.store_record, cause)
         others = f", and {more} more" if more else ""
         self.args = (f"{file}: damaged ({cause}){others}; run again: it is restored",)
         self.file = file
 
 
-def write(run: Path, layout: Layout) -> None:
+def write(run: RunFiles, layout: Layout) -> None:
     """Record the metadata and the coordinates of a run's arrays as they are."""
     files = sorted(
         path
-        for store in (ACTIVATIONS, BOUNDARIES)
+        for store in (run.activations, run.boundaries)
         for pattern in (METADATA_FILE, f"*/{METADATA_FILE}")
-        for path in (run / store).glob(pattern)
+        for path in store.glob(pattern)
     )
-    chunks = (run / ACTIVATIONS / name / "c" for name in COORDINATES)
+    chunks = (run.activations / name / "c" for name in COORDINATES)
     coordinates = sorted(path for folder in chunks for path in folder.glob("*") if path.is_file())
     record = {
         "store_version": STORE_VERSION,
@@ -66,46 +67,47 @@ def write(run: Path, layout: Layout) -> None:
         "files": {_name(run, path): path.read_text("utf-8") for path in files},
         "coordinates": {_name(run, path): sha256(path) for path in coordinates},
     }
-    write_record(run / METADATA, record)
+    write_record(run.metadata_record, record)
 
 
-def forget(run: Path, arrays: Collection[Path]) -> None:
-    """Take arrays that are about to be removed out of the record.
+def forget(run: RunFiles, arrays: Collection[Path]) -> None:
+    """Remove arrays from the record, before they are removed from the disk.
 
     Args:
-        arrays: their folders.
+        run: the files of the run.
+        arrays: the folders of the arrays.
     """
     record = read(run)
     gone = {_name(run, folder / METADATA_FILE) for folder in arrays}
     files = {name: text for name, text in record["files"].items() if name not in gone}
     if files != record["files"]:
-        write_record(run / METADATA, record | {"files": files})
+        write_record(run.metadata_record, record | {"files": files})
 
 
-def remove(run: Path) -> None:
+def remove(run: RunFiles) -> None:
     """Remove the record, before an array changes."""
-    (run / METADATA).unlink(missing_ok=True)
+    (run.metadata_record).unlink(missing_ok=True)
 
 
-def read(run: Path) -> dict[str, Any]:
+def read(run: RunFiles) -> dict[str, Any]:
     """Read the record.
 
     Raises:
-        DamagedMetadataError: it is missing or damaged.
+        DamagedMetadataError: the record is missing or damaged.
     """
     try:
-        return read_record(run / METADATA)
+        return read_record(run.metadata_record)
     except FileNotFoundError as error:
-        raise DamagedMetadataError(run, run / METADATA, "it is missing") from error
+        raise DamagedMetadataError(run, run.metadata_record, "it is missing") from error
     except DamagedFileError as error:
-        raise DamagedMetadataError(run, run / METADATA, error.cause) from error
+        raise DamagedMetadataError(run, run.metadata_record, error.cause) from error
 
 
-def check(run: Path) -> None:
+def check(run: RunFiles) -> None:
     """Compare the metadata of the arrays with the record.
 
     Raises:
-        DamagedMetadataError: they differ.
+        DamagedMetadataError: the metadata differs.
     """
     changed = list(differing(run, read(run)))
     if changed:
@@ -113,29 +115,29 @@ def check(run: Path) -> None:
         raise DamagedMetadataError(run, path, cause, len(changed) - 1)
 
 
-def differing(run: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """The metadata files that are not as recorded, and what is wrong with each."""
+def differing(run: RunFiles, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Yield the metadata files that are not as recorded, each with its cause."""
     for name, text in record["files"].items():
-        there = content(run / name)
+        there = content(run.folder / name)
         if there is None:
-            yield run / name, "its file is missing"
+            yield run.folder / name, "its file is missing"
         elif there != text.encode():
-            yield run / name, f"it is not what {METADATA.name} has"
+            yield run.folder / name, f"it is not what {run.metadata_record.name} has"
 
 
-def differing_coordinates(run: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """The chunks of coordinates that are not as recorded, and what is wrong with each."""
+def differing_coordinates(run: RunFiles, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Yield the chunks of coordinates that are not as recorded, each with its cause."""
     for name, digest in record["coordinates"].items():
-        if not (run / name).is_file():
-            yield run / name, "its file is missing"
-        elif sha256(run / name) != digest:
-            yield run / name, f"its checksum in {METADATA.name} does not agree"
+        if not (run.folder / name).is_file():
+            yield run.folder / name, "its file is missing"
+        elif sha256(run.folder / name) != digest:
+            yield run.folder / name, f"its checksum in {run.metadata_record.name} does not agree"
 
 
-def restore(run: Path) -> list[DamagedMetadataError]:
+def restore(run: RunFiles) -> list[DamagedMetadataError]:
     """Write metadata again as it was recorded, and remove chunks of coordinates that differ.
 
-    An array whose folder is gone stays away: its chunks are gone, too.
+    An array without its folder is not restored: its chunks are gone, too.
 
     Returns:
         What was damaged.
@@ -155,5 +157,5 @@ def restore(run: Path) -> list[DamagedMetadataError]:
     return found
 
 
-def _name(run: Path, path: Path) -> str:
-    return path.relative_to(run).as_posix()
+def _name(run: RunFiles, path: Path) -> str:
+    return path.relative_to(run.folder).as_posix()

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 VERSIONS, DEVICE = "versions", "device"
-"""Keys of a record's details."""
+"""The keys of a commit's details."""
 
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """What numbers were computed under; an empty text stands for what is not known.
+    """Versions and the kind of device under which numbers were computed.
+
+    An empty text stands for what is not known.
 
     Attributes:
-        torch, transformers: versions of the packages.
+        torch, transformers: the versions of the packages.
         device: `cpu`, `cuda` or `mps`.
     """
 
@@ -31,16 +33,16 @@ class Origin:
 
     @classmethod
     def now(cls, device: str = "") -> Origin:
-        """The origin of what is computed from now on; the packages are not imported.
+        """Return the origin of what is computed from now on, without importing the packages.
 
         Args:
-            device: such as `cuda:0`, where it is known already.
+            device: a device such as `cuda:0`, where it is known already.
         """
         return cls(version("torch"), version("transformers"), _kind(device))
 
     @classmethod
     def of(cls, details: Mapping[str, Any]) -> Origin:
-        """The origin that a record states; older records have no versions."""
+        """Return the origin that a record states; older records have no versions."""
         versions = details.get(VERSIONS, {})
         return cls(
             str(versions.get("torch", "")),
@@ -54,7 +56,7 @@ class Origin:
         return {"torch": self.torch, "transformers": self.transformers}
 
     def differs(self, other: Origin) -> bool:
-        """Whether anything differs that both state."""
+        """Whether something differs that both origins state."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return any(one and another and one != another for one, another in pairs)
 
@@ -67,17 +69,17 @@ class Origin:
 
 
 def others(origins: Iterable[Origin], now: Origin) -> list[Origin]:
-    """The origins that differ from the one of now, each once."""
+    """Return the origins that differ from the current one, each once."""
     return sorted({origin for origin in origins if now.differs(origin)})
 
 
 def in_words(origins: Iterable[Origin]) -> str:
-    """Several origins in a sentence."""
+    """Return several origins as part of a sentence."""
     return "; ".join(map(str, origins))
 
 
 def refusal(what: Path, found: Iterable[Origin], now: Origin) -> str:
-    """Say in a sentence why numbers of two origins are not mixed, and what to set."""
+    """Return a sentence that says why numbers of two origins are not mixed, and what to set."""
     return (
         f"{what}: was computed under {in_words(found)}, and would grow under {now}, which gives "
         f"other last bits; set execution.on_new_versions: recompute (all of it is computed again) "

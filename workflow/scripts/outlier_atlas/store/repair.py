@@ -1,4 +1,4 @@
-"""What to do about damage: it no longer counts, and the job that makes it looks again."""
+"""Repair: what proves damaged no longer counts, and the job that makes it looks again."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from itertools import product
 from pathlib import Path
 
 from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commit, Commits, Rows, revise, without
+from outlier_atlas.store.commits import Commit, Commits, Rows, revise, without
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import Layout, Target
+from outlier_atlas.store.run_files import RunFiles
 from outlier_atlas.store.summaries import (
-    SUMMARIES,
     DamagedSummaryError,
     LostSummaryError,
     check,
     path_of,
 )
-from outlier_atlas.store.targets import DamagedChunkError
-
-MANIFESTS = Path("manifests") / "extraction"
-"""Folder of the extraction jobs' manifests, seen from the run's folder."""
+from outlier_atlas.store.target_chunks import DamagedChunkError
 
 
 def damaged(arrays: Arrays, layout: Layout, threads: int) -> Iterator[DamagedChunkError]:
@@ -47,7 +44,7 @@ def damaged_of(
 
 
 def lost_summaries(
-    run: Path, fingerprints: Fingerprints, commits: Commits
+    run: RunFiles, fingerprints: Fingerprints, commits: Commits
 ) -> Iterator[LostSummaryError]:
     """Compare every summary of a site that is not stored with its commits."""
     layout = fingerprints.layout
@@ -59,8 +56,8 @@ def lost_summaries(
                 yield LostSummaryError(target, rows, error)
 
 
-def give_up(run: Path, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> ValueError:
-    """Take damaged chunks out of the store and its commits; have the extraction jobs look again.
+def give_up(run: RunFiles, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> ValueError:
+    """Remove damaged chunks and their commits, and have the extraction jobs look again.
 
     Returns:
         The error to raise: it says what was damaged and that the same command repairs it.
@@ -72,21 +69,21 @@ def give_up(run: Path, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> 
     return _given_up(run, first, damages, lambda target, rows: (target, rows.chunk) in gone)
 
 
-def give_up_summaries(run: Path, lost: Sequence[LostSummaryError]) -> ValueError:
-    """Take summaries that cannot be read out of the commits; have the extraction jobs look again.
+def give_up_summaries(run: RunFiles, lost: Sequence[LostSummaryError]) -> ValueError:
+    """Remove lost summaries and their commits, and have the extraction jobs look again.
 
     Returns:
         The error to raise: it says what was lost and that the same command repairs it.
     """
     gone = {(summary.target, summary.rows) for summary in lost}
-    error = _given_up(run, run / SUMMARIES, lost, lambda target, rows: (target, rows) in gone)
+    error = _given_up(run, run.summaries, lost, lambda target, rows: (target, rows) in gone)
     for target, rows in gone:
         path_of(run, target, rows).unlink(missing_ok=True)  # behind their commits
     return error
 
 
 def _given_up(
-    run: Path,
+    run: RunFiles,
     place: Path,
     damages: Sequence[DamagedChunkError | LostSummaryError],
     gone: Callable[[Target, Rows], bool],
@@ -94,14 +91,14 @@ def _given_up(
     def revised(commit: Commit) -> Commit:
         return without(commit, lambda target: gone(target, commit.rows))
 
-    revise(run / COMMITS, revised)
+    revise(run.commit_files, revised)
     look_again(run)
     more = f", and {len(damages) - 1} more" if len(damages) > 1 else ""
     them = "they" if more else "it"
     return ValueError(f"{place}: {damages[0]}{more}; run again: only {them} will be recomputed")
 
 
-def look_again(run: Path) -> None:
-    """Have every extraction job of a run look for what is missing, the next time it is started."""
-    for manifest in (run / MANIFESTS).glob("*.json"):
+def look_again(run: RunFiles) -> None:
+    """Have every extraction job of a run look for missing rows, the next time that it starts."""
+    for manifest in run.job_manifests.glob("*.json"):
         manifest.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Summaries in files: a safetensors file for the rows of each site and layer.
+"""The files of summaries: a safetensors file for the rows of each site and layer.
 
-What lies there proves itself: its metadata holds the fingerprint of all that the numbers depend on,
-a checksum over them, and one over the metadata itself. So a summary counts if it can be read and
-its fingerprint is the current one; no order of writing matters, and nothing has to be forced to the
-disk.
+A file proves itself: its metadata holds the fingerprint of everything that the numbers depend on, a
+checksum of the numbers, and a checksum of the metadata itself. So a summary counts if it can be
+read and its fingerprint is the current one. The order of writing does not matter, and nothing has
+to be forced to the disk.
 """
 
 from __future__ import annotations
@@ -27,45 +27,43 @@ from outlier_atlas.files import canonical, write_unsynced
 from outlier_atlas.store.commits import Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import SUMMARY, Layout, Target
-
-SUMMARIES = "summaries"
-"""Folder of the summaries, seen from the run's folder."""
+from outlier_atlas.store.run_files import RunFiles
 
 LENGTHS = "lengths"
-"""(attribute, tile): how long its array is; `NUMBER` where it is none."""
+"""(attribute, tile): the length of the attribute's array; `NUMBER` where it is a number."""
 
 NUMBER = -1
 
 DESCRIBED = {"fingerprint", "checksum", "attributes"}
-"""Keys of a file's description."""
+"""The keys of a file's description."""
 
 PROOF = "proof"
-"""Key of a file's description with the checksum of everything else in the description."""
+"""The key, in a file's description, of the checksum of the rest of the description."""
 
 OF_FLOOR = re.compile(r"\w+@\d[\de.+-]*\.\d+")
-"""Name of a folder with summaries of a site that is not stored: site, floor and version."""
+"""The name of a folder with summaries of a site that is not stored: site, floor and version."""
 
 PLACE = re.compile(r"chunk-(\d+)\.(\d+)-(\d+)\.safetensors")
-"""Name of a file: its chunk, its first token and the one after its last."""
+"""The name of a file: chunk, first token, and the token after the last."""
 
 Arrays = dict[str, NDArray[Any]]
 Attributes = dict[str, str]
-"""Of each attribute of a summary the array that it is in."""
+"""The array that holds an attribute of a summary, by attribute."""
 
 Kind = TypeVar("Kind")
 """A dataclass whose attributes are numbers and arrays of one axis."""
 
 
 class DamagedSummaryError(ValueError):
-    """A summary that cannot be read, or is not there."""
+    """A summary that is missing or cannot be read."""
 
 
 class LostSummaryError(ValueError):
-    """The summary of a site that is not stored cannot be read.
+    """A summary of a site that is not stored, which is missing or cannot be read.
 
     Attributes:
-        target: of which site and layer.
-        rows: of which rows.
+        target: the site and layer.
+        rows: the rows.
     """
 
     def __init__(self, target: Target, rows: Rows, cause: Exception) -> None:
@@ -75,23 +73,26 @@ class LostSummaryError(ValueError):
         self.rows = rows
 
 
-def path_of(run: Path, target: Target, rows: Rows, measure: str = "") -> Path:
-    """Where the summary of some rows of a site and layer lies.
+def path_of(run: RunFiles, target: Target, rows: Rows, measure: str = "") -> Path:
+    """Return the file of a summary.
 
     Args:
-        measure: of which measure it is; empty for what all share.
+        run: the files of the run.
+        target: the site and layer.
+        rows: the rows.
+        measure: the measure that the summary is for; empty for the summary that all share.
     """
-    # Where nothing is stored, what it was made as: what a commit stands for is not written over.
+    # Without stored values the name has the floor: what a commit stands for is not overwritten.
     name = target.array.removeprefix(SUMMARY)
-    folder = run / SUMMARIES / f"{name}{measure}" / f"layer-{target.layer}"
+    folder = run.summaries / f"{name}{measure}" / f"layer-{target.layer}"
     return folder / f"chunk-{rows.chunk}.{rows.start}-{rows.stop}.safetensors"
 
 
 def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
-    """Write the summaries of tiles, of one kind; a reader sees the file before, or this one.
+    """Write the summaries of tiles, all of one kind; a reader sees the old file or the new one.
 
     Returns:
-        Their checksum.
+        The checksum of the summaries.
 
     Raises:
         OSError: the file cannot be written.
@@ -109,14 +110,17 @@ def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
 def read(
     path: Path, kind: type[Kind], fingerprint: str, committed: str | None = None
 ) -> list[Kind]:
-    """The summaries of a file, tile by tile.
+    """Return the summaries of a file, tile by tile.
 
     Args:
-        committed: the checksum that it was committed with; None where nothing is committed.
+        path: the file.
+        kind: the class of the summaries.
+        fingerprint: the fingerprint that the file must have.
+        committed: the checksum that the file must have; None where no commit stands for it.
 
     Raises:
-        DamagedSummaryError: it is not there, damaged, of another fingerprint, or another one than
-            was committed.
+        DamagedSummaryError: the file is missing, damaged, of another fingerprint, or not the one
+            that was committed.
     """
     arrays, attributes = _current(path, fingerprint, committed)
     try:
@@ -125,19 +129,19 @@ def read(
         raise DamagedSummaryError(f"{path}: {error}") from error
 
 
-def files(run: Path) -> Iterator[tuple[Path, Target, Rows]]:
-    """All summaries that lie in a run's folder, each with its target and its rows.
+def files(run: RunFiles) -> Iterator[tuple[Path, Target, Rows]]:
+    """Yield the files of all summaries in a run's folder, each with its target and its rows.
 
-    Those of stored sites come from detection; the targets of the others are summaries.
+    Summaries of stored sites come from detection; the targets of the others are summaries.
     """
-    for path in sorted((run / SUMMARIES).glob("*/layer-*/chunk-*.safetensors")):
+    for path in sorted(run.summaries.glob("*/layer-*/chunk-*.safetensors")):
         target, place = _target(path.parent), PLACE.fullmatch(path.name)
         if target and place:
             yield path, target, Rows(*map(int, place.groups()))
 
 
 def _target(folder: Path) -> Target | None:
-    """The target of the summaries in a folder; None where the folder is no such one."""
+    """Return the target of the summaries in a folder; None where the folder holds none."""
     name, layer = folder.parent.name, folder.name.removeprefix("layer-")
     if not layer.isdecimal():
         return None
@@ -150,14 +154,14 @@ def check_itself(path: Path) -> None:
     """Compare a file with its own checksums, whatever it was made from.
 
     Raises:
-        DamagedSummaryError: they do not agree.
+        DamagedSummaryError: a checksum does not agree.
     """
     _whole(path)
 
 
-def remove_superseded(run: Path, layout: Layout) -> None:
-    """Remove what a layout does not need of sites that are not stored: those of a higher floor."""
-    for folder in (run / SUMMARIES).glob("*@*/layer-*"):
+def remove_superseded(run: RunFiles, layout: Layout) -> None:
+    """Remove summaries that a layout does not need: those with a higher floor."""
+    for folder in run.summaries.glob("*@*/layer-*"):
         target = _target(folder)
         if target and layout.superseded(target):
             shutil.rmtree(folder)
@@ -166,17 +170,25 @@ def remove_superseded(run: Path, layout: Layout) -> None:
 
 
 def committed(
-    run: Path,
+    run: RunFiles,
     commits: Commits,
     fingerprints: Fingerprints,
     target: Target,
     chunk: int,
     kind: type[Kind],
 ) -> list[Kind]:
-    """What extraction has left of a chunk of a site that is not stored, tile by tile.
+    """Return the summaries that extraction has kept of a chunk, tile by tile.
+
+    Args:
+        run: the files of the run.
+        commits: the commits that count.
+        fingerprints: the fingerprints of the chunks.
+        target: a site that is not stored, in a layer.
+        chunk: the number of the chunk.
+        kind: the class of the summaries.
 
     Raises:
-        LostSummaryError: a summary is not there, or not the one that was committed.
+        LostSummaryError: a summary is missing, or is not the one that was committed.
     """
     found: list[Kind] = []
     # As they were written: by other sequence shards, perhaps, or of fewer sequences first.
@@ -192,13 +204,14 @@ def check(path: Path, fingerprint: str, committed: str) -> None:
     """Compare a file with the checksum that it was committed with.
 
     Raises:
-        DamagedSummaryError: it is not there, damaged, of another fingerprint, or another one.
+        DamagedSummaryError: the file is missing, damaged, of another fingerprint, or not the one
+            that was committed.
     """
     _current(path, fingerprint, committed)
 
 
 def _current(path: Path, fingerprint: str, committed: str | None) -> tuple[Arrays, Attributes]:
-    """What is in a file that agrees with its own checksums, a fingerprint, and its commit."""
+    """Read a file, and compare it with its own checksums, a fingerprint, and its commit."""
     arrays, described = _whole(path)
     if described["fingerprint"] != fingerprint:
         raise DamagedSummaryError(f"{path}: of another configuration")
@@ -208,7 +221,7 @@ def _current(path: Path, fingerprint: str, committed: str | None) -> tuple[Array
 
 
 def _whole(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """What is in a file that agrees with its own checksums: arrays, and their description."""
+    """Read a file, and compare it with its own checksums; return arrays and description."""
     try:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -225,9 +238,10 @@ def _whole(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _joined(tiles: Sequence[Any]) -> tuple[Arrays, Attributes]:
-    """An array for each dtype, and how long its parts are: by attribute, then by tile.
+    """Join the attributes of tiles: an array for each dtype, and the lengths of its parts.
 
-    Few long arrays, since each of a file's takes as long as thousands of numbers.
+    Parts are ordered by attribute, then by tile. The arrays are few and long, since an array of a
+    file takes as long as thousands of numbers.
     """
     parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
     attributes, lengths = {}, []

@@ -1,4 +1,4 @@
-"""The version of a run's store: which project version made it, as far as that matters.
+"""The version of a run's store, which tells whether this version of the project can read it.
 
 Light to import: the Snakefile asks before any job runs.
 """
@@ -10,37 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from outlier_atlas.files import DamagedFileError, read_record
-
-ACTIVATIONS = "activations.zarr"
-BOUNDARIES = "boundaries.zarr"
-
-STORE = Path("manifests") / "store.json"
-"""Record of the store, seen from the run's folder: the output of rule `create_store`."""
-
-METADATA = Path("manifests") / "metadata.json"
-"""Record of the arrays' metadata (`store/metadata.py`), seen from the run's folder."""
+from outlier_atlas.store.run_files import RunFiles
 
 STORE_VERSION = 2
-"""Raised when a change to the code changes the form of a store. Version 1 is that of stores without
-a version; the last dimension of all of their sites is called `channel`."""
+"""The version of the stores that this code makes; raised when the form of a store changes. Stores
+without a version have version 1: the last dimension of all of their sites is called `channel`."""
 
 KEY = "store_version"
-"""Attribute of the store's root group, and key of the metadata's record, with its version."""
+"""The attribute of the store's root group, and the key of the metadata's record, that has the
+version."""
 
 
 def version_of(run: Path) -> int | None:
-    """The version of a run's store; None where there is no store yet, or no finished one.
+    """Return the version of a run's store; None where there is no store yet, or no finished one.
 
-    The record of the metadata comes first: its checksum covers the version.
+    The record of the metadata is read first: its checksum covers the version.
 
     Raises:
         ValueError: the version is not a number.
     """
+    files = RunFiles(run)
     try:
-        return int(read_record(run / METADATA)[KEY])
+        return int(read_record(files.metadata_record)[KEY])
     except (OSError, DamagedFileError, KeyError, TypeError):
         pass  # an older store, or a damaged one
-    path = run / ACTIVATIONS / "zarr.json"
+    path = files.activations / "zarr.json"
     try:
         attributes: dict[str, Any] = json.loads(path.read_text("utf-8"))["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -51,7 +45,7 @@ def version_of(run: Path) -> int | None:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ValueError(
             f"{path}: its {KEY} is {version!r}, which no version of Outlier Atlas writes; delete "
-            f"{run / ACTIVATIONS}, or use another run.name"
+            f"{files.activations}, or use another run.name"
         )
     return version
 

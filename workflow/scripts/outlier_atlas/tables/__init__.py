@@ -1,4 +1,4 @@
-"""What a table is, the files that tables are in, and the tables of weights and of ablations."""
+"""Descriptions of tables, their files, and the tables of weights and of ablations."""
 
 from __future__ import annotations
 

@@ -1,79 +1,113 @@
-"""Tables as files: Parquet and CSV.
+"""Tables as Parquet and CSV files.
 
-One row a finding, in a fixed order, the same from run to run. The definition of a column
-and its unit travel in the Parquet file itself, as the field's metadata `definition` and `unit`;
-the tokens that are left out of its numbers, as the file's `left_out`.
+A table has one row for each finding, in an order that is the same in every run. The Parquet file
+contains the definition and the unit of each column as the field's metadata `definition` and `unit`,
+and the tokens that its numbers exclude as the file's metadata `left_out`.
+
+pyarrow is imported by the functions that use it: the Snakefile imports this package for the names
+of the tables.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.files import replacing, write_whole
-from outlier_atlas.tables.table import Table
+from outlier_atlas.tables.table import PARAMETERS, ColumnType, Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LEFT_OUT = b"left_out"
+"""Key of the file's metadata with the excluded tokens."""
 
 DEFINITION = b"definition"
-"""Key of a column's metadata."""
+"""Key of a column's metadata with its definition."""
 
 ROWS_TOGETHER = 64
-"""Rows that are written together where rows are long."""
+"""Number of rows in a batch of a table with long rows."""
+
+
+def arrow_type(kind: ColumnType) -> pa.DataType:
+    """Return the type of a column as pyarrow's own object."""
+    import pyarrow as pa
+
+    return pa.list_(pa.float32()) if kind == "list<float32>" else pa.type_for_alias(kind)
+
+
+def arrow_schema(table: Table) -> pa.Schema:
+    """Return the schema of a table's Parquet file, with everything its description says."""
+    import pyarrow as pa
+
+    fields = [
+        pa.field(column.name, arrow_type(column.type), metadata=column.metadata)
+        for column in table.columns
+    ]
+    metadata: dict[bytes | str, bytes | str] = {"table": table.name, "about": table.about}
+    if table.parameters:
+        metadata[PARAMETERS] = json.dumps({"detection": table.parameters}, sort_keys=True)
+    return pa.schema(fields, metadata=metadata)
 
 
 def write(folder: Path, table: Table, columns: Mapping[str, Any], left_out: str = "") -> None:
-    """Write a table as Parquet and as CSV; each file appears whole or not at all.
+    """Write a table as Parquet and as CSV, each file atomically.
 
     Args:
-        folder: the run's `tables` folder; made where it is missing.
-        table: its description.
-        columns: its values, all equally long; the names must be those of the description.
-        left_out: tokens that its numbers are without, in a sentence (`ExcludeSettings.said`); the
-            Parquet file's metadata has it as `left_out`.
+        folder: the run's `tables` folder; created if it is missing.
+        table: description of the table.
+        columns: values of each column, all of equal length; the names must be those of the
+            description.
+        left_out: sentence that names the excluded tokens (`ExcludeSettings.sentence`), for the
+            metadata `left_out` of the Parquet file.
     """
+    import pyarrow as pa
+    from pyarrow.csv import write_csv
+    from pyarrow.parquet import write_table as write_parquet
+
     assert set(columns) == {column.name for column in table.columns}, table.name
-    schema = table.schema
+    schema = arrow_schema(table)
     if left_out:
         schema = schema.with_metadata({**schema.metadata, LEFT_OUT: left_out})
     data = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-    for ending, write_table in (("parquet", _write_parquet), ("csv", pa.csv.write_csv)):
+    for ending, write_table in (
+        ("parquet", partial(write_parquet, compression="zstd")),
+        ("csv", write_csv),
+    ):
         content = pa.BufferOutputStream()
         write_table(data, content)
         write_whole(folder / f"{table.name}.{ending}", content.getvalue().to_pybytes())
 
 
-def _write_parquet(data: pa.Table, content: pa.BufferOutputStream) -> None:
-    pa.parquet.write_table(data, content, compression="zstd")
-
-
 @contextmanager
 def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Write a table that is too large to be held, as Parquet alone: gives what takes each row.
+    """Yield a function that writes one row of a table too large for memory; only as Parquet.
 
     The file appears when the block ends without an error.
     """
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
     folder.mkdir(parents=True, exist_ok=True)
-    waiting: list[Mapping[str, Any]] = []
+    schema = arrow_schema(table)
+    pending: list[Mapping[str, Any]] = []
     with (
-        replacing(folder / f"{table.name}.parquet") as path,
-        pa.parquet.ParquetWriter(path, table.schema, compression="zstd") as writer,
+        replacing(_path(folder, table)) as path,
+        ParquetWriter(path, schema, compression="zstd") as writer,
     ):
 
         def flush() -> None:
-            columns = {name: [row[name] for row in waiting] for name in table.schema.names}
-            writer.write_table(pa.table(columns, schema=table.schema))
-            waiting.clear()
+            columns = {name: [row[name] for row in pending] for name in schema.names}
+            writer.write_table(pa.table(columns, schema=schema))
+            pending.clear()
 
         def write_row(row: Mapping[str, Any]) -> None:
-            waiting.append(row)
-            if len(waiting) == ROWS_TOGETHER:
+            pending.append(row)
+            if len(pending) == ROWS_TOGETHER:
                 flush()
 
         yield write_row
@@ -81,51 +115,64 @@ def streaming(folder: Path, table: Table) -> Iterator[Callable[[Mapping[str, Any
 
 
 def read(folder: Path, table: Table) -> pa.Table:
-    """A table that `write` wrote.
+    """Read a table that `write` wrote.
 
     Raises:
-        ValueError: another version of the project wrote it, with other columns.
+        ValueError: Another version of the project wrote the file, with other columns.
     """
-    path = folder / f"{table.name}.parquet"
+    from pyarrow.parquet import read_table
+
+    path = _path(folder, table)
     # Without this, pyarrow reads a column that the file lacks as empty.
-    _refuse_other(path, pa.parquet.read_schema(path), table)
-    return pa.parquet.read_table(path, schema=table.schema)
+    _refuse_other_columns(path, file_schema(folder, table), table)
+    return read_table(path, schema=arrow_schema(table))
+
+
+def file_schema(folder: Path, table: Table) -> pa.Schema:
+    """Return the schema that a table's file has, with the metadata in it."""
+    from pyarrow.parquet import read_schema
+
+    return read_schema(_path(folder, table))
+
+
+def _path(folder: Path, table: Table) -> Path:
+    return folder / f"{table.name}.parquet"
 
 
 def refuse_other_definitions(folder: Path, table: Table) -> None:
-    """Check that a table's columns mean what this version of the project means by them.
+    """Check that the columns of a table have the definitions of this version of the project.
 
     Raises:
-        ValueError: another version of the project wrote it, by other definitions.
+        ValueError: Another version of the project wrote the file, with other columns or
+            definitions.
     """
-    path = folder / f"{table.name}.parquet"
-    schema = pa.parquet.read_schema(path)
-    _refuse_other(path, schema, table)
+    path, schema = _path(folder, table), file_schema(folder, table)
+    _refuse_other_columns(path, schema, table)
     for column in table.columns:
         definition = (schema.field(column.name).metadata or {}).get(DEFINITION, b"")
         if definition.decode() != column.definition:
             raise _other_version(path, f"its column {column.name} has another definition")
 
 
-def _refuse_other(path: Path, schema: pa.Schema, table: Table) -> None:
-    have = {field.name: field.type for field in schema}
+def _refuse_other_columns(path: Path, schema: pa.Schema, table: Table) -> None:
+    types = {field.name: field.type for field in schema}
     for column in table.columns:
-        if column.name not in have:
+        if column.name not in types:
             raise _other_version(path, f"it has no column {column.name}")
-        if have[column.name] != column.type:
+        if (kind := arrow_type(column.type)) != types[column.name]:
             raise _other_version(
-                path, f"its column {column.name} is {have[column.name]}, not {column.type}"
+                path, f"its column {column.name} is {types[column.name]}, not {kind}"
             )
 
 
 def _other_version(path: Path, cause: str) -> ValueError:
     return ValueError(
         f"{path}: written by another version of Outlier Atlas ({cause}); run the snakemake command "
-        f"of its run again: the table is written again from what the run has computed"
+        f"of its run again: it rewrites the table from the results that the run has computed"
     )
 
 
 def left_out(folder: Path, table: Table) -> str:
-    """The tokens that a table's numbers are without, in a sentence; empty where there are none."""
-    metadata = pa.parquet.read_schema(folder / f"{table.name}.parquet").metadata
+    """Return the sentence that names the tokens excluded from a table; empty if there are none."""
+    metadata = file_schema(folder, table).metadata
     return bytes(metadata.get(LEFT_OUT, b"")).decode()

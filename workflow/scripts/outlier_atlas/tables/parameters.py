@@ -1,4 +1,4 @@
-"""The settings that a table's file names."""
+"""The settings in the metadata of a table's file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from outlier_atlas.tables.files import file_schema
 from outlier_atlas.tables.table import PARAMETERS, Table
 
 
 def parameters(folder: Path, table: Table) -> dict[str, Any]:
-    """The blocks of `detection` that a table's numbers depend on; empty where there are none."""
-    metadata = pq.read_schema(folder / f"{table.name}.parquet").metadata
+    """Return the blocks of `detection` that a table's numbers depend on, if there are any."""
+    metadata = file_schema(folder, table).metadata
     return dict(json.loads(metadata.get(PARAMETERS.encode(), b"{}")).get("detection", {}))

@@ -14,6 +14,7 @@ import logging
 import os
 from typing import Any
 
+from outlier_atlas.compat.snakemake_internals import DEFAULT_HANDLER, output_settings
 from outlier_atlas.console import QUIET, STAGES
 from outlier_atlas.inputs import Inputs, Purpose
 from outlier_atlas.terminal.names import NAME, REASON
@@ -35,14 +36,14 @@ def show_stages(workflow: Any, inputs: Inputs) -> None:
         inputs: the records of this process, which say why rules run.
     """
     logger = logging.getLogger("snakemake.logging")
-    settings = workflow.output_settings
+    settings = output_settings(workflow)
     if inputs.purpose is not Purpose.MAKE and not settings.dryrun:
         return
     shown = next((h for h in logger.handlers if h.name == NAME), None)
     if shown is not None:  # by another module of the same workflow
         shown.also_known(inputs.reason)  # type: ignore[attr-defined]
         return
-    default = next((h for h in logger.handlers if h.name == "DefaultStreamHandler"), None)
+    default = next((h for h in logger.handlers if h.name == DEFAULT_HANDLER), None)
     if default is None or any(getattr(settings, name) for name in MORE):
         os.environ.pop(STAGES, None)
         return

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas.plan.units import shown
+from outlier_atlas.compat.snakemake_internals import script_of
 from outlier_atlas.sanitize import shortened
+from outlier_atlas.store.run_files import RunFiles
 from outlier_atlas.text import count
+from outlier_atlas.units import shown
 
 LONGEST = 240
 """Characters of a finding."""
@@ -27,7 +29,7 @@ def finding(jobs: Sequence[Any]) -> str:
     """
     if not jobs[0].output:
         return ""
-    script = Path(str(jobs[0].rule.script or "")).stem
+    script = Path(script_of(jobs[0])).stem
     try:
         return shortened(FINDINGS.get(script, _files)(jobs), LONGEST)
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
@@ -77,8 +79,8 @@ def _activations(jobs: Sequence[Any]) -> str:
     values = sum(shape["channels"][site] for site in shape["store"])
     values *= len(shape["layers"]) * shape["tokens"]
     size = shown(values * (4 if shape["dtype"] == "float32" else 2))
-    run = Path(str(jobs[0].output.manifest)).parents[2]
-    return f"{_shape(shape)}; {size} of values before compression in {run / 'activations.zarr'}"
+    run = RunFiles.of_store_record(Path(str(jobs[0].input.store)))
+    return f"{_shape(shape)}; {size} of values before compression in {run.activations}"
 
 
 def _shape(shape: dict[str, Any]) -> str:

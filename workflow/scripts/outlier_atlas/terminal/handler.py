@@ -13,6 +13,7 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from outlier_atlas.compat import snakemake_internals
 from outlier_atlas.terminal.names import NAME, REASON
 from outlier_atlas.terminal.reasons import Known
 from outlier_atlas.terminal.screen import Screen
@@ -135,7 +136,7 @@ class StageHandler(LogHandlerBase):
         if not self._planned:
             self._planned = True
             known = None if "REASON" in self._quiet else self._reason
-            yield from self._stages.plan(self._workflow.dag, known)
+            yield from self._stages.plan(snakemake_internals.graph(self._workflow), known)
 
     def _begin(self, record: logging.LogRecord) -> Iterator[str]:
         if self.common_settings.dryrun:
@@ -175,8 +176,9 @@ class StageHandler(LogHandlerBase):
 
     def _echo(self) -> Iterator[str]:
         """What jobs on a cluster have told their logs; those here tell the terminal themselves."""
+        here = snakemake_internals.runs_jobs_here(self._workflow)
         for job, message in self._stages.read():
-            if message.notable and not (self._workflow.local_exec or job.is_local):
+            if message.notable and not (here or job.is_local):
                 yield message.text
 
     def _tick_from_now_on(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from outlier_atlas.compat.snakemake_internals import reason_of, rules_before
 from outlier_atlas.sanitize import shortened
 
 NAMED = 3
@@ -37,24 +38,22 @@ def _of_job(dag: Any, job: Any, known: Known) -> str:
 
 
 def _reasons(dag: Any, job: Any, known: Known) -> Iterator[str]:
-    why = dag.reason(job)
-    newer = set(map(str, why.updated_input))
-    yield from filter(None, (known(file, file in newer) for file in map(str, job.input)))
+    why = reason_of(dag, job)
+    yield from filter(None, (known(file, file in why.updated) for file in map(str, job.input)))
     if why.forced:
         yield "asked for on the command line"
-    if why.incomplete_output:
+    if why.incomplete:
         yield "an earlier run did not finish it"
-    if why.missing_output:
+    if why.missing:
         there = any(Path(file).exists() for file in map(str, job.output))
-        missing = sorted(map(str, why.missing_output))
-        yield f"{_named(missing)} missing" if there else "not made yet"
-    if why.updated_input:
-        yield f"{_named(sorted(map(str, why.updated_input)))} changed"
-    if why.updated_input_run:
+        yield f"{_named(sorted(why.missing))} missing" if there else "not made yet"
+    if why.updated:
+        yield f"{_named(sorted(why.updated))} changed"
+    if why.after:
         yield _after(dag, job)
-    if why.nooutput or why.noio:
+    if why.without_files:
         yield "asked for"
-    yield shortened(" ".join(str(why).split()), LONGEST)
+    yield shortened(" ".join(why.text.split()), LONGEST)
 
 
 def _after(dag: Any, job: Any) -> str:
@@ -62,7 +61,7 @@ def _after(dag: Any, job: Any) -> str:
 
     A job that waits for another of its own rule has that one's reason.
     """
-    makers = {other.rule.name for other in dag.dependencies[job] if dag.needrun(other)}
+    makers = rules_before(dag, job)
     if makers == {job.rule.name}:
         return ""
     others = sorted(makers - {job.rule.name})

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from outlier_atlas.plan.units import duration
+from outlier_atlas.compat import snakemake_internals
 from outlier_atlas.terminal.findings import finding
 from outlier_atlas.terminal.joblog import JobLog, Message
 from outlier_atlas.terminal.reasons import Known, reason
+from outlier_atlas.units import duration
 
 
 @dataclass
@@ -80,12 +81,10 @@ class Stages:
     def _take(self) -> dict[str, list[Any]]:
         """Take the jobs that the graph has now, in the order of their rules; what is done stays."""
         jobs: dict[str, list[Any]] = defaultdict(list)
-        for level in self._dag.toposorted(set(self._dag.needrun_jobs())):
-            for job in sorted(level, key=str):
-                if not job.is_norun:
-                    jobs[job.rule.name].append(job)
+        for job in snakemake_internals.ordered_jobs(self._dag):
+            jobs[job.rule.name].append(job)
         for rule, of_rule in jobs.items():
-            numbered = {self._dag.jobid(job): job for job in of_rule}
+            numbered = {snakemake_internals.number_of(self._dag, job): job for job in of_rule}
             stage = self._stages.setdefault(rule, Stage(rule, _title(of_rule), numbered))
             finished = {n: job for n, job in stage.jobs.items() if n in stage.finished}
             stage.jobs = finished | numbered
@@ -153,11 +152,12 @@ class Stages:
 
 def _title(jobs: list[Any]) -> str:
     """Return the message of a rule, with the wildcards of all its jobs: `layer group 0 to 2`."""
-    message = jobs[0].rule.message
+    message = snakemake_internals.rule_message(jobs[0])
     if not message:
         return "begun"
-    names = {name for job in jobs for name in job.wildcards_dict}
-    values = {name: {str(job.wildcards_dict.get(name)) for job in jobs} for name in names}
+    of_jobs = [snakemake_internals.wildcards_of(job) for job in jobs]
+    names = {name for wildcards in of_jobs for name in wildcards}
+    values = {name: {str(wildcards.get(name)) for wildcards in of_jobs} for name in names}
     wildcards = {name: _span(found) for name, found in values.items()}
     try:
         return str(message.format(wildcards=SimpleNamespace(**wildcards)))

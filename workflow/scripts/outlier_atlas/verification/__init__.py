@@ -1,4 +1,4 @@
-"""Compares everything that a run has left with its records, byte by byte.
+"""Verification: compares everything that a run has left with its records, byte by byte.
 
 What is damaged is named and removed, or what makes its rule run again is, so that the same
 `snakemake` command makes it again, and nothing else. Nothing is computed here.
@@ -10,13 +10,10 @@ import logging
 from collections.abc import Iterator
 
 from outlier_atlas.console import NOTICE
-from outlier_atlas.files import DamagedFileError
-from outlier_atlas.store.layout import Layout
-from outlier_atlas.store.metadata import DamagedMetadataError
-from outlier_atlas.store.metadata import read as read_metadata
-from outlier_atlas.verification.inputs import inputs, model_fingerprint, token_store
+from outlier_atlas.extraction.work import Work
+from outlier_atlas.verification.inputs import inputs
 from outlier_atlas.verification.outputs import ablation, outputs
-from outlier_atlas.verification.records import Records, known, own_records
+from outlier_atlas.verification.records import Records, own_records
 from outlier_atlas.verification.store import store
 
 __all__ = ["Records", "verify"]
@@ -25,53 +22,45 @@ log = logging.getLogger(__name__)
 
 
 def verify(records: Records, threads: int) -> None:
-    """Say on a line each what of a run is damaged, and have the next run make it again.
+    """Name what is damaged in a run, a line each, and have the next run make it again.
 
     Raises:
         ValueError: something was damaged, or there is no run.
     """
-    if not records.store.exists() and _layout(records) is None:
-        raise ValueError(f"{records.run}: there is no store yet, so nothing to verify")
+    folder = records.run.folder
+    if not records.run.store_record.exists() and records.run.known_layout() is None:
+        raise ValueError(f"{folder}: there is no store yet, so nothing to verify")
     faults = list(_faults(records, threads))
     for fault in faults:
         log.error("%s", fault)
     if faults:
         noun = "file" if len(faults) == 1 else "files"
         raise ValueError(
-            f"{records.run}: {len(faults)} damaged {noun} or chunks, all named above; run the same "
+            f"{folder}: {len(faults)} damaged {noun} or chunks, all named above; run the same "
             f"snakemake command without `verify`: what is named is made again, and nothing else"
         )
     log.log(
         NOTICE,
         "%s: the model, the tokens, every chunk, every summary and every record are what was "
-        "written", records.run,
+        "written", folder,
     )  # fmt: skip
 
 
 def _faults(records: Records, threads: int) -> Iterator[str]:
-    """Each damage in a line; what is damaged is gone when its line comes."""
+    """Yield a line for each damage; the damaged file is removed before its line is yielded."""
     # First, what is known from records that may be removed below.
-    layout, model = _layout(records), model_fingerprint(records)
+    run = records.run
+    layout, model = run.known_layout(), run.known_model_fingerprint()
     yield from own_records(records)
     yield from inputs(records)
     yield from outputs(records)
     if layout is None:
         yield (
-            f"{records.run}: what its store should hold is not known until {records.store} is made "
-            f"again; run `verify` again then"
+            f"{run.folder}: what its store should hold is not known until {run.store_record} is "
+            f"made again; run `verify` again then"
         )
         return
-    tokens = token_store(records)
-    yield from store(records, layout, tokens, model, threads)
+    tokens = run.known_tokens()
+    whole = Work.of(run, 0, 0) if tokens and model else None
+    yield from store(records, whole, threads)
     yield from ablation(records, layout, model)
-
-
-def _layout(records: Records) -> Layout | None:
-    """The layout of the store; where its record is damaged, from that of the metadata."""
-    described = known(records.store)
-    if described is None:
-        try:
-            described = read_metadata(records.run)["layout"]
-        except (DamagedMetadataError, DamagedFileError, KeyError):
-            return None
-    return Layout.from_record(described)

@@ -1,4 +1,4 @@
-"""What a run was made from: the model, the datasets and the tokens."""
+"""Verification of what a run was made from: the model, the datasets and the tokens."""
 
 from __future__ import annotations
 
@@ -9,31 +9,17 @@ from pathlib import Path
 from outlier_atlas import builtin
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.data.folder import local_files
-from outlier_atlas.data.prepare import check_documents, digests_of
-from outlier_atlas.data.tokens import HELDOUT, RECORD, TokenStore
+from outlier_atlas.data.prepare import check_documents
+from outlier_atlas.data.source import digests_of
+from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.digests import NOT_READABLE, Digests
 from outlier_atlas.files import DamagedFileError
-from outlier_atlas.inputs import FOLDER as INPUTS
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.verification.records import Records, known
 
 
-def model_fingerprint(records: Records) -> str | None:
-    """The fingerprint of the weights; None where no record has it."""
-    described = known(records.model) or (known(records.store) or {}).get("model", {})
-    return described.get("fingerprint")
-
-
-def token_store(records: Records) -> TokenStore | None:
-    """The tokens of the run; None where they or their record are missing or damaged."""
-    try:
-        return TokenStore.recorded(records.tokens, records.run / RECORD)
-    except (OSError, DamagedFileError):
-        return None
-
-
 def inputs(records: Records) -> Iterator[str]:
-    """The inputs that are not what their records describe."""
+    """Name the inputs that are not what their records describe."""
     for look in _looks(records):
         try:
             look()
@@ -43,27 +29,30 @@ def inputs(records: Records) -> Iterator[str]:
 
 
 def _looks(records: Records) -> Iterator[Callable[[], object]]:
-    """What reads each of the inputs that have a record."""
+    """Yield a function for each input that has a record; it reads the input and compares."""
+    run = records.run
     for source in builtin.PACKAGES:
-        if (records.resources / builtin.path(source)).exists():
-            yield partial(builtin.check, f"builtin:{source}", records.resources)
-    if records.model.exists():
-        yield lambda: CheckedWeights(records.model, records.resources).verify()
+        if (run.resources / builtin.path(source)).exists():
+            yield partial(builtin.check, f"builtin:{source}", run.resources)
+    if run.model_record.exists():
+        yield lambda: CheckedWeights(run.model_record, run.resources).verify()
     yield partial(_check_dataset, records)
     for record in filter(Path.exists, records.datasets):
-        yield partial(check_documents, record.with_suffix(".jsonl"), record)
-    for tokens, name in ((records.tokens, RECORD), (records.heldout, HELDOUT)):
-        if (records.run / name).exists():
-            yield partial(TokenStore.recorded, tokens, records.run / name)
+        if record.parent.name == "tokens":
+            yield partial(TokenStore.recorded, record.with_suffix(".parquet"), record)
+        else:
+            yield partial(check_documents, record.with_suffix(".jsonl"), record)
+    if run.tokens_record.exists():
+        yield partial(TokenStore.recorded, run.tokens_file, run.tokens_record)
 
 
 def _check_dataset(records: Records) -> None:
     """Read the files of a local dataset, whatever their sizes and times are.
 
     Raises:
-        DamagedFileError: one of them is not the one that the tokens were made of.
+        DamagedFileError: a file is not the one that the tokens were made of.
     """
-    record = records.run / "manifests" / INPUTS / "tokenize_dataset.json"
+    record = records.tokens_inputs
     made_from = known(record)
     if made_from is None or not made_from["files"]:
         return
@@ -71,7 +60,7 @@ def _check_dataset(records: Records) -> None:
     found = Digests().of(local_files(settings))
     for name, digest in made_from["files"].items():
         if found.get(name) not in (None, NOT_READABLE, digest):
-            digests_of(settings, records.resources).clear()
+            digests_of(settings, records.run.resources).clear()
             other = DamagedFileError(record, "")
             other.args = (
                 f"{settings.source}: {name} is not the file that the tokens were made of: it was "

@@ -1,4 +1,4 @@
-"""What rules have made of a run's tokens and arrays: tables, figures, pages, ablation."""
+"""Verification of what rules have made: tables, figures, pages, and files of ablation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from outlier_atlas.verification.records import Records, run_again
 
 
 def outputs(records: Records) -> Iterator[str]:
-    """The files that are not what the records of outputs have, and damaged records of outputs."""
+    """Name the outputs that are not what their records have, and damaged records of outputs."""
     for record in filter(Path.exists, records.outputs):
         for damage in products.damaged(record):
             damage.path.unlink()
@@ -22,9 +22,11 @@ def outputs(records: Records) -> Iterator[str]:
 
 
 def ablation(records: Records, layout: Layout, model: str | None) -> Iterator[str]:
-    """What the ablation stage keeps and is not what was written."""
+    """Name the files of the ablation stage that are not what was written."""
+    if records.run.heldout_file is None:
+        return
     try:
-        heldout = TokenStore.open(records.heldout)
+        heldout = TokenStore.open(records.run.heldout_file)
     except DamagedFileError:
         return  # missing, or damaged and named
     if model is None:

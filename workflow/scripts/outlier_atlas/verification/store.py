@@ -1,4 +1,4 @@
-"""The store of a run: metadata, commits, chunks and summaries."""
+"""Verification of the store: metadata, commits, chunks and summaries."""
 
 from __future__ import annotations
 
@@ -6,62 +6,46 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.extraction.run import manifest
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import DamagedFileError
-from outlier_atlas.store import metadata
-from outlier_atlas.store.arrays import Arrays
-from outlier_atlas.store.commits import COMMITS, Commits, Rows, revise
-from outlier_atlas.store.layout import Layout, Target
-from outlier_atlas.store.repair import (
-    damaged,
-    give_up,
-    give_up_summaries,
-    look_again,
-    lost_summaries,
-)
-from outlier_atlas.store.summaries import DamagedSummaryError, LostSummaryError, check_itself, files
+from outlier_atlas.store.commits import Commits, Rows
+from outlier_atlas.store.layout import Target
+from outlier_atlas.store.metadata import DamagedMetadataError
+from outlier_atlas.store.run import Run
+from outlier_atlas.store.summaries import DamagedSummaryError, LostSummaryError, check_itself
 from outlier_atlas.verification.records import Records, known, run_again
 
 
-def store(
-    records: Records, layout: Layout, tokens: TokenStore | None, model: str | None, threads: int
-) -> Iterator[str]:
-    """What of a run's store is not what was written.
+def store(records: Records, whole: Work | None, threads: int) -> Iterator[str]:
+    """Name the parts of a run's store that are not what was written.
 
     Args:
-        tokens: of the run; None where they were damaged.
-        model: fingerprint of the weights; None where the record of the model was damaged.
+        whole: the work of the run's first job; None where the tokens or the record of the model
+            were damaged.
     """
     yield from _metadata(records)
-    whole = Work(layout, tokens, model, 0, 0) if tokens and model else None
     yield from _commits(records, whole)
     yield from _summaries(records, whole)
-    yield from _chunks(records, layout, threads)
+    yield from _chunks(records, threads)
 
 
 def _metadata(records: Records) -> Iterator[str]:
-    """Metadata is restored here, so that chunks can be read; coordinates by `create_store`."""
-    try:
-        damages = metadata.restore(records.run)
-    except metadata.DamagedMetadataError as of_record:
-        metadata.remove(records.run)
-        damages = [of_record]
-    for damage in damages:
+    """Restore metadata, so that chunks can be read; `create_store` restores coordinates."""
+    for damage in records.run.restore_metadata():
         if not damage.file.exists():
-            run_again(records.store)
+            run_again(records.run.store_record)
         yield str(damage)
 
 
 def _commits(records: Records, whole: Work | None) -> Iterator[str]:
-    commits = Commits.load(records.run / COMMITS)
+    commits = records.run.commits()
     lost = list(_jobs(records, whole, commits)) if whole else []
     if lost:
         yield _lost(records.run, lost, commits.unreadable)
     elif commits.damaged:
-        revise(records.run / COMMITS, lambda commit: commit)  # damaged lines go
-        look_again(records.run)
+        records.run.revise()  # damaged lines go
+        records.run.look_again()
         for path in commits.damaged:
             yield f"{path}: damaged (lines are not what was written); nothing else needs them"
     if whole:
@@ -69,7 +53,7 @@ def _commits(records: Records, whole: Work | None) -> Iterator[str]:
 
 
 def _parts(records: Records, whole: Work) -> Iterator[tuple[Work, Path]]:
-    """The extraction jobs that are finished, with their manifests."""
+    """Yield the extraction jobs that are finished, with their manifests."""
     layout = whole.layout
     parts = list(product(range(len(layout.layer_groups)), range(layout.sequence_shards)))
     if len(parts) != len(records.manifests):
@@ -80,7 +64,7 @@ def _parts(records: Records, whole: Work) -> Iterator[tuple[Work, Path]]:
 
 
 def _jobs(records: Records, whole: Work, commits: Commits) -> Iterator[str]:
-    """Finished extraction jobs whose commits are not all there."""
+    """Yield the finished extraction jobs whose commits are not complete."""
     for work, _ in _parts(records, whole):
         if work.missing(commits, len(work.sequences)):
             yield f"layers {work.span}, sequence shard {work.shard}"
@@ -93,10 +77,10 @@ def _manifests(records: Records, whole: Work) -> Iterator[str]:
             yield str(DamagedFileError(path, "it is not the manifest of this job"))
 
 
-def _lost(run: Path, lost: Sequence[str], unreadable: Collection[Path]) -> str:
-    where = ", ".join(map(str, unreadable)) or str(run / COMMITS)
-    revise(run / COMMITS, lambda commit: commit)  # damaged lines go
-    look_again(run)
+def _lost(run: Run, lost: Sequence[str], unreadable: Collection[Path]) -> str:
+    where = ", ".join(map(str, unreadable)) or str(run.commit_files)
+    run.revise()  # damaged lines go
+    run.look_again()
     return (
         f"{where}: damaged (not all commits are there of {'; '.join(lost)}); extraction makes "
         f"again what they stood for"
@@ -104,16 +88,16 @@ def _lost(run: Path, lost: Sequence[str], unreadable: Collection[Path]) -> str:
 
 
 def _summaries(records: Records, whole: Work | None) -> Iterator[str]:
-    """Summaries that are lost, or whose bytes are not what was written.
+    """Name the summaries that are lost, or that are not what was written.
 
-    Those of stored sites have no commits: they are compared with their own checksums.
+    Summaries of stored sites have no commits: they are compared with their own checksums.
     """
     run = records.run
     lost: dict[tuple[Target, Rows], LostSummaryError] = {}
     if whole:
-        found = lost_summaries(run, whole.fingerprints, Commits.load(run / COMMITS))
+        found = run.lost_summaries(run.commits())
         lost = {(summary.target, summary.rows): summary for summary in found}
-    for path, target, rows in files(run):
+    for path, target, rows in run.summary_files():
         try:
             check_itself(path)
         except DamagedSummaryError as damage:
@@ -124,25 +108,24 @@ def _summaries(records: Records, whole: Work | None) -> Iterator[str]:
                 run_again(records.detected)
                 yield f"{path}: damaged; detection makes it again"
     if lost:
-        give_up_summaries(run, list(lost.values()))
+        run.give_up_summaries(list(lost.values()))
     for summary in lost.values():
-        yield f"{run}: {summary}; extraction makes it again where it is needed"
+        yield f"{run.folder}: {summary}; extraction makes it again where it is needed"
 
 
-def _chunks(records: Records, layout: Layout, threads: int) -> Iterator[str]:
-    """Chunks that are not what was committed."""
+def _chunks(records: Records, threads: int) -> Iterator[str]:
+    """Name the chunks that are not what was committed."""
     run = records.run
-    commits = Commits.load(run / COMMITS)
     try:
-        arrays = Arrays(run, layout, commits.of, recorded=False)
-    except metadata.DamagedMetadataError as damage:
+        arrays = run.arrays_to_verify()
+    except DamagedMetadataError as damage:
         # Metadata that no record can restore: arrays are dropped, and their chunks with them.
-        run_again(records.store)
+        run_again(records.run.store_record)
         yield f"{damage}; run `verify` again then"
         return
-    chunks = list(damaged(arrays, layout, threads))
+    chunks = list(run.damaged_chunks(arrays, threads))
     if chunks:
-        give_up(run, arrays, chunks)
+        run.give_up(arrays, chunks)
     for chunk in chunks:
         path = arrays.chunks.path(chunk.target, chunk.chunk)
         yield f"{path}: {chunk}; extraction makes it again where it is needed"

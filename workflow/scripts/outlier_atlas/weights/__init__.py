@@ -1,1 +1,1 @@
-"""The weights of a model: a pass over its checkpoint, and what joins it with activations."""
+"""Measurement of a model's weights: a pass over the checkpoint, and the join with activations."""

@@ -27,35 +27,38 @@ Row = dict[str, Any]
 def measure(
     model_record: Path, resources: Path, trust_remote_code: bool, folder: Path, threads: int
 ) -> None:
-    """Measure the weights of a recorded model and write what is found as Parquet and CSV.
+    """Measure the weights of a recorded model and write the tables as Parquet and CSV.
 
-    Memory is some rows of a matrix for each thread and what is found, however large the model is.
+    The memory for weights is some rows of a matrix for each thread, whatever the size of the model.
 
     Args:
-        folder: for `weights`, `weight_errors` and `weight_channels`.
-        threads: matrices that are worked on at a time.
+        model_record: record of the model.
+        resources: folder that the record is relative to.
+        trust_remote_code: whether code of the checkpoint may run.
+        folder: folder of the tables `weights`, `weight_errors` and `weight_channels`.
+        threads: number of matrices that are measured at the same time.
 
     Raises:
-        ValueError: the model is not there any more, or a weight is quantized in a way that cannot
-            be undone.
+        ValueError: The model is missing, or a weight is quantized in a format that cannot be
+            dequantized.
     """
     CheckedWeights(model_record, resources).check()
     record = read_record(model_record)
     source, config, architecture = described(record, resources, trust_remote_code)
     files = record["files"]
     weights = stored_weights(source, files, config, architecture, trust_remote_code)
-    found: dict[tables.Table, list[Row]] = {tables.WEIGHTS: [], tables.WEIGHT_ERRORS: []}
+    rows_of: dict[tables.Table, list[Row]] = {tables.WEIGHTS: [], tables.WEIGHT_ERRORS: []}
     with (
         Checkpoint(source, files, config) as checkpoint,
         tables.streaming(folder, tables.WEIGHT_CHANNELS) as write_channels,
-        _one_thread_each(),
+        _one_torch_thread(),
     ):
         for matrix, statistics in _measured(checkpoint, weights, threads):
             write_channels(_channels(matrix, statistics))
-            found[tables.WEIGHTS].append(_row(matrix, statistics))
-            found[tables.WEIGHT_ERRORS] += _errors(matrix, statistics)
-    for table, rows in found.items():
-        rows.sort(key=_place)
+            rows_of[tables.WEIGHTS].append(_row(matrix, statistics))
+            rows_of[tables.WEIGHT_ERRORS] += _errors(matrix, statistics)
+    for table, rows in rows_of.items():
+        rows.sort(key=_sort_key)
         columns = {c.name: [row[c.name] for row in rows] for c in table.columns}
         tables.write(folder, table, columns)
 
@@ -63,28 +66,30 @@ def measure(
 def _measured(
     checkpoint: Checkpoint, weights: Sequence[StoredWeight], threads: int
 ) -> Iterator[tuple[Matrix, WeightStatistics]]:
-    """Every matrix with its statistics, in order; a few are under way at a time."""
-    under_way: deque[tuple[Matrix, Future[WeightStatistics]]] = deque()
+    """Yield every matrix with its statistics, in order; at most `threads + 1` are in progress."""
+    pending: deque[tuple[Matrix, Future[WeightStatistics]]] = deque()
     with (
         progress(len(weights), " tensors", "measuring weights") as bar,
-        # A new thread would take as many as there are cores, whatever was set before it began.
+        # In a new thread, torch would use all cores, whatever the main thread has set.
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         for weight in weights:
             for matrix in checkpoint.matrices(weight):
                 size = matrix.rows, matrix.columns
-                under_way.append((matrix, pool.submit(weight_statistics, *size, matrix.take)))
-                if len(under_way) > threads:
-                    first, future = under_way.popleft()
+                pending.append((matrix, pool.submit(weight_statistics, *size, matrix.take)))
+                if len(pending) > threads:
+                    first, future = pending.popleft()
                     yield first, future.result()
             bar.update()
-        yield from ((matrix, future.result()) for matrix, future in under_way)
+        yield from ((matrix, future.result()) for matrix, future in pending)
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """While the block lasts, torch takes no threads of its own: ours have matrices of their own,
-    and sums, whose last bits depend on torch's threads, come out the same with any number of ours.
+def _one_torch_thread() -> Iterator[None]:
+    """Let torch use a single thread inside the block.
+
+    Each thread of the pool works on its own matrix. The last bits of sums depend on the number of
+    torch's threads, and so do not depend on the size of the pool.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -94,13 +99,13 @@ def _one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _which(matrix: Matrix) -> Row:
+def _identity(matrix: Matrix) -> Row:
     weight = matrix.weight
     return {"layer": weight.layer, "weight": weight.name, "expert": matrix.expert}
 
 
-def _place(row: Row) -> tuple[int, str, int, str, str]:
-    """In layers first, by layer; then by name, expert and format."""
+def _sort_key(row: Row) -> tuple[int, str, int, str, str]:
+    """Return layer, name, expert, format and granularity; rows outside the layers come last."""
     layer, expert = row["layer"], row["expert"]
     return (
         sys.maxsize if layer is None else layer,
@@ -112,7 +117,7 @@ def _place(row: Row) -> tuple[int, str, int, str, str]:
 
 
 def _row(matrix: Matrix, statistics: WeightStatistics) -> Row:
-    return _which(matrix) | {
+    return _identity(matrix) | {
         "kind": matrix.weight.kind,
         "site": matrix.weight.site,
         "dtype": matrix.dtype,
@@ -130,12 +135,12 @@ def _row(matrix: Matrix, statistics: WeightStatistics) -> Row:
 def _errors(matrix: Matrix, statistics: WeightStatistics) -> Iterator[Row]:
     for (name, granularity), sums in statistics.errors.items():
         error = {"rmse": sums.rmse, "mae": sums.mae, "sqnr": sums.sqnr}
-        which = _which(matrix) | {"dtype": matrix.dtype}
-        yield which | {"format": name, "granularity": granularity} | error
+        identity = _identity(matrix) | {"dtype": matrix.dtype}
+        yield identity | {"format": name, "granularity": granularity} | error
 
 
 def _channels(matrix: Matrix, statistics: WeightStatistics) -> Row:
-    return _which(matrix) | {
+    return _identity(matrix) | {
         "site": matrix.weight.site,
         "input_maxima": statistics.input_maxima,
         "output_maxima": statistics.output_maxima,

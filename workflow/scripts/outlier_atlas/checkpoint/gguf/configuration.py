@@ -1,8 +1,8 @@
-"""The configuration that a GGUF file describes, every key of its metadata accounted for.
+"""Configuration of the model in a GGUF file, with every metadata key accounted for.
 
-transformers makes a configuration of the keys that it knows and passes over the others. Here each
-key of the architecture is set in the configuration, or compared with what the configuration means
-without it; a key that can be neither is refused by its name.
+transformers reads the keys that it knows and ignores the others. Here each key of the architecture
+is set in the configuration, or compared with the value that the configuration implies. A key for
+which neither is possible is refused by name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""What Llama 3.1 and its kin divide the frequencies of the rotation by."""
+"""Tensor of the factors that the frequencies of the rotary embedding are divided by (Llama 3.1)."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "block_count": ("num_hidden_layers",),
@@ -54,25 +54,30 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "ssm.group_count": ("linear_num_key_heads",),
     "ssm.time_step_rank": ("linear_num_value_heads", "time_step_rank"),
 }  # fmt: skip
-"""Attributes of a configuration that a key sets: the first of them that the configuration has."""
+"""Attributes that a key sets: the first of the listed ones that the configuration class has."""
 
 NO_NUMBERS = ("rope.scaling.finetuned", "tensor_data_layout")
-"""Keys of an architecture that say where a model comes from, and change no number."""
+"""Keys of an architecture that state the origin of a model and change no number."""
 
 WINDOW = "attention.sliding_window"
+"""Key of the width of the attention window, in tokens."""
 NORMS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+"""Keys of the epsilon of the norms."""
 
 ELSEWHERE = ("general.", "split.", "tokenizer.", "quantize.", "GGUF.")
-"""Keys that are no architecture's: names and licenses, what `read` has checked, what the tokenizer
-is made of, and how the file was quantized."""
+"""Prefixes of keys that belong to no architecture.
+
+They hold names and licenses, the entries that `file.read` has checked, the tokenizer, and how the
+file was quantized.
+"""
 
 
 def configuration(file: GgufFile) -> PretrainedConfig:
-    """The configuration of the model in a GGUF file.
+    """Return the configuration of the model in a GGUF file.
 
     Raises:
-        ValueError: transformers does not know the architecture, or a key of the metadata is
-            neither taken over nor equal to what the configuration means.
+        ValueError: transformers does not know the architecture, or a metadata key can neither be
+            set in the configuration nor equals the value that the configuration implies.
     """
     from transformers import AutoConfig
 
@@ -87,9 +92,9 @@ def configuration(file: GgufFile) -> PretrainedConfig:
             _set(config, key, value)
         _fill(config, values, file)
         _rotation(config, values, file)
-        # Once more, so that it is checked, and what follows from an attribute follows.
+        # Rebuild it: the class checks its entries, and derives some from others.
         config = AutoConfig.for_model(config.model_type, **_arguments(config))
-    except Exception as error:  # every architecture checks its configuration in its own way
+    except Exception as error:  # each architecture raises its own types of errors
         raise ValueError(
             f"{first}: transformers cannot read a configuration of architecture "
             f"{shortened(file.architecture, 40)!r} from it ({gist(error)})"
@@ -99,76 +104,82 @@ def configuration(file: GgufFile) -> PretrainedConfig:
 
 
 def _arguments(config: PretrainedConfig) -> dict[str, Any]:
-    held: dict[str, Any] = config.to_dict()
-    return {key: value for key, value in held.items() if key != "model_type"}
+    entries: dict[str, Any] = config.to_dict()
+    return {key: value for key, value in entries.items() if key != "model_type"}
 
 
 def _values(file: GgufFile) -> dict[str, Any]:
-    """Values of the architecture's keys, without its name before them."""
+    """Return the values of the architecture's keys, by key without the architecture's prefix.
+
+    Raises:
+        ValueError: a key belongs to another architecture.
+    """
     from gguf import MODEL_ARCH_NAMES
 
-    own = f"{file.architecture}."
-    # Tools add keys in namespaces of their own, which no reader uses.
-    known = {*MODEL_ARCH_NAMES.values(), "rope", "attention", "adapter", "clip"}
+    prefix = f"{file.architecture}."
+    # Tools add keys in their own namespaces, which no reader uses.
+    namespaces = {*MODEL_ARCH_NAMES.values(), "rope", "attention", "adapter", "clip"}
     values = {}
     for key, value in file.metadata.items():
         space = key.partition(".")[0]
-        if key.startswith(own):
-            values[key.removeprefix(own)] = value
-        elif space in known and not key.startswith(ELSEWHERE):
-            raise _refusal(file, key, value, "is of another architecture, or of no kind known here")
+        if key.startswith(prefix):
+            values[key.removeprefix(prefix)] = value
+        elif space in namespaces and not key.startswith(ELSEWHERE):
+            raise _refusal(file, key, value, "belongs to another architecture or is unknown")
     if values.get("rope.scaling.type") == "linear":
         factor = values.get("rope.scaling.factor")
-        if factor in (None, 0.0, 1.0):  # which scales nothing
+        if factor in (None, 0.0, 1.0):  # scales nothing
             values["rope.scaling.type"] = "none"
     return values
 
 
 def _from_all_parts(config: PretrainedConfig, file: GgufFile) -> None:
-    """Set what transformers tells from the names of tensors, of which it knows the first part's."""
+    """Set the entries that transformers derives from tensor names.
+
+    transformers reads the first part of a split file only.
+    """
     names = file.blocks
     config.tie_word_embeddings = "output.weight" not in names
     for name in ("bos", "eos", "pad"):
         key = "padding" if name == "pad" else name
-        held, said = (
-            getattr(config, f"{name}_token_id", None),
-            file.metadata.get(f"tokenizer.ggml.{key}_token_id"),
-        )
-        if name == "pad" and said is not None and not 0 <= said < config.vocab_size:
-            said = None  # padding is never computed
-        if not (isinstance(held, list) and said in held):
-            setattr(config, f"{name}_token_id", said)  # those of a class are of another vocabulary
+        default = getattr(config, f"{name}_token_id", None)
+        stated = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if name == "pad" and stated is not None and not 0 <= stated < config.vocab_size:
+            stated = None  # padding is never computed
+        if not (isinstance(default, list) and stated in default):
+            # The default of the class is an id in another vocabulary.
+            setattr(config, f"{name}_token_id", stated)
     if config.model_type == "stablelm":
         config.use_qkv_bias = any(name.endswith("attn_q.bias") for name in names)
         config.use_parallel_residual = not any("ffn_norm" in name for name in names)
     if config.model_type in ("gemma2", "gemma3_text"):
-        # No key has it. llama.cpp takes the width of a head, but for the models of 27 B.
+        # No key stores it. llama.cpp uses the width of a head, except for the 27 B models.
         large = config.num_hidden_layers == {"gemma2": 46}.get(config.model_type, 62)
         heads = config.num_attention_heads
         config.query_pre_attn_scalar = config.hidden_size // heads if large else config.head_dim
 
 
 def _attribute(config: PretrainedConfig, key: str) -> str | None:
-    # A configuration keeps what its class has no use for as an attribute of its own.
-    own = type(config)()
-    return next((name for name in ATTRIBUTES.get(key, ()) if hasattr(own, name)), None)
+    # A configuration also keeps entries that its class does not use, so look at a new one.
+    defaults = type(config)()
+    return next((name for name in ATTRIBUTES.get(key, ()) if hasattr(defaults, name)), None)
 
 
 def _set(config: PretrainedConfig, key: str, value: Any) -> None:
     attribute = _attribute(config, key)
-    # Lists have a number for each layer: transformers knows of which architectures it takes one.
+    # A list has one number per layer: transformers reduces it for the architectures that need one.
     derived = isinstance(getattr(type(config), attribute or "", None), property)
     if attribute is not None and not derived and not isinstance(value, list):
         setattr(config, attribute, (value or None) if key == WINDOW else value)
 
 
 def _fill(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) -> None:
-    """Set what a key that is not there means, as llama.cpp has it.
+    """Set the entries of missing keys to the defaults of llama.cpp.
 
-    The defaults of the configuration's class are those of some other model.
+    The defaults of the configuration class are those of some other model.
 
     Raises:
-        ValueError: a key is missing that has no default.
+        ValueError: a key without a default is missing.
     """
     needed = ["block_count", "context_length", "embedding_length", "attention.head_count"]
     if any("_exps." in name for name in file.blocks):
@@ -183,10 +194,10 @@ def _fill(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) -> N
     if missing:
         raise ValueError(f"{file.architecture}.{missing[0]} is missing in its metadata")
     width = config.hidden_size // config.num_attention_heads
-    of_llama = values.get("rope.dimension_count", width)
+    rotated = values.get("rope.dimension_count", width)
     defaults = {
         "attention.head_count_kv": config.num_attention_heads,
-        "attention.key_length": of_llama if config.model_type == "llama" else width,
+        "attention.key_length": rotated if config.model_type == "llama" else width,
         WINDOW: 0,
     }
     for key, value in defaults.items():
@@ -198,13 +209,21 @@ def _fill(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) -> N
 
 
 def _rope(config: PretrainedConfig) -> dict[str, Any]:
-    """The rotation's parameters; of several kinds of layers those of full attention."""
-    whole: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    part: dict[str, Any] = whole.get("full_attention", whole)
-    return part
+    """Return the parameters of the rotary embedding.
+
+    If there are several kinds of layers, these are the parameters of full attention.
+    """
+    all_parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    parameters: dict[str, Any] = all_parameters.get("full_attention", all_parameters)
+    return parameters
 
 
 def _rotation(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) -> None:
+    """Set the parameters of the rotary embedding from the keys `rope.*`.
+
+    Raises:
+        ValueError: a scaling has no factor, or the tensor of factors matches no known scaling.
+    """
     rope = _rope(config)
     if "rope.freq_base" in values and rope:
         rope["rope_theta"] = values["rope.freq_base"]
@@ -232,39 +251,41 @@ def _rotation(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) 
 
 
 def _head_width(config: PretrainedConfig) -> int:
-    own = getattr(config, "head_dim", None)
-    return int(own or config.hidden_size // config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None)
+    return int(head_dim or config.hidden_size // config.num_attention_heads)
 
 
 def _rotated(config: PretrainedConfig) -> int:
-    """Channels of a head that are rotated."""
+    """Return the number of channels of a head that are rotated."""
     share = _rope(config).get("partial_rotary_factor")
     share = getattr(config, "partial_rotary_factor", None) if share is None else share
     return int(_head_width(config) * (1.0 if share is None else share))
 
 
 def _scaling_of(file: GgufFile, rope: dict[str, Any], rotated: int) -> dict[str, Any]:
-    """The scaling of Llama 3.1 that gives the factors in the file.
+    """Return the Llama 3.1 scaling whose factors are those in the file.
 
     Raises:
-        ValueError: none does.
+        ValueError: no such scaling has these factors.
     """
     blocks = file.blocks[ROPE_FACTORS]
-    found = Reader(file.parts[0].parent).rows(blocks, 0, blocks.rows).reshape(-1)
-    if (found == 1).all():
+    factors = Reader(file.parts[0].parent).rows(blocks, 0, blocks.rows).reshape(-1)
+    if (factors == 1).all():
         return {}
     for original in (8192, 4096, 2048, 16384, 32768, 65536, 131072):
         for low, high in ((1.0, 4.0), (1.0, 1.0)):
             scaling: dict[str, Any] = {
-                "factor": float(found.max()), "low_freq_factor": low, "high_freq_factor": high,
+                "factor": float(factors.max()), "low_freq_factor": low, "high_freq_factor": high,
                 "original_max_position_embeddings": original,
             }  # fmt: skip
-            made = llama3_factors(rope["rope_theta"], rotated, **scaling)
-            # Both are float32, of a computation in float64 whose order differs.
-            if made.shape == found.shape and np.allclose(made, found, rtol=1e-6, atol=0):
+            expected = llama3_factors(rope["rope_theta"], rotated, **scaling)
+            # Both are float32, computed in float64 in different orders.
+            if expected.shape == factors.shape and np.allclose(
+                expected, factors, rtol=1e-6, atol=0
+            ):
                 return {"rope_type": "llama3", **scaling}
     raise ValueError(
-        f"tensor {ROPE_FACTORS} holds factors that no scaling of the kind llama3 gives"
+        f"tensor {ROPE_FACTORS} has factors that no scaling of rope_type llama3 produces"
     )
 
 
@@ -276,10 +297,11 @@ def llama3_factors(
     high_freq_factor: float,
     original_max_position_embeddings: int,
 ) -> NDArray[np.float32]:
-    """What Llama 3.1 divides the frequencies of its rotation by, (rotated / 2,).
+    """Return the factors that Llama 3.1 divides the rotary frequencies by, (rotated / 2,).
 
-    Long wavelengths are divided by `factor`, short ones by 1; between the two by 1 over a weighted
-    mean of 1 / factor and 1 (Llama 3.1 as transformers has it, `rope_type: llama3`).
+    Long wavelengths are divided by `factor`, short ones by 1. Wavelengths between the two are
+    divided by 1 over a weighted mean of 1 / factor and 1 (Llama 3.1, `rope_type: llama3` in
+    transformers).
     """
     wave = 2 * math.pi * rope_theta ** (np.arange(0, rotated, 2, dtype=np.float64) / rotated)
     turns = original_max_position_embeddings / wave
@@ -290,9 +312,9 @@ def llama3_factors(
 
 
 _ANY = object()
-"""What a configuration means by a key that changes no number of its kind of model."""
+"""Marker for a key that changes no number of a kind of model, so that any value is accepted."""
 
-MEANINGS: dict[str, Callable[[Any], Any]] = {
+IMPLIED: dict[str, Callable[[Any], Any]] = {
     "context_length": lambda config: _ANY,
     "feed_forward_length": lambda config: 4 * config.hidden_size,
     "attention.head_count_kv": lambda config: config.num_attention_heads,
@@ -315,7 +337,7 @@ MEANINGS: dict[str, Callable[[Any], Any]] = {
         _rope(config).get("rope_type", "default"), _rope(config).get("rope_type")
     ),
     "rope.scaling.factor": lambda config: _rope(config).get("factor", 1.0),
-    # Without a scaling it means nothing.
+    # The key changes no number without a scaling.
     "rope.scaling.original_context_length": lambda config: _rope(config).get(
         "original_max_position_embeddings", _ANY
     ),
@@ -339,46 +361,52 @@ MEANINGS: dict[str, Callable[[Any], Any]] = {
     "residual_scale": lambda config: 1.0,
     "embedding_scale": lambda config: 1.0,
 }
-"""What a configuration means by keys for which it has no attribute of its own."""
+"""Value that a configuration implies for each key without an attribute of its own."""
 
 
 def _check(config: PretrainedConfig, values: dict[str, Any], file: GgufFile) -> None:
-    """Refuse a key whose value is not what the configuration means."""
+    """Refuse a key whose value differs from the value that the configuration implies.
+
+    Raises:
+        ValueError: there is such a key; the message names it.
+    """
     for key, value in values.items():
         if key in NO_NUMBERS:
             continue
         attribute = _attribute(config, key)
         try:
-            meant = MEANINGS[key](config) if attribute is None else getattr(config, attribute)
+            implied = IMPLIED[key](config) if attribute is None else getattr(config, attribute)
         except KeyError:
             raise _refusal(
-                file, f"{file.architecture}.{key}", value, "changes numbers in a way not known here"
+                file, f"{file.architecture}.{key}", value, "is a setting that is not supported"
             ) from None
-        if not _equal(config, key, value, meant):
+        if not _equal(config, key, value, implied):
             raise _refusal(
-                file, f"{file.architecture}.{key}", value, f"and transformers would take {meant!r}"
+                file, f"{file.architecture}.{key}", value, f"but transformers would use {implied!r}"
             )
 
 
-def _equal(config: PretrainedConfig, key: str, value: Any, meant: Any) -> bool:
-    if meant is _ANY:
+def _equal(config: PretrainedConfig, key: str, value: Any, implied: Any) -> bool:
+    """Return whether the value of a key equals the value that the configuration implies."""
+    if implied is _ANY:
         return True
     if key == WINDOW:
-        value, meant = value or None, meant or None
+        value, implied = value or None, implied or None
     if key == "rope.dimension_sections":
         value = [size for size in value if size]
-    elif isinstance(value, list) and not isinstance(meant, list):
-        # A number for each layer: the model has one for all. Layers without attention have 0 heads.
+    elif isinstance(value, list) and not isinstance(implied, list):
+        # The file has a number per layer, the model one for all layers. Layers without attention
+        # have 0 heads.
         mixed = key == "attention.head_count_kv" and hasattr(config, "layer_types")
-        return {number for number in value if number or not mixed} == {meant}
-    if isinstance(value, float) or isinstance(meant, float):
-        # Metadata is float32, a configuration's default is not.
-        return meant is not None and bool(np.float32(value) == np.float32(meant))
-    return bool(value == meant)
+        return {number for number in value if number or not mixed} == {implied}
+    if isinstance(value, float) or isinstance(implied, float):
+        # Metadata is float32, the default of a configuration is a Python float.
+        return implied is not None and bool(np.float32(value) == np.float32(implied))
+    return bool(value == implied)
 
 
 def _refusal(file: GgufFile, key: str, value: Any, why: str) -> ValueError:
-    said = shortened(repr(value), 60)
+    shown = shortened(repr(value), 60)
     return ValueError(
-        f"{file.parts[0]}: {key} = {said} {why}; take the safetensors files of this model instead"
+        f"{file.parts[0]}: {key} = {shown} {why}; use the safetensors files of this model instead"
     )

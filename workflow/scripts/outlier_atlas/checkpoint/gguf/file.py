@@ -1,4 +1,4 @@
-"""GGUF files as they lie on disk: parts, metadata, and where each tensor's blocks are."""
+"""Layout of GGUF files on disk: parts, metadata, and the position of each tensor's blocks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from outlier_atlas.settings.source import gguf_parts
 
 @dataclass(frozen=True)
 class Blocks:
-    """A tensor in a GGUF file.
+    """Tensor in a GGUF file.
 
     Attributes:
-        name: in the file.
+        name: name of the tensor in the file.
         file: name of the file.
-        type: how its values are stored, such as `Q4_K`.
-        shape: as torch has it, the slowest axis first.
-        offset, size: first byte in the file, and number of bytes.
+        type: storage type of the values, such as `Q4_K`.
+        shape: shape in torch's order, the slowest axis first.
+        offset: position of the first byte in the file.
+        size: number of bytes.
     """
 
     name: str
@@ -36,27 +37,27 @@ class Blocks:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Blocks:
-        """The inverse of `record`."""
+        """Return the tensor of a record; the inverse of `record`."""
         return cls(**record | {"shape": tuple(record["shape"])})
 
     def record(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """Return the attributes as JSON can store them."""
         return asdict(self) | {"shape": list(self.shape)}
 
     @property
     def rows(self) -> int:
-        """Number of rows: of all axes but the last."""
+        """Number of rows: the product of all axes but the last."""
         return int(np.prod(self.shape[:-1], dtype=np.int64))
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The metadata and the tensors of a GGUF file, those of all its parts.
+    """Metadata and tensors of a GGUF file, from all of its parts.
 
     Attributes:
-        parts: its files, in order.
+        parts: the files, in order.
         metadata: values by key.
-        blocks: its tensors by name.
+        blocks: tensors by name.
     """
 
     parts: tuple[Path, ...]
@@ -65,18 +66,18 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
-        """What llama.cpp calls the kind of model."""
+        """Name of the architecture in llama.cpp."""
         return str(self.metadata["general.architecture"])
 
 
 def read(path: Path) -> GgufFile:
-    """Read metadata and tensor table of a GGUF file; no tensor is read.
+    """Read the metadata and the tensor table of a GGUF file; no tensor is read.
 
     Args:
-        path: the file, or one part of a split one.
+        path: the file, or one part of a split file.
 
     Raises:
-        ValueError: it is missing, damaged, no GGUF file, or its parts are not of one file.
+        ValueError: the file is missing, damaged or not GGUF, or its parts do not belong together.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such GGUF file")
@@ -90,25 +91,32 @@ def read(path: Path) -> GgufFile:
     metadata: dict[str, Any] = {}
     blocks: dict[str, Blocks] = {}
     for number, part in enumerate(parts):
-        fields, own = _read_part(part)
+        fields, part_blocks = _read_part(part)
         metadata = metadata or fields
         _check_part(part, number, len(parts), fields)
-        twice = sorted({*blocks} & {*own})
-        if twice:
-            raise ValueError(f"{part}: {twice[0]} is in another part, too; fetch all parts again")
-        blocks |= own
+        duplicates = sorted({*blocks} & {*part_blocks})
+        if duplicates:
+            raise ValueError(
+                f"{part}: tensor {duplicates[0]} is also in another part; fetch all parts again"
+            )
+        blocks |= part_blocks
     if "general.architecture" not in metadata:
         raise ValueError(f"{parts[0]}: general.architecture is missing in its metadata")
     total = metadata.get("split.tensors.count", len(blocks))
     if total != len(blocks):
         raise ValueError(
-            f"{path}: split.tensors.count is {total}, and its parts have {len(blocks)} tensors; "
+            f"{path}: split.tensors.count is {total}, but its parts have {len(blocks)} tensors; "
             f"fetch all parts again"
         )
     return GgufFile(tuple(parts), metadata, blocks)
 
 
 def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Blocks]]:
+    """Read the metadata and the tensor table of one part.
+
+    Raises:
+        ValueError: the part is damaged, big-endian, or has a type that cannot be dequantized.
+    """
     from gguf import GGUFEndian, GGUFReader
 
     with path.open("rb") as file:
@@ -128,32 +136,37 @@ def _read_part(path: Path) -> tuple[dict[str, Any], dict[str, Blocks]]:
             )
             for tensor in reader.tensors
         ]
-    except Exception as error:  # the reader of a damaged file raises what it likes
+    except Exception as error:  # on a damaged file the reader raises errors of any type
         raise ValueError(f"{path}: damaged GGUF file ({gist(error)}); fetch it again") from error
     if reader.endianess != GGUFEndian.LITTLE:
         raise ValueError(f"{path}: a big-endian GGUF file; convert it with gguf-convert-endian")
-    twice = [name for name, number in Counter(t.name for t in tensors).items() if number > 1]
-    if twice:
-        raise ValueError(f"{path}: it has two tensors named {twice[0]}; fetch it again")
+    duplicates = [name for name, number in Counter(t.name for t in tensors).items() if number > 1]
+    if duplicates:
+        raise ValueError(f"{path}: two tensors are named {duplicates[0]}; fetch it again")
     length = path.stat().st_size
     for tensor in tensors:
         if tensor.offset + tensor.size > length:
-            raise ValueError(f"{path}: cut short within {tensor.name}; fetch it again")
+            raise ValueError(f"{path}: truncated within {tensor.name}; fetch it again")
         _check_type(path, tensor)
     return fields, {tensor.name: tensor for tensor in tensors}
 
 
 def _check_part(part: Path, number: int, count: int, fields: dict[str, Any]) -> None:
-    said = fields.get("split.count", 1) or 1
-    if said != count:
+    """Compare the number and the count of a part in its metadata with its file name.
+
+    Raises:
+        ValueError: they differ.
+    """
+    stated = fields.get("split.count", 1) or 1
+    if stated != count:
         raise ValueError(
-            f"{part}: split.count is {said}, and its name says {count}; give the parts their own "
-            f"names back"
+            f"{part}: split.count is {stated}, but its file name says {count}; restore the names "
+            f"that the parts had"
         )
     if count > 1 and fields.get("split.no", number) != number:
         raise ValueError(
-            f"{part}: split.no is {fields['split.no']}, and its name says part {number + 1}; give "
-            f"the parts their own names back"
+            f"{part}: split.no is {fields['split.no']}, but its file name says part {number + 1}; "
+            f"restore the names that the parts had"
         )
 
 
@@ -164,12 +177,12 @@ def _check_type(path: Path, tensor: Blocks) -> None:
     except (NotImplementedError, ValueError) as error:
         raise ValueError(
             f"{path}: {tensor.name} is stored as {tensor.type}, which the gguf package cannot "
-            f"dequantize"
+            f"dequantize; use the safetensors files of this model instead"
         ) from error
 
 
 def dequantize(blocks: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
-    """The values of rows of blocks, (row, bytes) to (row, column) in float32."""
+    """Return the values of rows of blocks: (row, bytes) becomes (row, column) in float32."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize as dequantized
 
@@ -179,10 +192,10 @@ def dequantize(blocks: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
 
 
 class Reader:
-    """Reads rows of tensors; a file is mapped into memory when the first is asked for.
+    """Reader of tensor rows, which memory-maps a file at the first read from it.
 
     Args:
-        folder: where the files lie.
+        folder: folder of the GGUF files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -190,7 +203,7 @@ class Reader:
         self._files: dict[str, NDArray[np.uint8]] = {}
 
     def rows(self, blocks: Blocks, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` to `stop - 1` of a tensor, (row, column) in float32."""
+        """Return rows `start` to `stop - 1` of a tensor, (row, column) in float32."""
         if blocks.file not in self._files:
             self._files[blocks.file] = np.memmap(self._folder / blocks.file, np.uint8, "r")
         size = blocks.size // blocks.rows
@@ -199,5 +212,5 @@ class Reader:
 
 
 def stored_types(kinds: Sequence[str]) -> str:
-    """Types by how many tensors have them, the most frequent first."""
+    """Return the distinct types, separated by commas, the most frequent first."""
     return ", ".join(kind for kind, _ in Counter(kinds).most_common())

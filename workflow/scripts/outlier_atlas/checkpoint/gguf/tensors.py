@@ -1,8 +1,7 @@
-"""Which tensors of a GGUF file make which weight of the model, and the weights read from them.
+"""Mapping from the tensors of a GGUF file to the weights of the model, and their reading.
 
-transformers knows the names of the tensors, and how to undo what llama.cpp's converter does to
-their values. It reads whole files by that knowledge. Here one weight is read at a time, and only
-the weights of a layer group.
+transformers knows the tensor names, and how to undo the changes of llama.cpp's converter. But it
+reads whole files. Here one weight is read at a time, and only the weights of a layer group.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 PIECE = 2**18
-"""Values, about, that are dequantized at a time; numpy holds several copies of them meanwhile."""
+"""Approximate number of values dequantized at a time; numpy holds several copies of them."""
 
 STACKED = (".ffn_gate_exps.", ".ffn_up_exps.")
-"""Tensors of all experts that lie one behind the other in one weight, expert by expert."""
+"""Tensors of all experts that one weight contains one after the other, expert by expert."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter or buffer of the model, and the tensors that it is made of, in their order."""
+    """Parameter or buffer of the model, with the tensors that it is made of, in order."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,63 +41,67 @@ class Weight:
 
     @property
     def type(self) -> str:
-        """How it is stored; of several tensors in several ways, the most frequent first."""
+        """Storage types of the tensors, the most frequent first."""
         return stored_types([blocks.type for blocks in self.blocks])
 
     @property
     def size(self) -> int:
-        """Bytes in the file."""
+        """Number of bytes in the file."""
         return sum(blocks.size for blocks in self.blocks)
 
     @property
     def rows(self) -> int:
-        """Number of rows: of all axes but the last."""
+        """Number of rows: the product of all axes but the last."""
         return int(np.prod(self.shape[:-1], dtype=np.int64))
 
 
 # --- Names ---------------------------------------------------------------------------------------
 
 
-def weights_of(file: GgufFile, config: PretrainedConfig) -> list[Weight]:
-    """The weights of a model, each with the tensors that it is made of.
+def match_weights(file: GgufFile, config: PretrainedConfig) -> list[Weight]:
+    """Return the weights of a model, each with the tensors that it is made of.
 
     Raises:
-        ValueError: a tensor makes no weight, a weight has no tensor, or a shape does not fit.
+        ValueError: a tensor belongs to no weight, a weight has no tensor, or a shape does not fit.
     """
     from transformers import AutoModelForCausalLM
 
     _refuse_unknown_values(file)
     if config.num_hidden_layers > len(file.blocks):
         raise ValueError(
-            f"{file.parts[0]}: {file.architecture}.block_count is {config.num_hidden_layers}, and "
-            f"it has {len(file.blocks)} tensors"
+            f"{file.parts[0]}: {file.architecture}.block_count is {config.num_hidden_layers}, but "
+            f"the file has only {len(file.blocks)} tensors; fetch it again"
         )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _check_rotation(file, model)
-    of = _legacy_names(file, model) if _is_legacy(file) else _converted_names(file, model)
-    unused = sorted({*file.blocks} - {*of} - {ROPE_FACTORS})
+    targets = _legacy_names(file, model) if _is_legacy(file) else _converted_names(file, model)
+    unused = sorted({*file.blocks} - {*targets} - {ROPE_FACTORS})
     if unused:
         raise ValueError(
             f"{file.parts[0]}: tensor {unused[0]} belongs to no weight of {type(model).__name__} "
-            f"({len(unused)} such); take the safetensors files of this model instead"
+            f"({len(unused)} such); use the safetensors files of this model instead"
         )
-    made: dict[str, list[Blocks]] = {}
-    for name, target in sorted(of.items(), key=lambda item: _order(item[0])):
+    blocks_by_weight: dict[str, list[Blocks]] = {}
+    for name, target in sorted(targets.items(), key=lambda item: _order(item[0])):
         if name in file.blocks:
-            made.setdefault(target, []).append(file.blocks[name])
+            blocks_by_weight.setdefault(target, []).append(file.blocks[name])
     config.architectures = [type(model).__name__]
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {*model.all_tied_weights_keys} if config.tie_word_embeddings else set()
-    for target in wanted:
-        sources = {name for name, given in of.items() if given == target}
-        lacking = sorted(sources - {*file.blocks}) or [target]
-        if target not in tied and (target not in made or len(made[target]) < len(sources)):
+    for target in shapes:
+        sources = {name for name, weight_name in targets.items() if weight_name == target}
+        missing = sorted(sources - {*file.blocks}) or [target]
+        if target not in tied and (
+            target not in blocks_by_weight or len(blocks_by_weight[target]) < len(sources)
+        ):
             raise ValueError(
-                f"{file.parts[0]}: tensor {lacking[0]} is missing, of which the weight {target} of "
-                f"{type(model).__name__} is made; fetch the file again"
+                f"{file.parts[0]}: tensor {missing[0]} is missing; the weight {target} of "
+                f"{type(model).__name__} needs it; fetch the file again"
             )
-    weights = [Weight(name, wanted[name], tuple(blocks)) for name, blocks in made.items()]
+    weights = [
+        Weight(name, shapes[name], tuple(blocks)) for name, blocks in blocks_by_weight.items()
+    ]
     reader = GgufWeights(file.parts[0].parent, file.architecture, _parameters(file), weights)
     for weight in weights:
         reader.check_shape(weight)
@@ -106,84 +109,89 @@ def weights_of(file: GgufFile, config: PretrainedConfig) -> list[Weight]:
 
 
 def _check_rotation(file: GgufFile, model: PreTrainedModel) -> None:
-    """Refuse a file whose heads are rotated in another part than those of the model.
+    """Refuse a file whose heads rotate another number of channels than the heads of the model.
 
-    Not every class heeds the part that its configuration names.
+    Some classes ignore the number of channels that their configuration states.
 
     Raises:
-        ValueError: the number of channels is another one.
+        ValueError: the numbers of channels differ.
     """
     key = f"{file.architecture}.rope.dimension_count"
-    wanted = file.metadata.get(key)
+    stated = file.metadata.get(key)
     for name, buffer in model.named_buffers():
-        counts = name.endswith("inv_freq") and "original" not in name
-        if counts and wanted not in (None, 2 * buffer.numel()):
+        is_frequencies = name.endswith("inv_freq") and "original" not in name
+        if is_frequencies and stated not in (None, 2 * buffer.numel()):
             raise ValueError(
-                f"{file.parts[0]}: {key} = {wanted}, and {type(model).__name__} rotates "
-                f"{2 * buffer.numel()} channels of a head; take the safetensors files of this "
+                f"{file.parts[0]}: {key} = {stated}, but {type(model).__name__} rotates "
+                f"{2 * buffer.numel()} channels of a head; use the safetensors files of this "
                 f"model instead"
             )
 
 
 def _refuse_unknown_values(file: GgufFile) -> None:
-    """Refuse architectures whose values transformers converts in a way that is not followed here.
+    """Refuse architectures for which transformers has no `TENSOR_PROCESSORS` entry.
 
     Raises:
-        ValueError: it is one of them.
+        ValueError: the architecture is one of them.
     """
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS
 
     if not _is_legacy(file) and file.architecture not in TENSOR_PROCESSORS:
         raise ValueError(
-            f"{file.parts[0]}: GGUF files of architecture {file.architecture!r} are not read; take "
-            f"the safetensors files of this model instead"
+            f"{file.parts[0]}: GGUF files of architecture {file.architecture!r} are not supported; "
+            f"use the safetensors files of this model instead"
         )
 
 
 def _order(name: str) -> tuple[int, str]:
+    """Return a sort key that puts the gate of fused experts before their up projection."""
     return next((i for i, kind in enumerate(STACKED) if kind in name), 0), name
 
 
 def _is_legacy(file: GgufFile) -> bool:
+    """Return whether transformers has no conversion mapping for the architecture."""
     from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 
     return file.architecture not in GGUF_ARCHS
 
 
 def _legacy_names(file: GgufFile, model: PreTrainedModel) -> dict[str, str]:
-    """Weights by the names of tensors, those among them that a model may have and need not."""
+    """Return the weights by tensor name, including tensors that a file need not have."""
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
     try:
-        given: dict[str, str] = get_gguf_hf_weights_map(model, _processor(file.architecture, {}))
+        all_names: dict[str, str] = get_gguf_hf_weights_map(
+            model, _processor(file.architecture, {})
+        )
     except NotImplementedError as error:
         raise ValueError(
             f"{file.parts[0]}: transformers does not know the tensors of architecture "
-            f"{file.architecture!r} in it; take the safetensors files of this model instead"
+            f"{file.architecture!r}; use the safetensors files of this model instead"
         ) from error
-    # Parameters of fused experts have no ending, the tensors that they are made of have one.
+    # Parameters of fused experts have no `.weight` at the end of their names, tensors have it.
     names = {
         name
         if name in file.blocks or name.endswith((".weight", ".bias"))
         else f"{name}.weight": target
-        for name, target in given.items()
+        for name, target in all_names.items()
     }
-    held = {*model.state_dict()}
-    # Of tied weights both names are given; the one that is stored makes both.
-    return {name: target for name, target in names.items() if target in held and (
+    parameters = {*model.state_dict()}
+    # Both names of tied weights are listed; the weight that is stored provides both.
+    return {name: target for name, target in names.items() if target in parameters and (
         name in file.blocks or target not in model.all_tied_weights_keys)}  # fmt: skip
 
 
 def _converted_names(file: GgufFile, model: PreTrainedModel) -> dict[str, str]:
+    """Return the weights by tensor name, from the conversion mapping of transformers."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     from transformers.integrations.gguf.utils import get_gguf_conversion_mapping
 
     mapping = get_gguf_conversion_mapping(file.architecture, model.config)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    held = {*model.state_dict()}
+    parameters = {*model.state_dict()}
     names = {name: str(rename_source_key(name, renamings, converters)[0]) for name in file.blocks}
-    return {name: target for name, target in names.items() if target in held}
+    return {name: target for name, target in names.items() if target in parameters}
 
 
 def _processor(architecture: str, parameters: dict[str, Any]) -> Any:
@@ -193,14 +201,14 @@ def _processor(architecture: str, parameters: dict[str, Any]) -> Any:
 
 
 def _parameters(file: GgufFile) -> dict[str, Any]:
-    """What the processors of transformers ask of a configuration."""
-    own = file.metadata
-    heads = own.get(f"{file.architecture}.attention.head_count")
+    """Return the configuration entries that the tensor processors of transformers need."""
+    metadata = file.metadata
+    heads = metadata.get(f"{file.architecture}.attention.head_count")
     return {
         "num_attention_heads": heads,
         "n_head": heads,
-        "num_key_value_heads": own.get(f"{file.architecture}.attention.head_count_kv", heads),
-        "hidden_size": own.get(f"{file.architecture}.embedding_length"),
+        "num_key_value_heads": metadata.get(f"{file.architecture}.attention.head_count_kv", heads),
+        "hidden_size": metadata.get(f"{file.architecture}.embedding_length"),
     }
 
 
@@ -208,12 +216,13 @@ def _parameters(file: GgufFile) -> dict[str, Any]:
 
 
 class GgufWeights(Mapping[str, "LazyWeight"]):
-    """The weights of a GGUF file by name, each read when it is asked for.
+    """Mapping from names to the weights of a GGUF file, each read on access.
 
     Args:
-        folder: where the files lie.
-        architecture: what llama.cpp calls it.
+        folder: folder of the GGUF files.
+        architecture: name of the architecture in llama.cpp.
         parameters: see `_parameters`.
+        weights: the weights of the model.
     """
 
     def __init__(
@@ -229,7 +238,7 @@ class GgufWeights(Mapping[str, "LazyWeight"]):
 
     @classmethod
     def open(cls, folder: Path) -> GgufWeights:
-        """The weights of a model's folder, as its index has them."""
+        """Return the weights that the index in a model's folder lists."""
         index = read_record(folder / GGUF_INDEX)
         weights = [
             Weight(name, tuple(w["shape"]), tuple(map(Blocks.from_record, w["blocks"])))
@@ -247,24 +256,24 @@ class GgufWeights(Mapping[str, "LazyWeight"]):
         return len(self._weights)
 
     def check_shape(self, weight: Weight) -> None:
-        """Refuse a weight whose tensors do not fit it.
+        """Refuse a weight whose tensors do not fit.
 
         Raises:
-            ValueError: the shape, or the number of values, is another one.
+            ValueError: the shape or the number of values differs.
         """
         first = weight.blocks[0]
-        held = sum(int(np.prod(blocks.shape, dtype=np.int64)) for blocks in weight.blocks)
-        wanted = int(np.prod(weight.shape, dtype=np.int64))
+        stored_values = sum(int(np.prod(blocks.shape, dtype=np.int64)) for blocks in weight.blocks)
+        values = int(np.prod(weight.shape, dtype=np.int64))
         plain = len(weight.blocks) == 1 and self._is_plain(weight)
-        if held != wanted or (plain and first.shape != weight.shape):
+        if stored_values != values or (plain and first.shape != weight.shape):
             shapes = " and ".join(f"{each.name} {list(each.shape)}" for each in weight.blocks)
             raise ValueError(
                 f"{first.file}: tensor {shapes} does not fit the weight {weight.name} "
-                f"{list(weight.shape)} of the model that its metadata describes"
+                f"{list(weight.shape)} of the model in its metadata; fetch the file again"
             )
 
     def rows(self, weight: Weight, start: int, stop: int) -> torch.Tensor:
-        """Rows of a weight, all axes but the last taken as one: (row, column) in float32."""
+        """Return rows of a weight as (row, column) in float32; all axes but the last are rows."""
         if len(weight.blocks) > 1:
             return self._stacked(weight, start, stop)
         if size := self.head_rows(weight):
@@ -274,7 +283,7 @@ class GgufWeights(Mapping[str, "LazyWeight"]):
         return self._whole(weight).reshape(weight.rows, -1)[start:stop]
 
     def head_rows(self, weight: Weight) -> int | None:
-        """Rows of a head, where llama.cpp's converter reorders the rows of each head; or None."""
+        """Return the rows of a head if llama.cpp's converter reorders rows within heads."""
         blocks = weight.blocks[0]
         kind = re.search(r"\.attn_(q|k)\.weight$", blocks.name)
         if self._architecture != "llama" or kind is None:
@@ -283,7 +292,10 @@ class GgufWeights(Mapping[str, "LazyWeight"]):
         return blocks.rows // int(self._parameters[key])
 
     def _rows_of_heads(self, weight: Weight, size: int, start: int, stop: int) -> torch.Tensor:
-        """Rows of a weight, put in their order head by head: a matrix may be large."""
+        """Return rows of a weight, reordering only the heads that contain them.
+
+        A whole matrix may be large.
+        """
         first, last = start // size, -(-stop // size)
         (blocks,) = weight.blocks
         values = self._reader.rows(blocks, first * size, last * size)
@@ -292,7 +304,7 @@ class GgufWeights(Mapping[str, "LazyWeight"]):
         return _tensor(ordered)[start - first * size : stop - first * size]
 
     def _is_plain(self, weight: Weight) -> bool:
-        """Whether the values lie as the model has them, and need no more than to be dequantized."""
+        """Return whether the values have the order of the model and are only dequantized."""
         blocks = weight.blocks[0]
         if blocks.name.endswith(("_exps.weight",)):
             return True
@@ -301,35 +313,40 @@ class GgufWeights(Mapping[str, "LazyWeight"]):
 
     def _whole(self, weight: Weight) -> torch.Tensor:
         (blocks,) = weight.blocks
-        values = self._reader.rows(blocks, 0, blocks.rows).reshape(blocks.shape)
-        made = _tensor(self._processed(blocks, values, weight))
-        if tuple(made.shape) != weight.shape:
+        stored = self._reader.rows(blocks, 0, blocks.rows).reshape(blocks.shape)
+        values = _tensor(self._processed(blocks, stored, weight))
+        if tuple(values.shape) != weight.shape:
             raise ValueError(
-                f"{blocks.file}: tensor {blocks.name} becomes {list(made.shape)}, and "
-                f"{weight.name} has {list(weight.shape)}"
+                f"{blocks.file}: tensor {blocks.name} becomes {list(values.shape)}, but "
+                f"{weight.name} has {list(weight.shape)}; use the safetensors files of this model "
+                f"instead"
             )
-        return made
+        return values
 
     def _processed(self, blocks: Blocks, values: Any, weight: Weight) -> Any:
-        """What transformers makes of a tensor's values, to undo what llama.cpp did to them."""
+        """Return the values of a tensor after undoing the changes of llama.cpp's converter."""
         parsed: dict[str, Any] = {"tensors": {}}
-        given = self._processor.process(
+        processed = self._processor.process(
             weights=values,
             name=blocks.name,
             tensor_key_mapping={blocks.name.removesuffix(".weight"): weight.name},
             parsed_parameters=parsed,
         )
-        return given.weights if given.name is not None else next(iter(parsed["tensors"].values()))
+        return (
+            processed.weights
+            if processed.name is not None
+            else next(iter(parsed["tensors"].values()))
+        )
 
     @cached_property
     def _processor(self) -> Any:
         return _processor(self._architecture, self._parameters)
 
     def _stacked(self, weight: Weight, start: int, stop: int) -> torch.Tensor:
-        """Rows of fused gates and ups: of each expert those of the gate, then those of the up."""
+        """Return rows of fused gates and ups: for each expert the gate's rows, then the up's."""
         heights = [blocks.rows // weight.shape[0] for blocks in weight.blocks]
         height = sum(heights)
-        made = torch.empty(stop - start, weight.shape[-1])
+        rows = torch.empty(stop - start, weight.shape[-1])
         row = start
         while row < stop:
             expert, within = divmod(row, height)
@@ -340,13 +357,13 @@ class GgufWeights(Mapping[str, "LazyWeight"]):
             count = min(stop - row, heights[index] - within)
             first = expert * heights[index] + within
             part = self._reader.rows(weight.blocks[index], first, first + count)
-            made[row - start : row - start + count] = _tensor(part)
+            rows[row - start : row - start + count] = _tensor(part)
             row += count
-        return made
+        return rows
 
 
 class LazyWeight:
-    """A weight that is read when transformers loads it: `weight[...].to(dtype=…)`."""
+    """Weight that is read when transformers loads it: `weight[...].to(dtype=...)`."""
 
     def __init__(self, weights: GgufWeights, weight: Weight) -> None:
         self._weights = weights
@@ -354,32 +371,32 @@ class LazyWeight:
 
     @property
     def shape(self) -> torch.Size:
-        """As the model has it."""
+        """Shape of the weight in the model."""
         return torch.Size(self.weight.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Number of bytes in the file."""
         return self.weight.size
 
     def __getitem__(self, index: Any) -> LazyWeight:
-        assert index is Ellipsis, "transformers takes a weight whole"
+        assert index is Ellipsis, "transformers reads a weight as a whole"
         return self
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
-        """See `GgufWeights.rows`."""
+        """Return rows of the weight; see `GgufWeights.rows`."""
         return self._weights.rows(self.weight, start, stop)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The weight in a dtype, rounded once, a piece at a time."""
+        """Return the weight in a dtype, rounded once, dequantizing a piece at a time."""
         rows, columns = self.weight.rows, self.weight.shape[-1]
-        made = torch.empty(rows, columns, dtype=dtype or torch.float32)
+        values = torch.empty(rows, columns, dtype=dtype or torch.float32)
         step = max(1, PIECE // columns) if self._pieces() else rows
         if size := self._weights.head_rows(self.weight):
             step = max(1, PIECE // columns // size) * size
         for start in range(0, rows, step):
-            made[start : start + step] = self.rows(start, min(start + step, rows))
-        return made.reshape(self.weight.shape).to(device=device)
+            values[start : start + step] = self.rows(start, min(start + step, rows))
+        return values.reshape(self.weight.shape).to(device=device)
 
     def _pieces(self) -> bool:
         return len(self.weight.blocks) > 1 or self._weights._is_plain(self.weight)
@@ -392,7 +409,7 @@ def _tensor(values: Any) -> torch.Tensor:
 
 
 def write_index(folder: Path, file: GgufFile, weights: Sequence[Weight]) -> None:
-    """Write which tensors make which weight."""
+    """Write the index of a model's folder, which maps each weight to its tensors."""
     write_record(
         folder / GGUF_INDEX,
         {

@@ -8,8 +8,8 @@ from outlier_atlas.settings.section import CriterionSettings, Share
 
 
 class AttentionSinksSettings(CriterionSettings):
-    """Attention sinks of Gu et al. 2024 (arXiv 2410.10781), where `attn_sink` is measured."""
+    """Settings of attention sinks (Gu et al. 2024, arXiv 2410.10781), which need `attn_sink`."""
 
     threshold: Share = Field(
-        0.3, description="A token is a sink in a head if it receives more than this of attention."
+        0.3, description="A token is a sink in a head if it receives more attention than this."
     )

@@ -8,10 +8,10 @@ from outlier_atlas.settings.section import CriterionSettings, PositiveInt
 
 
 class ExpertsSettings(CriterionSettings):
-    """What is said of the experts of a mixture of experts, where `expert_out` is measured."""
+    """Settings of the experts of a mixture of experts, which need `expert_out`."""
 
     min_tokens: PositiveInt = Field(
         1,
-        description="Experts that saw fewer tokens of the run are listed; 1 lists those that saw "
-        "none, of which nothing at all is known.",
+        description="Experts with fewer routed tokens are listed. 1 lists the experts without any "
+        "token, about which nothing is known.",
     )

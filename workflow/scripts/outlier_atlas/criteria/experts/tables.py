@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, EXPERT, LAYER, WHERE, Column, Table, intervals
 
 EXPERT_MAGNITUDES = Table(
     "expert_magnitudes",
-    "Per layer and routed expert: its tokens, and its largest |down_proj output| over all of them, "
-    "with the bias, before the router's weight and before any norm behind it; where it is. Empty "
-    "where expert_out was not measured.",
+    "The number of tokens and the largest |down_proj output| of each routed expert, by layer. The "
+    "output includes the bias and is taken before the router's weight and before any later norm. "
+    "Empty if expert_out was not measured.",
     (
         LAYER,
         EXPERT,
-        Column("tokens", pa.int64(), "Number of tokens routed to it.", "count"),
+        Column("tokens", "int64", "Number of tokens routed to the expert.", "count"),
         Column(
             "token_share",
-            pa.float64(),
-            "tokens / all tokens of the run that are not left out. Over the experts of a layer the "
-            "shares add up to the number of experts that a token is routed to.",
+            "float64",
+            "tokens / all tokens of the run that are not excluded. The shares of the experts of a "
+            "layer add up to the number of experts that a token is routed to.",
             "share",
         ),
         Column(
             "enough_tokens",
-            pa.bool_(),
-            "Whether it saw at least detection.experts.min_tokens tokens.",
+            "bool",
+            "Whether at least detection.experts.min_tokens tokens were routed to the expert.",
         ),
         Column(
             "value",
-            pa.float32(),
+            "float32",
             "The finite down_proj output with the largest |x|, with its sign (the first of "
-            "equals); empty where there is none.",
+            "equals); empty if there is none.",
             "activation",
         ),
         CHANNEL,
         *WHERE,
-        Column("nan", pa.int64(), "Tokens with a NaN in its output; left out of value.", "count"),
+        Column(
+            "nan",
+            "int64",
+            "Number of tokens with a NaN in the expert's output; value excludes them.",
+            "count",
+        ),
         Column(
             "infinite",
-            pa.int64(),
-            "Tokens whose largest |x| is infinite; left out likewise.",
+            "int64",
+            "Number of tokens whose largest |x| is infinite; value excludes them.",
             "count",
         ),
         *intervals("token_share", unit="share"),

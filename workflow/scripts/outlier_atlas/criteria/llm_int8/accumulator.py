@@ -28,16 +28,6 @@ from outlier_atlas.statistics.codes import (
 from outlier_atlas.statistics.sparse import CountsBySequence, SparseCounts
 from outlier_atlas.statistics.summary import Summary
 
-SHARES = (
-    "layer_share_layers",
-    "layer_share_tensors",
-    "position_share_union",
-    "position_share_mean",
-    "position_share_max",
-    "positive_share",
-)
-"""Names of the shares that have intervals over sequences."""
-
 SIGNED = 2 * CODES
 """Number of codes with a sign."""
 

@@ -11,9 +11,14 @@ from outlier_atlas.criteria.columns import (
     end_columns,
     interval_columns,
 )
-from outlier_atlas.criteria.llm_int8.accumulator import SHARES, Feature, OutlierFeatures
+from outlier_atlas.criteria.llm_int8.accumulator import Feature, OutlierFeatures
 from outlier_atlas.criteria.llm_int8.settings import LayerShare, LlmInt8Settings, PositionShare
-from outlier_atlas.criteria.llm_int8.tables import DESCRIPTION, LLM_INT8_FEATURES, LLM_INT8_VARIANTS
+from outlier_atlas.criteria.llm_int8.tables import (
+    DESCRIPTION,
+    LLM_INT8_FEATURES,
+    LLM_INT8_VARIANTS,
+    SHARES,
+)
 from outlier_atlas.criteria.magnitudes.measure import MagnitudesMeasure
 from outlier_atlas.criteria.measure import (
     Context,

@@ -14,30 +14,33 @@ PositionShare = Literal["union", "mean", "max"]
 
 
 class LlmInt8Settings(CriterionSettings):
-    """Outlier features of Dettmers et al. 2022 (arXiv 2208.07339, section 4.1)."""
+    """Settings of outlier features (Dettmers et al. 2022, arXiv 2208.07339, section 4.1)."""
 
     sites: Annotated[list[ChannelSite], Field(min_length=1)] = Field(
         ["attn_in", "mlp_in"],
-        description="Inputs of linear layers that the criterion looks at; all of them must be "
-        "measured.",
+        description="Inputs of linear layers at which the criterion is evaluated; all of them must "
+        "be measured.",
     )
-    threshold: PositiveFloat = Field(6.0, description="A value is an outlier where |x| >= this.")
+    threshold: PositiveFloat = Field(6.0, description="A value is an outlier if |x| >= this.")
     layer_share: Share = Field(
-        0.25, description="A channel must have outliers in at least this share of the layers."
+        0.25,
+        description="An outlier feature is a channel with outliers in at least this share of the "
+        "layers and in `position_share` of the positions.",
     )
     position_share: Share = Field(
         0.06,
-        description="… and at no less than this share of the positions (sequence, position).",
+        description="Least share of the positions (sequence, position) with an outlier in the "
+        "channel of an outlier feature.",
     )
     layer_share_over: LayerShare = Field(
         "layers",
-        description="What the layer share counts: layers (an outlier at any site of it) or tensors "
-        "(each layer and site apart).",
+        description="Unit of the layer share: layers (with an outlier at any site) or tensors "
+        "(each layer and site separately).",
     )
     position_share_by: PositionShare = Field(
         "union",
-        description="The position share: over the union of all layers and sites, the mean over "
-        "affected tensors, or the largest of one tensor.",
+        description="Definition of the position share: over the union of all layers and sites, the "
+        "mean over affected tensors, or the largest of one tensor.",
     )
 
     @field_validator("sites")
@@ -48,5 +51,5 @@ class LlmInt8Settings(CriterionSettings):
 
     @property
     def least(self) -> dict[str, float]:
-        """The least |x| of each site that is needed with its place."""
+        """Smallest |x| at each site whose token and channel must be known."""
         return dict.fromkeys(self.sites, self.threshold)

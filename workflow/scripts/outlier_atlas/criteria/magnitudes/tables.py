@@ -1,8 +1,6 @@
-"""The tables of how large activations are."""
+"""The tables of magnitudes of activations."""
 
 from __future__ import annotations
-
-import pyarrow as pa
 
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import (
@@ -20,59 +18,63 @@ from outlier_atlas.tables.table import (
 
 LAYER_MAGNITUDES = Table(
     "layer_magnitudes",
-    "Per site and layer: the three largest |x| and the median of |x| over all tokens and channels.",
+    "The three largest |x| and the median of |x| over all tokens and channels, by site and layer.",
     (
         SITE,
         LAYER,
-        Column(
-            "top1", pa.float32(), "Largest |x| over all finite values of the layer.", "activation"
-        ),
+        Column("top1", "float32", "Largest |x| over all finite values of the layer.", "activation"),
         Column(
             "top2",
-            pa.float32(),
-            "Second largest |x| (another value, perhaps as large). Without an interval, as top3: "
-            "in a draw that holds a sequence twice the second largest is the largest again.",
+            "float32",
+            "Second largest |x|, which is a different value, but may be as large. top2 and top3 "
+            "have no intervals: in a draw that contains a sequence twice, the second largest value "
+            "is the largest again.",
             "activation",
         ),
-        Column("top3", pa.float32(), "Third largest |x|.", "activation"),
+        Column("top3", "float32", "Third largest |x|.", "activation"),
         Column(
             "median",
-            pa.float32(),
+            "float32",
             "Median of |x| over all tokens and channels of the layer, the lower of the two middle "
-            "values. Exact where all are bfloat16 numbers; otherwise rounded, relative error <= "
-            "2^-9.",
+            "values. Exact if all values are bfloat16 numbers; otherwise rounded, relative error "
+            "<= 2^-9.",
             "activation",
         ),
-        Column("value", pa.float32(), "The value behind top1, with its sign.", "activation"),
+        Column("value", "float32", "The value of top1, with its sign.", "activation"),
         CHANNEL,
         *WHERE,
         Column(
             "values",
-            pa.int64(),
-            "Number of values: tokens x channels, those that are not finite among them.",
+            "int64",
+            "Number of values: tokens x channels, including values that are not finite.",
             "count",
         ),
         Column(
             "nan",
-            pa.int64(),
-            "Number of values that are NaN; left out of all other columns.",
+            "int64",
+            "Number of NaN values; all other columns except values exclude them.",
             "count",
         ),
-        Column("infinite", pa.int64(), "Number of infinite values; left out likewise.", "count"),
+        Column(
+            "infinite",
+            "int64",
+            "Number of infinite values; all other columns except values exclude them.",
+            "count",
+        ),
         *intervals("top1", unit="activation"),
     ),
 )
 
 CHANNEL_MAXIMA = Table(
     "channel_maxima",
-    "Per site, layer and channel: the value largest in |x| over all tokens, and where it is.",
+    "The value with the largest |x| over all tokens, and its token, by site, layer and channel.",
     (
         SITE,
         LAYER,
         CHANNEL,
         Column(
             "value",
-            pa.float32(),
+            "float32",
             "The finite value with the largest |x| (the first of equals).",
             "activation",
         ),

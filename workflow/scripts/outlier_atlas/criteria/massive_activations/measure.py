@@ -7,9 +7,9 @@ token's own channels (`token`) is offered under its own name.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 from typing import Literal
 
@@ -28,42 +28,20 @@ from outlier_atlas.criteria.massive_activations.tables import (
     MASSIVE_ACTIVATIONS,
     MASSIVE_CHANNELS,
 )
-from outlier_atlas.criteria.measure import (
-    Context,
-    CriterionMeasure,
-    Measures,
-    Place,
-    Taker,
-)
+from outlier_atlas.criteria.sequence_criterion import SequenceCriterion
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.section import exactly
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.codes import Int64
-from outlier_atlas.statistics.sequences import BySequence, ValuesOf, WholeSequence
+from outlier_atlas.statistics.sequences import ValuesOf, WholeSequence
 from outlier_atlas.tables.table import Table
 
 
-class MassiveActivationsMeasure(CriterionMeasure):
-    """Massive activations; `of_layers` is empty where the site was not measured."""
+class MassiveActivationsMeasure(SequenceCriterion["MassiveActivation"]):
+    """Massive activations."""
 
     description = DESCRIPTION
-
-    def __init__(self, context: Context, others: Measures) -> None:
-        super().__init__(context, others)
-        block = context.settings.massive_activations
-        self.site = block.site
-        self.of_layers = {
-            layer: BySequence(
-                context.tokens.sequence_starts,
-                partial(
-                    massive_activations,
-                    absolute=block.absolute, ratio=block.ratio, median=block.median,
-                    values_of=context.values_of(block.site, layer),
-                ),
-            )
-            for layer in self.layers
-        }  # fmt: skip
 
     @classmethod
     def sites(cls, settings: DetectionSettings, measured: Collection[str]) -> tuple[str, ...]:
@@ -82,16 +60,12 @@ class MassiveActivationsMeasure(CriterionMeasure):
             "al. 2024, arXiv 2402.17762)."
         )
 
-    def takers(self) -> Iterable[tuple[Place, Taker]]:
-        return (((self.site, layer), each.update) for layer, each in self.of_layers.items())
-
-    @cached_property
-    def found(self) -> list[Massive]:
-        """The massive activations, by layer."""
-        return [(layer, one) for layer, each in self.of_layers.items() for one in each.found()]
-
-    def findings(self) -> int:
-        return len(self.found)
+    def decider(self, layer: int) -> Callable[[WholeSequence], Iterator[MassiveActivation]]:
+        block = self.context.settings.massive_activations
+        return partial(
+            massive_activations, absolute=block.absolute, ratio=block.ratio, median=block.median,
+            values_of=self.context.values_of(block.site, layer),
+        )  # fmt: skip
 
     def tables(self) -> Iterator[tuple[Table, Columns]]:
         tokens = self.context.tokens

@@ -23,7 +23,7 @@ from outlier_atlas.criteria.quantization_error.tables import DESCRIPTION, QUANTI
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.codes import Float64
 from outlier_atlas.statistics.formats import FORMATS
-from outlier_atlas.statistics.quantization import KEPT, QuantizationSummary
+from outlier_atlas.statistics.quantization import OUTLIERS_QUANTIZED, QuantizationSummary
 from outlier_atlas.tables.table import Table
 
 
@@ -63,8 +63,12 @@ class QuantizationErrors:
     outlier_channels: Float64 = field(init=False)
     values: int = 0
     squares: float = 0.0
-    errors: Float64 = field(default_factory=lambda: np.zeros(len(FORMATS) * len(KEPT)))
-    square_errors: Float64 = field(default_factory=lambda: np.zeros(len(FORMATS) * len(KEPT)))
+    errors: Float64 = field(
+        default_factory=lambda: np.zeros(len(FORMATS) * len(OUTLIERS_QUANTIZED))
+    )
+    square_errors: Float64 = field(
+        default_factory=lambda: np.zeros(len(FORMATS) * len(OUTLIERS_QUANTIZED))
+    )
 
     def __post_init__(self) -> None:
         self.outlier_channels = np.full(self.sequences, np.nan)
@@ -92,7 +96,9 @@ def _errors(errors: Mapping[Place, QuantizationErrors], bootstrap: Bootstrap) ->
     rows = [
         (place, each, format_, scale_of, index, kept)
         for place, each in errors.items()
-        for index, ((format_, scale_of), kept) in enumerate(product(FORMATS, range(len(KEPT))))
+        for index, ((format_, scale_of), kept) in enumerate(
+            product(FORMATS, range(len(OUTLIERS_QUANTIZED)))
+        )
     ]
     most = {place: bootstrap.maxima(each.outlier_channels) for place, each in errors.items()}
     return {
@@ -100,7 +106,9 @@ def _errors(errors: Mapping[Place, QuantizationErrors], bootstrap: Bootstrap) ->
         "layer": [layer for (_, layer), *_ in rows],
         "format": [format_ for _, _, format_, *_ in rows],
         "scale_of": [scale_of for *_, scale_of, _, _ in rows],
-        "outlier_channels": ["quantized" if KEPT[kept] else "kept" for *_, kept in rows],
+        "outlier_channels": [
+            "quantized" if OUTLIERS_QUANTIZED[kept] else "kept" for *_, kept in rows
+        ],
         "most_outlier_channels": [
             int(np.fmax.reduce(each.outlier_channels)) for _, each, *_ in rows
         ],

@@ -9,19 +9,19 @@ from outlier_atlas.settings.sites import CHANNEL_SITES, ChannelSite
 
 
 class QuantizationErrorSettings(CriterionSettings):
-    """What INT8, FP8, MXFP8, MXFP4 and NVFP4 would take from the values of some sites."""
+    """Settings of the errors of rounding values to INT8, FP8, MXFP8, MXFP4 and NVFP4."""
 
     sites: list[ChannelSite] = Field(
         [],
-        description="Sites to round, such as `[attn_in, mlp_in]`; they must be stored: which "
-        "channels are rounded depends on `threshold`, and of a site that is not stored another one "
-        "would have to read the model. Off by default: it takes up to three times as long as all "
-        "else that detection makes of these sites' values.",
+        description="Sites to round, such as `[attn_in, mlp_in]`. They must be stored, because the "
+        "rounded channels depend on `threshold`, and a changed threshold could only be applied to "
+        "an unstored site by running the model again. Off by default: it takes up to three times "
+        "as long as everything else that detection computes from these sites' values.",
     )
     threshold: PositiveFloat = Field(
         6.0,
         description="Channels with |x| >= this in a tile (the tokens of a sequence within a chunk) "
-        "are its outlier channels, which LLM.int8() leaves as they are.",
+        "are its outlier channels, which LLM.int8() does not round.",
     )
 
     @field_validator("sites")

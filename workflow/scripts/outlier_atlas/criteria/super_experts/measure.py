@@ -147,7 +147,7 @@ def _forming(
             continue
         largest = top[0]
         growth = None if before is None else largest / before if before else float("inf")
-        if of_layer.found() and (growth is None or growth >= settings.super_experts.growth):
+        if of_layer.results() and (growth is None or growth >= settings.super_experts.growth):
             forming[layer] = growth
         before = largest
     return forming

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, EXPERT, LAYER, WHERE, Column, Table, intervals
 
 SUPER_EXPERTS = Table(
     "super_experts",
-    "A row for each super expert, by layer and expert.",
+    "One row for each super expert, by layer and expert.",
     (
         LAYER,
         EXPERT,
         CHANNEL,
         *WHERE,
-        Column("value", pa.float32(), "Its largest |down_proj output|, signed.", "activation"),
         Column(
-            "quantile",
-            pa.float64(),
-            "The quantile, over all experts that saw a token, that |value| is above.",
+            "value",
+            "float32",
+            "The expert's largest |down_proj output|, with its sign.",
             "activation",
         ),
-        Column("largest_share", pa.float64(), "|value| / the largest of all experts.", "ratio"),
+        Column(
+            "quantile",
+            "float64",
+            "The quantile that |value| exceeds, over all experts with a token.",
+            "activation",
+        ),
+        Column(
+            "largest_share",
+            "float64",
+            "|value| / largest |down_proj output| of all experts.",
+            "ratio",
+        ),
         Column(
             "growth",
-            pa.float64(),
-            "Largest |x| of the layer's residual stream over that of the measured layer before; "
-            "empty for the first.",
+            "float64",
+            "Largest |x| at the site of massive activations over that of the previous measured "
+            "layer; empty for the first measured layer.",
             "ratio",
         ),
         *intervals("value", unit="activation", signed=True),

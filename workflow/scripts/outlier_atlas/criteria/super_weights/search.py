@@ -29,7 +29,7 @@ from outlier_atlas.progress import progress
 from outlier_atlas.roles.block_sites import Tap
 from outlier_atlas.settings.sites import EXPERT_OUT, SUPER_WEIGHT_SITES
 from outlier_atlas.statistics.experts import ExpertMagnitudes, summarize_experts
-from outlier_atlas.statistics.summary import Place
+from outlier_atlas.statistics.summary import TileRange
 from outlier_atlas.statistics.super_weights import LargestOutput, Spike, TokenPeaks
 
 if TYPE_CHECKING:
@@ -113,30 +113,30 @@ def _group(
     last = index + 1 == len(ablation.groups)
     wanted = {*SUPER_WEIGHT_SITES, EXPERT_OUT}
     # The run itself searched only the sites that it measures.
-    wanted &= {*ablation.layout.sites}
+    wanted &= {*ablation.run.layout.sites}
     measured = [
         tap
         for each in layers
         for site, tap in architecture.taps[each].items()
-        if site in wanted and each in ablation.layout.layers
+        if site in wanted and each in ablation.run.layout.layers
     ]
     if last and not measured:
         return {"spikes": []}
     end = [] if last else [architecture.taps[layers[-1]]["resid_post"]]
     group = load_group(
-        ablation.model, layers, ablation.layout.dtype, ablation.trust_remote_code,
+        ablation.model, layers, ablation.run.layout.dtype, ablation.trust_remote_code,
         [*measured, *end], where,
     )  # fmt: skip
-    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.layout.dtype]
-    seen = _Seen(ablation.held.sequence_starts)
+    dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.run.layout.dtype]
+    seen = _Seen(ablation.run.heldout.sequence_starts)
     said = f"super weights again, layers {layers[0]} to {layers[-1]}"
     with (
         weights_zeroed(group.model, architecture, variant.edits, layers),
         nullcontext(_nowhere) if last else streams.writing((key, index + 1)) as put,
-        progress(ablation.held.tokens, " tokens", said) as bar,
+        progress(ablation.run.heldout.tokens, " tokens", said) as bar,
     ):
-        for sequence in range(ablation.held.sequences):
-            ids = ablation.held.sequence(sequence)
+        for sequence in range(ablation.run.heldout.sequences):
+            ids = ablation.run.heldout.sequence(sequence)
             batch = torch.from_numpy(ids.astype(np.int64))
             if index:
                 batch = streams.read((key, index), sequence, dtype)
@@ -165,7 +165,7 @@ class _Seen:
         """Add a whole sequence of a site, (token, channel)."""
         start = int(self.starts[sequence])
         if tap.site == EXPERT_OUT:
-            place = Place(sequence, start, len(values))
+            place = TileRange(sequence, start, len(values))
             new = ExpertMagnitudes(tap.experts, len(self.starts) - 1)
             summary = summarize_experts(values, place, tap.experts)
             self.routed.setdefault(tap.layer, new).update(summary)

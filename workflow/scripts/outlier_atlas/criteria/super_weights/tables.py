@@ -2,61 +2,58 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import LAYER, WHERE, Column, Table, intervals
 
 SUPER_WEIGHTS = Table(
     "super_weights",
     "The largest output of each layer's down projection, the largest input at the same token, and "
-    "whether the weight between them is a super weight. Of routed experts those rows are listed in "
-    "which input and output are above the threshold. Input and share are of a single token and "
-    "have no intervals.",
+    "whether the weight between them is a super weight. Routed experts are listed only if input "
+    "and output are above the threshold. Input and share belong to a single token and have no "
+    "intervals.",
     (
         LAYER,
         Column(
             "expert",
-            pa.int32(),
-            "Routed expert, 0-based; empty for a down projection of the layer's own.",
+            "int32",
+            "Routed expert, 0-based; empty for the down projection of the layer itself.",
             "index",
         ),
         Column(
             "super_weight",
-            pa.bool_(),
+            "bool",
             "Whether input and output are above detection.super_weights.threshold and the share "
-            "is at least detection.super_weights.min_share; empty where only the share is not "
-            "known.",
+            "is at least detection.super_weights.min_share; empty if only the share is unknown.",
         ),
-        Column("row", pa.int32(), "Row of the weight: channel of the output.", "index"),
-        Column("column", pa.int32(), "Its column: channel of the input.", "index"),
+        Column("row", "int32", "Row of the weight: channel of the output.", "index"),
+        Column("column", "int32", "Column of the weight: channel of the input.", "index"),
         Column(
             "weight",
-            pa.float32(),
-            "The weight W[row, column] of down_proj as in the checkpoint, dequantized where it is "
-            "quantized; empty where it is not known.",
+            "float32",
+            "The weight W[row, column] of down_proj in the checkpoint, dequantized if it is "
+            "quantized; empty if it is unknown.",
             "weight",
         ),
         Column(
             "input",
-            pa.float32(),
+            "float32",
             "Input of down_proj with the largest |x| at the token of the output, with its sign.",
             "activation",
         ),
         Column(
             "output",
-            pa.float32(),
+            "float32",
             "Output of down_proj itself with the largest |x| over all tokens (the first of "
-            "equals), with its sign and its bias, before any norm or factor behind it; of an "
-            "expert over the tokens routed to it, before the router's weight.",
+            "equals), with its sign and its bias, before any later norm or factor. For an expert, "
+            "it is taken over the tokens routed to it, before the router's weight.",
             "activation",
         ),
         Column(
             "share",
-            pa.float64(),
-            "weight x input / output, the weight rounded to the dtype of the run: how much of the "
-            "output this one weight makes. Negative where it works against the output; above 1 "
-            "where others do.",
+            "float64",
+            "weight x input / output, with the weight rounded to the dtype of the run: the share "
+            "of the output that this weight contributes. Negative if its contribution has the "
+            "opposite sign of the output; above 1 if the other contributions do.",
             "ratio",
         ),
         *WHERE,

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from functools import cached_property, partial
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
-from outlier_atlas.criteria.columns import (
-    Columns,
-    outlier_columns,
-)
-from outlier_atlas.criteria.measure import (
-    Context,
-    CriterionMeasure,
-    Measures,
-    Place,
-    Taker,
-)
+from outlier_atlas.criteria.columns import Columns, outlier_columns
+from outlier_atlas.criteria.sequence_criterion import SequenceCriterion
 from outlier_atlas.criteria.systematic_outliers.tables import DESCRIPTION, SYSTEMATIC_OUTLIERS
 from outlier_atlas.data.classes import token_class
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.section import exactly
-from outlier_atlas.statistics.sequences import BySequence, WholeSequence
+from outlier_atlas.statistics.sequences import WholeSequence
 from outlier_atlas.statistics.tokens import TokenOutlier, above
 from outlier_atlas.tables.table import Table
 
 
-class SystematicOutliersMeasure(CriterionMeasure):
+class SystematicOutliersMeasure(SequenceCriterion[TokenOutlier]):
     """Systematic outliers, with the class of each token."""
 
     description = DESCRIPTION
-
-    def __init__(self, context: Context, others: Measures) -> None:
-        super().__init__(context, others)
-        block = context.settings.systematic_outliers
-        self.site = block.site
-        self.of_layers = {
-            layer: BySequence(
-                context.tokens.sequence_starts, partial(systematic_outliers, ratio=block.ratio)
-            )
-            for layer in self.layers
-        }
 
     @classmethod
     def sites(cls, settings: DetectionSettings, measured: Collection[str]) -> tuple[str, ...]:
@@ -54,16 +34,8 @@ class SystematicOutliersMeasure(CriterionMeasure):
             "values alone (An et al. 2025, arXiv 2502.06415)."
         )
 
-    def takers(self) -> Iterable[tuple[Place, Taker]]:
-        return (((self.site, layer), each.update) for layer, each in self.of_layers.items())
-
-    @cached_property
-    def found(self) -> list[tuple[int, TokenOutlier]]:
-        """The outliers, by layer."""
-        return [(layer, one) for layer, each in self.of_layers.items() for one in each.found()]
-
-    def findings(self) -> int:
-        return len(self.found)
+    def decider(self, layer: int) -> Callable[[WholeSequence], Iterator[TokenOutlier]]:
+        return partial(systematic_outliers, ratio=self.context.settings.systematic_outliers.ratio)
 
     def tables(self) -> Iterator[tuple[Table, Columns]]:
         columns = outlier_columns(self.found, self.site, self.context.tokens, "mean")
@@ -75,7 +47,7 @@ class SystematicOutliersMeasure(CriterionMeasure):
 
 
 def systematic_outliers(sequence: WholeSequence, ratio: float) -> Iterator[TokenOutlier]:
-    """Tokens whose largest |x| > `ratio` times the mean of |x| over the sequence (An et al. 2025).
+    """Yield tokens whose largest |x| > `ratio` times the sequence's mean |x| (An et al. 2025).
 
     Compared in float64.
     """

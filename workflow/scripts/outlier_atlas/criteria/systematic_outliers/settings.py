@@ -9,11 +9,11 @@ from outlier_atlas.settings.sites import ChannelSite
 
 
 class SystematicOutliersSettings(CriterionSettings):
-    """Systematic outliers of An et al. 2025."""
+    """Settings of systematic outliers (An et al. 2025)."""
 
-    site: ChannelSite = Field("resid_post", description="Where they are looked for.")
+    site: ChannelSite = Field("resid_post", description="Site of systematic outliers.")
     ratio: PositiveFloat = Field(
         1000.0,
-        description="A token is flagged where its largest |x| > this many times the mean of |x| "
+        description="A token is flagged if its largest |x| > this many times the mean of |x| "
         "over all tokens and channels of the sequence in that layer.",
     )

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
-from outlier_atlas.tables.table import CHANNEL, LAYER, NO_INTERVALS, SITE, WHERE, Column, Table
+from outlier_atlas.tables.table import LARGEST_OF_TOKEN, NO_INTERVALS, Column, Table
 
 SYSTEMATIC_OUTLIERS = Table(
     "systematic_outliers",
-    "A row for each token whose largest |x| is far above the mean of |x|, by layer and token. "
+    "One row for each token whose largest |x| is far above the mean of |x|, by layer and token. "
     f"{NO_INTERVALS}",
     (
-        SITE,
-        LAYER,
-        *WHERE,
-        CHANNEL,
-        Column("value", pa.float32(), "Its value largest in |x|, with its sign.", "activation"),
+        *LARGEST_OF_TOKEN,
         Column(
             "mean",
-            pa.float64(),
-            "Mean of |x| over all tokens and channels of its sequence in that layer, finite values "
-            "alone; sums in float64, within 1e-11 of the exact mean.",
+            "float64",
+            "Mean of the finite |x| over all tokens and channels of the sequence in that layer; "
+            "summed in float64, within 1e-11 of the exact mean.",
             "activation",
         ),
-        Column("mean_ratio", pa.float64(), "|value| / mean.", "ratio"),
+        Column("mean_ratio", "float64", "|value| / mean.", "ratio"),
         Column(
             "token_class",
-            pa.string(),
-            "From its text without spaces: initial, at position 0; strong_delimiter, nothing but "
-            "line breaks or . ! ? ; : characters; weakly_semantic, empty, other characters that "
-            "are neither letter nor digit, or an English function word; other, all else, special "
-            "tokens among them. The first that fits.",
+            "string",
+            "The first class that applies to the token's text without spaces. initial: position 0. "
+            "strong_delimiter: white space with a line break, or only the characters . ! ? ; : "
+            "(any number of them). "
+            "weakly_semantic: empty, no letter or digit, or an English function word. other: "
+            "everything else, including special tokens.",
         ),
     ),
 )

@@ -9,7 +9,7 @@ from outlier_atlas.settings.sites import ChannelSite
 
 
 class TokenNormsSettings(CriterionSettings):
-    """The tokens of the largest norm."""
+    """Settings of the tokens with the largest norms."""
 
-    site: ChannelSite = Field("resid_post", description="Where norms are taken.")
-    top: PositiveInt = Field(20, description="Tokens that are listed of each layer.")
+    site: ChannelSite = Field("resid_post", description="Site of the norms.")
+    top: PositiveInt = Field(20, description="Number of tokens that are listed for each layer.")

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import LAYER, NO_INTERVALS, SITE, WHERE, Column, Table
 
 TOKEN_NORMS = Table(
     "token_norms",
-    "Per layer the tokens of the largest L2 norm (detection.token_norms.top of them), descending; "
-    f"quantiles over all tokens are in layer_measures. {NO_INTERVALS}",
+    "The detection.token_norms.top tokens with the largest L2 norms of each layer, descending. "
+    f"Quantiles over all tokens are in layer_measures. {NO_INTERVALS}",
     (
         SITE,
         LAYER,
-        Column("rank", pa.int32(), "1 for the token of the largest norm.", "index"),
+        Column("rank", "int32", "Rank; 1 for the token with the largest norm.", "index"),
         *WHERE,
-        Column("norm", pa.float64(), "L2 norm over channels.", "activation"),
+        Column("norm", "float64", "L2 norm over channels.", "activation"),
         Column(
             "median",
-            pa.float64(),
-            "Median norm over all tokens of the layer that have a finite value, the lower of the "
-            "two middle ones; rounded, relative error <= 2^-9.",
+            "float64",
+            "Median norm over all tokens of the layer with a finite value, the lower of the two "
+            "middle norms; rounded, relative error <= 2^-9.",
             "activation",
         ),
-        Column("median_ratio", pa.float64(), "norm / median.", "ratio"),
+        Column("median_ratio", "float64", "norm / median.", "ratio"),
     ),
 )
 

@@ -9,11 +9,11 @@ from outlier_atlas.settings.sites import ChannelSite
 
 
 class TokenOutliersSettings(CriterionSettings):
-    """Token outliers of PrefixQuant (Chen et al. 2024, arXiv 2410.05265)."""
+    """Settings of the token outliers of PrefixQuant (Chen et al. 2024, arXiv 2410.05265)."""
 
-    site: ChannelSite = Field("mlp_hidden", description="Where they are looked for.")
+    site: ChannelSite = Field("mlp_hidden", description="Site of token outliers.")
     ratio: PositiveFloat = Field(
         64.0,
-        description="A token is an outlier where its largest |x| > this many times the median "
+        description="A token is an outlier if its largest |x| > this many times the median "
         "over the tokens of its sequence in that layer.",
     )

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
-from outlier_atlas.tables.table import CHANNEL, LAYER, NO_INTERVALS, SITE, WHERE, Column, Table
+from outlier_atlas.tables.table import LARGEST_OF_TOKEN, NO_INTERVALS, Column, Table
 
 TOKEN_OUTLIERS = Table(
     "token_outliers",
-    f"A row for each token outlier, by layer and token. {NO_INTERVALS}",
+    f"One row for each token outlier, by layer and token. {NO_INTERVALS}",
     (
-        SITE,
-        LAYER,
-        *WHERE,
-        CHANNEL,
-        Column("value", pa.float32(), "Its value largest in |x|, with its sign.", "activation"),
+        *LARGEST_OF_TOKEN,
         Column(
             "median",
-            pa.float64(),
-            "Median, over the tokens of its sequence in that layer that have a finite value, of "
-            "their largest |x|; the lower of the two middle ones, exact.",
+            "float64",
+            "Median of the largest |x| of each token, over the tokens of the sequence in that "
+            "layer with a finite value; the lower of the two middle values, exact.",
             "activation",
         ),
-        Column("median_ratio", pa.float64(), "|value| / median.", "ratio"),
+        Column("median_ratio", "float64", "|value| / median.", "ratio"),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Available memory of a device and of this process, and available room on the disk."""
+"""Memory that a device can give to a job, and that this machine can give to a process."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from outlier_atlas.devices.registry import named
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 LATER_THREADS = 8
-"""Threads that a job starts outside its forward pass: readers, writers, a bar, a watch."""
+"""Threads that a job starts outside its forward pass: readers, writers, progress, measurement."""
 USUAL_STACK = 8 * 2**20
-"""Bytes of a stack where nothing limits it."""
+"""Bytes of a thread's stack where nothing limits it."""
 THIS_MACHINE = "this machine"
-"""What memory is called that all of its jobs share."""
+"""Name of the memory that all jobs of this machine share."""
 
 
 def available(
     device: str, jobs: int = 1, processes: Collection[int] = ()
 ) -> tuple[int | None, str]:
-    """Bytes that a device can give to one job, and its name; None where it does not say.
+    """Return the bytes that a device can give to one job, and its name; None if they are unknown.
 
     Args:
         device: `cuda:0`, which is the job's own, `mps` or `cpu`.
@@ -34,7 +34,7 @@ def available(
 
 
 def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | None:
-    """Bytes of a device for one job, whatever else uses it; the same on equal devices.
+    """Return the bytes of a device for one job, whatever else uses it; equal on equal devices.
 
     Args:
         device: as `available` takes it.
@@ -45,15 +45,17 @@ def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | 
 
 
 def host_memory(jobs: int = 1, processes: Collection[int] = ()) -> int | None:
-    """Bytes that this process can have in all: what it holds, and what the machine, its control
-    groups and its limits leave to it. The plan counts the process itself, too.
+    """Return the bytes that this process can have in all.
+
+    They are what it holds, and what the machine, its control groups and its limits leave to it. The
+    plan counts the process itself, too.
 
     Args:
-        jobs: that share the machine and its control groups evenly, this process among them.
-        processes: of the others those that are at work: what they hold is shared as well.
+        jobs: number of jobs that share the machine and its control groups evenly, with this one.
+        processes: the other jobs that are at work now; what they hold is shared, too.
     """
     own = resident() or 0
-    # More of them than share it wait for a device, and hold least.
+    # Jobs beyond `jobs` wait for a device, and hold least.
     others = sorted((resident(str(process)) or 0 for process in processes), reverse=True)
     held = own + sum(others[: jobs - 1])
     known = [(max(0, left) + held) // jobs for left in (*_machine(), *_control_groups())]
@@ -62,16 +64,15 @@ def host_memory(jobs: int = 1, processes: Collection[int] = ()) -> int | None:
 
 
 def resident(process: str = "self") -> int | None:
-    """Bytes of a process that nothing but itself holds (anonymous); None off Linux, or once it has
-    ended.
+    """Return the anonymous memory of a process; None off Linux, or once the process has ended.
 
-    Pages of mapped files are left out: the system takes them back when it needs them.
+    Pages of mapped files do not count: the system takes them back when it needs them.
     """
     try:
-        said = Path(f"/proc/{process}/statm").read_text("ascii")
+        fields = Path(f"/proc/{process}/statm").read_text("ascii")
     except OSError:
         return None
-    _, pages, shared, *_ = said.split()
+    _, pages, shared, *_ = fields.split()
     return (int(pages) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -82,7 +83,10 @@ def _machine() -> Iterator[int]:
 
 
 def _control_groups() -> Iterator[int]:
-    """What containers and batch systems leave: of the process's own group, and of all above it."""
+    """Yield what the control group of this process leaves, and every group above it.
+
+    Containers and batch systems set their limits there.
+    """
     for line in _lines(MEMBERSHIP):
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -93,7 +97,7 @@ def _control_groups() -> Iterator[int]:
         else:
             continue
         own = root / path.lstrip("/")
-        # In a container the path may be the host's, and the container's own group is the root.
+        # A container may see the path of the host; its own group is the root then.
         for folder in (own, *own.parents):
             if folder == root or root in folder.parents:
                 yield from _left(folder, most, used)
@@ -102,7 +106,7 @@ def _control_groups() -> Iterator[int]:
 def _left(folder: Path, most: str, used: str) -> Iterator[int]:
     limit, taken = (next(_lines(folder / name), "max") for name in (most, used))
     if limit.isdigit() and taken.isdigit():
-        # Pages of files are counted as used, and given up before anything is refused.
+        # Pages of files count as used; the system drops them before it refuses memory.
         cached = (line.split() for line in _lines(folder / "memory.stat"))
         names = {"total_inactive_file", "total_active_file", "inactive_file", "active_file"}
         sizes = {name: int(size) for name, size in cached if name in names}
@@ -114,7 +118,7 @@ def _left(folder: Path, most: str, used: str) -> Iterator[int]:
 
 
 def _limits() -> Iterator[int]:
-    """What limits of a process leave. They count a thread's whole stack from when it starts."""
+    """Yield what the limits of this process leave; a thread counts with its whole stack."""
     stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
     stacks = (LATER_THREADS + (os.cpu_count() or 1)) * (
         USUAL_STACK if stack == resource.RLIM_INFINITY else stack

@@ -13,23 +13,24 @@ from typing import Any
 
 from outlier_atlas.files import DamagedFileError, canonical, read_record, write_record
 from outlier_atlas.settings.configuration import Settings
+from outlier_atlas.store.run_files import RunFiles
 
 log = logging.getLogger(__name__)
 
-CHOICE = "manifests/layer_groups.json"
-"""The record, in the folder of a run."""
+CHOICE = RunFiles(Path()).layer_groups_record
+"""The record, seen from the folder of a run."""
 
 PLAN_VERSION = 1
-"""Version of the plan's sizes. A change that makes the plan larger raises it by one: then every
-choice is made again."""
+"""Version of the plan's sizes. A change that makes the plan larger raises it by one, and every
+choice is then made again."""
 
 LAYER_GROUPS, CHOSEN_FROM = "layer_groups", "chosen_from"
 
 
 def chosen_from(settings: Settings) -> dict[str, Any]:
-    """Everything in a configuration that the plan of a job depends on, and the plan's version.
+    """Return everything in a configuration that a job's plan depends on, and the plan's version.
 
-    The memory that is free is not part of it: a run that was begun keeps its layer groups.
+    Free memory is no part of it: a run that has begun keeps its layer groups.
     """
     extraction, dataset = settings.extraction, settings.dataset
     measured = {"sites", "layers", "perplexity", "sequence_shards"}
@@ -64,18 +65,18 @@ def recorded(record: Path, wanted: Mapping[str, Any]) -> int | None:
 
 
 def write(record: Path, number: int, wanted: Mapping[str, Any]) -> None:
-    """Record a choice: without the memory that was free, so that equal choices give equal bytes.
+    """Record a choice, without the free memory, so that equal choices give equal bytes.
 
     Args:
-        record: to write.
-        number: of layer groups.
+        record: path of the record.
+        number: number of layer groups.
         wanted: what the number was chosen from.
     """
     write_record(record, {LAYER_GROUPS: number, CHOSEN_FROM: wanted})
 
 
 def keep(record: Path, wanted: Mapping[str, Any]) -> bool:
-    """Keep the recorded number where it was chosen from `wanted`; whether it was.
+    """Keep the recorded number if it was chosen from `wanted`, and return whether it was.
 
     The record is written again with the same bytes: it is newer than what it was compared with.
     """
@@ -88,11 +89,12 @@ def keep(record: Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def damage(record: Path, remove: bool, say: Callable[[str], object]) -> dict[str, str]:
-    """Return what a damaged record adds to what the choice is made from: nothing once removed.
+    """Return what a damaged record adds to the inputs of the choice; nothing once it is removed.
 
     Args:
-        remove: whether a damaged record is removed and named; without, it is made out of date.
-        say: is told what is removed.
+        record: path of the record.
+        remove: whether to remove and name a damaged record; otherwise it is made out of date.
+        say: takes the line about a removed record.
     """
     try:
         read_record(record)
@@ -119,5 +121,5 @@ def _number(known: Mapping[str, Any]) -> int | None:
 
 
 def _normal(content: Mapping[str, Any]) -> Any:
-    """Return content as a record gives it back."""
+    """Return content in the form in which a record returns it."""
     return json.loads(canonical(content))

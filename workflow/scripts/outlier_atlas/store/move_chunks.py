@@ -1,4 +1,4 @@
-"""Other layers or tokens in an array: its chunks move to their new rows, and none is written."""
+"""Gives an array other layers or tokens: chunks move to their new rows, and none is rewritten."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 
 import zarr
 
-ASIDE = "aside"
-"""Folder in an array's own where chunks of layers lie that have no row; zarr does not see it."""
+from outlier_atlas.store.array_shapes import Shape
 
-Shape = dict[str, Any]
-"""`shape`, `chunks`, `dtype`, `dimension_names` and `attributes` of an array."""
+ASIDE = "aside"
+"""The folder, in an array's own, for chunks of layers that have no row; zarr ignores it."""
 
 
 def reshape(array: zarr.Array[Any], shape: Shape) -> None:
-    """Give an array its layers and its tokens; the chunks that it keeps stay as they are."""
+    """Give an array the layers and tokens of a shape; chunks that it keeps are not rewritten."""
     folder, attributes = folder_of(array), dict[str, Any](array.attrs)
     layers = shape["attributes"].get("layers", [])
     tokens = (*array.shape[:-2], *shape["shape"][-2:])
@@ -34,7 +33,7 @@ def reshape(array: zarr.Array[Any], shape: Shape) -> None:
 
 
 def folder_of(array: zarr.Array[Any]) -> Path:
-    """Where an array lies on the disk."""
+    """Return the folder of an array."""
     store: Any = array.store
     return Path(store.root) / array.path
 

@@ -1,4 +1,4 @@
-"""How chunks, sequences and sequence shards cut the token axis."""
+"""The token axis, cut by chunks, sequences and sequence shards."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from outlier_atlas.store.layout import Layout
 
 
 def shard_rows(layout: Layout, starts: NDArray[np.int64], shard: int) -> list[Rows]:
-    """The tokens of a sequence shard, cut where the chunks are.
+    """Return the tokens of a sequence shard, cut where chunks are cut.
 
     Args:
-        layout: of the run.
+        layout: the layout of the store.
         starts: index of each sequence's first token, and the number of tokens.
-        shard: number of the sequence shard.
+        shard: the number of the sequence shard.
     """
     first, last = even_ranges(len(starts) - 1, layout.sequence_shards)[shard]
     return _cut(layout, int(starts[first]), int(starts[last]))
 
 
 def shards_of_chunk(layout: Layout, starts: NDArray[np.int64], chunk: int) -> Iterator[int]:
-    """The sequence shards that have tokens in a chunk."""
+    """Yield the sequence shards that have tokens in a chunk."""
     start, stop = layout.chunk_range(chunk)
     shards = even_ranges(len(starts) - 1, layout.sequence_shards)
     for shard, (first, last) in enumerate(shards):
@@ -35,7 +35,7 @@ def shards_of_chunk(layout: Layout, starts: NDArray[np.int64], chunk: int) -> It
 
 
 def tiles(starts: NDArray[np.int64], rows: Rows) -> Iterator[tuple[int, int, int]]:
-    """The tiles of rows: sequence, first token, and the one after the last."""
+    """Yield the tiles of rows: sequence, first token, and the token after the last."""
     for sequence in sequences_of(starts, rows.start, rows.stop):
         first, stop = int(starts[sequence]), int(starts[sequence + 1])
         yield sequence, max(rows.start, first), min(rows.stop, stop)

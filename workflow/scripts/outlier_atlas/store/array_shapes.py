@@ -1,20 +1,54 @@
-"""What each array of a layout shall be: shape, chunks, dtype, dimensions and attributes."""
+"""The shape of each array of a layout: shape, chunks, dtype, dimensions and attributes."""
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
+import zarr
+
 from outlier_atlas.settings.sites import ATTN_SINK, TOKEN_LOSS
-from outlier_atlas.store.layout import Layout, SiteArray, boundary_array, parts
-from outlier_atlas.store.rearrange import Shape
+from outlier_atlas.store.layout import Compression, Layout, SiteArray, boundary_array, parts
+
+Shape = dict[str, Any]
+"""`shape`, `chunks`, `dtype`, `dimension_names` and `attributes` of an array."""
+
+FILL = {"float32": float("nan"), "int32": -1}
+"""The value of a number that was never written."""
 
 
 def shapes(layout: Layout) -> dict[str, Shape]:
-    """What each array of a layout shall be, by name."""
+    """Return the shape of each array of a layout, by name."""
     of_sites = {p.name: _part_shape(layout, site, p) for site in layout.store for p in parts(site)}
     between = {
         boundary_array(layer): _boundary_shape(layout, layer) for layer in layout.boundaries()
     }
     losses = {TOKEN_LOSS: _losses_shape(layout)} if layout.perplexity else {}
     return of_sites | between | losses
+
+
+def fits(array: zarr.Array[Any], shape: Shape | None, chunk_tokens: int) -> bool:
+    """Whether an array can stay: all but its layers and its tokens is as in a layout.
+
+    Args:
+        shape: the shape that the layout gives it; None where the layout does not name it.
+    """
+    layers = array.attrs.get("layers", [])
+    if (
+        array.ndim < 2
+        or array.attrs.get("compression") not in get_args(Compression)
+        or not isinstance(layers, list)
+        or not all(type(layer) is int for layer in layers)
+    ):
+        return False  # damaged metadata that zarr can read
+    if shape is None:
+        return array.chunks[-2] == chunk_tokens
+    have = (array.shape[-1], array.chunks, str(array.dtype))
+    want = (shape["shape"][-1], shape["chunks"], shape["dtype"])
+    attributes = shape["attributes"]
+    alike = (
+        array.attrs.get(name) == attributes.get(name) for name in ("compression", "sink_tokens")
+    )
+    return have == want and all(alike) and bool(layers) == ("layers" in attributes)
 
 
 def _part_shape(layout: Layout, site: str, part: SiteArray) -> Shape:

@@ -1,4 +1,4 @@
-"""Bytes and hours as a reader wants them."""
+"""Sizes and times in the units that suit them; sizes as the configuration gives them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def bytes_of(text: str) -> int:
-    """`24GiB` in bytes."""
+    """Return the bytes of a size as the configuration gives it: `24GiB`."""
     return int(float(text[:-3]) * UNITS[text[-3:]])
 
 
 def shown(size: int) -> str:
-    """Bytes in words: `57.1 GiB`."""
+    """Return a number of bytes in the unit that suits it: `57.1 GiB`."""
     for unit in ("TiB", "GiB", "MiB"):
         if size >= UNITS[unit]:
             number = size / UNITS[unit]
@@ -20,7 +20,7 @@ def shown(size: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, in the unit that suits it: `40 s`, `12 min`, `3.5 h`."""
+    """Return a time in the unit that suits it: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 90 * 60:

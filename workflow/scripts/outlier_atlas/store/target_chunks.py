@@ -1,8 +1,8 @@
 """The chunks of a target, compared with the commits that stand for them.
 
-The checksum of a target's rows is that of the stored bytes where they fill the chunk, so that it
-can be compared without decoding anything, and that of their values where others share it. Of a
-target of several arrays it is theirs, one after the other.
+Where a target's rows fill their chunk, their checksum is that of the stored bytes, which can be
+compared without decoding. Where other rows share the chunk, it is the checksum of the values. The
+checksum of a target of several arrays joins those of the arrays.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from outlier_atlas.store.layout import Target, arrays_of, has_layers
 
 
 class DamagedChunkError(ValueError):
-    """A chunk that cannot be read, is not there, or is not the one that was committed.
+    """A chunk that is missing, cannot be read, or is not the one that was committed.
 
     Attributes:
-        target: which array and layer.
-        chunk: which chunk of tokens.
+        target: the array and layer.
+        chunk: the number of the chunk.
     """
 
     def __init__(self, target: Target, chunk: int, cause: str) -> None:
@@ -35,11 +35,11 @@ class DamagedChunkError(ValueError):
 
 
 class TargetChunks:
-    """The chunks of targets, whole, in the arrays that hold them.
+    """Whole chunks of targets, in the arrays that hold the targets.
 
     Args:
-        arrays: by name.
-        chunk_tokens: tokens in a chunk.
+        arrays: the arrays, by name.
+        chunk_tokens: the number of tokens in a chunk.
     """
 
     def __init__(self, arrays: Mapping[str, Any], chunk_tokens: int) -> None:
@@ -53,7 +53,7 @@ class TargetChunks:
         }
 
     def read(self, target: Target, chunk: int) -> tuple[list[NDArray[Any]], str]:
-        """The values of each array, (token, channel), and the checksum of the stored bytes.
+        """Return the values of each array, (token, channel), and the checksum of the stored bytes.
 
         Raises:
             DamagedChunkError: a file is missing, or not what was written.
@@ -66,12 +66,12 @@ class TargetChunks:
         return values, "".join(stored for _, stored in read)
 
     def write(self, target: Target, chunk: int, values: Iterable[NDArray[Any]]) -> str:
-        """Write the values of each array; the checksum of the stored bytes."""
+        """Write the values of each array, and return the checksum of the stored bytes."""
         places = zip(self._of(target, chunk), values, strict=True)
         return "".join(files.write(at, part) for (files, at), part in places)
 
     def blank(self, target: Target) -> list[NDArray[Any]]:
-        """The values of a chunk that was never written."""
+        """Return the values of a chunk that was never written."""
         return [np.reshape(f.blank(), (self._size, -1)) for f, _ in self._of(target, 0)]
 
     def has(self, target: Target) -> bool:
@@ -84,7 +84,7 @@ class TargetChunks:
         return any(files.exists(at) for files, at in self._of(target, chunk))
 
     def path(self, target: Target, chunk: int) -> Path:
-        """The file of a chunk; of a target of several arrays that of the first."""
+        """Return the file of a chunk, in the first array of the target."""
         files, at = next(self._of(target, chunk))
         return files.path(at)
 
@@ -94,10 +94,10 @@ class TargetChunks:
             files.remove(at)
 
     def check(self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]) -> None:
-        """Compare the rows that count with their checksums, decoding only where that is needed.
+        """Compare the rows that count with their checksums; decode only where rows share a chunk.
 
         Raises:
-            DamagedChunkError: they do not agree.
+            DamagedChunkError: a checksum does not agree.
         """
         counted = list(counted)
         if all(self._fills(rows) for rows, _ in counted):
@@ -112,13 +112,17 @@ class TargetChunks:
     def checked(
         self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]
     ) -> list[NDArray[Any]]:
-        """`read`, and `check` of what was read."""
+        """Return the values of each array, compared with the checksums of the rows that count.
+
+        Raises:
+            DamagedChunkError: a file is missing, or a checksum does not agree.
+        """
         values, stored = self.read(target, chunk)
         self._compare(target, chunk, values, stored, counted)
         return values
 
     def sum_of(self, values: Iterable[NDArray[Any]], rows: Rows) -> str:
-        """The checksum of values (token, channel) of a whole chunk, of some of its rows."""
+        """Return the checksum of rows, from the values (token, channel) of their whole chunk."""
         first = rows.chunk * self._size
         pieces = (part[rows.start - first : rows.stop - first] for part in values)
         return "".join(checksum(piece.tobytes()) for piece in pieces)
@@ -139,7 +143,7 @@ class TargetChunks:
         return rows.stop - rows.start == self._size
 
     def _of(self, target: Target, chunk: int) -> Iterator[tuple[ChunkFiles, tuple[int, ...]]]:
-        """The files of a target's arrays, and the coordinates of a chunk in them."""
+        """Yield the files of each array of a target, and the coordinates of a chunk in them."""
         for name in arrays_of(target):
             row = (self._rows[name][target.layer],) if has_layers(target) else ()
             yield self._files[name], (*row, chunk, 0)

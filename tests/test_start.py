@@ -1,0 +1,52 @@
+"""What a Snakemake process imports to read the Snakefile: little, as each start waits for it."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from outlier_atlas.sources import IMPORT
+
+WORKFLOW = Path(__file__).parents[1] / "workflow"
+HEAVY = {"numpy", "pyarrow", "torch", "transformers", "datasets", "zarr", "matplotlib"}
+AT_EVENTS = ["outlier_atlas.terminal.handler"]
+"""Modules that Snakemake's process imports once jobs are planned."""
+
+IMPORTED = """\
+import importlib, json, sys
+for name in json.loads(sys.argv[1]):
+    module, _, attribute = name.partition(":")
+    importlib.import_module(module)
+    if attribute:
+        try:
+            importlib.import_module(f"{module}.{attribute}")
+        except ModuleNotFoundError:
+            getattr(sys.modules[module], attribute)
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def imports():
+    """What the Snakefile and its rules import of the library: `module:name`."""
+    for path in (WORKFLOW / "Snakefile", *(WORKFLOW / "rules").glob("*.smk")):
+        for statement in IMPORT.findall(path.read_text()):
+            if statement.startswith("from outlier_atlas"):
+                (node,) = ast.parse(statement).body
+                yield from (f"{node.module}:{alias.name}" for alias in node.names)
+
+
+def imported(names):
+    """The top-level packages that a new process has once it has imported the names."""
+    command = [sys.executable, "-c", IMPORTED, json.dumps(names)]
+    done = subprocess.run(
+        command, cwd=WORKFLOW / "scripts", capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_the_snakefile_is_read_without_numpy():
+    names = sorted({*imports()})
+    assert {"outlier_atlas:tables", "outlier_atlas.report:figures"} <= {*names}
+    others = [name for name in names if name != "outlier_atlas.report:figures"]
+    assert not HEAVY & imported([*others, *AT_EVENTS])
