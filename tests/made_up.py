@@ -30,8 +30,6 @@ class LoudChannelsSettings(CriterionSettings):
     "tables.py": '''\
 """The table of loud channels."""
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, LAYER, SITE, WHERE, Column, Table
 
@@ -43,8 +41,8 @@ LOUD_CHANNELS = Table(
         LAYER,
         CHANNEL,
         *WHERE,
-        Column("value", pa.float32(), "Its value largest in |x|.", "activation"),
-        Column("nan", pa.int64(), "NaN that were made up.", "count"),
+        Column("value", "float32", "Its value largest in |x|.", "activation"),
+        Column("nan", "int64", "NaN that were made up.", "count"),
     ),
 )
 
