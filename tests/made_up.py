@@ -1,7 +1,7 @@
 """A made-up criterion, as its author would add it: its folder, and a line in each registry.
 
-`python tests/made_up.py FOLDER`, with the library of `library(FOLDER)` on the path: two tiny runs
-with it, from their configuration to the report. Prints what came of it as JSON.
+`python tests/made_up.py FOLDER`, with the library of `library(FOLDER)` on the path: a tiny run
+with it, from the configuration to the report. Prints what came of it as JSON.
 """
 
 import json
@@ -30,8 +30,6 @@ class LoudChannelsSettings(CriterionSettings):
     "tables.py": '''\
 """The table of loud channels."""
 
-import pyarrow as pa
-
 from outlier_atlas.criteria.description import Description
 from outlier_atlas.tables.table import CHANNEL, LAYER, SITE, WHERE, Column, Table
 
@@ -43,8 +41,8 @@ LOUD_CHANNELS = Table(
         LAYER,
         CHANNEL,
         *WHERE,
-        Column("value", pa.float32(), "Its value largest in |x|.", "activation"),
-        Column("nan", pa.int64(), "NaN that were made up.", "count"),
+        Column("value", "float32", "Its value largest in |x|.", "activation"),
+        Column("nan", "int64", "NaN that were made up.", "count"),
     ),
 )
 
@@ -270,13 +268,13 @@ def main(folder: Path) -> None:
     model, weights = tiny.silent(folder / "model", layers=2)
     weights["model.layers.1.post_attention_layernorm.weight"][5] = 4096
     tiny.save_weights(model, weights)
-    for name in ("other", "mine"):
-        run = Run(folder, config(
-            model, [[5, 6, 7], [8, 9, 10]], folder / "data", run={"name": name},
-            dataset={"sequences": 1}, extraction={"sites": ["mlp_in"]},
-            ablation={"sequences": 1, "random_draws": 1, "targets": ["loud_channels"]},
-        ))  # fmt: skip
-        run.all()
+    run = Run(folder, config(
+        model, [[5, 6, 7], [8, 9, 10]], folder / "data", run={"name": "mine"},
+        dataset={"sequences": 1}, extraction={"sites": ["mlp_in"]},
+        ablation={"sequences": 1, "random_draws": 1, "targets": ["loud_channels"]},
+    ))  # fmt: skip
+    run.all()
+    shutil.copytree(run.folder, run.folder.with_name("other"))
     run.ablate()
     html, findings = rendered(run, ablations=True, compare="other")
     scripts = sources.Sources(folder / "scripts")
@@ -288,7 +286,7 @@ def main(folder: Path) -> None:
         "names": figures.names(["mlp_in"]),
         "drawn": sorted(path.name for path in run.figures.iterdir()),
         "targets": [(row["target"], row["intervention"]) for row in run.table("ablations")],
-        "dictionary": f"`{NAME}" in dictionary.markdown(),
+        "dictionary": f"## {NAME}\n" in dictionary.markdown(),
         "behind": {
             name: sorted(
                 path.name

@@ -187,8 +187,8 @@ def test_a_criterion_is_its_folder_and_lines_in_the_registries(tmp_path):
     assert '<td class="left">Loud channels: findings</td><td>1</td><td>1</td>' in html
     assert '<td class="left">loud channel</td><td class="left wrap">channel 5 of mlp_in' in html
     assert got["targets"] == [
-        ("none", "none"), ("loud_channel", "zero"), ("loud_channel", "mean"),
-        ("loud_channel", "random"),
+        ["none", "none"], ["loud_channel", "zero"], ["loud_channel", "mean"],
+        ["loud_channel", "random"],
     ]  # fmt: skip
     assert got["dictionary"]
     behind = got["behind"]

@@ -1,7 +1,7 @@
 """The interface of a `figures.py`: the figures of a criterion or measure, and how they are drawn.
 
 The Snakefile asks for the names of all figures. So a `figures.py` imports numpy, pyarrow and
-matplotlib, and the modules that use them, only where it draws.
+matplotlib, and `report/lines.py` and `report/heatmaps.py`, only where it draws.
 """
 
 from __future__ import annotations

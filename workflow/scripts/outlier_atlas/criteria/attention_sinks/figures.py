@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from outlier_atlas import tables
+from outlier_atlas.criteria.attention_sinks.tables import ATTENTION_SINK_HEADS
 from outlier_atlas.criteria.figure import Drawing, FigureKind, heatmap_height
 from outlier_atlas.settings.sites import ATTN_SINK
 
@@ -17,8 +19,6 @@ class AttentionSinkHeads(FigureKind):
     declared = (ATTN_SINK,)
 
     def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
-        from outlier_atlas import tables
-        from outlier_atlas.criteria.attention_sinks.tables import ATTENTION_SINK_HEADS
         from outlier_atlas.report import heatmaps
 
         heads = tables.read(tables_folder, ATTENTION_SINK_HEADS)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from outlier_atlas import tables
+from outlier_atlas.criteria.experts.tables import EXPERT_MAGNITUDES
 from outlier_atlas.criteria.figure import Drawing, FigureKind, heatmap_height
 from outlier_atlas.settings.sites import EXPERT_OUT
 
@@ -17,8 +19,6 @@ class ExpertMaxima(FigureKind):
     declared = (EXPERT_OUT,)
 
     def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
-        from outlier_atlas import tables
-        from outlier_atlas.criteria.experts.tables import EXPERT_MAGNITUDES
         from outlier_atlas.report import heatmaps
 
         experts = tables.read(tables_folder, EXPERT_MAGNITUDES)

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outlier_atlas import tables
 from outlier_atlas.criteria.figure import Drawing, FigureKind
+from outlier_atlas.criteria.layer_measures.tables import LAYER_MEASURES
 from outlier_atlas.settings.sites import CHANNEL_SITES
 
 if TYPE_CHECKING:
@@ -34,9 +36,6 @@ class Kurtosis(FigureKind):
     declared = CHANNEL_SITES
 
     def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
-        from outlier_atlas import tables
-        from outlier_atlas.criteria.layer_measures.tables import LAYER_MEASURES
-
         excluded = tables.left_out(tables_folder, LAYER_MEASURES)
         by_site: dict[str, list[Row]] = defaultdict(list)
         for row in tables.read(tables_folder, LAYER_MEASURES).to_pylist():

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outlier_atlas import tables
 from outlier_atlas.criteria.figure import Drawing, FigureKind, heatmap_height
+from outlier_atlas.criteria.magnitudes.tables import CHANNEL_MAXIMA, LAYER_MAGNITUDES
 from outlier_atlas.settings.sites import CHANNEL_SITES, SITE_NAMES
 
 if TYPE_CHECKING:
@@ -26,9 +28,6 @@ class Magnitudes(FigureKind):
     declared = CHANNEL_SITES
 
     def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
-        from outlier_atlas import tables
-        from outlier_atlas.criteria.magnitudes.tables import LAYER_MAGNITUDES
-
         excluded = tables.left_out(tables_folder, LAYER_MAGNITUDES)
         by_site: dict[str, list[Row]] = defaultdict(list)
         for row in tables.read(tables_folder, LAYER_MAGNITUDES).to_pylist():
@@ -46,8 +45,6 @@ class ChannelMaxima(FigureKind):
     def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
         import pyarrow.compute as pc
 
-        from outlier_atlas import tables
-        from outlier_atlas.criteria.magnitudes.tables import CHANNEL_MAXIMA
         from outlier_atlas.report import heatmaps
 
         excluded = tables.left_out(tables_folder, CHANNEL_MAXIMA)

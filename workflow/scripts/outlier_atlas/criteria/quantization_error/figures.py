@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outlier_atlas import tables
 from outlier_atlas.criteria.figure import Drawing, FigureKind
+from outlier_atlas.criteria.quantization_error.tables import QUANTIZATION_ERROR
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.sites import CHANNEL_SITES
 
@@ -33,9 +35,6 @@ class QuantizationErrors(FigureKind):
         return [site for site in detection.quantization_error.sites if site in measured]
 
     def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
-        from outlier_atlas import tables
-        from outlier_atlas.criteria.quantization_error.tables import QUANTIZATION_ERROR
-
         excluded = tables.left_out(tables_folder, QUANTIZATION_ERROR)
         by_site: dict[str, list[Row]] = defaultdict(list)
         for row in tables.read(tables_folder, QUANTIZATION_ERROR).to_pylist():

@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outlier_atlas import tables
 from outlier_atlas.criteria.figure import Drawing, FigureKind
+from outlier_atlas.criteria.super_weights.tables import SUPER_WEIGHTS
+from outlier_atlas.criteria.tables import CRITERIA
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.sites import SUPER_WEIGHT_SITES
 
@@ -31,10 +34,6 @@ class DownProjections(FigureKind):
         return [OUTPUT] if set(SUPER_WEIGHT_SITES) <= set(measured) else []
 
     def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
-        from outlier_atlas import tables
-        from outlier_atlas.criteria.super_weights.tables import SUPER_WEIGHTS
-        from outlier_atlas.criteria.tables import CRITERIA
-
         criteria = tables.read(tables_folder, CRITERIA).to_pylist()
         own = next(row for row in criteria if row["criterion"] == "super_weights")
         if own["measured"] and OUTPUT in own["sites"].split():
