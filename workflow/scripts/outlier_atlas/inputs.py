@@ -52,7 +52,7 @@ Content = Callable[[], Mapping[str, Any]]
 
 
 class Purpose(Enum):
-    """What the process is for that reads the Snakefile."""
+    """Purpose of a process that reads the Snakefile."""
 
     MAKE = "run jobs"
     LOOK = "show what there is to do, and write nothing"
@@ -122,7 +122,7 @@ class Inputs:
         return self._reasons_if_newer.get(file) if found is None and newer else found
 
     def is_current(self, path: Path, content: Content, outputs: Iterable[Path]) -> bool:
-        """Return whether all outputs of a rule exist, made from what they would be made from now."""
+        """Return whether all outputs of a rule exist and are up to date."""
         there, made = _read(path), _products(path)
         if there is None or made is None or not all(output.exists() for output in outputs):
             return False

@@ -37,7 +37,7 @@ def write(record: Path, files: Iterable[Path], made_from: str) -> None:
 
 
 def made_from(record: Path) -> str | None:
-    """Return the digest of the inputs' record that a rule last ran with; None if it is not known."""
+    """Return the digest of the inputs that a rule last ran with; None if it is not known."""
     try:
         return str(read_record(record)[MADE_FROM])
     except (OSError, DamagedFileError, KeyError):

@@ -67,9 +67,9 @@ def closing_words(run: str) -> str:
     findings = Path("results") / run / "findings.json"
     if not report.exists() or not findings.exists():
         return ""
-    told = json.loads(findings.read_text("utf-8"))
-    said = f"{told['findings'][0]['text']} {told.get('left_out', '')}".rstrip()
-    lines = [*told.get("alarms", [])[:1], said]
+    written = json.loads(findings.read_text("utf-8"))
+    sentence = f"{written['findings'][0]['text']} {written.get('left_out', '')}".rstrip()
+    lines = [*written.get("alarms", [])[:1], sentence]
     return "\n".join(["", *(f"{visible(line)}\n" for line in lines), f"Report: {report}\n"])
 
 
