@@ -75,7 +75,7 @@ class Turns:
                 self._give_back(name)
 
     def ended(self, record: logging.LogRecord) -> bool:
-        """Give back the turn of a job that has ended; a filter that keeps every record of the log."""
+        """Give back the turn of a job that has ended; a filter that keeps all records."""
         number: Any = getattr(record, "job_id", None)
         if getattr(record, "event", None) == "job_finished" and number in self._of_job:
             self._give_back(self._of_job.pop(number))
