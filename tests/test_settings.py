@@ -219,7 +219,9 @@ def pins():
     return dict(line.split(" ;")[0].strip().split("==") for line in lines if "==" in line)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "workflow" / "envs").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_environments_have_the_pinned_versions(path):
     pip = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
     pinned = pins()

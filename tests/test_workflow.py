@@ -19,6 +19,8 @@ import yaml
 import zarr
 
 from outlier_atlas.criteria.tables import TABLES
+from outlier_atlas.report import figures
+from outlier_atlas.settings.configuration import load
 from outlier_atlas.sources import Sources
 from outlier_atlas.tables import WEIGHT_TABLES
 
@@ -84,7 +86,8 @@ def test_a_run_leaves_everything_that_is_promised(folder):
     for ending in ("parquet", "csv"):
         assert {path.stem for path in (run / "tables").glob(f"*.{ending}")} == names
     assert "<!doctype html>" in (run / "report.html").read_text()[:200]
-    assert len(list((run / "figures").glob("*.svg"))) == 18
+    drawn = {path.name for path in (run / "figures").iterdir()}
+    assert drawn == set(figures.names(load(CONFIG, "mine").extraction.sites)) and len(drawn) >= 36
     assert len(json.loads((run / "findings.json").read_text())["findings"]) == 5
 
 
@@ -146,7 +149,12 @@ def test_snakemakes_own_report_has_the_page_the_tables_and_the_figures(folder):
         names = {Path(name).name for name in archive.namelist()}
         page = archive.read("own/report.html").decode()
     assert len([name for name in names if name.endswith(".csv")]) == len((*TABLES, *WEIGHT_TABLES))
-    assert len([name for name in names if name.endswith(".svg")]) == 9
+    light = [
+        name for name in figures.names(load(CONFIG, "mine").extraction.sites) if "dark" not in name
+    ]
+    assert {name for name in names if name.endswith(".svg")} == {
+        name for name in light if name.endswith(".svg")
+    }
     for word in ("Figures", "Tables", "massive_channels", "maxima"):
         assert word in page
 
