@@ -1,4 +1,4 @@
-"""How the report shows super weights."""
+"""Report section and findings on super weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from outlier_atlas.text import (
 
 
 class SuperWeightsShow(FindingTable):
-    """The super weights, and the maxima of the down projections."""
+    """The section on super weights and on the maxima of the down projections."""
 
     description = DESCRIPTION
     title = "Super weights"
@@ -39,7 +39,7 @@ class SuperWeightsShow(FindingTable):
         rows = evidence.rows(SUPER_WEIGHTS)
         return with_left_out(sentence(rows, criterion["definition"]), criterion)
 
-    def found(self, rows: Sequence[Row]) -> list[Row]:
+    def finding_rows(self, rows: Sequence[Row]) -> list[Row]:
         return [row for row in rows if row["super_weight"]]
 
     def order(self, row: Row) -> float:
@@ -67,10 +67,11 @@ class SuperWeightsShow(FindingTable):
 
 
 def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
-    """Return a finding on the super weight with the largest output; none without any.
+    """Return a finding on the super weight with the largest output; none without super weights.
 
     Args:
-        rows: of the table `super_weights`.
+        rows: rows of the table `super_weights`.
+        definition: definition of the criterion.
     """
     found = [row for row in rows if row["super_weight"]]
     if not found:
