@@ -31,6 +31,7 @@ EXEMPT = {"CHANGELOG.md", "LICENSE", "constraints.txt", "tests/words.py"}
 """History, and texts of others."""
 
 CLEAN = [
+    "ablation",
     "builtin.py",
     "changes.py",
     "checkpoint",
@@ -54,6 +55,7 @@ CLEAN = [
     "job_metrics.py",
     "loading",
     "locks.py",
+    "plan",
     "planned_run.py",
     "products.py",
     "progress.py",
@@ -76,6 +78,7 @@ CLEAN = [
     "threads.py",
     "turns.py",
     "units.py",
+    "verification",
     "weights",
     "workflow.py",
 ]
