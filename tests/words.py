@@ -68,6 +68,7 @@ CLEAN = [
     "staleness.py",
     "statistics",
     "stopping.py",
+    "store",
     "supervision.py",
     "tables",
     "terminal",

@@ -1,4 +1,4 @@
-"""Rule `choose_layer_groups`: records what `extraction.layer_groups: auto` is for the run."""
+"""Script of rule `choose_layer_groups`, which records the choice of `layer_groups: auto`."""
 
 from rule_main import run
 

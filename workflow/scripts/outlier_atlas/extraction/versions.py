@@ -66,8 +66,8 @@ def check(job: Job, work: Work, device: str) -> None:
         # With `auto`, two jobs could drop each other's commits endlessly.
         raise ValueError(
             f"{job.run.folder}: has numbers of {in_words(origins)}, and this job is on "
-            f"{now.device}; execution.on_new_versions: recompute needs execution.device: {now.device} "
-            f"(or the device of before) in place of auto"
+            f"{now.device}; execution.on_new_versions: recompute needs execution.device: "
+            f"{now.device} (or the device of before) in place of auto"
         )
     else:
         raise ValueError(refusal(job.run.folder, origins, now))
