@@ -101,7 +101,9 @@ def each(of, settings, planned):
     def parameter(name):
         return of(lambda which: settings(which)[name])
 
-    return {name: parameter(name) for which in planned.values() for name in settings(which)}
+    return {
+        name: parameter(name) for which in planned.values() for name in settings(which)
+    }
 
 
 def products_of(name):

@@ -27,11 +27,11 @@ class Session:
     """The locks, the records and the turns of the runs of a process.
 
     Args:
-        folders: of the runs.
-        purpose: of the process.
-        say: takes lines for the terminal.
-        tell: is told why a rule is out of date.
-        turns: of the process.
+        folders: folders of the runs.
+        purpose: purpose of the process.
+        say: a function that writes a line to the terminal.
+        tell: a function that receives the reason why a rule is out of date.
+        turns: turns of the process.
 
     Raises:
         ValueError: another Snakemake makes one of the runs, or none can.

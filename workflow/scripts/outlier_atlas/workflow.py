@@ -43,7 +43,7 @@ def purpose(workflow: Any) -> Purpose:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """End Snakemake in one line where the block refuses something, or the system does."""
+    """Exit Snakemake with one line if the block raises `ValueError` or `OSError`."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -78,7 +78,8 @@ def jobs_at_once(chains: int, cores: int, threads: int, gpus: int | None, of_job
 
     Args:
         chains: jobs of different ones do not wait for each other.
-        cores, gpus: to be shared out; without a number of GPUs, or with 0, they are no limit.
+        cores: number of cores that the jobs share.
+        gpus: number of GPUs that the jobs share; None or 0 is no limit.
         threads, of_job: cores and GPUs of a job; it gets no more than there are.
     """
     most = min(chains, max(1, cores // min(threads, cores)))

@@ -51,7 +51,7 @@ def chosen_from(settings: Settings) -> dict[str, Any]:
     }
 
 
-def wanted(settings: Settings, model_record: Path) -> dict[str, Any]:
+def inputs_of(settings: Settings, model_record: Path) -> dict[str, Any]:
     """Return the inputs of a choice: the settings and the fingerprint of the model."""
     return chosen_from(settings) | {"model": read_record(model_record).get("fingerprint")}
 
@@ -61,29 +61,29 @@ def read(record: Path) -> int | None:
     return _number(_known(record))
 
 
-def recorded(record: Path, wanted: Mapping[str, Any]) -> int | None:
-    """Return the recorded number if it was chosen from `wanted`; otherwise None."""
+def recorded(record: Path, inputs: Mapping[str, Any]) -> int | None:
+    """Return the recorded number if it was chosen from `inputs`; otherwise None."""
     known = _known(record)
-    return _number(known) if known.get(CHOSEN_FROM) == _normal(wanted) else None
+    return _number(known) if known.get(CHOSEN_FROM) == _normal(inputs) else None
 
 
-def write(record: Path, number: int, wanted: Mapping[str, Any]) -> None:
+def write(record: Path, number: int, inputs: Mapping[str, Any]) -> None:
     """Record a choice. Equal choices give equal bytes, because free memory is not recorded.
 
     Args:
         record: path of the record.
         number: number of layer groups.
-        wanted: inputs of the choice.
+        inputs: inputs of the choice.
     """
-    write_record(record, {LAYER_GROUPS: number, CHOSEN_FROM: wanted})
+    write_record(record, {LAYER_GROUPS: number, CHOSEN_FROM: inputs})
 
 
-def keep(record: Path, wanted: Mapping[str, Any]) -> bool:
-    """Keep the recorded number if it was chosen from `wanted`, and return whether it was.
+def keep(record: Path, inputs: Mapping[str, Any]) -> bool:
+    """Keep the recorded number if it was chosen from `inputs`, and return whether it was.
 
     The record is rewritten with the same bytes, so that it is newer than its inputs.
     """
-    number = recorded(record, wanted)
+    number = recorded(record, inputs)
     if number is None:
         return False
     write_record(record, read_record(record))

@@ -52,7 +52,7 @@ def choose(settings: Settings, run: Run, machine: Machine) -> None:
     if number is None:
         _refuse(settings, needs, run.folder)
     log.info("%s", described(number, budget))
-    choice.write(run.layer_groups_record, number, choice.wanted(settings, run.model_record))
+    choice.write(run.layer_groups_record, number, choice.inputs_of(settings, run.model_record))
 
 
 def described(number: int, budget: MemoryBudget) -> str:

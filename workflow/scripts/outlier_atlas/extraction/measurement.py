@@ -26,13 +26,13 @@ class Measurement:
     Args:
         job: the job.
         work: the work of the job.
-        made: the plan for the batch size of the job.
+        run_plan: the plan for the batch size of the job.
         where: devices of the job.
     """
 
-    def __init__(self, job: Job, work: Work, made: Plan, where: Sequence[str]) -> None:
+    def __init__(self, job: Job, work: Work, run_plan: Plan, where: Sequence[str]) -> None:
         self.batch_size = job.batch_size
-        self._job, self._work, self._plan, self._where = job, work, made, where
+        self._job, self._work, self._plan, self._where = job, work, run_plan, where
         self._peak = PeakMemory()
         self._weights = self._mapped = 0
         self._loaded = self._ended = 0.0

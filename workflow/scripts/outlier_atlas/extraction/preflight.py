@@ -55,7 +55,7 @@ def concurrent_jobs(jobs: int, device: str, gpus: int, run: Path) -> ConcurrentJ
 
     Args:
         jobs: number of jobs that can run at the same time.
-        device: as the configuration has it.
+        device: configured device.
         gpus: number of GPUs of a job. Jobs without free GPUs wait before they load.
         run: folder of the run.
     """
@@ -65,29 +65,29 @@ def concurrent_jobs(jobs: int, device: str, gpus: int, run: Path) -> ConcurrentJ
     return ConcurrentJobs(jobs, holders(run, "extract_activations") - {os.getpid()})
 
 
-def batch_size(made: Plan, budget: MemoryBudget, sequences: int) -> int:
+def batch_size(run_plan: Plan, budget: MemoryBudget, sequences: int) -> int:
     """Return the largest useful power of two that fits, for `batch_size: auto`.
 
     The memory of the whole device determines the batch size. It is the same for all jobs of a run
     on equal devices, because the last bits of a mixture of experts depend on the batch.
 
     Args:
-        made: the plan for any batch size.
+        run_plan: the plan for any batch size.
         budget: the share of the whole device that a job has.
         sequences: maximum number of sequences in a batch.
     """
     if budget.memory is not None:
         budget = replace(budget, memory=int(budget.memory * (1 - RESERVE)))
     size = 1
-    while 2 * size <= sequences and 2 * size * made.tokens <= ENOUGH_TOKENS[budget.host]:
-        if not made.batched(2 * size).fits(budget):
+    while 2 * size <= sequences and 2 * size * run_plan.tokens <= ENOUGH_TOKENS[budget.host]:
+        if not run_plan.batched(2 * size).fits(budget):
             break
         size *= 2
     return size
 
 
 def automatic(
-    made: Plan, job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs
+    run_plan: Plan, job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs
 ) -> int:
     """Return the configured batch size of a job, or the one that `auto` chooses."""
     if not job.auto_batch:
@@ -97,12 +97,12 @@ def automatic(
         known.append(bytes_of(job.device_memory))
     memory = min((size for size in known if size is not None), default=None)
     budget = MemoryBudget(named(where[0]).title, memory, "the whole device", None)
-    size = batch_size(made, budget, len(work.sequences))
+    size = batch_size(run_plan, budget, len(work.sequences))
     log.info("layers %s: execution.batch_size: auto is %d here", work.span, size)
     return size
 
 
-def say(made: Plan, budget: MemoryBudget, job: Job) -> None:
+def say(run_plan: Plan, budget: MemoryBudget, job: Job) -> None:
     """Log the plan and refuse a run that cannot fit.
 
     The first job of the run shows the plan on the terminal; other jobs write it to their logs.
@@ -111,9 +111,9 @@ def say(made: Plan, budget: MemoryBudget, job: Job) -> None:
         ValueError: the run cannot fit. A configuration that fits was logged.
     """
     level = NOTICE if job.group == job.shard == 0 else logging.DEBUG
-    speeds = rates(job.run.folder.parent, made.model, budget.name)
-    log.log(level, "%s", table(made, budget, speeds, job.run.folder))
-    refuse(made, budget, job.run.folder, _section(job), job.auto_groups)
+    speeds = rates(job.run.folder.parent, run_plan.model, budget.name)
+    log.log(level, "%s", table(run_plan, budget, speeds, job.run.folder))
+    refuse(run_plan, budget, job.run.folder, _section(job), job.auto_groups)
 
 
 def _section(job: Job) -> dict[str, Any]:
@@ -127,12 +127,16 @@ def _section(job: Job) -> dict[str, Any]:
 
 
 def refuse(
-    made: Plan, budget: MemoryBudget, run: Path, section: Mapping[str, Any], chosen: bool = False
+    run_plan: Plan,
+    budget: MemoryBudget,
+    run: Path,
+    section: Mapping[str, Any],
+    chosen: bool = False,
 ) -> None:
     """Refuse a run that cannot fit, after logging a configuration that fits.
 
     Args:
-        made: the plan of the run.
+        run_plan: the plan of the run.
         budget: the memory of a job.
         run: folder of the run.
         section: the user's section `extraction`.
@@ -141,44 +145,42 @@ def refuse(
     Raises:
         ValueError: the run cannot fit. The message gives the reason.
     """
-    reason = refusal(made, budget)
+    reason = refusal(run_plan, budget)
     if reason is not None:
         ways = []
-        if budget.alone is not None and made.fits(budget.alone):
+        if budget.alone is not None and run_plan.fits(budget.alone):
             ways.append("one at a time they fit (`--resources gpu=1`, or `make run GPUS=1`)")
-        if chosen and (number := fewest_groups([(made, budget)])):
-            reason = (
-                f"extraction.layer_groups: auto was {_groups(made)} when it was chosen; {reason}"
-            )
+        if chosen and (number := fewest_groups([(run_plan, budget)])):
+            reason = f"extraction.layer_groups: auto was {_groups(run_plan)} when it was chosen; {reason}"
             ways.append(
                 f"extraction.layer_groups: {number} would fit, or delete "
                 f"{RunFiles(run).layer_groups_record} to have the number chosen for this machine"
             )
-        elif fits := remedy(made, budget, run, section):
+        elif fits := remedy(run_plan, budget, run, section):
             log.warning("\nThis would fit:\n\n%s", fits)
             ways.append("the block above would fit")
         nothing = "not even one layer at a time fits, in any batch"
         raise ValueError("; ".join([reason, *(ways or [nothing])]))
-    if (full := full_disk(made, run)) is not None:
-        fewer = leaner(made, budget, run)
+    if (full := full_disk(run_plan, run)) is not None:
+        fewer = leaner(run_plan, budget, run)
         if fewer is None:
             raise ValueError(full)
-        log.warning("\nThis would fit:\n\n%s", block(section, made, fewer))
+        log.warning("\nThis would fit:\n\n%s", block(section, run_plan, fewer))
         raise ValueError(
             f"{full}; the block above would fit, where neither detection.quantization_error nor "
             f"detection.exclude asks for values that it does not store"
         )
 
 
-def _groups(made: Plan) -> int:
-    return len(made.layout.layer_groups)
+def _groups(run_plan: Plan) -> int:
+    return len(run_plan.layout.layer_groups)
 
 
-def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
+def advise_after_failure(run_plan: Plan, job: Job, work: Work, loaded: bool) -> str:
     """Return advice after memory ran out, and log a configuration that needs less memory.
 
     Args:
-        made: the plan of the run.
+        run_plan: the plan of the run.
         job: the job.
         work: the work of the job.
         loaded: whether the weights were loaded when memory ran out.
@@ -186,16 +188,16 @@ def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
     groups = len(work.layout.layer_groups)
     doing = "with a single sequence" if loaded else "while its weights were loaded"
     failed = f"layers {work.span}: out of memory {doing}"
-    finest = made.one_group or groups == made.running
+    finest = run_plan.one_group or groups == run_plan.running
     if finest and not loaded:
         return f"{failed}; they need a device with more memory. What was computed is kept"
     if finest:
-        less = made.shortened(made.tokens // 2)
-        way = f"a shorter dataset.sequence_length (now {made.tokens})"
+        less = run_plan.shortened(run_plan.tokens // 2)
+        way = f"a shorter dataset.sequence_length (now {run_plan.tokens})"
     else:
-        less = made.divided(min(2 * groups, made.running))
+        less = run_plan.divided(min(2 * groups, run_plan.running))
         way = f"more extraction.layer_groups (now {groups})"
-    log.warning("\nThis takes less:\n\n%s", block(_section(job), made, less))
+    log.warning("\nThis takes less:\n\n%s", block(_section(job), run_plan, less))
     return f"{failed}; take {way}, as in the block above. What was computed is kept"
 
 
@@ -208,7 +210,7 @@ def foreseen(device: str, given: str | None, concurrent: ConcurrentJobs) -> Memo
     """Return the budget of jobs on any devices of this machine, or on another machine's device.
 
     Args:
-        device: as the configuration has it.
+        device: configured device.
         given: `execution.device_memory`.
         concurrent: jobs that run at the same time.
     """

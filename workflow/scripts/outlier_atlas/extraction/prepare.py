@@ -63,13 +63,13 @@ def planned(settings: Settings, run: Run) -> Plan:
     )  # fmt: skip
 
 
-def planned_ablation(made: Plan, trust: bool, run: Run) -> Plan:
+def planned_ablation(run_plan: Plan, trust: bool, run: Run) -> Plan:
     """Return the plan of a run's ablation stage in one layer group.
 
     The stage runs all layers in batches of one sequence, with losses and without sites.
 
     Args:
-        made: the plan of the run.
+        run_plan: the plan of the run.
         trust: whether code from the checkpoint may run.
         run: the run.
     """
@@ -77,8 +77,10 @@ def planned_ablation(made: Plan, trust: bool, run: Run) -> Plan:
     from outlier_atlas.roles.cached_architecture import described
 
     last = described(run.model, run.resources, trust)[2].layers - 1
-    layout = replace(made.layout, sites={}, store=(), perplexity=True, layer_groups=((0, last),))
-    return plan(layout, run.model, run.resources, 1, made.tokens, False, trust, made.gpus)
+    layout = replace(
+        run_plan.layout, sites={}, store=(), perplexity=True, layer_groups=((0, last),)
+    )
+    return plan(layout, run.model, run.resources, 1, run_plan.tokens, False, trust, run_plan.gpus)
 
 
 CHUNK_BYTES = 2**31 - 2**10
@@ -127,7 +129,7 @@ def prepare_store(
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
     _check_weights(folder, run.model, config, architecture, layout)
     gathers = bool((lengths % chunk_tokens).any())
-    made = plan(layout, run.model, run.resources, 1, longest, gathers, trust_remote_code)
+    run_plan = plan(layout, run.model, run.resources, 1, longest, gathers, trust_remote_code)
     coordinates = _coordinates(store)
     try:
         run.create_arrays(layout, coordinates)
@@ -139,7 +141,7 @@ def prepare_store(
     versions = {package: version(package) for package in RECORDED_VERSIONS}
     of_model = {name: run.model[name] for name in RECORDED_OF_MODEL}
     more = {"versions": versions, "extraction": own, "model": of_model}
-    more |= group.record(made.groups)
+    more |= group.record(run_plan.groups)
     write_record(run.store_record, layout.record() | more)
 
 

@@ -43,7 +43,7 @@ def print_plan(settings: Settings, run: Run, jobs: int = 1) -> None:
 def _automatic(settings: Settings, run: Run, budget: MemoryBudget) -> int:
     """Return the number of layer groups that `auto` chooses, or the maximum if none fits."""
     record = run.layer_groups_record
-    number = choice.recorded(record, choice.wanted(settings, run.model_record))
+    number = choice.recorded(record, choice.inputs_of(settings, run.model_record))
     if number is not None:
         print(f"extraction.layer_groups: auto was {number} when it was chosen ({record})")
         return number

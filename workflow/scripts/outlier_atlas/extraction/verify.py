@@ -24,14 +24,14 @@ CHEAP = 50
 """Number of batches above which one more forward pass adds less than 2 % to a job."""
 
 
-def verifies(wanted: Verify, batches: int) -> bool:
+def verifies(setting: Verify, batches: int) -> bool:
     """Return whether the first batch of a job is compared.
 
     Args:
-        wanted: the setting `extraction.verify`.
+        setting: value of `extraction.verify`.
         batches: number of batches of the job.
     """
-    return wanted == "first_batch" or (wanted == "auto" and batches > CHEAP)
+    return setting == "first_batch" or (setting == "auto" and batches > CHEAP)
 
 
 def compared(group: LayerGroup, batch: torch.Tensor, keep: Keep) -> Keep:

@@ -48,9 +48,9 @@ class GroupPlan:
 
     Attributes:
         layers: first and last layer.
-        file: its weights in the checkpoint's files.
-        weights: its weights in memory.
-        fullest: its weights on the fullest of its devices.
+        file: weights of the group in the checkpoint's files.
+        weights: weights of the group in memory.
+        fullest: weights on the device with the most weights.
         fused: the largest tensor that is put together from pieces, without the pieces in memory.
         forward: the forward pass of a batch, without the weights; None if it is not known.
         losses: the logits of a piece of a sequence, if losses are computed.

@@ -20,10 +20,10 @@ def clear_up(run: RunFiles, layout: Layout) -> None:
 
     Until then the data stays, so reverting a change of the configuration recomputes nothing.
     """
-    named, wanted = set(shapes(layout)), set(layout.targets())
+    named, targets = set(shapes(layout)), set(layout.targets())
 
     def gone(target: Target) -> bool:
-        return layout.superseded(target) or (is_stored(target) and target not in wanted)
+        return layout.superseded(target) or (is_stored(target) and target not in targets)
 
     revise(run.commit_files, lambda commit: without(commit, gone))
     remove_superseded(run, layout)

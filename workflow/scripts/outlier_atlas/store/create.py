@@ -3,11 +3,11 @@
 `activations.zarr` contains an array (layer, token, channel) for each site. `boundaries.zarr`
 contains an array (token, channel) for each boundary. Both are float32, in chunks of one layer.
 float32 represents bfloat16 and float16 values exactly, and bit shuffling compresses the unused zero
-bits to almost nothing. `expert_out` has five arrays (layer, token, routed): values, experts and channels,
-and the largest inputs of the same products with their channels. Experts and channels are int32.
-`attn_sink` is (layer, token, head), with a number for each of the first `sink_tokens` tokens of a
-sequence. Other tokens have the fill value NaN, which Zarr readers treat as missing. `token_loss` is
-(token, loss), with one loss for each token.
+bits to almost nothing. `expert_out` has five arrays (layer, token, routed): values, experts and
+channels, and the largest inputs of the same products with their channels. Experts and channels are
+int32. `attn_sink` is (layer, token, head), with a number for each of the first `sink_tokens` tokens
+of a sequence. Other tokens have the fill value NaN, which Zarr readers treat as missing.
+`token_loss` is (token, loss), with one loss for each token.
 
 Only `create` changes the shape of arrays, and only `create` and `clear_up` remove arrays.
 Consolidated metadata is neither written nor read. With several writers it becomes stale, and values
@@ -72,15 +72,15 @@ def create(
     metadata.remove(run)
     rename(run, layout)
     groups = Groups(run, mode="a")
-    arrays, wanted = groups.arrays(), shapes(layout)
+    arrays, named = groups.arrays(), shapes(layout)
     kept = {
         name: array
         for name, array in arrays.items()
-        if fits(array, wanted.get(name), layout.chunk_tokens)
+        if fits(array, named.get(name), layout.chunk_tokens)
     }
     _drop_commits(run, layout, kept, fingerprints)
     groups.remove(arrays.keys() - kept.keys())
-    for name, shape in wanted.items():
+    for name, shape in named.items():
         if name in kept:
             reshape(kept[name], shape)
         else:

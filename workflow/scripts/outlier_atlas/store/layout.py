@@ -105,17 +105,17 @@ class Target:
         """The site of the values or the summary."""
         return self.array.removeprefix(SUMMARY).partition("@")[0]
 
-    def serves(self, asked: Target) -> bool:
+    def serves(self, needed: Target) -> bool:
         """Return whether this summary can replace another one.
 
         A summary with a lower floor contains everything that a higher floor needs.
 
         Args:
-            asked: the target of the other summary.
+            needed: the target of the other summary.
         """
-        if not (self.is_summary and (self.site, self.layer) == (asked.site, asked.layer)):
+        if not (self.is_summary and (self.site, self.layer) == (needed.site, needed.layer)):
             return False
-        return self._version == asked._version and self.floor <= asked.floor
+        return self._version == needed._version and self.floor <= needed.floor
 
     @property
     def floor(self) -> float:
@@ -238,8 +238,8 @@ class Layout:
         """Return whether a target is a summary that a complete store does not need."""
         if not (target.is_summary and target.site in self.sites and target.layer in self.layers):
             return False
-        wanted = self.target(target.site, target.layer)
-        return wanted.is_summary and not target.serves(wanted)
+        current = self.target(target.site, target.layer)
+        return current.is_summary and not target.serves(current)
 
     def boundary_after(self, group: int) -> Target | None:
         """Return the boundary after a layer group; None for the last layer group."""

@@ -79,16 +79,16 @@ def in_words(origins: Iterable[Origin]) -> str:
     return "; ".join(map(str, origins))
 
 
-def refusal(what: Path, found: Iterable[Origin], now: Origin) -> str:
+def refusal(what: Path, earlier: Iterable[Origin], now: Origin) -> str:
     """Return a message on why numbers of two origins are not mixed, and what to set.
 
     Args:
         what: folder with the earlier numbers.
-        found: origins of the earlier numbers.
+        earlier: origins of the earlier numbers.
         now: current origin.
     """
     return (
-        f"{what}: was computed under {in_words(found)}, and would grow under {now}, which gives "
+        f"{what}: was computed under {in_words(earlier)}, and would grow under {now}, which gives "
         f"other last bits; set execution.on_new_versions: recompute (all of it is computed again) "
         f"or keep (both are mixed), or go back to what it was computed under"
     )

@@ -121,18 +121,18 @@ def super_experts(
         return []
     criterion = settings.super_experts
     quantile, largest = float(np.quantile(known, criterion.quantile)), float(known.max())
-    found = []
+    selected = []
     for layer, growth in _forming(massive, magnitudes, settings).items():
         high = (values[layer] > quantile) & (values[layer] > criterion.ratio * largest)
         each = experts[layer]
-        found += [
+        selected += [
             SuperExpert(
                 layer, expert, float(each.values[expert]), int(each.channels[expert]),
                 int(each.tokens[expert]), quantile, float(values[layer][expert]) / largest, growth,
             )
             for expert in np.flatnonzero(high).tolist()
         ]  # fmt: skip
-    return found
+    return selected
 
 
 def _forming(
@@ -157,23 +157,23 @@ def _forming(
 
 
 def _experts(
-    found: Sequence[SuperExpert],
+    selected: Sequence[SuperExpert],
     experts: Mapping[int, ExpertMagnitudes],
     tokens: TokenStore,
     bootstrap: Bootstrap,
 ) -> Columns:
     """Return the columns of the table of super experts."""
-    largest = [experts[e.layer].largest[:, e.expert] for e in found]
+    largest = [experts[e.layer].largest[:, e.expert] for e in selected]
     shares = [_largest_share(of_expert, experts, bootstrap) for of_expert in largest]
     return {
-        "layer": [e.layer for e in found],
-        "expert": [e.expert for e in found],
-        "channel": [e.channel for e in found],
-        **located(tokens, [e.token for e in found]),
-        "value": [e.value for e in found],
-        "quantile": [e.quantile for e in found],
-        "largest_share": [e.largest_share for e in found],
-        "growth": [e.growth for e in found],
+        "layer": [e.layer for e in selected],
+        "expert": [e.expert for e in selected],
+        "channel": [e.channel for e in selected],
+        **located(tokens, [e.token for e in selected]),
+        "value": [e.value for e in selected],
+        "quantile": [e.quantile for e in selected],
+        "largest_share": [e.largest_share for e in selected],
+        "growth": [e.growth for e in selected],
         **interval_columns("value", [bootstrap.maxima(of_expert) for of_expert in largest]),
         **interval_columns("largest_share", shares),
     }

@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 def search(
     ablation: Ablation,
-    found: Sequence[Weight],
+    known: Sequence[Weight],
     criterion: Mapping[str, float],
     rounds: int,
     streams: Streams,
@@ -52,14 +52,14 @@ def search(
 
     Args:
         ablation: the ablation job.
-        found: the super weights of the run.
+        known: the super weights of the run.
         criterion: the block `detection.super_weights` of the run's tables.
         rounds: maximum number of rounds.
         streams: the streams of the ablation.
         devices: a function that leases the devices.
     """
     later: list[Later] = []
-    zero = tuple(found)
+    zero = tuple(known)
     for number in range(1, rounds + 1) if zero else ():
         rows = _round(ablation, Variant(zero), streams, devices)
         new = [

@@ -73,10 +73,10 @@ def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
         rows: rows of the table `super_weights`.
         definition: definition of the criterion.
     """
-    found = [row for row in rows if row["super_weight"]]
-    if not found:
+    passing = [row for row in rows if row["super_weight"]]
+    if not passing:
         return []
-    top = max(found, key=lambda row: abs(row["output"]))
+    top = max(passing, key=lambda row: abs(row["output"]))
     weight = "" if top["weight"] is None else f" = {number(top['weight'])}"
     expert = "" if top["expert"] is None else f" of expert {top['expert']}"
     text = (
@@ -86,5 +86,5 @@ def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
         f"{number(100 * top['share'])} % of the output of {number(top['output'])} in channel "
         f"{top['row']}."
     )
-    others = f" The run has {len(found):,} super weights in all." if len(found) > 1 else ""
+    others = f" The run has {len(passing):,} super weights in all." if len(passing) > 1 else ""
     return [Finding(text + others, definition, 4)]
