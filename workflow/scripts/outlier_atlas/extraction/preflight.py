@@ -151,7 +151,10 @@ def refuse(
         if budget.alone is not None and run_plan.fits(budget.alone):
             ways.append("one at a time they fit (`--resources gpu=1`, or `make run GPUS=1`)")
         if chosen and (number := fewest_groups([(run_plan, budget)])):
-            reason = f"extraction.layer_groups: auto was {_groups(run_plan)} when it was chosen; {reason}"
+            number_before = _groups(run_plan)
+            reason = (
+                f"extraction.layer_groups: auto was {number_before} when it was chosen; {reason}"
+            )
             ways.append(
                 f"extraction.layer_groups: {number} would fit, or delete "
                 f"{RunFiles(run).layer_groups_record} to have the number chosen for this machine"
