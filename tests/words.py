@@ -31,6 +31,7 @@ EXEMPT = {"CHANGELOG.md", "LICENSE", "constraints.txt", "tests/words.py"}
 """History, and texts of others."""
 
 CLEAN = [
+    "__init__.py",
     "ablation",
     "builtin.py",
     "changes.py",

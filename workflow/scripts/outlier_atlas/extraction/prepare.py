@@ -36,8 +36,8 @@ def planned(settings: Settings, run: Run) -> Plan:
     sequence with `execution.batch_size: auto`.
 
     Raises:
-        ValueError: the model has no such site or layer, or its files lack weights or have unknown
-            weights.
+        ValueError: the model has no such site or layer; or its files lack weights, or have weights
+            of another shape or weights that the model does not use.
     """
     from outlier_atlas.plan.requirements import plan
     from outlier_atlas.roles.cached_architecture import described
@@ -110,8 +110,8 @@ def prepare_store(
     Raises:
         ValueError: a newer version of the project wrote the run; the model has no such site or
             layer, fewer layers than layer groups, or fewer positions than a sequence has tokens;
-            the code of the model does not run in the dtype; or the files of the model lack weights
-            or have unknown weights.
+            the code of the model does not run in the dtype; or the files of the model lack weights,
+            or have weights of another shape or weights that the model does not use.
         OSError: the disk is full. The message has the path and the number of bytes needed.
     """
     from outlier_atlas.plan import group
@@ -225,7 +225,7 @@ def _check_weights(
     """Check the weights by the headers of their files, before any job loads weights.
 
     Raises:
-        ValueError: weights are missing or unknown.
+        ValueError: weights are missing, have another shape, or are not used by the model.
     """
     from outlier_atlas.loading.headers import check_headers
 

@@ -22,8 +22,8 @@ def print_plan(settings: Settings, run: Run, jobs: int = 1) -> None:
         jobs: number of extraction jobs of the run that can run at the same time.
 
     Raises:
-        ValueError: the run cannot fit, the model has no such site or layer, or its files lack
-            weights or have unknown weights.
+        ValueError: the run cannot fit; the model has no such site or layer; or its files lack
+            weights, or have weights of another shape or weights that the model does not use.
     """
     execution, extraction, folder = settings.execution, settings.extraction, run.folder
     run_plan = planned(settings, run)
