@@ -51,7 +51,7 @@ class Session:
             # One Snakemake makes a run. It waits for jobs that outlived a killed Snakemake.
             self._locks = [locks.own(folder, say) for folder in sorted(folders)]
             for folder in folders:
-                # Temporary files of killed processes: no other process writes in the run's folder now.
+                # Temporary files of killed processes: no other process writes in this folder now.
                 sweep(folder, older_than=0)
             sweep(SHARED, older_than=24 * 3600)
 
