@@ -70,7 +70,7 @@ def _measured(
     pending: deque[tuple[Matrix, Future[WeightStatistics]]] = deque()
     with (
         progress(len(weights), " tensors", "measuring weights") as bar,
-        # In a new thread, torch would use all cores, because it ignores the setting of the main thread.
+        # torch uses all cores in a new thread; the setting of the main thread does not apply.
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         for weight in weights:
