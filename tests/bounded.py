@@ -77,7 +77,7 @@ def run_job(
 
 def main(file: str) -> None:
     fields = json.loads(Path(file).read_text())
-    fields["run"] = StoredRun(**{name: Path(path) for name, path in fields["run"].items()})
+    fields["run"] = StoredRun(**{name: path and Path(path) for name, path in fields["run"].items()})
     fields["manifest"] = Path(fields["manifest"])
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from outlier_atlas.extraction.run import extract

@@ -152,14 +152,14 @@ def test_a_number_is_kept_whatever_memory_there_is_now(large, tmp_path, monkeypa
     run = automatic(large, tmp_path, execution={"device": "cpu", "device_memory": "385MiB"})
     number, record = chosen(run), run.folder / choice.CHOICE
     before = record.read_bytes()
-    assert choice.keep(record, choice.wanted(run.settings, run.model_record))
+    assert choice.keep(record, choice.inputs_of(run.settings, run.model_record))
     assert (choice.read(record), record.read_bytes()) == (number, before)
     for other in ({"extraction": {"sites": ["mlp_in"]}}, {"dataset": {"sequence_length": 32}}):
         wanted = automatic(large, tmp_path, **other)
-        assert not choice.keep(record, choice.wanted(wanted.settings, run.model_record))
+        assert not choice.keep(record, choice.inputs_of(wanted.settings, run.model_record))
     model = read_record(run.model_record) | {"fingerprint": "another"}
     monkeypatch.setattr(choice, "read_record", lambda path: model)
-    assert choice.wanted(run.settings, run.model_record)["model"] == "another"
+    assert choice.inputs_of(run.settings, run.model_record)["model"] == "another"
 
 
 def test_a_number_that_does_not_fit_here_is_refused_with_what_would(large, tmp_path):

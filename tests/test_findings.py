@@ -79,7 +79,7 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
         altered(1.0, "massive_channel", "random", 1, **channel),
         altered(1.0),
     ]
-    (said,) = mechanisms.taken_away(rows)
+    (said,) = mechanisms.ablation_findings(rows)
     assert said.text == (
         "Without the channel of massive activations (channel 7 of resid_post, layer 2, set to "
         "zero) the perplexity of held-out tokens is 180, 9 (8 to 10) times the model's own 20; 2 "
@@ -88,9 +88,9 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
     )
     assert said.striking == 4
     # The effect is not larger than that of a random draw.
-    (dull,) = mechanisms.taken_away(rows[:3])
+    (dull,) = mechanisms.ablation_findings(rows[:3])
     assert dull.striking == 1
-    assert mechanisms.taken_away(rows[:1]) == []
+    assert mechanisms.ablation_findings(rows[:1]) == []
 
 
 @pytest.mark.parametrize(
@@ -103,20 +103,20 @@ def test_what_raises_perplexity_most_stands_beside_its_own_random_draws():
     ],
 )
 def test_what_may_be_chance_over_sequences_does_not_stand_out(ratio, low, said, striking):
-    (finding,) = mechanisms.taken_away([UNALTERED, altered(ratio, low=low)])
+    (finding,) = mechanisms.ablation_findings([UNALTERED, altered(ratio, low=low)])
     assert said in finding.text
     assert finding.striking == striking
     surer = altered(1.125, low=1.0625)
-    (finding,) = mechanisms.taken_away([UNALTERED, altered(ratio, low=low), surer])
+    (finding,) = mechanisms.ablation_findings([UNALTERED, altered(ratio, low=low), surer])
     assert (said in finding.text) == (striking == 4 or low is None)
     assert finding.striking == (3 if low is None else 4)
 
 
 def test_of_few_sequences_only_the_interval_is_shown():
-    (enough,) = mechanisms.taken_away([UNALTERED, altered(1.5, low=1.25, sequences=10)])
+    (enough,) = mechanisms.ablation_findings([UNALTERED, altered(1.5, low=1.25, sequences=10)])
     assert "too few" not in enough.text
     assert enough.striking == 4
-    (few,) = mechanisms.taken_away([UNALTERED, altered(1.5, low=1.25, sequences=2)])
+    (few,) = mechanisms.ablation_findings([UNALTERED, altered(1.5, low=1.25, sequences=2)])
     assert "1.5 (1.25 to 1.75) times the model's own 20. Over 2 sequences: too few to" in few.text
     assert few.striking == 3
     rows = [UNALTERED | {"tokens": 9, "perplexity_low": 1.0, "perplexity_high": 2.0}]
@@ -130,9 +130,9 @@ def test_of_few_sequences_only_the_interval_is_shown():
 
 def test_a_perplexity_that_is_nan_is_compared_with_nothing():
     rows = [UNALTERED | {"perplexity": math.nan}, altered(math.nan), altered(math.nan, draw=0)]
-    (said,) = mechanisms.taken_away(rows)
+    (said,) = mechanisms.ablation_findings(rows)
     assert said.text.startswith("The ablation cannot be judged: the perplexity of the held-")
-    (said,) = mechanisms.taken_away([UNALTERED, altered(math.nan), altered(2.0, low=1.5)])
+    (said,) = mechanisms.ablation_findings([UNALTERED, altered(math.nan), altered(2.0, low=1.5)])
     assert "is 40, 2 (1.5 to 2.5) times" in said.text
 
 

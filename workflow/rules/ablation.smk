@@ -1,4 +1,4 @@
-"""Ablation: the perplexity of held-out tokens without the outliers. Off by default."""
+"""Ablation of outliers, which measures the perplexity of held-out tokens. Off by default."""
 
 
 rule ablate:
@@ -32,7 +32,7 @@ rule ablate:
         **({"gpu": ablation_gpus} if ON_GPUS else {}),
         mem_mb=ablation_memory,
         device=execution("device"),
-        # Not `gpu`, which `--resources gpu=1` lowers.
+        # A separate resource, because `--resources gpu=1` lowers `gpu`.
         gpus_per_job=execution("gpus_per_job"),
         device_memory=execution("device_memory"),
         on_new_versions=execution("on_new_versions"),

@@ -1,4 +1,4 @@
-"""Files of the rules by name, and what rules ask about the run, the model or the dataset."""
+"""Paths of the rules' files, and functions of runs, models and datasets for the rules."""
 
 import functools
 
@@ -19,11 +19,14 @@ DATASETS = {dataset.name: dataset for run in RUNS.values() for dataset in run.da
 
 
 def one_of(names):
-    """A regular expression for some names, which have letters, digits, `-`, `_` and `.`."""
+    """Return a regular expression that matches one of some names.
+
+    Names contain letters, digits, `-`, `_` and `.`.
+    """
     return "|".join(name.replace(".", r"\.") for name in names)
 
 
-# Of each rule, and not of the whole workflow, which may have taken these rules as a module.
+# Set for each rule, because global constraints would affect a workflow that uses this module.
 CONSTRAINTS = dict(
     run=one_of(RUNS),
     model=one_of(MODELS),
@@ -34,7 +37,7 @@ CONSTRAINTS = dict(
 RESULTS = "results/{run}"
 
 MODEL_RECORD = "resources/models/{model}.json"
-# Of the model and not of a run: the next run of the same model finds them.
+# The measurements belong to a model, so all runs of the model share them.
 MEASURED_WEIGHTS = [
     f"resources/weights/{{model}}/{file}"
     for file in [
@@ -71,47 +74,53 @@ FINDINGS = f"{RESULTS}/findings.json"
 
 
 def of_run(function):
-    """What a function makes of the run that a job belongs to."""
+    """Return a function of wildcards that calls `function` with the run of a job."""
     return lambda wildcards: function(RUNS[wildcards.run])
 
 
 def of_model(function):
-    """What a function makes of the model that a job belongs to."""
+    """Return a function of wildcards that calls `function` with the model of a job."""
     return lambda wildcards: function(MODELS[wildcards.model])
 
 
 def of_dataset(function):
-    """What a function makes of the dataset that a job belongs to."""
+    """Return a function of wildcards that calls `function` with the dataset of a job."""
     return lambda wildcards: function(DATASETS[wildcards.dataset])
 
 
 def each(of, settings, planned):
-    """The parameters of a rule: a function of the wildcards for each of its settings.
+    """Return the parameters of a rule, as a function of the wildcards for each setting.
 
     Args:
         of: `of_run`, `of_model` or `of_dataset`.
-        settings: gives all of them, by name; the record of the rule's inputs has the same ones.
+        settings: a function that returns the settings by name. The record of the inputs contains
+            the same settings.
         planned: the runs, models or datasets.
     """
 
-    def one(name):
+    def parameter(name):
         return of(lambda which: settings(which)[name])
 
-    return {name: one(name) for which in planned.values() for name in settings(which)}
+    return {
+        name: parameter(name) for which in planned.values() for name in settings(which)
+    }
 
 
 def products_of(name):
-    """The record of what a rule of a run has made; a job checks what it reads by it."""
+    """Return the path of the record of a rule's products.
+
+    Jobs compare their inputs with this record.
+    """
     return f"{RESULTS}/manifests/{products.FOLDER}/{name}.json"
 
 
 def shared_products(name):
-    """The same of a rule whose outputs several runs use."""
+    """Return the path of the record of a rule's products that several runs share."""
     return f"resources/{products.FOLDER}/{name}.json"
 
 
 def builtin_products(source):
-    """The record of the file of a built-in model or text."""
+    """Return the records of the file of a built-in model or text; empty for other sources."""
     if source_kind(source) != "builtin":
         return []
     return [shared_products(f"fetch_package.{package(source[len('builtin:'):]).name}")]
@@ -121,10 +130,10 @@ package = functools.cache(Package)
 
 
 def everything(run):
-    """What a run leaves at last: the records of all that its rules have made.
+    """Return the final outputs of a run, which are the records of its rules' products.
 
-    A file that such a record lists, and that is missing, is seen without being named here
-    (`Inputs.record`).
+    The files in these records need not be named here, because `Inputs.record` detects a missing
+    file.
     """
     shared = [f"fetch_model.{run.model.name}"]
     if run.settings.weights.measure:
@@ -133,7 +142,7 @@ def everything(run):
 
 
 def manifests(run, groups):
-    """The manifests of all extraction jobs of a run."""
+    """Return the manifests of all extraction jobs of a run."""
     shards = run.sequence_shards
     return [
         run.path(extraction_manifest(group, groups, shard, shards))
@@ -143,33 +152,35 @@ def manifests(run, groups):
 
 
 def extraction_manifest(group, groups, shard, shards):
-    """The record that an extraction job leaves when all of its part is committed."""
+    """Return the path of the manifest that a finished extraction job writes."""
     return (
         f"manifests/extraction/group-{group}-of-{groups}.shard-{shard}-of-{shards}.json"
     )
 
 
 def previous_manifest(wildcards):
-    """The layer group before: it leaves the residual stream at the boundary."""
+    """Return the manifest of the previous layer group, which writes the boundary."""
     run, group = RUNS[wildcards.run], int(wildcards.group)
     part = wildcards.groups, wildcards.shard, wildcards.shards
     return [run.path(extraction_manifest(group - 1, *part))] if group else []
 
 
 def figures_of(run):
-    """The files of a run's figures, without folder: what is measured decides which there are."""
+    """Return the file names of a run's figures, which depend on the measured sites."""
     settings = run.settings
     return tuple(figures.names(settings.extraction.sites, settings.detection))
 
 
 def planned_models(wildcards):
-    """The records of the models, made where need be; those of the hub are planned for without
-    fetching their weights."""
+    """Return the records of the models, except hub models that are not fetched.
+
+    The plan of a hub model does not need its weights.
+    """
     return [run.model.record for run in RUNS.values() if run.model.is_fetched]
 
 
 def records(run):
-    """Where the records of a run lie."""
+    """Return the paths of the records of a run."""
     auto = run.layer_groups == "auto"
     groups = choice.read(Path(run.path(choice.CHOICE))) if auto else run.layer_groups
     detected, ablated = run.products("detect_outliers", "ablate")
@@ -182,7 +193,7 @@ def records(run):
         store=run.path("manifests/store.json"),
         detected=detected,
         ablated=ablated,
-        # Of `layer_groups: auto` none where its record is missing or damaged.
+        # With `layer_groups: auto`, there are none if its record is missing or damaged.
         manifests=manifests(run, groups or 0),
         datasets=[
             file
@@ -196,37 +207,40 @@ def records(run):
                 for dataset in run.datasets
                 for name in ["fetch_dataset", "tokenize_dataset"]
             ),
-            # Left by `layer_groups: auto`, where a number is configured now.
+            # A record of `layer_groups: auto` may exist although a number is configured now.
             *([] if auto else run.products("choose_layer_groups")),
         ],
     )
 
 
 def scheduled(wildcards):
-    """Whether a scheduler starts the jobs, as 0 or 1."""
+    """Return whether a scheduler starts the jobs, as 0 or 1."""
     return int(snakemake_internals.is_scheduled(workflow))
 
 
-# Functions, because Snakemake knows no number of cores where it only shows something.
+# Functions, because Snakemake has no number of cores if it only prints information.
 def all_cores(wildcards):
-    """The cores that Snakemake was given."""
+    """Return the number of cores of Snakemake."""
     return workflow.cores
 
 
 def ablation_threads(run):
-    """The threads of the ablation job."""
+    """Return the number of threads of the ablation job."""
     return run.settings.execution.threads or workflow.cores
 
 
 def extraction_threads(run):
-    """The threads of an extraction job: all that work at a time share the cores."""
+    """Return the number of threads of an extraction job; concurrent jobs share the cores."""
     return run.settings.execution.threads or max(
         1, workflow.cores // run.sequence_shards
     )
 
 
 def extractions_at_once(run):
-    """Extraction jobs that are at work on one machine at a time; a scheduler's are each alone."""
+    """Return the number of extraction jobs that run on one machine at the same time.
+
+    With a scheduler, the number is 1.
+    """
     if scheduled(None):
         return 1
     gpus = snakemake_internals.limit_of(workflow, "gpu") if run.on_gpus else None
@@ -240,46 +254,55 @@ def extractions_at_once(run):
 
 
 def extraction_gpus(wildcards, input):
-    """GPUs of an extraction job; none of a run on the CPU, which those who use one do not hold up."""
+    """Return the number of GPUs of an extraction job; 0 on the CPU.
+
+    Jobs on the CPU do not wait for jobs on GPUs.
+    """
     run = RUNS[wildcards.run]
     store, group = Path(input.store), int(wildcards.group)
     return scheduler_resources.gpus(store, group, run.settings) if run.on_gpus else 0
 
 
 def ablation_gpus(wildcards):
-    """GPUs of the ablation job."""
+    """Return the number of GPUs of the ablation job."""
     run = RUNS[wildcards.run]
     return run.settings.execution.gpus_per_job if run.on_gpus else 0
 
 
 def extraction_memory(wildcards, input, attempt):
-    """Megabytes of the host that an extraction job asks a scheduler for."""
+    """Return the host memory of an extraction job for a scheduler, in megabytes."""
     settings = RUNS[wildcards.run].settings
     store, group = Path(input.store), int(wildcards.group)
     return scheduler_resources.memory_mb(store, group, settings, attempt)
 
 
 def ablation_memory(wildcards, input, attempt):
-    """The same of the ablation job, which has the layer groups one after the other."""
+    """Return the host memory of the ablation job for a scheduler, in megabytes.
+
+    The job runs the layer groups one after the other.
+    """
     settings = RUNS[wildcards.run].settings
     return scheduler_resources.most_memory_mb(Path(input.store), settings, attempt)
 
 
 def execution(name):
-    """A key of the section `execution`: what makes nothing stale travels as a resource, which
-    Snakemake does not compare."""
+    """Return a function of wildcards that returns a key of the section `execution`.
+
+    These keys make nothing stale. They are resources, because Snakemake does not compare
+    resources.
+    """
     return of_run(lambda run: getattr(run.settings.execution, name) or "")
 
 
 def table(path):
-    """A table as Snakemake's own report shows it."""
+    """Return a table with its caption in Snakemake's report."""
     name = Path(path).stem
     caption = f"../report/tables/{name}.rst"
     return report(path, caption=caption, category="Tables", labels={"table": name})
 
 
 def figure(path):
-    """A figure as Snakemake's own report shows it; of its four files the light SVG."""
+    """Return a figure with its caption in Snakemake's report, which shows only the light SVG."""
     site, kind = Path(path).stem.split("-", 1)
     if not path.endswith(f"-{kind}.svg") or kind not in figures.KINDS:
         return path

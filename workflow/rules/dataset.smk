@@ -1,7 +1,7 @@
-"""From texts to tokens, which runs with the same dataset and model share."""
+"""Tokenization of texts. Runs with the same dataset and model share the tokens."""
 
 
-# Of a hub dataset; other datasets are fetched by no rule.
+# Only hub datasets need this rule.
 rule fetch_dataset:
     input:
         inputs=of_dataset(fetch_dataset_inputs),

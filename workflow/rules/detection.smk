@@ -1,4 +1,4 @@
-"""From activations to tables: one pass over the store for all criteria."""
+"""Detection of outliers: one pass over the store computes the tables of all criteria."""
 
 
 rule detect_outliers:

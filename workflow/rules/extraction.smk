@@ -1,8 +1,8 @@
-"""From tokens to activations: a job per layer group and sequence shard, chained by boundaries."""
+"""Extraction of activations, with a job for each layer group and sequence shard."""
 
 
-# What the runs take: from the models' configurations and the headers of their files, of a model of
-# the hub over the network where it is not fetched.
+# The plan needs only the configuration of a model and the headers of its files. For a hub model
+# that is not fetched, they are read over the network.
 rule plan:
     input:
         models=planned_models,
@@ -27,13 +27,13 @@ rule plan:
         "../scripts/plan.py"
 
 
-# `layer_groups: auto`: how many extraction jobs there are is known once this has run.
+# With `layer_groups: auto`, this checkpoint determines the number of extraction jobs.
 checkpoint choose_layer_groups:
     input:
         inputs=of_run(choice_inputs),
         model=of_run(lambda run: run.model.record),
     output:
-        # `update`: a number that was chosen from the same is kept.
+        # `update` keeps a number that was chosen from the same inputs.
         choice=update(CHOICE),
         products=products_of("choose_layer_groups"),
     log:
@@ -54,7 +54,7 @@ checkpoint choose_layer_groups:
         "../scripts/choose_layer_groups.py"
 
 
-# The store has a copy of the tokens: a run's folder is whole without `resources`.
+# The store has a copy of the tokens, so that a run's folder is complete without `resources`.
 rule create_store:
     input:
         inputs=with_layer_groups(store_inputs),
@@ -110,7 +110,7 @@ rule extract_activations:
         mem_mb=extraction_memory,
         batch_size=execution("batch_size"),
         device=execution("device"),
-        # Not `gpu`, which `--resources gpu=1` lowers.
+        # A separate resource, because `--resources gpu=1` lowers `gpu`.
         gpus_per_job=execution("gpus_per_job"),
         device_memory=execution("device_memory"),
         on_new_versions=execution("on_new_versions"),

@@ -1,7 +1,7 @@
-"""Settings, code and users' files behind each rule, in addition to the files of other rules.
+"""Settings, code and users' files that are inputs of the rules, in addition to files of rules.
 
-`<rule>_settings` gives the settings, which are the parameters of the rule. `<rule>_inputs` makes
-the record of them (`inputs.py`), and returns its path, which is an input of the rule.
+`<rule>_settings` returns the settings, which are the parameters of the rule. `<rule>_inputs` writes
+a record of the inputs (`inputs.py`) and returns its path, which is an input of the rule.
 """
 
 
@@ -13,24 +13,24 @@ def inputs(
     templates=(),
     with_products=True,
 ):
-    """Return a function of a run that makes the record of a rule's inputs, and returns its path.
+    """Return a function of a run that writes the record of a rule's inputs and returns its path.
 
     Args:
-        name: of the rule.
-        script: of the rule; its code and that of the modules it imports count.
-        settings: gives the settings of a run.
-        files: gives the digests of the user's files of a run.
+        name: name of the rule.
+        script: script of the rule. The record covers its code and the modules that it imports.
+        settings: a function that returns the settings of a run.
+        files: a function that returns the digests of the user's files of a run.
         templates: files that count as code.
-        with_products: whether the rule leaves a record of its products.
+        with_products: whether the rule writes a record of its products.
     """
 
-    # Once in a process: a record that is an input must not be written while its rule runs.
+    # Cached, because a record that is an input must not be written while its rule runs.
     @functools.cache
     def record(run):
         path = Path(run.path(f"manifests/{INPUTS_FOLDER}/{name}.json"))
         wanted = content(
             script,
-            # The record of another model may be older than what was made before.
+            # Included, because the record of another model may be older than the outputs.
             lambda: settings(run) | {"model": run.model.recorded_settings()},
             lambda: files(run),
             templates,
@@ -42,12 +42,17 @@ def inputs(
 
 
 def shared_inputs(name, script, settings, outputs, files=lambda of: {}, without=None):
-    """Return the same for a rule whose outputs several runs share.
+    """Return a function that writes the record of inputs of a rule with shared outputs.
 
-    Another process may be making them. The function takes a model, a dataset or a package.
+    Several runs share the outputs, and another process may be writing them. The function takes a
+    model, a dataset or a package.
 
     Args:
-        outputs: gives the files that the rule makes.
+        name: see `inputs`.
+        script: see `inputs`.
+        settings: a function that returns the settings of a model, dataset or package.
+        outputs: a function that returns the outputs of the rule.
+        files: a function that returns the digests of the user's files.
         without: folder of modules that do not count as code of the rule.
     """
 
@@ -60,11 +65,11 @@ def shared_inputs(name, script, settings, outputs, files=lambda of: {}, without=
         )
         with one_line():
             if PURPOSE is Purpose.MAKE:
-                there = [
+                paths = [
                     Path(output) for output in [*outputs(of), shared_products(whole)]
                 ]
                 TURNS.take(
-                    whole, there[0], lambda: INPUTS.is_current(path, wanted, there)
+                    whole, paths[0], lambda: INPUTS.is_current(path, wanted, paths)
                 )
             return INPUTS.record(path, wanted)
 
@@ -72,7 +77,7 @@ def shared_inputs(name, script, settings, outputs, files=lambda of: {}, without=
 
 
 def content(script, settings, files, templates=(), without=None):
-    """Return a function that gives the content of a record, called only where it is needed."""
+    """Return a function that returns the content of a record, called only if it is needed."""
 
     def wanted():
         code = {"code": SOURCES.digest(script, templates, without)} if script else {}
@@ -90,7 +95,7 @@ package_inputs = shared_inputs(
 
 
 def fetch_model_settings(model):
-    """Return what makes it another model."""
+    """Return the settings that identify the model."""
     return dict(model=model.recorded_settings())
 
 
@@ -100,13 +105,13 @@ fetch_model_inputs = shared_inputs(
     fetch_model_settings,
     lambda model: [model.record],
     lambda model: model.digests(),
-    # They only refuse a model before it is fetched.
+    # These modules only refuse a model before it is fetched.
     without="outlier_atlas/roles",
 )
 
 
 def dataset_settings(dataset):
-    """Return everything that the tokens depend on."""
+    """Return the settings that the tokens depend on."""
     return dataset.recorded_settings()
 
 
@@ -119,7 +124,7 @@ fetch_dataset_inputs = shared_inputs(
 
 
 def dataset_products(dataset):
-    """Return the records of the files that the text is read from."""
+    """Return the records of the files from which the text is read."""
     if dataset.kind == "hub":
         return [shared_products(f"fetch_dataset.{dataset.name}")]
     return builtin_products(dataset.settings.source)
@@ -136,7 +141,7 @@ tokenize_dataset_inputs = shared_inputs(
 
 
 def chosen_from(run):
-    """Return what the number of layer groups is chosen from; name a damaged choice."""
+    """Return the inputs of the choice of layer groups, and report a damaged choice."""
     record = Path(run.path(choice.CHOICE))
     damage = choice.damage(record, PURPOSE is Purpose.MAKE, logger.info)
     return choice.chosen_from(run.settings) | damage
@@ -146,7 +151,7 @@ choice_inputs = inputs("choose_layer_groups", "choose_layer_groups.py", chosen_f
 
 
 def create_store_settings(run):
-    """Return the settings but for those that depend on the number of layer groups."""
+    """Return the settings that do not depend on the number of layer groups."""
     return dict(
         chunk_tokens=run.settings.chunk_tokens,
         dtype=run.settings.model.dtype,
@@ -155,35 +160,35 @@ def create_store_settings(run):
 
 
 def extraction_settings(run, groups):
-    """Return the section `extraction`, without what makes nothing stale."""
+    """Return the section `extraction` without keys that make nothing stale."""
     section = run.settings.extraction.model_dump(mode="json", exclude={"verify"})
     return section | {"layer_groups": groups}
 
 
 @functools.cache
 def store_inputs(run, groups):
-    """Make the record of what the store is made from."""
+    """Write the record of the inputs of the store."""
     return inputs(
         "create_store",
         "create_store.py",
         lambda run: create_store_settings(run)
         | {
             "extraction": extraction_settings(run, groups),
-            # The file of the tokens has another name where they are of another dataset.
+            # The dataset is included, because its tokens are in a file of another name.
             "dataset": run.settings.dataset.model_dump(mode="json"),
         },
     )(run)
 
 
 def reported_configuration(run, groups):
-    """Return the configuration without what makes nothing stale."""
+    """Return the configuration without keys that make nothing stale."""
     configuration = run.settings.model_dump(mode="json", exclude={"execution"})
     return configuration | {"extraction": extraction_settings(run, groups)}
 
 
 @functools.cache
 def report_inputs(run, groups):
-    """Make the record of what the report is made from."""
+    """Write the record of the inputs of the report."""
     return inputs(
         "render_report",
         "render_report.py",
@@ -194,12 +199,12 @@ def report_inputs(run, groups):
 
 
 def extract_activations_settings(run):
-    """Return the settings that no other file stands for."""
+    """Return the settings that no other input contains."""
     return dict(trust_remote_code=run.settings.model.trust_remote_code)
 
 
-# A job that runs again looks at what is committed, and computes what is missing: without a record
-# of its products, it runs again whenever the record of its inputs is another one.
+# An extraction job that runs again computes only missing rows. It has no record of its products, so
+# it runs again whenever the record of its inputs changes.
 extract_activations_inputs = inputs(
     "extract_activations",
     "extract_activations.py",
@@ -209,7 +214,7 @@ extract_activations_inputs = inputs(
 
 
 def detect_outliers_settings(run):
-    """Return the criteria's settings; those of SmoothQuant belong to `join_weights`."""
+    """Return the settings of the criteria, without SmoothQuant (see `join_weights`)."""
     detection = run.settings.detection
     return dict(
         detection=detection.model_dump(mode="json", exclude={"smoothquant"}),
@@ -223,7 +228,7 @@ detect_outliers_inputs = inputs(
 
 
 def measure_weights_settings(model):
-    """Return no setting of a run: two runs of a model measure its weights once."""
+    """Return settings of the model only, so that its runs measure the weights once."""
     return dict(trust_remote_code=model.settings.trust_remote_code)
 
 
@@ -263,14 +268,14 @@ def ablate_settings(run):
 ablate_inputs = inputs(
     "ablate",
     "ablate.py",
-    # The file of the held-out tokens has another name where they are of another dataset.
+    # The dataset is included, because its held-out tokens are in a file of another name.
     lambda run: ablate_settings(run)
     | {"dataset": run.settings.dataset.model_dump(mode="json")},
 )
 
 
 def refuse_unconfigured(run):
-    """Return the record of the ablation's inputs; refuse a run without that stage."""
+    """Return the record of the ablation's inputs, and refuse a run without ablation."""
     if not run.ablates:
         sys.exit(
             f"{run.path('tables/ablations.parquet')}: ablation.sequences is 0 in the configuration "
@@ -283,7 +288,7 @@ draw_figures_inputs = inputs("draw_figures", "draw_figures.py", lambda run: {})
 
 
 def compared_files(run):
-    """Return the digests of what the report shows of another run."""
+    """Return the digests of the files of another run that the report reads."""
     other = run.compared
     if other is None:
         return {}
@@ -291,20 +296,20 @@ def compared_files(run):
 
 
 def refuse_incomparable(run):
-    """Return no file; refuse a missing run to compare with, only where the report is wanted."""
+    """Return no files, and refuse a missing run to compare with, if a report is needed."""
     if run.compared:
-        # Snakemake would list all files of the other run, and not say what to do.
+        # Snakemake would only list all missing files of the other run, without advice.
         with one_line():
             compared_runs.refuse_missing(run.compared)
     return []
 
 
 def make_records():
-    """Make all records, before Snakemake plans jobs.
+    """Write all records before Snakemake plans jobs.
 
-    Snakemake lists a folder once, when it looks for a first file in it: a record that is written
-    later would be missing. Records of what several runs share come first, which may have to wait
-    for another process. Every process makes them in the same order: so no two wait for each other.
+    Snakemake lists a folder once, when it first looks for a file in it. It would not see a record
+    that is written later. Records for shared outputs come first, because they may have to wait for
+    another process. Every process writes them in the same order, which prevents a deadlock.
     """
     make_shared_records()
     for run in RUNS.values():
@@ -321,14 +326,14 @@ def make_records():
         if groups == "auto":
             choice_inputs(run)
             groups = choice.read(Path(run.path(choice.CHOICE)))
-        # Without a number, or with another one than will be chosen, they are made once it is.
+        # If the number is not chosen yet or changes, these records are written after the choice.
         if groups is not None:
             store_inputs(run, groups)
             report_inputs(run, groups)
 
 
 def make_shared_records():
-    """Make the records of what several runs share."""
+    """Write the records for outputs that several runs share."""
     runs, models, datasets = RUNS.values(), sorted(MODELS), sorted(DATASETS)
     for source in sorted({source for run in runs for source in run.builtins}):
         package_inputs(package(source.removeprefix("builtin:")))

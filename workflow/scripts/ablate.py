@@ -1,4 +1,4 @@
-"""Rule `ablate`: perplexity of held-out tokens with outliers ablated."""
+"""Script of rule `ablate`, which measures perplexity with outliers ablated."""
 
 from rule_main import run
 

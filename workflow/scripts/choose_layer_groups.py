@@ -1,4 +1,4 @@
-"""Rule `choose_layer_groups`: records what `extraction.layer_groups: auto` is for the run."""
+"""Script of rule `choose_layer_groups`, which records the choice of `layer_groups: auto`."""
 
 from rule_main import run
 
@@ -10,7 +10,7 @@ def main(job):
     from run_of_job import run_of
 
     settings, run = load(job.params.settings, "run"), run_of(job)
-    if choice.keep(run.layer_groups_record, choice.wanted(settings, run.model_record)):
+    if choice.keep(run.layer_groups_record, choice.inputs_of(settings, run.model_record)):
         return
     from outlier_atlas.extraction.layer_groups import Machine, choose
 

@@ -1,4 +1,4 @@
-"""Rule `create_store`: gives the run's arrays their shape."""
+"""Script of rule `create_store`, which gives the arrays of a run their shape."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule `detect_outliers`: from the store to the tables, in one pass."""
+"""Script of rule `detect_outliers`, which computes the tables in one pass over the store."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule `draw_figures`: the figures of a run, from its tables."""
+"""Script of rule `draw_figures`, which draws the figures of a run from its tables."""
 
 from pathlib import Path
 

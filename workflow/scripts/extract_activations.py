@@ -1,4 +1,4 @@
-"""Rule `extract_activations`: one layer group over one sequence shard."""
+"""Script of rule `extract_activations`, which runs one layer group over one sequence shard."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule `fetch_dataset`: of a hub dataset, the documents that the run needs."""
+"""Script of rule `fetch_dataset`, which fetches the needed documents of a hub dataset."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule `fetch_model`: has the model on this machine, and records what it is."""
+"""Script of rule `fetch_model`, which fetches a model and records its description."""
 
 from pathlib import Path
 

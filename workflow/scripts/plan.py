@@ -1,4 +1,4 @@
-"""Rule `plan`: prints what the runs take, before anything is read or computed."""
+"""Script of rule `plan`, which prints memory, disk and time of runs before they start."""
 
 from pathlib import Path
 

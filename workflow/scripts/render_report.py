@@ -1,4 +1,4 @@
-"""Rule `render_report`: the page and the findings, from everything a run has."""
+"""Script of rule `render_report`, which writes the page and the findings of a run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What every rule's script shares: its log, and the one line that a user's mistake ends in."""
+"""Shared main function of the rules' scripts: log, lock and one-line error messages."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-# Snakemake appends this folder to the path; a library that is installed from elsewhere comes first.
+# Snakemake appends this folder to the path, so an installed library would come first.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from outlier_atlas import inputs, products, stopping, threads
@@ -19,20 +19,20 @@ from outlier_atlas.sanitize import VisibleFormatter
 
 
 def run(main: Callable[[Any], None], snakemake: Any) -> None:
-    """Run a rule's script.
+    """Run the script of a rule.
 
-    The log has everything, traces too; the terminal has what concerns the user. `ValueError` and
-    `OSError` are the user's to mend: one line and exit status 1. Anything else is ours, and the
-    line says so. `OUTLIER_ATLAS_TRACEBACK=1` shows the trace on the terminal as well. Neither has
-    a character that a terminal would obey, nor a secret of the environment. A signal stops the
-    job as `stopping` describes, with the exit status 128 + signal.
+    The log contains all messages and traces. The terminal shows messages for the user. The user can
+    correct a `ValueError` or `OSError`: one line, and exit status 1. For other errors, which are
+    bugs, the line says so. `OUTLIER_ATLAS_TRACEBACK=1` shows the trace on the terminal too. The
+    output has no control characters and no secrets of the environment. A signal stops the job as
+    `stopping` describes, with exit status 128 + signal.
 
-    The job holds its lock from here on. `main` imports what it needs itself, so that the seconds
-    that torch takes pass under the lock: another command sees that the job is at work.
+    The job holds its lock from here on. `main` imports torch and other packages itself, under the
+    lock, so another command sees that the job is running during the import.
 
     Args:
-        main: takes the `snakemake` object.
-        snakemake: as Snakemake hands it to a script.
+        main: main function of the script, which takes the `snakemake` object.
+        snakemake: the `snakemake` object of the script.
     """
     try:
         failed = _failed(main, snakemake)
@@ -55,19 +55,19 @@ def _failed(main: Callable[[Any], None], snakemake: Any) -> bool:
             _run(main, snakemake)
     except (SystemExit, stopping.Stopped):
         raise
-    except BaseException as error:  # libraries in Rust raise what is no `Exception`
+    except BaseException as error:  # libraries in Rust raise errors that are not `Exception`
         level = logging.WARNING if os.environ.get("OUTLIER_ATLAS_TRACEBACK") else logging.DEBUG
         log.log(level, "%s", traceback.format_exc().rstrip())
         stopping.raise_again()
         log.error("%s: %s", snakemake.rule, _line(error, str(snakemake.log[0])))
         if isinstance(error, DamagedFileError):
-            error.path.unlink(missing_ok=True)  # Snakemake makes a missing file again
+            error.path.unlink(missing_ok=True)  # Snakemake recreates a missing file
         return True
     return False
 
 
 def _run(main: Callable[[Any], None], snakemake: Any) -> None:
-    """Check what the job reads, run it, and record what it has made."""
+    """Check the inputs of a job, run it, and record its products."""
     read, made = snakemake.input, snakemake.output
     record = read.get("inputs")
     made_from = inputs.digest_of(Path(record)) if record else ""
@@ -90,24 +90,24 @@ def _line(error: BaseException, log: str) -> str:
 
 
 def _set_up_logging(path: Path) -> None:
-    """Everything of ours into the log file, with times; what concerns the user to the terminal."""
+    """Send all messages of the library to the log file, and notable messages to the terminal."""
     logging.addLevelName(NOTICE, "NOTICE")
     terminal = _Terminal()
     terminal.setLevel(least_level())
     terminal.setFormatter(VisibleFormatter("%(message)s"))
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
     file.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    ours = logging.getLogger("outlier_atlas")
-    ours.setLevel(logging.DEBUG)
-    ours.handlers = [terminal, file]
-    ours.propagate = False
+    library = logging.getLogger("outlier_atlas")
+    library.setLevel(logging.DEBUG)
+    library.handlers = [terminal, file]
+    library.propagate = False
     logging.getLogger().handlers = [file]
     logging.captureWarnings(True)
-    logging.raiseExceptions = False  # a log on a full disk: the job's own error says so
+    logging.raiseExceptions = False  # if the disk is full, the error of the job says so
 
 
 class _Terminal(logging.StreamHandler[TextIO]):
-    """The terminal, which Snakemake shows the progress of all jobs on."""
+    """A handler for the terminal, on which Snakemake shows the progress of all jobs."""
 
     def format(self, record: logging.LogRecord) -> str:
         return clearing(self.stream) + super().format(record)

@@ -1,4 +1,4 @@
-"""The run of a job, for the rules' scripts."""
+"""Access to the run of a job, for the rules' scripts."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ GIVEN = {
     "heldout": "heldout_file",
     "heldout_record": "heldout_record",
 }
-"""The arguments of `Run` by the names that rules give their files."""
+"""Arguments of `Run`, by the names of files in rules."""
 
 
 def run_of(job) -> Run:
-    """Return the run of a job, with tokens and model where the rule says.
+    """Return the run of a job, with the files of tokens and model that the rule names.
 
     Args:
-        job: the `snakemake` object of a rule that has the record of the model as input `model`,
-            and its log in the folder `logs` of the run.
+        job: the `snakemake` object of a rule. The rule must have the record of the model as input
+            `model`, and its log in the folder `logs` of the run.
     """
-    # The rule that copies the tokens to the run has both: the run's own are its outputs.
+    # The rule that copies tokens has both; its outputs are the tokens of the run.
     given = {
         argument: job.output.get(name) or job.input.get(name) for name, argument in GIVEN.items()
     }

@@ -1,4 +1,4 @@
-"""Rule `tokenize_dataset`: from text to the run's sequences of tokens."""
+"""Script of rule `tokenize_dataset`, which turns text into sequences of tokens."""
 
 from pathlib import Path
 

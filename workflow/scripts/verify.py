@@ -1,4 +1,4 @@
-"""Rule `verify`: compares what the runs have committed with their records."""
+"""Script of rule `verify`, which compares the committed data of runs with their records."""
 
 from rule_main import run
 

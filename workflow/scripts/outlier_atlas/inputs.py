@@ -1,12 +1,12 @@
-"""Records of what rules are made from, in addition to files of other rules; inputs of the rules.
+"""Records of the inputs of rules: settings, code and users' files.
 
-Snakemake remembers settings in `.snakemake`, which may have been deleted, or be that of another
-checkout, and it knows a user's files by their times alone. So settings, code and the contents of a
-user's files are in a small record for each rule, `manifests/inputs/<rule>.json` of a run or
-`resources/inputs/`, and the record is an input of the rule: it is newer than what the rule has made
-exactly if that was made from something else. Only the process that makes a run writes it, before
-the jobs are planned. A dry run compares in memory, and takes a temporary file in place of each
-record that it would write.
+Snakemake stores settings in `.snakemake`, which may be deleted or belong to another checkout. It
+compares only the times of a user's files. Therefore a small record for each rule contains settings,
+code and digests of the user's files. The record is `manifests/inputs/<rule>.json` of a run, or in
+`resources/inputs/`. It is an input of the rule, and is newer than the products of the rule exactly
+if they were made from other inputs. Only the process that makes a run writes the record, before the
+jobs are planned. A dry run compares in memory, and uses a temporary file instead of each record
+that it would write.
 """
 
 from __future__ import annotations
@@ -33,19 +33,24 @@ from outlier_atlas.files import (
 )
 
 FOLDER = "inputs"
-"""Folder of these records, next to that of `products`."""
+"""Name of the folder of these records."""
 
 CHANGE = "change"
-"""Key of a random number, in a record that replaces another. Snakemake compares checksums where a
-file is newer: after a setting was changed and changed back, a record with the old bytes would be
-taken for the one that it remembers, whatever was made meanwhile."""
+"""Key of a random number in a record that replaces another one.
+
+Snakemake compares checksums of newer files. If a setting is changed and reverted, a record with the
+old bytes would look unchanged, although other products were made in between.
+"""
 
 MADE = "made"
-"""Key of the record that was there when the products were made: a run that is stopped before a rule
-replaces the rule's record, and the next one still tells the values that the products carry."""
+"""Key of the record from which the products were made.
+
+If a run is stopped before the rule, it has already replaced the record. The next run can then still
+report the values of the products.
+"""
 
 LONG_AGO = 1
-"""Seconds since 1970: the time of a record that what was made agrees with."""
+"""Time of a record that agrees with the products, in seconds since 1970."""
 
 
 Content = Callable[[], Mapping[str, Any]]
@@ -75,13 +80,13 @@ class Inputs:
         self._temporary: Path | None = None
 
     def record(self, path: Path, content: Content, with_products: bool = True) -> str:
-        """Make the record of a rule's inputs, and return the file that the rule takes as its input.
+        """Write the record of a rule's inputs, and return the input file of the rule.
 
         Args:
             path: path of the record; the record of the rule's products has the same name.
-            content: returns the content of the record, without `CHANGE` and `MADE`.
-            with_products: whether the rule leaves a record of its products, which says what they
-                were made from. Without one, only the record of the inputs is compared.
+            content: a function that returns the content of the record, without `CHANGE` and `MADE`.
+            with_products: whether the rule writes a record of its products, which contains a digest
+                of their inputs. Otherwise only the record of the inputs is compared.
         """
         if self.purpose is Purpose.JOB:
             return str(path)
@@ -112,11 +117,11 @@ class Inputs:
         return str(file)
 
     def reason(self, file: str, newer: bool) -> str | None:
-        """Return why a rule runs, in words; None where its record is no reason.
+        """Return the reason why a rule runs; None if its record is not the reason.
 
         Args:
-            file: that `record` returned.
-            newer: whether it is newer than what the rule has made.
+            file: the file that `record` returned.
+            newer: whether the file is newer than the products of the rule.
         """
         found = self._reasons.get(file)
         return self._reasons_if_newer.get(file) if found is None and newer else found

@@ -1,8 +1,8 @@
 """A configured run as the rules see it: its model, its datasets, and the names of their files.
 
-The rules have the wildcards `run`, `model` and `dataset`, and look up what is configured by them.
-Files of models and datasets have names that stand for all that they are made from, so that several
-runs share them. Nothing heavy is imported: every Snakemake process reads the Snakefile.
+The rules have the wildcards `run`, `model` and `dataset`, which are keys of the configuration. File
+names of models and datasets identify all of their inputs, so that several runs share the files.
+Every Snakemake process imports this module, so it imports no large packages.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Package:
         return f"{RESOURCES}/builtin/{self.package}/{builtin.PACKAGES[self.package].file}"
 
     def recorded_settings(self) -> dict[str, Any]:
-        """Return which file it is. Its checksum is known, whatever the code is."""
+        """Return the description of the file, whose checksum does not depend on the code."""
         return asdict(builtin.PACKAGES[self.package])
 
 
@@ -270,11 +270,11 @@ class PlannedRun:
         return f"{self.folder}/{name}"
 
     def products(self, *rules: str) -> list[str]:
-        """Return the records of what rules have made of this run."""
+        """Return the records of the products of rules in this run."""
         return [self.path(f"manifests/{products.FOLDER}/{rule}.json") for rule in rules]
 
     def rules(self) -> Iterator[str]:
-        """Yield the rules that leave a record of what they made of this run."""
+        """Yield the rules that write a record of their products in this run."""
         yield from ("create_store", "detect_outliers", "join_weights")
         yield from ("draw_figures", "render_report")
         if self.ablates:

@@ -27,11 +27,11 @@ class Session:
     """The locks, the records and the turns of the runs of a process.
 
     Args:
-        folders: of the runs.
-        purpose: of the process.
-        say: takes lines for the terminal.
-        tell: is told why a rule is out of date.
-        turns: of the process.
+        folders: folders of the runs.
+        purpose: purpose of the process.
+        say: a function that writes a line to the terminal.
+        tell: a function that receives the reason why a rule is out of date.
+        turns: turns of the process.
 
     Raises:
         ValueError: another Snakemake makes one of the runs, or none can.
@@ -48,20 +48,20 @@ class Session:
         self.inputs = Inputs(purpose, functools.cache(tell))  # each reason once
         self.turns = turns
         if purpose is Purpose.MAKE:
-            # One Snakemake makes a run; jobs that outlived a killed one are waited for.
+            # One Snakemake makes a run. It waits for jobs that outlived a killed Snakemake.
             self._locks = [locks.own(folder, say) for folder in sorted(folders)]
             for folder in folders:
-                # What killed processes left: no other process writes in the run's folder now.
+                # Temporary files of killed processes: no other process writes in this folder now.
                 sweep(folder, older_than=0)
             sweep(SHARED, older_than=24 * 3600)
 
     def at_events_of(self, workflow: Any) -> Callable[[logging.LogRecord], bool]:
         """Return a filter of Snakemake's log that acts when jobs are planned and when one ends.
 
-        Snakemake calls `onstart` of the main Snakefile alone, and not with `--no-hooks`.
+        Snakemake calls only `onstart` of the main Snakefile, and not with `--no-hooks`.
 
         Args:
-            workflow: Snakemake's own object, as the Snakefile knows it.
+            workflow: the workflow object of Snakemake.
         """
         # A program that uses Snakemake as a library may run one workflow after the other.
         _latest[:] = [workflow]

@@ -26,7 +26,7 @@ class Effect:
 
     Attributes:
         rules: the rules that rerun.
-        computed: what the extraction recomputes; empty if it does not run.
+        computed: description of the data that extraction recomputes; empty if it does not run.
     """
 
     rules: tuple[str, ...]

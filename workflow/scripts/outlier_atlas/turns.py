@@ -47,7 +47,7 @@ class Turns:
         """
         if name in self._taken:
             return False
-        # What is made from something that is made again is made again, too.
+        # After its first turn, a process remakes all later files, because they may depend on it.
         if not self._taken and is_current():
             return True
         lock = locks.take(

@@ -43,7 +43,7 @@ def purpose(workflow: Any) -> Purpose:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """End Snakemake in one line where the block refuses something, or the system does."""
+    """Exit Snakemake with one line if the block raises `ValueError` or `OSError`."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -74,12 +74,14 @@ def closing_words(run: str) -> str:
 
 
 def jobs_at_once(chains: int, cores: int, threads: int, gpus: int | None, of_job: int) -> int:
-    """Return how many jobs Snakemake runs at a time, if all have the same resources.
+    """Return the number of jobs that Snakemake runs at a time, if all have the same resources.
 
     Args:
-        chains: jobs of different ones do not wait for each other.
-        cores, gpus: to be shared out; without a number of GPUs, or with 0, they are no limit.
-        threads, of_job: cores and GPUs of a job; it gets no more than there are.
+        chains: number of chains of jobs; jobs of different chains do not wait for each other.
+        cores: number of cores that the jobs share.
+        gpus: number of GPUs that the jobs share; None or 0 is no limit.
+        threads: number of cores of a job, at most `cores`.
+        of_job: number of GPUs of a job, at most `gpus`.
     """
     most = min(chains, max(1, cores // min(threads, cores)))
     return min(most, max(1, gpus // min(of_job, gpus))) if gpus else most

@@ -1,1 +1,1 @@
-"""Ablation of outliers: the perplexity of held-out tokens, computed through layer groups."""
+"""Ablation of outliers: the perplexity of held-out tokens, computed layer group by layer group."""

@@ -1,4 +1,4 @@
-"""A variant's edits, on the model of a layer group."""
+"""Application of a variant's edits to the model of a layer group."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from outlier_atlas.settings.sites import EXPERT_OUT, AlterableSite
 
 
 def tap_of(architecture: Architecture, site: str, layer: int) -> Tap:
-    """Where a channel of a site is set.
+    """Return the tap at which channels of a site are set.
 
     Raises:
-        ValueError: the model has no such layer, or no such site in it, or the value measured at
-            the site is not all that goes on from it.
+        ValueError: the model has no such layer or site, or the measured value is only a part of
+            what the model uses after the site.
     """
     if site not in get_args(AlterableSite):
         raise ValueError(
@@ -51,7 +51,13 @@ def tap_of(architecture: Architecture, site: str, layer: int) -> Tap:
 def alterations(
     architecture: Architecture, edits: Sequence[Edit], layers: range
 ) -> dict[Tap, Callable[[torch.Tensor], torch.Tensor]]:
-    """What is made of the activations of these layers, by the place where they are."""
+    """Return functions that alter activations of some layers, by tap.
+
+    Args:
+        architecture: architecture of the model.
+        edits: edits of a variant.
+        layers: layers of the layer group; edits of other layers are ignored.
+    """
     channels: dict[Tap, dict[int, float]] = defaultdict(dict)
     massive: dict[Tap, list[SetMassive]] = defaultdict(list)
     for edit in edits:
@@ -71,10 +77,10 @@ def _altered(
     massive: Sequence[SetMassive],
     tensor: torch.Tensor,
 ) -> torch.Tensor:
-    """A copy of one sequence's tensor, channels last, with everything set that is set at a tap."""
+    """Return a copy of the tensor of one sequence, channels last, with all edits of a tap."""
     copy = tap.altered(tensor, channels)
     rows, own = copy.reshape(-1, copy.shape[-1]), tap.positions(tensor)
-    # Of the sequence as the model computed it: what is set does not change what is massive.
+    # Massive activations are those of the unedited sequence.
     site = tensor.reshape(rows.shape)[:, own].float()
     for edit in massive:
         tokens = massive_tokens(site, edit)
@@ -84,15 +90,16 @@ def _altered(
 
 
 def massive_tokens(x: torch.Tensor, edit: SetMassive) -> torch.Tensor:
-    """The tokens of a sequence at which a channel is massive, ascending.
+    """Return the tokens of a sequence at which a channel is massive, ascending.
 
     Args:
-        x: (token, channel), float32: the site of the whole sequence.
+        x: values of the site for the whole sequence, float32, (token, channel).
+        edit: the edit, with the criterion.
     """
     magnitudes = (x if of(x).has_float64 else x.cpu()).abs()
     own = magnitudes[:, edit.channel]
     finite = torch.where(magnitudes.isfinite(), magnitudes, torch.nan)
-    # Both give the lower of the two middle values.
+    # Both functions return the lower of the two middle values.
     median = finite.nanmedian() if edit.median == "tensor" else finite.nanmedian(1).values
     least = edit.ratio * median.double()
     massive = own.isfinite() & (own > edit.absolute) & (own.double() >= least)
@@ -103,7 +110,14 @@ def massive_tokens(x: torch.Tensor, edit: SetMassive) -> torch.Tensor:
 def weights_zeroed(
     decoder: nn.Module, architecture: Architecture, edits: Sequence[Edit], layers: range
 ) -> Iterator[None]:
-    """The weights of these layers are zero while the block lasts, and as they were after it."""
+    """Set the weights that edits name to zero in the block, and restore them after it.
+
+    Args:
+        decoder: decoder of the layer group.
+        architecture: architecture of the model.
+        edits: edits of a variant; edits of activations are ignored.
+        layers: layers of the layer group; edits of other layers are ignored.
+    """
     before = []
     try:
         for edit in edits:
@@ -119,10 +133,10 @@ def weights_zeroed(
 
 
 def experts_of(architecture: Architecture, layer: int) -> Tap:
-    """The fused experts of a layer.
+    """Return the tap of the fused experts of a layer.
 
     Raises:
-        ValueError: the model has no such layer, or no routed experts in it whose output is known.
+        ValueError: the model has no such layer, or no routed experts in it with a known output.
     """
     sites = architecture.taps[layer] if layer < architecture.layers else {}
     if EXPERT_OUT not in sites:
@@ -134,13 +148,13 @@ def experts_of(architecture: Architecture, layer: int) -> Tap:
 
 
 def weight_at(decoder: nn.Module, architecture: Architecture, weight: Weight) -> float:
-    """A weight of a down projection, as the model holds it."""
+    """Return a weight of a down projection in the model."""
     ((parameter, index),) = _weights(decoder, architecture, weight)
     return float(parameter[index])
 
 
 Entry = tuple[torch.Tensor, tuple[int, ...]]
-"""A parameter, and an index into it."""
+"""A parameter and an index into it."""
 
 
 def _weights(
@@ -150,7 +164,7 @@ def _weights(
         experts = decoder.get_submodule(experts_of(architecture, edit.layer).module)
         down = down_projection(experts)
         assert down is not None
-        # What is added before the down projection has no effect after it.
+        # A bias before the down projection has no effect if the down projection is zero.
         return [(parameter, (edit.expert,)) for parameter in (down, *biases(experts))]
     if isinstance(edit, ZeroExpertWeight):
         return [_weight_of_expert(decoder, architecture, edit)]
@@ -172,10 +186,10 @@ def _weight_of_expert(
     weight = down_projection(experts)
     assert weight is not None
     place = (edit.row, edit.column)
-    turned = is_transposed(experts, architecture.hidden_size)
-    if turned is None:
+    transposed = is_transposed(experts, architecture.hidden_size)
+    if transposed is None:
         raise ValueError(
             f"ablation.expert_weights: rows and columns of an expert of layer {edit.layer} cannot "
             f"be told apart in {architecture.model_class.__name__}; leave its weights out"
         )
-    return weight, (edit.expert, *(place[::-1] if turned else place))
+    return weight, (edit.expert, *(place[::-1] if transposed else place))

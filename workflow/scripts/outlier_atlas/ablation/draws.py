@@ -1,4 +1,4 @@
-"""Draws of random controls, no two of them equal."""
+"""Distinct draws of random controls."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ Drawn = TypeVar("Drawn")
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of random controls.
+    """The draws of random controls.
 
     Attributes:
-        number: of draws; if there are fewer different ones, all of these are drawn.
-        seed: of the draws. A larger number adds draws and changes none.
+        number: number of draws; if fewer distinct controls exist, all of them are drawn.
+        seed: seed of the draws. A larger `number` adds draws and changes none.
     """
 
     number: int
     seed: int
 
     def sets(self, others: Sequence[int], size: int, of: str) -> list[tuple[int, ...]]:
-        """Draw sets of `size` of `others`, each ascending, no set twice.
+        """Draw distinct sets of `size` elements of `others`, each ascending.
 
         Args:
-            of: the target that they are controls of, for the log.
+            others: elements to draw from.
+            size: number of elements of a set.
+            of: description of the target, for the log.
         """
 
         def draw(random: np.random.Generator) -> tuple[int, ...]:
@@ -43,12 +45,12 @@ class Draws:
     def places(
         self, shape: tuple[int, int], taken: Collection[tuple[int, int]], of: str
     ) -> list[tuple[int, int]]:
-        """Draw places in a matrix, no place twice.
+        """Draw distinct places in a matrix.
 
         Args:
-            shape: rows and columns.
-            taken: places that are targets, and are not drawn.
-            of: the target that they are controls of, for the log.
+            shape: number of rows and columns.
+            taken: places of targets, which are not drawn.
+            of: description of the target, for the log.
         """
 
         def draw(random: np.random.Generator) -> tuple[int, int]:

@@ -26,17 +26,17 @@ class Ablation:
     """The arguments of the ablation stage.
 
     Attributes:
-        settings: the `ablation` section of the configuration.
+        settings: the section `ablation` of the configuration.
         bootstrap: the block `detection.bootstrap`.
         run: the run.
         trust_remote_code: whether code from the checkpoint may run.
         device: `auto`, `cuda`, `mps` or `cpu`.
-        gpus: devices to spread a layer group over, where they are GPUs.
-        device_memory: the memory of the device, as configured; None takes what is free.
-        threads: CPU threads.
-        on_new_versions: what happens if something is missing and the rest was computed under
+        gpus: number of GPUs to spread a layer group over.
+        device_memory: configured memory of the device; None uses the free memory.
+        threads: number of CPU threads.
+        on_new_versions: action if results are missing and the other results were computed with
             other versions or on another kind of device.
-        auto_groups: whether the number of layer groups was chosen: `extraction.layer_groups: auto`.
+        auto_groups: whether `extraction.layer_groups: auto` chose the number of layer groups.
     """
 
     settings: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Ablation:
 
     @cached_property
     def means(self) -> Means:
-        """The means over the run's own tokens."""
+        """The means of channels over the run's tokens."""
         return Means(self.run, self.run.commits())
 
     @cached_property
@@ -61,7 +61,7 @@ class Ablation:
 
     @cached_property
     def groups(self) -> list[range]:
-        """All layers, in as many layer groups as the run has."""
+        """All layers of the model, divided into the number of layer groups of the run."""
         count = len(self.run.layout.layer_groups)
         return [range(*part) for part in even_ranges(self.model[2].layers, count)]
 
@@ -70,5 +70,5 @@ class Ablation:
         return CheckedWeights(self.run.model_record, self.run.resources)
 
     def group_of(self, layer: int) -> int:
-        """Return the number of the layer group that a layer is in."""
+        """Return the index of the layer group that contains a layer."""
         return next(index for index, layers in enumerate(self.groups) if layer in layers)

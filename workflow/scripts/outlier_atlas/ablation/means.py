@@ -1,4 +1,4 @@
-"""The means of channels over a run's tokens, from the store or from summaries."""
+"""Means of channels over a run's tokens, from the store or from summaries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from outlier_atlas.store.target_chunks import DamagedChunkError
 
 @dataclass(frozen=True)
 class Means:
-    """The means of channels; a site and layer is read once, when its first mean is asked for.
+    """The means of channels. A site and layer is read once, when its first mean is needed.
 
     Attributes:
         run: the run.
@@ -31,10 +31,10 @@ class Means:
     def __call__(self, site: str, layer: int, channel: int) -> float:
         """Return the mean of a channel's finite values over all tokens, summed in float64.
 
-        From the store and from summaries it is the same but for the order of the additions.
+        The store and summaries give the same mean up to the order of additions.
 
         Raises:
-            ValueError: the site was not measured in that layer, or what is kept is damaged.
+            ValueError: the site was not measured in that layer, or its data is damaged.
         """
         if site not in self.run.layout.sites or layer not in self.run.layout.layers:
             raise ValueError(
@@ -43,8 +43,8 @@ class Means:
             )
         target = self.run.layout.target(site, layer)
         if target not in self._known:
-            made = self._summarized if target.is_summary else self._stored
-            self._known[target] = made(target)
+            compute = self._summarized if target.is_summary else self._stored
+            self._known[target] = compute(target)
         return float(self._known[target][channel])
 
     def _stored(self, target: Target) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
-"""The ablation stage: every variant through the layer groups, and the table of what it costs.
+"""The ablation stage, which runs all variants through the layer groups and writes the table.
 
-Each layer group is loaded once, for all variants that are altered in it or below. A variant begins
-at the boundary before the layer group of its first altered layer, which the unaltered model left.
+Each layer group is loaded once, for all variants with edits in this layer group or below. A variant
+starts at the boundary before the layer group of its first altered layer. The unaltered model writes
+that boundary.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ log = logging.getLogger(__name__)
 
 
 def ablate(ablation: Ablation) -> None:
-    """Run what has not been run, and write the table.
+    """Run the variants that have not run, and write the table.
 
     Raises:
-        ValueError: a target is not in the model, a mean is not known, the model's head is not
-            understood, it does not fit into memory, or the rest was computed under other
+        ValueError: a target is not in the model, a mean is not known, the head of the model is not
+            supported, a job does not fit into memory, or earlier results were computed with other
             versions.
     """
     try:
@@ -60,7 +61,7 @@ def ablate(ablation: Ablation) -> None:
 
 
 class _StartOverError(Exception):
-    """Earlier results have been removed after some of them were taken for done."""
+    """Earlier results were removed after some of them had been counted as done."""
 
 
 def _ablate(ablation: Ablation) -> None:
@@ -80,9 +81,9 @@ def _ablate(ablation: Ablation) -> None:
     streams.delete_streams()
     losses = {key: streams.losses(key) for key in variants}
     bootstrap = Bootstrap(ablation.run.heldout.sequences, **ablation.bootstrap)
-    found = columns(trials, losses, ablation.run.heldout.sequence_starts, bootstrap)
+    table_columns = columns(trials, losses, ablation.run.heldout.sequence_starts, bootstrap)
     table = tables.ABLATIONS.with_parameters({"bootstrap": bootstrap.record()})
-    tables.write(ablation.run.tables, table, found)
+    tables.write(ablation.run.tables, table, table_columns)
 
 
 def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Streams) -> None:
@@ -99,12 +100,12 @@ def _run_all(ablation: Ablation, variants: Mapping[str, Variant], streams: Strea
 
 @contextmanager
 def _leased(ablation: Ablation, streams: Streams) -> Iterator[Sequence[str]]:
-    """Lease the devices of the stage, once it is known that it fits.
+    """Lease the devices of the stage, and check that the stage fits.
 
     Raises:
-        ValueError: it does not, or memory runs out all the same; or the rest was computed
-            under other versions.
-        _StartOverError: what was there is gone for that reason.
+        ValueError: the stage does not fit, memory runs out, or earlier results were computed with
+            other versions.
+        _StartOverError: earlier results of other versions were removed.
     """
     gpus = min(ablation.gpus, *map(len, ablation.groups))
     with devices(ablation.device, gpus, f"{ablation.run.name}, ablation") as where:
@@ -126,36 +127,38 @@ def _leased(ablation: Ablation, streams: Streams) -> Iterator[Sequence[str]]:
 
 
 def _settle(ablation: Ablation, streams: Streams, now: Origin) -> None:
-    """Apply `execution.on_new_versions` before anything is added to earlier results.
+    """Apply `execution.on_new_versions` before new results are added.
 
     Raises:
-        ValueError: it is of other versions, and may not be mixed.
-        _StartOverError: it was, and is gone.
+        ValueError: earlier results are of other versions, and must not be mixed with new ones.
+        _StartOverError: earlier results of other versions were removed.
     """
-    found = others(streams.origins(), now)
+    earlier = others(streams.origins(), now)
     how = ablation.on_new_versions
-    if found and how == "refuse":
-        raise ValueError(refusal(ablation.run.ablation, found, now))
-    if found and how == "recompute":
+    if earlier and how == "refuse":
+        raise ValueError(refusal(ablation.run.ablation, earlier, now))
+    if earlier and how == "recompute":
         log.warning(
             "ablation: what was computed under %s no longer counts, and is computed again under %s "
-            "(execution.on_new_versions: recompute)", in_words(found), now,
+            "(execution.on_new_versions: recompute)", in_words(earlier), now,
         )  # fmt: skip
         streams.delete_all()
         raise _StartOverError
-    if found:
+    if earlier:
         log.warning(
             "ablation: has numbers of %s, and goes on under %s (execution.on_new_versions: keep)",
-            in_words(found), now,
+            in_words(earlier), now,
         )  # fmt: skip
     streams.add_origin(now)
 
 
 def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:
-    """Refuse what cannot fit, as extraction does: sequences one by one, no site, and the losses.
+    """Refuse a stage that cannot fit, as extraction does.
+
+    The plan has batches of one sequence, no sites, and losses.
 
     Raises:
-        ValueError: it cannot; the block that would fit has been logged.
+        ValueError: the stage cannot fit. A configuration that fits was logged.
     """
     layout = replace(
         ablation.run.layout,
@@ -163,13 +166,13 @@ def _refuse_too_large(ablation: Ablation, where: Sequence[str]) -> None:
         layer_groups=tuple((layers[0], layers[-1]) for layers in ablation.groups),
     )  # fmt: skip
     longest = int(np.diff(ablation.run.heldout.sequence_starts).max())
-    made = plan(
+    stage_plan = plan(
         layout, ablation.run.model, ablation.run.resources, 1, longest, False,
         ablation.trust_remote_code, len(where),
     )  # fmt: skip
     budget = preflight.budget_of(where, ablation.device_memory, ConcurrentJobs())
     own = ablation.run.store_description["extraction"]
-    preflight.refuse(made, budget, ablation.run.folder, own, ablation.auto_groups)
+    preflight.refuse(stage_plan, budget, ablation.run.folder, own, ablation.auto_groups)
 
 
 def _run_group(
@@ -179,13 +182,13 @@ def _run_group(
     streams: Streams,
     where: Sequence[str],
 ) -> None:
-    """Load a layer group, run the variants through it, and delete what they read."""
+    """Load a layer group, run the variants through it, and delete the streams that they read."""
     from outlier_atlas.extraction.layer_group import load_group
 
     layers, architecture = ablation.groups[index], ablation.model[2]
     last = index + 1 == len(ablation.groups)
-    made = architecture.head.channels
-    tap = tap_of_decoder(layers[-1], made) if last else architecture.taps[layers[-1]]["resid_post"]
+    width = architecture.head.channels
+    tap = tap_of_decoder(layers[-1], width) if last else architecture.taps[layers[-1]]["resid_post"]
     dtype, trust = ablation.run.layout.dtype, ablation.trust_remote_code
     group = load_group(ablation.model, layers, dtype, trust, [tap], where)
     own = {variant.key for variant in variants if (variant.key, index) in streams.there()}
@@ -208,10 +211,15 @@ def _run_variant(
     streams: Streams,
     group: LayerGroup,
 ) -> None:
-    """Run one variant through a layer group, a sequence at a time.
+    """Run one variant through a layer group, sequence by sequence.
 
     Args:
-        source: key of the variant whose residual stream it begins with.
+        ablation: the ablation job.
+        index: index of the layer group.
+        variant: the variant.
+        source: key of the variant whose residual stream is the input.
+        streams: files of the residual streams and losses.
+        group: the layer group.
     """
     layers, architecture = ablation.groups[index], ablation.model[2]
     altered = alterations(architecture, variant.edits, layers)
@@ -224,7 +232,7 @@ def _run_variant(
             ids = torch.from_numpy(ablation.run.heldout.sequence(sequence).astype(np.int64))[None]
             batch = streams.read((source, index), sequence, dtype)[None] if index else ids
             group.run_directly(batch, partial(_keep, group, ids, put), altered)
-        ablation.weights.check()  # a file that was overwritten may have changed under a memory map
+        ablation.weights.check()  # an overwritten file changes the memory-mapped weights
 
 
 def _keep(
@@ -232,9 +240,9 @@ def _keep(
     ids_1T: torch.Tensor,
     put: Callable[[NDArray[np.uint8]], None],
     _: Tap,
-    made_1TC: torch.Tensor,
+    output_1TC: torch.Tensor,
 ) -> None:
-    """Write what a layer group made of a sequence: the residual stream, or losses."""
+    """Write the output of a layer group for one sequence: the residual stream or losses."""
     if group.head is not None:
-        made_1TC = group.head.losses(made_1TC, ids_1T)
-    put(bytes_of(made_1TC[0]))
+        output_1TC = group.head.losses(output_1TC, ids_1T)
+    put(bytes_of(output_1TC[0]))

@@ -1,7 +1,7 @@
-"""The residual streams and losses of variants, on disk: each there whole or not at all.
+"""Files of the residual streams and losses of variants, each written atomically.
 
-A file has the rows of all held-out tokens, and behind them a checksum for each sequence: what is
-read is compared with it.
+A file contains the rows of all held-out tokens, followed by a checksum for each sequence. Reading
+compares the rows with their checksum.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from outlier_atlas.store.run_files import RunFiles
 
 CHECKSUM = np.dtype("<u4")
 ORIGINS = "origins.json"
-"""What the files were computed under, in their folder."""
+"""Name of the record of the versions and devices with which the files were computed."""
 
 PLACE = re.compile(r"([^.-]+)-(\d+)\.rows")
-"""Name of a file: the key of its variant, and the boundary."""
+"""File name: key of the variant, and boundary."""
 
 
 class Streams:
-    """The files of one set of held-out tokens; memory is that of a sequence's rows.
+    """The files for one set of held-out tokens; memory is the rows of one sequence.
 
     Args:
         run: the files of the run.
-        layout: of its store.
+        layout: layout of the store.
         model: fingerprint of the weights.
         heldout: the held-out tokens.
     """
 
     def __init__(self, run: RunFiles, layout: Layout, model: str, heldout: TokenStore) -> None:
         self._groups, self._starts = len(layout.layer_groups), heldout.sequence_starts
-        # Stands for all that they depend on, except the variant.
+        # The fingerprint covers everything that the files depend on, except the variant.
         current = fingerprint(
             {
                 "model": model,
@@ -68,36 +68,37 @@ class Streams:
         self._folder = run.ablation / current
 
     def delete_others(self) -> None:
-        """Remove what lies under another fingerprint."""
+        """Remove files with another fingerprint."""
         for other in self._folder.parent.glob("*"):
             if other != self._folder:
                 remove(other)
 
     def origins(self) -> list[Origin]:
-        """Return what the files were computed under; nothing of older versions of the project."""
+        """Return the origins of the files; empty if an older version of the project wrote them."""
         path = self._folder / ORIGINS
         return [Origin.of(each) for each in read_record(path)["origins"]] if path.exists() else []
 
     def add_origin(self, origin: Origin) -> None:
-        """Record what further files are computed under."""
+        """Record the origin of further files."""
         known = sorted({*self.origins(), origin})
         described = [{VERSIONS: each.versions, DEVICE: each.device} for each in known]
         write_record(self._folder / ORIGINS, {"origins": described})
 
     def delete_all(self) -> None:
-        """Remove all files, those of the searches too; the record of their origins last."""
+        """Remove all files, also of searches; the record of origins is removed last."""
         for path in sorted(self._folder.glob("*"), key=lambda path: path.name == ORIGINS):
             path.unlink()
 
     def there(self) -> set[Place]:
-        """Return the places whose files are on the disk."""
+        """Return the places with a file on disk."""
         names = (PLACE.fullmatch(path.name) for path in self._folder.glob("*.rows"))
         return {(name[1], int(name[2])) for name in names if name}
 
     @contextmanager
     def writing(self, place: Place) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-        """Write the rows (token, byte) of a place, a sequence at a time, in their order; the file
-        is there when the block ends.
+        """Yield a function that writes the rows (token, byte) of one sequence after the other.
+
+        The file exists once the block ends.
 
         Raises:
             OSError: the disk is full.
@@ -114,10 +115,10 @@ class Streams:
             write_all(file, np.array(checksums, CHECKSUM).tobytes())
 
     def read(self, place: Place, sequence: int, dtype: torch.dtype) -> torch.Tensor:
-        """Return a sequence's tokens of a place, (token, channel).
+        """Return the rows of one sequence at a place, (token, channel).
 
         Raises:
-            DamagedFileError: they are not what was written.
+            DamagedFileError: the file is damaged.
         """
         path, tokens, count = self._path(place), int(self._starts[-1]), len(self._starts) - 1
         with path.open("rb") as file:
@@ -136,7 +137,7 @@ class Streams:
         return torch.from_numpy(rows).view(dtype)
 
     def damaged(self) -> Iterator[DamagedFileError]:
-        """Compare all that lies on disk with its checksums."""
+        """Compare all files on disk with their checksums, and yield each damage."""
         for path in sorted(self._folder.glob("[!.]*.json")):
             try:
                 check_record(path)
@@ -150,24 +151,24 @@ class Streams:
                 yield damage
 
     def record(self, key: str, group: int) -> dict[str, Any] | None:
-        """Return what was measured of a variant in a layer group; None where nothing was.
+        """Return the record of a variant in a layer group; None without a record.
 
         Raises:
-            DamagedFileError: it is not what was written.
+            DamagedFileError: the record is damaged.
         """
         path = self._folder / f"{key}-{group}.json"
         return read_record(path) if path.exists() else None
 
     def write_record(self, key: str, group: int, record: Mapping[str, Any]) -> None:
-        """Keep what was measured of a variant in a layer group."""
+        """Write the record of a variant in a layer group."""
         write_record(self._folder / f"{key}-{group}.json", record)
 
     def delete(self, place: Place) -> None:
-        """Remove a place that was read."""
+        """Remove the file of a place."""
         self._path(place).unlink(missing_ok=True)
 
     def delete_streams(self) -> None:
-        """Remove everything but losses."""
+        """Remove all residual streams; losses stay."""
         for place in self.there():
             if place[1] < self._groups:
                 self.delete(place)
@@ -176,14 +177,17 @@ class Streams:
         """Return the losses of a variant, (token,).
 
         Raises:
-            DamagedFileError: they are not what was written.
+            DamagedFileError: the file is damaged.
         """
         place = (key, self._groups)
         sequences = range(len(self._starts) - 1)
         return torch.cat([self.read(place, s, torch.float32)[:, 0] for s in sequences]).numpy()
 
     def _checksum(self, place: Place, sequence: int, content: bytes) -> int:
-        """Return the checksum of rows and their place: equal rows of another place have another."""
+        """Return a checksum of rows and their place.
+
+        The place is included so that equal rows of another place are not accepted.
+        """
         belonging = f"{self._path(place).relative_to(self._folder.parent)} {sequence}"
         return int(google_crc32c.extend(google_crc32c.value(belonging.encode()), content))
 

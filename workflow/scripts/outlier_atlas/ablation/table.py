@@ -1,4 +1,4 @@
-"""The table of the ablation stage."""
+"""Table of the ablation stage."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ def columns(
     sequence_starts: NDArray[np.int64],
     bootstrap: Bootstrap,
 ) -> Columns:
-    """The columns of `ablations`, a row for each trial.
+    """Return the columns of the table `ablations`, with a row for each trial.
 
     Args:
-        losses: of each variant, by its key: (token,).
-        sequence_starts: (sequences + 1,), of the held-out tokens.
+        trials: the trials; the unaltered model comes first.
+        losses: losses of each variant by key, (token,).
+        sequence_starts: index of the first token of each held-out sequence, and the number of
+            tokens, (sequences + 1,).
         bootstrap: draws of the held-out sequences.
     """
     of = {key: predicted(losses_T, sequence_starts) for key, losses_T in losses.items()}
@@ -61,14 +63,16 @@ def _intervals(
     tokens: NDArray[np.int64],
     bootstrap: Bootstrap,
 ) -> Columns:
-    """The intervals' columns; those of ratios are paired.
+    """Return the columns of the intervals; intervals of ratios are paired.
 
-    A draw holds the same sequences of the altered and of the unaltered model, so that what both
-    have in common (some text is harder than other text) is not in the interval of their ratio.
+    A draw contains the same sequences for the altered and the unaltered model. Therefore variation
+    that both share (some text is harder than other text) does not widen the interval of the ratio.
 
     Args:
-        losses: of each variant, by its key, the sums of each sequence: (sequence,).
-        tokens: predicted tokens of each sequence: (sequence,).
+        trials: the trials.
+        losses: sum of losses of each sequence, by key of the variant, (sequence,).
+        tokens: number of predicted tokens of each sequence, (sequence,).
+        bootstrap: draws of the held-out sequences.
     """
     with np.errstate(invalid="ignore"):  # the difference of two infinite losses is NaN
         more = {key: each - losses[UNALTERED.key] for key, each in losses.items()}
@@ -84,7 +88,7 @@ def _intervals(
 
 
 def _exp_of(interval: Interval) -> Interval:
-    """exp rises, so that the ends of an interval become the ends of that of the exponentials."""
+    """Return exp of both ends of an interval, which is valid because exp is monotonic."""
     return interval and (_exp(interval[0]), _exp(interval[1]))
 
 

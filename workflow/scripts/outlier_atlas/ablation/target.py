@@ -1,4 +1,4 @@
-"""The interface of a `targets.py`: what of a criterion is ablated, and what that needs."""
+"""The interface of a `targets.py`, which turns the findings of a criterion into ablations."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 Candidate = TypeVar("Candidate")
 
 Means = Callable[[str, int, int], float]
-"""The mean of a site's channel in a layer: site, layer, channel."""
+"""A function that returns the mean of a channel, given site, layer and channel."""
 
 Devices = Callable[[], AbstractContextManager[Sequence[str]]]
-"""Leases the devices of the stage."""
+"""A function that leases the devices of the stage."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Channels:
 
     Attributes:
         target: name of the target in the table `ablations`.
-        places: sites and layers, in each of which all of the channels are set.
-        channels: ascending.
+        places: sites and layers; all channels are set at each of them.
+        channels: the channels, ascending.
     """
 
     target: str
@@ -44,14 +44,15 @@ class Channels:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The sites, each once."""
+        """The distinct sites."""
         return tuple(dict.fromkeys(site for site, _ in self.places))
 
     def variant(self, channels: Sequence[int], value: Means) -> Variant:
         """Return the model with some channels set at these places.
 
         Args:
-            value: gives what each of them is set to.
+            channels: channels to set.
+            value: a function that returns the value to set, given site, layer and channel.
         """
         return Variant(
             tuple(
@@ -64,13 +65,13 @@ class Channels:
 
 @dataclass(frozen=True)
 class TargetContext:
-    """What targets are made from, and what all of them need.
+    """The inputs that all targets share.
 
     Attributes:
         settings: the section `ablation` of the configuration.
-        tables: the folder of the run's tables.
-        architecture: of the model.
-        mean: gives the mean of a channel over the run's tokens.
+        tables: folder of the run's tables.
+        architecture: architecture of the model.
+        mean: a function that returns the mean of a channel over the run's tokens.
     """
 
     settings: AblationSettings
@@ -91,17 +92,18 @@ class TargetContext:
         """Return the candidates with the largest magnitudes, `ablation.most` of them.
 
         Args:
-            magnitudes: by candidate.
-            key: orders candidates of equal magnitude; the lowest wins.
+            magnitudes: magnitude of each candidate.
+            key: sort key among candidates of equal magnitude; the lowest come first.
         """
         ordered = sorted(magnitudes, key=lambda each: (-magnitudes[each], key(each)))
         return {*ordered[: self.settings.most]}
 
     def channel_trials(self, of: Channels, outliers: Collection[int]) -> Iterator[Trial]:
-        """Yield the interventions on channels, and their random controls.
+        """Yield the interventions on a set of channels, followed by random controls.
 
         Args:
-            outliers: channels that are targets, and no random controls.
+            of: the set of channels.
+            outliers: channels of all targets, which are not random controls.
 
         Raises:
             ValueError: a channel is not in the model, or a mean is not known.
@@ -119,7 +121,11 @@ class TargetContext:
             yield Trial(of.target, "random", variant, of.sites, channels, draw=draw)
 
     def _width(self, of: Channels) -> int:
-        """Return the number of channels that all of the sites have."""
+        """Return the smallest number of channels of the sites.
+
+        Raises:
+            ValueError: a site does not have the channels.
+        """
         width = min(tap_of(self.architecture, site, layer).channels for site, layer in of.places)
         if of.channels[-1] >= width:
             raise ValueError(
@@ -131,11 +137,12 @@ class TargetContext:
     def weight_trials(
         self, target: str, weight: Weight, targets: Collection[Weight]
     ) -> Iterator[Trial]:
-        """Yield a weight at zero, and its random controls.
+        """Yield the trial that sets a weight to zero, followed by random controls.
 
         Args:
             target: name of the target in the table `ablations`.
-            targets: weights that are targets, and no random controls.
+            weight: the weight.
+            targets: weights of all targets, which are not random controls.
 
         Raises:
             ValueError: the weight is not in the model.
@@ -151,11 +158,12 @@ class TargetContext:
     def random_weights(
         self, weight: Weight, targets: Collection[Weight], number: int
     ) -> list[Weight]:
-        """Draw other weights of the matrix that a weight is in.
+        """Draw random weights from the matrix of a weight.
 
         Args:
+            weight: the weight.
             targets: weights of the matrix that are not drawn.
-            number: how many are drawn, if the matrix has as many.
+            number: number of weights to draw; fewer if the matrix has fewer.
 
         Raises:
             ValueError: the weight is not in the model.
@@ -167,7 +175,7 @@ class TargetContext:
         return [replace(weight, row=row, column=column) for row, column in drawn]
 
     def _shape(self, weight: Weight) -> tuple[int, int]:
-        """Return the rows and columns of the down projection that a weight is in.
+        """Return the number of rows and columns of the down projection of a weight.
 
         Raises:
             ValueError: the weight is not in the model.
@@ -193,52 +201,58 @@ class TargetContext:
 
 
 class Target(ABC):
-    """A kind of target: findings of a criterion that are ablated.
+    """A kind of ablation target: findings of a criterion.
 
-    All of its methods read the findings from the run's tables. By default they give nothing.
+    All methods read the findings from the run's tables. By default they return nothing.
 
     Attributes:
-        key: its name in `ablation.targets`.
+        key: name in `ablation.targets`.
     """
 
     key: ClassVar[TargetKind]
 
     def weights(self, context: TargetContext) -> Iterable[tuple[str, Weight]]:
-        """Return the weights that are ablated one by one, with their names in `ablations`."""
+        """Return the weights to ablate one by one, each with the target's name in `ablations`."""
         return ()
 
     def known_weights(self, context: TargetContext) -> Iterable[Weight]:
-        """Return all weights that are findings; none of them is drawn as a random control."""
+        """Return all weights that are findings, which are not drawn as random controls."""
         return ()
 
     def channels(self, context: TargetContext) -> Iterable[Channels]:
-        """Return the sets of channels that are ablated; no channel of any set is drawn as a random
-        control."""
+        """Return the sets of channels to ablate.
+
+        No channel of any set is drawn as a random control.
+        """
         return ()
 
     def trials(self, context: TargetContext, outliers: Collection[int]) -> Iterable[Trial]:
-        """Return what is ablated in another way, with random controls.
+        """Return trials that are neither single weights nor sets of channels.
+
+        The trials include random controls.
 
         Args:
-            outliers: the channels of all sets of channels.
+            context: the inputs that all targets share.
+            outliers: channels of all sets of channels.
         """
         return ()
 
     def later_trials(
         self, context: TargetContext, ablation: Ablation, streams: Streams, devices: Devices
     ) -> Iterable[Trial]:
-        """Return what is ablated after a search of the held-out sequences.
+        """Return trials that result from a search of the held-out sequences.
 
         Args:
-            ablation: the job.
-            streams: the streams of its variants.
-            devices: leases the devices.
+            context: the inputs that all targets share.
+            ablation: the ablation job.
+            streams: files of the streams of variants.
+            devices: a function that leases the devices.
         """
         return ()
 
 
 def matrix_of(weight: Weight) -> tuple[int, int | None]:
-    """Return the layer and the expert of the matrix that a weight is in."""
+    """Return the layer and the expert of the matrix of a weight."""
     return weight.layer, weight.expert
 
 

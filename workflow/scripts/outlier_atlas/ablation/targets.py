@@ -1,4 +1,4 @@
-"""What is ablated, and how: trials from the findings of the criteria and from the configuration."""
+"""Trials of a run, from the findings of criteria and from the configuration."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Targets:
-    """All that a run ablates.
+    """The ablation targets of a run.
 
     Attributes:
-        context: the configuration, the tables, the model and the means.
+        context: configuration, tables, model and means.
     """
 
     context: TargetContext
@@ -37,7 +37,7 @@ class Targets:
         return [target for target in TARGETS if target.key in self.context.settings.targets]
 
     def trials(self) -> list[Trial]:
-        """Return the unaltered model first; then, for each target, what is done to it.
+        """Return the trial of the unaltered model, followed by the trials of each target.
 
         Raises:
             ValueError: a channel or a weight is not in the model, or a mean is not known.
@@ -59,7 +59,7 @@ class Targets:
     def later_trials(
         self, ablation: Ablation, streams: Streams, devices: Devices
     ) -> Iterator[Trial]:
-        """Yield what is ablated after a search of the held-out sequences."""
+        """Yield the trials that result from a search of the held-out sequences."""
         for kind in self._kinds:
             yield from kind.later_trials(self.context, ablation, streams, devices)
 

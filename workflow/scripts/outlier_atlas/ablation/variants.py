@@ -1,4 +1,4 @@
-"""What is altered: channels that are set to a value, weights and experts that are set to zero."""
+"""Variants of the model: channels set to a value, weights and experts set to zero."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from outlier_atlas.files import fingerprint
 
 @dataclass(frozen=True, order=True)
 class SetChannel:
-    """A site's value at a channel, set to a value in a layer for all tokens."""
+    """An edit that sets a channel of a site and layer to a value, for all tokens."""
 
     layer: int
     site: str
@@ -20,16 +20,20 @@ class SetChannel:
 
 @dataclass(frozen=True, order=True)
 class SetMassive:
-    """The massive activations of a channel, set to a value at their tokens and nowhere else.
+    """An edit that sets the massive activations of a channel to a value, only at their tokens.
 
-    Which values are massive is decided in each held-out sequence as the model computes it.
+    The criterion for massive activations is evaluated in each held-out sequence.
 
     Attributes:
-        layer, site, channel: where massive activations are looked for.
-        set_channel: the channel that is set at their tokens: the same one, or one drawn at random.
-        first: what it is set to at the first position of a sequence.
-        others: what it is set to at other positions.
-        absolute, ratio, median: the criterion, as `detection.massive_activations` has it.
+        layer: layer of the massive activations.
+        site: site of the massive activations.
+        channel: channel of the massive activations.
+        set_channel: channel that is set at their tokens: the same channel, or a random one.
+        first: value to set at the first position of a sequence.
+        others: value to set at other positions.
+        absolute: threshold of `detection.massive_activations`.
+        ratio: ratio of `detection.massive_activations`.
+        median: kind of median of `detection.massive_activations`.
     """
 
     layer: int
@@ -45,7 +49,13 @@ class SetMassive:
 
 @dataclass(frozen=True, order=True)
 class ZeroWeight:
-    """A weight of a layer's down projection; row is its output channel, column its input."""
+    """An edit that sets a weight of a layer's down projection to zero.
+
+    Attributes:
+        layer: layer of the down projection.
+        row: output channel.
+        column: input channel.
+    """
 
     layer: int
     row: int
@@ -53,13 +63,13 @@ class ZeroWeight:
 
     @property
     def expert(self) -> None:
-        """None: the layer has one down projection."""
+        """None, because the layer has one dense down projection."""
         return None
 
 
 @dataclass(frozen=True, order=True)
 class ZeroExpertWeight:
-    """A weight of a routed expert's down projection, with its row and column."""
+    """An edit that sets a weight of a routed expert's down projection to zero."""
 
     layer: int
     expert: int
@@ -69,7 +79,7 @@ class ZeroExpertWeight:
 
 @dataclass(frozen=True, order=True)
 class ZeroExpert:
-    """A routed expert whose output is zero, as if the router gave it no weight."""
+    """An edit that sets the output of a routed expert to zero, like a router weight of 0."""
 
     layer: int
     expert: int
@@ -82,18 +92,18 @@ Edit = SetChannel | SetMassive | ZeroWeight | ZeroExpertWeight | ZeroExpert
 
 @dataclass(frozen=True)
 class Variant:
-    """The model with all of these edits at once; the model as it is without any."""
+    """A variant of the model with a set of edits; without edits it is the unaltered model."""
 
     edits: tuple[Edit, ...] = ()
 
     @property
     def first_layer(self) -> int:
-        """The first altered layer; 0 of the model as it is, which nothing was computed of."""
+        """The first altered layer; 0 for the unaltered model."""
         return min((edit.layer for edit in self.edits), default=0)
 
     @cached_property
     def key(self) -> str:
-        """Stands for its edits, in any order."""
+        """A digest of the edits that does not depend on their order."""
         return fingerprint(
             sorted([type(e).__name__, sorted(asdict(e).items())] for e in self.edits)
         )
@@ -104,13 +114,15 @@ UNALTERED = Variant()
 
 @dataclass(frozen=True)
 class Later:
-    """A super weight that shows once others are zero.
+    """A super weight that appears once others are zero.
 
     Attributes:
-        round: in which search, from 1.
-        weight: which it is.
-        zero: the weights that were zero in that search.
-        input, output, share: as in `super_weights`, over the held-out sequences.
+        round: number of the search round, from 1.
+        weight: the super weight.
+        zero: weights that were zero in that round.
+        input: largest input, as in `super_weights`, over the held-out sequences.
+        output: largest output, likewise.
+        share: share of the output, likewise.
     """
 
     round: int
@@ -123,18 +135,20 @@ class Later:
 
 @dataclass(frozen=True)
 class Trial:
-    """A row of the table: what was altered, why, and how.
+    """A trial of the ablation stage: a row of the table `ablations`.
 
     Attributes:
-        target: kind of what was ablated.
-        sites, channels: of channels.
-        layers: first and last altered layer; None for the model as it is.
-        expert: a routed expert, or that of a weight.
-        row, column: of a weight.
+        target: name of the target.
         intervention: `none`, `zero`, `mean` or `random`.
-        draw: number of the draw.
-        later: of a super weight that shows once others are zero.
-        variant: the model so altered.
+        variant: the variant of the model.
+        sites: sites of the channels.
+        channels: altered channels.
+        expert: the routed expert, or the expert of the weight.
+        row: row of the weight.
+        column: column of the weight.
+        draw: number of the random draw.
+        later: the super weight of a later search.
+        layers: first and last altered layer; None for the unaltered model.
     """
 
     target: str

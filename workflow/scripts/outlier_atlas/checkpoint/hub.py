@@ -88,7 +88,7 @@ def download(
     Args:
         repository: repository on the hub.
         revision: branch, tag or commit; None for the default branch.
-        trust_remote_code: whether Python files are downloaded, too.
+        trust_remote_code: whether Python files are also downloaded.
         check: called before the weights are downloaded; raises if the model cannot be used.
 
     Returns:

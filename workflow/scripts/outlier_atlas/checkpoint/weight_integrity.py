@@ -52,7 +52,7 @@ class CheckedWeights:
         self._compare(self._sums, self._digests)
 
     def verify(self) -> None:
-        """Read all files, including the tokenizer's, whatever their sizes and times.
+        """Read all files, including the tokenizer's, regardless of their sizes and times.
 
         Raises:
             ChangedWeightsError: a file differs from its record.

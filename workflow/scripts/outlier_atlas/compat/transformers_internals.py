@@ -50,7 +50,7 @@ def load_files(
 def names_in_float32(model: PreTrainedModel) -> dict[str, torch.dtype]:
     """Return patterns of the weights that stay in float32 in any dtype.
 
-    `from_pretrained` applies them when it loads. A model that is only built needs them, too.
+    `from_pretrained` applies them when it loads. A model that is only built also needs them.
     """
     names: dict[str, torch.dtype] = model._get_dtype_plan(torch.get_default_dtype())
     return names

@@ -18,26 +18,26 @@ Columns = dict[str, Any]
 
 
 def sequences_and_positions(tokens: TokenStore, indices: ArrayLike) -> tuple[Int64, Int64]:
-    """Return sequence and position of tokens; they are meaningless for an index of -1."""
+    """Return the sequence and position of each token; meaningless for an index of -1."""
     index = np.asarray(indices, np.int64)
     sequence = np.searchsorted(tokens.sequence_starts, index, side="right") - 1
     return sequence, index - tokens.sequence_starts[np.maximum(sequence, 0)]
 
 
 def places(tokens: TokenStore, indices: ArrayLike) -> Columns:
-    """Return index, sequence and position of tokens; null for an index of -1."""
+    """Return the index, sequence and position columns of tokens; null for an index of -1."""
     index = np.asarray(indices, np.int64)
     sequence, position = sequences_and_positions(tokens, index)
-    nowhere = index < 0
+    invalid = index < 0
     return {
-        "token_index": pa.array(index, mask=nowhere),
-        "sequence": pa.array(sequence, mask=nowhere),
-        "position": pa.array(position, mask=nowhere),
+        "token_index": pa.array(index, mask=invalid),
+        "sequence": pa.array(sequence, mask=invalid),
+        "position": pa.array(position, mask=invalid),
     }
 
 
 def token_columns(tokens: TokenStore, indices: Sequence[int]) -> Columns:
-    """Return id and text of tokens; null for an index of -1."""
+    """Return the id and text columns of tokens; null for an index of -1."""
     valid = [index for index in indices if index >= 0]
     texts = iter(tokens.token_text(valid))
     return {
@@ -53,23 +53,23 @@ def or_null(values: ArrayLike) -> Any:
 
 
 def ratio(value: float, reference: float) -> float:
-    """Return |value| over a reference; infinite if the reference is 0."""
+    """Return |value| / reference; infinite if the reference is 0."""
     return abs(value) / reference if reference else float("inf")
 
 
 def located(tokens: TokenStore, indices: Sequence[int]) -> Columns:
-    """Return index, sequence, position, id and text of tokens; null for an index of -1."""
+    """Return the index, sequence, position, id and text columns; null for an index of -1."""
     return places(tokens, indices) | token_columns(tokens, indices)
 
 
 def end_columns(name: str, ends: tuple[ArrayLike, ArrayLike]) -> Columns:
-    """Return the two columns of a number's intervals, given both ends; null for NaN."""
+    """Return the columns of the lower and upper ends of a number's intervals; null for NaN."""
     low, high = ends
     return {f"{name}_low": or_null(low), f"{name}_high": or_null(high)}
 
 
 def interval_columns(name: str, intervals: Sequence[Interval]) -> Columns:
-    """Return the two columns of a number's intervals; null if there is no interval."""
+    """Return the columns of both ends of a number's intervals; null without an interval."""
     return {
         f"{name}_low": [None if ends is None else ends[0] for ends in intervals],
         f"{name}_high": [None if ends is None else ends[1] for ends in intervals],
@@ -77,19 +77,22 @@ def interval_columns(name: str, intervals: Sequence[Interval]) -> Columns:
 
 
 def outlier_columns(
-    found: Sequence[tuple[int, TokenOutlier]], site: str, tokens: TokenStore, reference: str
+    outliers: Sequence[tuple[int, TokenOutlier]], site: str, tokens: TokenStore, reference: str
 ) -> Columns:
-    """Return the columns of tokens that are outliers, each with its layer.
+    """Return the columns of outlier tokens.
 
     Args:
+        outliers: layer and outlier of each row.
+        site: the site of all outliers.
+        tokens: the token store.
         reference: name of the column with the number that values are compared with.
     """
     return {
-        "site": [site] * len(found),
-        "layer": [layer for layer, _ in found],
-        **located(tokens, [outlier.token for _, outlier in found]),
-        "channel": [outlier.channel for _, outlier in found],
-        "value": [outlier.value for _, outlier in found],
-        reference: [outlier.reference for _, outlier in found],
-        f"{reference}_ratio": [ratio(o.value, o.reference) for _, o in found],
+        "site": [site] * len(outliers),
+        "layer": [layer for layer, _ in outliers],
+        **located(tokens, [outlier.token for _, outlier in outliers]),
+        "channel": [outlier.channel for _, outlier in outliers],
+        "value": [outlier.value for _, outlier in outliers],
+        reference: [outlier.reference for _, outlier in outliers],
+        f"{reference}_ratio": [ratio(o.value, o.reference) for _, o in outliers],
     }

@@ -1,4 +1,4 @@
-"""The tokens that a run leaves out of its numbers."""
+"""Tokens that a run excludes from its numbers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from outlier_atlas.statistics.codes import Int64
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Which tokens are left out.
+    """The rule that excludes tokens.
 
     Attributes:
-        first_positions: so many from the beginning of each sequence.
-        token_ids: those with one of these ids, ascending.
+        first_positions: number of tokens to exclude at the beginning of each sequence.
+        token_ids: ids of the tokens to exclude, ascending.
     """
 
     first_positions: int
@@ -29,17 +29,25 @@ class Exclusion:
 
     @classmethod
     def of(cls, settings: ExcludeSettings, special_ids: Collection[int]) -> Exclusion:
-        """What the settings leave out, given the ids of the tokenizer's special tokens."""
+        """Return the exclusion that the settings describe.
+
+        Args:
+            settings: the block `detection.exclude`.
+            special_ids: ids of the tokenizer's special tokens.
+        """
         ids = {*settings.token_ids, *(special_ids if settings.special_tokens else [])}
         return cls(settings.first_positions, tuple(sorted(ids)))
 
     def kept(
         self, tokens: TokenStore, first: int, start: int, stop: int
     ) -> NDArray[np.bool_] | None:
-        """(token,): which of the tokens `start` to `stop` of a sequence count; None where all do.
+        """Return a mask (token,) of the tokens `start` to `stop` that count; None if all count.
 
         Args:
-            first: index of the sequence's first token.
+            tokens: the token store.
+            first: index of the first token of the sequence that contains these tokens.
+            start: index of the first token.
+            stop: index after the last token.
         """
         if not self.first_positions and not self.token_ids:
             return None
@@ -49,7 +57,7 @@ class Exclusion:
         return None if kept.all() else kept
 
     def kept_of_sequences(self, tokens: TokenStore) -> Int64:
-        """(sequence,): how many tokens of each count."""
+        """Return the number of tokens that count in each sequence, (sequence,)."""
         starts = tokens.sequence_starts.tolist()
         each = [
             (self.kept(tokens, start, start, stop), stop - start)
@@ -58,7 +66,7 @@ class Exclusion:
         return np.array([size if kept is None else kept.sum() for kept, size in each], np.int64)
 
     def record(self) -> Any:
-        """Stands for what is left out; None where nothing is."""
+        """Return a record of the exclusion; None if nothing is excluded."""
         if not self.first_positions and not self.token_ids:
             return None
         return {"first_positions": self.first_positions, "token_ids": list(self.token_ids)}

@@ -1,7 +1,7 @@
-"""The interface of a `figures.py`: the figures of a criterion or measure, and how they are drawn.
+"""The interface of a `figures.py`, which draws the figures of a criterion or measure.
 
-The Snakefile asks for the names of all figures. So a `figures.py` imports numpy, pyarrow and
-matplotlib, and `report/lines.py` and `report/heatmaps.py`, only where it draws.
+The Snakefile needs the names of all figures. Therefore a `figures.py` imports numpy, pyarrow,
+matplotlib, `report/lines.py` and `report/heatmaps.py` only in the functions that draw.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from outlier_atlas.report.theme import Theme
 
 LINE_HEIGHT = 4.0
-"""Height of a figure of lines, in inches."""
+"""Height of a line plot, in inches."""
 
 
 def heatmap_height(layers: int) -> float:
@@ -30,13 +30,13 @@ def heatmap_height(layers: int) -> float:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of one site, ready to be drawn in any theme.
+    """A figure of one site that can be drawn in any theme.
 
     Attributes:
-        site: the site that it shows.
-        draw: draws on an empty figure.
-        height: of the figure, in inches.
-        excluded: the sentence under it that names the excluded tokens; empty without any.
+        site: the site that the figure shows.
+        draw: a function that draws on an empty figure.
+        height: height of the figure, in inches.
+        excluded: sentence below the figure that names the excluded tokens; empty if none are.
     """
 
     site: str
@@ -52,15 +52,15 @@ class FigureKind(ABC):
     for Snakemake's report is `workflow/report/<name>.rst`.
 
     Attributes:
-        name: name of the kind; no other kind has it.
-        declared: the sites that can have such a figure, in the order of a block.
+        name: unique name of the kind.
+        declared: sites that can have a figure of this kind, in the order of a block.
     """
 
     name: ClassVar[str]
     declared: ClassVar[tuple[str, ...]]
 
     def sites(self, measured: Collection[str], detection: DetectionSettings) -> list[str]:
-        """Return the sites that have such a figure in a run; by default the measured ones.
+        """Return the declared sites with a figure in this run; by default those that are measured.
 
         Args:
             measured: the sites that the run measures.
@@ -70,8 +70,8 @@ class FigureKind(ABC):
 
     @abstractmethod
     def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
-        """Return the figures of a run.
+        """Yield the figures of a run.
 
         Args:
-            tables_folder: the folder of its tables.
+            tables_folder: folder of the run's tables.
         """

@@ -19,4 +19,4 @@ FIGURES: tuple[FigureKind, ...] = (
     DownProjections(),
     QuantizationErrors(),
 )
-"""Every kind of figure."""
+"""All kinds of figures."""

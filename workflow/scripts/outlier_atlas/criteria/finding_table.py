@@ -19,10 +19,10 @@ class FindingTable(Show):
     """A criterion whose findings are shown in one table.
 
     Attributes:
-        heading: of the section; by default its title.
-        noun: what a finding is.
-        head: the names of the columns; sequence, position and token are added.
-        joined: whether a row of the report joins the layers of a token and channel.
+        heading: heading of the section; by default `title`.
+        noun: noun for a finding.
+        head: names of the columns, before the columns for sequence, position and token.
+        joined: whether a row of the report combines all layers of a token and channel.
     """
 
     heading: ClassVar[str] = ""
@@ -36,14 +36,14 @@ class FindingTable(Show):
 
     @abstractmethod
     def order(self, row: Row) -> float:
-        """Return the number by which rows are ordered, ascending."""
+        """Return the sort key of a row; rows are shown in ascending order."""
 
-    def found(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows of its table that are findings; by default all."""
+    def finding_rows(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows of the table that are findings; by default all rows."""
         return list(rows)
 
     def picture(self, page: Page) -> Row | None:
-        """Return a figure above the table; by default none."""
+        """Return the figure above the table; by default None."""
         return None
 
     def section(self, page: Page) -> ReportSection | None:
@@ -51,8 +51,8 @@ class FindingTable(Show):
         if not criterion["measured"]:
             return None
         name, most, text = self.description.name, page.report.rows, page.report.text != "none"
-        found = self.found(page.evidence.rows(self.description.tables[0]))
-        rows = sorted(joined(found) if self.joined else found, key=self.order)
+        findings = self.finding_rows(page.evidence.rows(self.description.tables[0]))
+        rows = sorted(joined(findings) if self.joined else findings, key=self.order)
         heading = self.heading or self.title
         values = {
             "id": name.replace("_", "-"),
@@ -70,28 +70,32 @@ class FindingTable(Show):
             ],
             "shown": shown(len(rows), most, self.noun),
             "joined": self.joined,
-            "classes": classes(found),
+            "classes": classes(findings),
         }
         return ReportSection(str(values["id"]), heading, "finding_table.html.j2", values)
 
 
-def plain(*shown: object) -> Cells:
+def plain(*values: object) -> Cells:
     """Return cells without intervals."""
-    return [(str(one), "") for one in shown]
+    return [(str(value), "") for value in values]
 
 
 def large_token(row: Row, reference: str) -> Cells:
     """Return the cells of a token that is an outlier as a whole.
 
     Args:
-        reference: the column of the number that its largest value is compared with.
+        row: a row of the table.
+        reference: column of the number that the largest value is compared with.
     """
     large = number(row["value"]), number(row[f"{reference}_ratio"])
     return plain(row["layers"], row["channel"], *large)
 
 
 def joined(rows: Sequence[Row]) -> list[Row]:
-    """Return one row for a channel of a token: its largest, with all of its layers in words."""
+    """Return the row with the largest |value| of each token and channel.
+
+    The column `layers` is added and lists all layers of the token and channel.
+    """
     by_place: dict[tuple[int, int], list[Row]] = defaultdict(list)
     for row in rows:
         by_place[row["token_index"], row["channel"]].append(row)
@@ -103,7 +107,7 @@ def joined(rows: Sequence[Row]) -> list[Row]:
 
 
 def classes(rows: Sequence[Row]) -> str:
-    """Return a sentence on how many findings each class of tokens has; or ""."""
+    """Return a sentence with the number of findings in each class of tokens, or ""."""
     counted = Counter(row["token_class"] for row in rows if "token_class" in row)
     if not counted:
         return ""

@@ -1,4 +1,4 @@
-"""The interface of a `measure.py`: what the detection stage asks of a criterion or measure."""
+"""The interface of a `measure.py`, which computes the tables of a criterion or measure."""
 
 from __future__ import annotations
 
@@ -23,25 +23,29 @@ Place = tuple[str, int]
 """Site and layer."""
 
 Taker = Callable[[Any], None]
-"""Takes the summary of a tile."""
+"""A function that accumulates the summary of a tile."""
 
 WeightsOf = Callable[[Sequence[tuple[int, int | None, int, int]]], Sequence[float | None]]
-"""Reads weights of down projections, by layer, routed expert (or None), row and column."""
+"""A function that reads weights of down projections.
+
+Its argument lists layer, routed expert (or None), row and column of each weight.
+"""
 
 
 @dataclass(frozen=True)
 class Context:
-    """A run as its measures see it.
+    """The inputs that all measures of a run share.
 
     Attributes:
-        settings: the section `detection`.
+        settings: the section `detection` of the configuration.
         layout: the layout of the store.
         tokens: the token store.
         special_ids: ids of the tokenizer's special tokens.
-        exclusion: the tokens that are left out.
-        bootstrap: the draws behind all intervals.
-        values_of: gives what reads the values of a tile again, or None where a site is not stored.
-        weights_of: reads weights of down projections.
+        exclusion: the tokens that are excluded.
+        bootstrap: the draws that all intervals use.
+        values_of: returns, for a site and layer, a function that reads the values of a tile again;
+            None if the site is not stored.
+        weights_of: a function that reads weights of down projections.
     """
 
     settings: DetectionSettings
@@ -66,11 +70,13 @@ class Context:
 
 
 class Finite(NamedTuple):
-    """How much of a site and layer is finite.
+    """The number of values of a site and layer that are not finite.
 
     Attributes:
-        left_out: values that are NaN or infinite.
-        some: whether a value is finite.
+        site: the site.
+        layer: the layer.
+        left_out: number of values that are NaN or infinite.
+        some: whether at least one value is finite.
     """
 
     site: str
@@ -80,15 +86,16 @@ class Finite(NamedTuple):
 
 
 class Measure(ABC):
-    """What detection makes of a run for one criterion or measure.
+    """The computation of one criterion or measure over a run.
 
-    The summaries of every chunk go to what `takers` names; then `end_chunk` is called. When all
-    chunks were seen, `read` may read arrays of the store, and `tables` gives the result.
+    The detection stage passes the summaries of each chunk to the functions of `takers`, then calls
+    `end_chunk`. After the last chunk it calls `read`, which may read arrays of the store. `tables`
+    yields the result.
 
     Attributes:
-        description: name, tables and settings.
-        summaries: which summaries the takers take.
-        excludes: whether `detection.exclude` leaves tokens out of its numbers.
+        description: name, tables and settings of the criterion or measure.
+        summaries: the kind of summaries that the takers accept.
+        excludes: whether `detection.exclude` applies to the numbers.
     """
 
     description: ClassVar[Description]
@@ -96,38 +103,44 @@ class Measure(ABC):
     excludes: ClassVar[bool] = True
 
     def __init__(self, context: Context, others: Measures) -> None:
-        """Make the accumulators.
+        """Create the accumulators.
 
         Args:
-            others: the measures that come earlier in the registry.
+            context: the inputs that all measures share.
+            others: the measures that are earlier in the registry.
         """
         self.context = context
         self.others = others
 
     def takers(self) -> Iterable[tuple[Place, Taker]]:
-        """What takes the summaries of a site and layer; by default nothing."""
+        """Return the functions that take summaries, each with its place; by default none."""
         return ()
 
     def end_chunk(self) -> None:  # noqa: B027 - a default
-        """Take note that the summaries of a chunk are complete."""
+        """Handle the end of a chunk, after all of its summaries; by default do nothing."""
 
     def read(self, arrays: Arrays) -> None:  # noqa: B027 - a default
-        """Read arrays of the store, for a measure that has no summaries.
+        """Read arrays of the store; by default do nothing.
+
+        Only measures that need more than summaries override this method.
 
         Raises:
             DamagedChunkError: a chunk is damaged or missing.
         """
 
     def finite(self) -> Iterable[Finite]:
-        """How much is finite of the sites that this measure alone counts; by default none."""
+        """Return the counts of values that are not finite; by default none.
+
+        Each site is counted by one measure only.
+        """
         return ()
 
     @abstractmethod
     def tables(self) -> Iterator[tuple[Table, Columns]]:
-        """Each table with its columns; without rows where nothing was measured."""
+        """Yield each table with its columns; a table has no rows if nothing was measured."""
 
     def parameters(self, table: Table) -> dict[str, Any]:
-        """The settings that the numbers of a table depend on, by their blocks."""
+        """Return the settings that the numbers of a table depend on, by block."""
         blocks = {*self.description.settings, *(["bootstrap"] if table.has_intervals else [])}
         return self.context.settings.model_dump(mode="json", include=blocks) if blocks else {}
 
@@ -139,16 +152,16 @@ class Measures:
     """The measures of a run, in the order of the registry."""
 
     def __init__(self, kinds: Iterable[type[Measure]], context: Context) -> None:
-        self._made: dict[type[Measure], Measure] = {}
+        self._measures: dict[type[Measure], Measure] = {}
         for kind in kinds:
-            self._made[kind] = kind(context, self)
+            self._measures[kind] = kind(context, self)
 
     def __iter__(self) -> Iterator[Measure]:
-        return iter(self._made.values())
+        return iter(self._measures.values())
 
     def of(self, kind: type[Kind]) -> Kind:
-        """The measure of a class, for one that builds on it."""
-        return cast(Kind, self._made[kind])
+        """Return the measure of a class, for a measure that depends on it."""
+        return cast(Kind, self._measures[kind])
 
 
 @dataclass(frozen=True)
@@ -156,10 +169,10 @@ class Criterion:
     """A criterion as a run defines it.
 
     Attributes:
-        name: as in the configuration.
-        sites: on which it is defined.
-        missing: those of its sites that were not measured.
-        definition: in one sentence, with its thresholds and its source.
+        name: name of the criterion, as in the configuration.
+        sites: sites on which the criterion is defined.
+        missing: sites of the criterion that were not measured.
+        definition: definition in one sentence, with thresholds and source.
     """
 
     name: str
@@ -169,16 +182,16 @@ class Criterion:
 
     @property
     def measured(self) -> bool:
-        """Whether all of its sites were measured."""
+        """Whether all sites of the criterion were measured."""
         return not self.missing
 
 
 class CriterionMeasure(Measure):
-    """A measure that decides what is an outlier: it has a definition, and findings.
+    """A measure that decides which values are outliers, with a definition and findings.
 
     Attributes:
-        any_site: whether one site with finite values is enough to look at a layer.
-        criterion: the definition in this run.
+        any_site: whether one site with finite values is enough to evaluate a layer.
+        criterion: the criterion as this run defines it.
     """
 
     any_site: ClassVar[bool] = False
@@ -192,10 +205,12 @@ class CriterionMeasure(Measure):
     def define(
         cls, settings: DetectionSettings, measured: Collection[str], sink_tokens: int
     ) -> Criterion:
-        """The criterion, given the measured sites.
+        """Return the criterion as a run defines it.
 
         Args:
-            sink_tokens: first tokens of a sequence that `attn_sink` was measured on.
+            settings: the section `detection` of the configuration.
+            measured: the measured sites.
+            sink_tokens: number of first tokens of a sequence that `attn_sink` measures.
         """
         sites = cls.sites(settings, measured)
         missing = tuple(site for site in sites if site not in measured)
@@ -206,21 +221,21 @@ class CriterionMeasure(Measure):
     @classmethod
     @abstractmethod
     def sites(cls, settings: DetectionSettings, measured: Collection[str]) -> tuple[str, ...]:
-        """The sites on which it is defined."""
+        """Return the sites on which the criterion is defined."""
 
     @classmethod
     @abstractmethod
     def definition(cls, settings: DetectionSettings, sink_tokens: int) -> str:
-        """The definition in one sentence, with its thresholds and its source."""
+        """Return the definition in one sentence, with thresholds and source."""
 
     @property
     def layers(self) -> Sequence[int]:
-        """The layers that it looks at; none where a site was not measured."""
+        """The layers that the criterion evaluates; none if a site was not measured."""
         return self.context.layout.layers if self.criterion.measured else ()
 
     @abstractmethod
     def findings(self) -> int:
-        """The number of findings."""
+        """Return the number of findings."""
 
 
 def define(
@@ -229,7 +244,7 @@ def define(
     measured: Collection[str],
     sink_tokens: int,
 ) -> Mapping[str, Criterion]:
-    """The criteria among some measures, by name."""
+    """Return the criteria among some measures, by name."""
     criteria = [kind for kind in kinds if issubclass(kind, CriterionMeasure)]
     each = [kind.define(settings, measured, sink_tokens) for kind in criteria]
-    return {one.name: one for one in each}
+    return {criterion.name: criterion for criterion in each}

@@ -1,4 +1,4 @@
-"""The registry of measures: what the detection stage makes, criterion by criterion."""
+"""The registry of measures that the detection stage computes."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ MEASURES: tuple[type[Measure], ...] = (
     AttentionSinksMeasure,
     PerplexityMeasure,
 )
-"""Every measure; one that builds on another comes behind it."""
+"""All measures; a measure that depends on another one is listed after it."""

@@ -1,4 +1,4 @@
-"""Criteria that decide on a whole sequence of one site and layer at a time."""
+"""Criteria that evaluate one whole sequence of a site and layer at a time."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ class SequenceCriterion(CriterionMeasure, Generic[Result]):
         return (((self.site, layer), each.update) for layer, each in self.of_layers.items())
 
     @cached_property
-    def found(self) -> list[tuple[int, Result]]:
-        """The findings, each with its layer; by layer."""
-        return [(layer, one) for layer, each in self.of_layers.items() for one in each.results()]
+    def results(self) -> list[tuple[int, Result]]:
+        """The findings with their layers, in the order of layers."""
+        return [
+            (layer, result) for layer, each in self.of_layers.items() for result in each.results()
+        ]
 
     def findings(self) -> int:
-        return len(self.found)
+        return len(self.results)

@@ -1,4 +1,4 @@
-"""The interface of a `show.py`: what the report asks of a criterion or measure."""
+"""The interface of a `show.py`, which presents a criterion or measure in the report."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence, and the definition of the numbers in it.
+    """A sentence of the report, with the definition of its numbers.
 
     Attributes:
-        striking: the order on the first screen, the largest first. Outliers that were found come
-            before criteria without findings, and these before what was not measured.
+        text: the sentence.
+        definition: the definition of the numbers in the sentence.
+        striking: sort key on the first screen, largest first. Criteria with outliers come before
+            criteria without findings, and those before criteria that were not measured.
     """
 
     text: str
@@ -37,7 +39,7 @@ class Finding:
 
 
 class Evidence:
-    """The tables of a run as rows; each is read when it is first needed, and only once.
+    """The tables of a run as rows; each table is read once, when it is first needed.
 
     Args:
         folder: the folder of the tables.
@@ -62,28 +64,28 @@ class Evidence:
 
 
 class Picture(Protocol):
-    """Embeds a figure of the run."""
+    """A function that embeds a figure of the run."""
 
     def __call__(self, name: str, alt: str, caption: str) -> Row:
-        """Return what the page shows.
+        """Return the values for the template.
 
         Args:
-            name: of its file, without theme and ending.
-            alt: the alternative text.
-            caption: the text under it.
+            name: file name of the figure, without theme and extension.
+            alt: alternative text.
+            caption: text below the figure.
         """
 
 
 @dataclass(frozen=True)
 class Page:
-    """The inputs of the sections of a page.
+    """The inputs of the sections of the report.
 
     Attributes:
         report: the section `report` of the configuration.
         configuration: the whole configuration.
-        evidence: the tables.
+        evidence: the tables of the run.
         tokens: the token store.
-        picture: embeds a figure.
+        picture: a function that embeds a figure.
     """
 
     report: ReportSettings
@@ -95,15 +97,15 @@ class Page:
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A section of the page.
+    """A section of the report.
 
     Attributes:
-        id: its anchor.
-        label: the text of the link to it.
-        template: the Jinja template, from the folder of the criteria. It also has `left_out` and
-            `text_shown`.
-        values: what the template shows.
-        shown: whether the page links to it; if not, the template shows nothing.
+        id: anchor of the section.
+        label: text of the link to the section.
+        template: path of the Jinja template in the folder `criteria`. The template can also use
+            `left_out` and `text_shown`.
+        values: values for the template.
+        shown: whether the page links to the section; otherwise the template renders nothing.
     """
 
     id: str
@@ -115,10 +117,14 @@ class ReportSection:
 
 @dataclass(frozen=True)
 class Finiteness:
-    """How many values of a site and layer are NaN or infinite.
+    """The number of values of a site and layer that are NaN or infinite.
 
     Attributes:
-        some: whether any value is finite.
+        site: the site.
+        layer: the layer.
+        nan: number of NaN values.
+        infinite: number of infinite values.
+        some: whether at least one value is finite.
     """
 
     site: str
@@ -130,14 +136,14 @@ class Finiteness:
 
 @dataclass(frozen=True)
 class ComparedNumber:
-    """A number of two runs that are compared: a row of the comparison's first table.
+    """A number that is compared between two runs, in a row of the first table.
 
     Attributes:
-        what: the name of the number.
+        what: name of the number.
         table: the table with the number, one of `Description.compared`.
         column: the column of the number, and of its interval if the table has one.
-        form: writes the number.
-        row: chooses the row with the number; None where the run has no such row.
+        form: a function that formats the number.
+        row: a function that returns the row with the number; None if the run has no such row.
     """
 
     what: str
@@ -147,7 +153,7 @@ class ComparedNumber:
     row: Callable[[Sequence[Row]], Row | None]
 
     def of(self, side: Side) -> str:
-        """Return the number of a run, with its interval."""
+        """Return the formatted number of a run, with its interval."""
         row = self.row(side.rows(self.table))
         if row is None:
             return NOT_MEASURED
@@ -160,9 +166,9 @@ class ComparedPart:
     """A part of the section that compares two runs.
 
     Attributes:
-        template: the Jinja template, from the folder of the criteria. `other` is the name of the
-            other run.
-        values: what the template shows.
+        template: path of the Jinja template in the folder `criteria`. In the template, `other` is
+            the name of the other run.
+        values: values for the template.
     """
 
     template: str
@@ -170,18 +176,18 @@ class ComparedPart:
 
 
 LAST = 100
-"""The rank of a finding that comes after equally striking ones of other criteria."""
+"""Default rank: the findings come after equally striking findings of other criteria."""
 
 
 class Show(ABC):
-    """How the report shows a criterion or measure.
+    """The presentation of a criterion or measure in the report.
 
     Attributes:
-        description: name and tables.
-        title: its name in the list of what was not measured, and where two runs are compared.
-        rank: the order of its findings among equally striking ones; the lowest comes first.
-        compared_numbers: the numbers of the whole run that are compared with another run's.
-        ablated: the names of its targets in the table `ablations`, as a sentence calls them.
+        description: name and tables of the criterion or measure.
+        title: name in the list of unmeasured criteria and in the comparison of runs.
+        rank: sort key among equally striking findings, lowest first.
+        compared_numbers: numbers of the whole run that are compared between two runs.
+        ablated: names of the ablation targets for sentences, by name in the table `ablations`.
     """
 
     description: ClassVar[Description]
@@ -191,55 +197,57 @@ class Show(ABC):
     ablated: ClassVar[Mapping[str, str]] = {}
 
     def findings(self, evidence: Evidence, text: bool) -> list[Finding]:
-        """Return sentences for the first screen; by default none.
+        """Return the findings for the first screen; by default none.
 
         Args:
-            text: name tokens by their text; otherwise by their id.
+            evidence: the tables of the run.
+            text: whether tokens are named by text; otherwise they are named by id.
         """
         return []
 
     def headline(self, evidence: Evidence) -> str:
-        """Return a sentence for the first lines of the page; by default nothing."""
+        """Return a sentence for the first lines of the page; by default ""."""
         return ""
 
     def facts(self, evidence: Evidence) -> list[tuple[str, str]]:
-        """Return names and values for the list of what was run; by default none."""
+        """Return names and values for the list of facts about the run; by default none."""
         return []
 
     def finiteness(self, evidence: Evidence) -> Iterable[Finiteness]:
-        """Return how much is finite of the sites that its own tables count; by default nothing.
+        """Return the counts of NaN and infinite values in the tables of this criterion or measure.
 
-        NaN and infinite values become an alarm above the findings.
+        By default there are none. The counts become an alarm above the findings.
         """
         return ()
 
     def section(self, page: Page) -> ReportSection | None:
-        """Return its section; by default none."""
+        """Return the section of the report; by default None."""
         return None
 
     def compared_part(self, both: Both) -> ComparedPart | None:
-        """Return its part of the comparison with another run; by default none.
+        """Return the part of the comparison with another run; by default None.
 
         Args:
-            both: this run and the other one, with the rows of the tables in
+            both: this run and the other run, with the rows of the tables in
                 `Description.compared`.
         """
         return None
 
     def switched_off(self, page: Page) -> str:
-        """Return why a measure was not made, for the list of what was not measured; or "".
+        """Return the reason why the measure is switched off, or "".
 
-        The criteria in that list come from the table `criteria`.
+        The reason appears in the list of unmeasured criteria and measures. That list takes
+        criteria from the table `criteria`.
         """
         return ""
 
     def criterion(self, evidence: Evidence) -> Row:
-        """Return its row of the table `criteria`."""
+        """Return the row of this criterion in the table `criteria`."""
         return evidence.criteria[self.description.name]
 
 
 def place(site: str) -> str:
-    """Return a site as a sentence names it."""
+    """Return the name of a site for a sentence."""
     name = "residual stream" if site.startswith("resid_") else SITE_NAMES[site]
     return f"{name} ({site})"
 
@@ -262,7 +270,7 @@ def nothing_known(criterion: Row, name: str) -> list[Finding]:
 
 
 def left_out(criterion: Row) -> str:
-    """Return a sentence on the values that a criterion excluded as not finite; or "".
+    """Return a sentence on the NaN and infinite values that a criterion excluded, or "".
 
     Args:
         criterion: a row of the table `criteria`.
@@ -276,11 +284,11 @@ def left_out(criterion: Row) -> str:
 
 
 def with_left_out(findings: Iterable[Finding], criterion: Row) -> list[Finding]:
-    """Return findings, each followed by what the criterion excluded as not finite."""
+    """Return the findings with the sentence of `left_out` appended to each."""
     behind = left_out(criterion) if criterion["measured"] else ""
     return [replace(finding, text=f"{finding.text}{behind}") for finding in findings]
 
 
 def nothing_finite(criterion: Row) -> bool:
-    """Whether a criterion was measured, but no layer had a finite value."""
+    """Return whether a criterion was measured and no layer has a finite value."""
     return bool(criterion["measured"] and criterion["findings"] is None)

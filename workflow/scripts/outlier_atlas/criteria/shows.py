@@ -1,4 +1,4 @@
-"""The registry of what the report shows, in the order of the page."""
+"""The registry of presentations in the report, in the order of the page."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ SHOWS: tuple[Show, ...] = (
     TokenOutliersShow(),
     ExpertsShow(),
 )
-"""The sections before those on ablation and on the comparison with another run."""
+"""Presentations whose sections precede the sections on ablation and on another run."""
 
 BEHIND: tuple[Show, ...] = (
     LayerMeasuresShow(),
     QuantizationErrorShow(),
     PerplexityShow(),
 )
-"""The sections after them."""
+"""Presentations whose sections follow the sections on ablation and on another run."""
 
 ALL: tuple[Show, ...] = (*SHOWS, *BEHIND)
-"""How the report shows every criterion and measure."""
+"""The presentations of all criteria and measures."""
 
 COMPARED: tuple[Show, ...] = (
     PerplexityShow(),
@@ -45,7 +45,7 @@ COMPARED: tuple[Show, ...] = (
     MagnitudesShow(),
     AttentionSinksShow(),
 )
-"""What is compared with another run, in the order of that section."""
+"""Presentations that take part in the comparison of runs, in the order of that section."""
 
 TITLES = {show.description.name: show.title for show in SHOWS if show.description.finding}
-"""The names of the criteria in the list of what was not measured, and in the comparison of runs."""
+"""Names of the criteria for the list of unmeasured criteria and for the comparison of runs."""

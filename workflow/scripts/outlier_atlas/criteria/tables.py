@@ -35,14 +35,14 @@ DESCRIPTIONS: tuple[Description, ...] = (
     attention_sinks.DESCRIPTION,
     perplexity.DESCRIPTION,
 )
-"""Every criterion and measure, in the order of the data dictionary."""
+"""All criteria and measures, in the order of the data dictionary."""
 
 MOST_FIND = "tokens"
-"""Noun for the findings of criteria that the definition of `findings` does not list."""
+"""Noun for the findings of criteria that the column `findings` does not list by name."""
 
 
 def _counted() -> Iterator[str]:
-    """Yield the kinds of findings of the criteria, in words."""
+    """Yield a phrase for each kind of finding, with its criterion."""
     for described in DESCRIPTIONS:
         if described.finding not in ("", MOST_FIND):
             yield f"{described.finding} of {described.name}"

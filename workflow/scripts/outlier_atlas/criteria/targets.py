@@ -18,5 +18,7 @@ TARGETS: tuple[Target, ...] = (
     OutlierFeaturesTarget(),
     MassiveChannelsTarget(),
 )
-"""Every kind of target, in the order of the table `ablations`; `settings/ablation.py` has the names
-that a configuration may use."""
+"""All kinds of targets, in the order of the table `ablations`.
+
+`settings/ablation.py` has the names that a configuration may use.
+"""

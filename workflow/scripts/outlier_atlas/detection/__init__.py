@@ -1,1 +1,1 @@
-"""Outliers of a run: one pass over its store for all criteria, into tables."""
+"""Detection of outliers: one pass over the store of a run computes the tables of all criteria."""

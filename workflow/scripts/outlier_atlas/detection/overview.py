@@ -1,4 +1,4 @@
-"""The table of criteria: which were measured, and how many findings each has."""
+"""Table of criteria, with the number of findings of each measured criterion."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from outlier_atlas.criteria.measure import CriterionMeasure, Finite, Measures
 
 @dataclass(frozen=True)
 class NotFinite:
-    """What the numbers of a criterion leave out.
+    """Values that the numbers of a criterion exclude as not finite.
 
     Attributes:
-        values: NaN and infinite values of its sites; of experts, tokens with one in an output.
-        layers: those that it could not look at, ascending.
-        all_layers: whether these are all of them.
+        values: number of NaN and infinite values at the sites of the criterion. For experts, it is
+            the number of tokens with such a value in an output.
+        layers: layers that the criterion could not evaluate, ascending.
+        all_layers: whether the criterion could evaluate no layer.
     """
 
     values: int
@@ -28,8 +29,8 @@ class NotFinite:
 def criteria_columns(measures: Measures) -> Columns:
     """Return the columns of the table `criteria`."""
     by_site: dict[str, list[Finite]] = defaultdict(list)
-    for one in (one for measure in measures for one in measure.finite()):
-        by_site[one.site].append(one)
+    for finite in (finite for measure in measures for finite in measure.finite()):
+        by_site[finite.site].append(finite)
     each = [
         (measure, _not_finite(measure, by_site) if measure.criterion.measured else None)
         for measure in measures
@@ -56,9 +57,9 @@ def criteria_columns(measures: Measures) -> Columns:
 def _not_finite(measure: CriterionMeasure, by_site: Mapping[str, Sequence[Finite]]) -> NotFinite:
     values = 0
     lacking: dict[int, list[bool]] = defaultdict(list)
-    for one in (one for site in measure.criterion.sites for one in by_site.get(site, ())):
-        values += one.left_out
-        lacking[one.layer].append(one.left_out > 0 and not one.some)
+    for finite in (f for site in measure.criterion.sites for f in by_site.get(site, ())):
+        values += finite.left_out
+        lacking[finite.layer].append(finite.left_out > 0 and not finite.some)
     enough = all if measure.any_site else any
     layers = sorted(layer for layer, of_sites in lacking.items() if enough(of_sites))
     return NotFinite(values, tuple(layers), bool(layers) and len(layers) == len(lacking))

@@ -1,4 +1,4 @@
-"""The detection stage: from the store to the tables."""
+"""The detection stage, which computes tables from the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from outlier_atlas.store.summaries import LostSummaryError
 from outlier_atlas.store.target_chunks import DamagedChunkError
 
 WRITERS = 4
-"""Tables that are written at a time: most of it is waiting for the disk."""
+"""Number of tables to write concurrently; writing mostly waits for the disk."""
 
 
 def detect(
@@ -43,19 +43,19 @@ def detect(
     manifests: Sequence[Path],
     trust_remote_code: bool,
 ) -> None:
-    """Find the outliers of a run and write its tables.
+    """Detect the outliers of a run and write its tables.
 
     Args:
-        settings: the `detection` section of the configuration.
+        settings: the section `detection` of the configuration.
         run: the run.
-        folder: for the tables.
-        threads: that read and decode.
-        manifests: of the extraction jobs.
+        folder: folder of the tables.
+        threads: number of threads that read and decode.
+        manifests: manifests of the extraction jobs.
         trust_remote_code: whether code from the checkpoint may run.
 
     Raises:
-        ValueError: the store or the tokens are damaged, rows of the store do not count, or sites do
-            not fit a criterion.
+        ValueError: the store or the tokens are damaged, rows of the store are not committed, or the
+            sites of a criterion have different numbers of channels.
     """
     detection = DetectionSettings.model_validate(settings)
     for manifest in manifests:
@@ -76,7 +76,8 @@ def detect(
         weights_of,
     )  # fmt: skip
     measures = Measures(MEASURES, context)
-    # One thread adds up a tile, so that its sums have the same bits everywhere; tiles side by side.
+    # Each tile is summed by one thread, so that sums have the same bits on every machine. Tiles are
+    # processed in parallel.
     torch.set_num_threads(1)
     with _giving_up_damage(source, threads):
         scan(source, measures, threads)
@@ -88,8 +89,8 @@ def detect(
 
 
 def _write(folder: Path, settings: DetectionSettings, measures: Measures) -> None:
-    """Write all tables, and with each the settings that its numbers depend on."""
-    # Tables wait for the disk together, while the next one is made.
+    """Write all tables, each with the settings that its numbers depend on."""
+    # Writing in threads overlaps with the computation of the next table.
     with ThreadPoolExecutor(WRITERS) as writers:
         written = [
             writers.submit(tables.write, folder, table, columns, left_out)
@@ -102,7 +103,7 @@ def _write(folder: Path, settings: DetectionSettings, measures: Measures) -> Non
 def _tables(
     settings: DetectionSettings, measures: Measures
 ) -> Iterator[tuple[tables.Table, Columns, str]]:
-    """Yield each table under the settings of the run, its columns, and what its numbers exclude."""
+    """Yield each table with its settings, its columns, and the sentence on excluded tokens."""
     left_out = settings.exclude.sentence
     blocks = {described.name for described in DESCRIPTIONS if described.finding}
     of_criteria = settings.model_dump(mode="json", include=blocks)
@@ -114,13 +115,15 @@ def _tables(
 
 
 def _source(detection: DetectionSettings, run: Run, special: list[int]) -> Source:
-    """Return the summaries of a run, all of which the settings ask for and the commits name.
+    """Return the source of all summaries that detection needs, after a check of the commits.
 
     Args:
-        special: ids of special tokens.
+        detection: the section `detection` of the configuration.
+        run: the run.
+        special: ids of the special tokens.
 
     Raises:
-        ValueError: one of them was not committed.
+        ValueError: rows are not committed.
     """
     layout, commits = run.layout, run.commits()
     source = Source(
@@ -133,11 +136,11 @@ def _source(detection: DetectionSettings, run: Run, special: list[int]) -> Sourc
 
 @contextmanager
 def _giving_up_damage(source: Source, threads: int) -> Iterator[None]:
-    """Give up what proves damaged in the block; the error says how it is repaired."""
+    """Remove data that turns out to be damaged in the block, and raise an error that says so."""
     run, arrays = source.run, source.arrays
     try:
         yield
-    # All of it at once: to find and to repair one after the other takes a run for each.
+    # Search for all damage, so that one further run repairs everything.
     except DamagedChunkError as damage:
         all_damaged = list(run.damaged_chunks(arrays, threads)) or [damage]
         raise run.give_up(arrays, all_damaged) from damage
@@ -147,7 +150,10 @@ def _giving_up_damage(source: Source, threads: int) -> Iterator[None]:
 
 
 def _floors(settings: DetectionSettings, layout: Layout) -> dict[str, float]:
-    """Return the least |x| that criteria need with its place, or the layout's own, by site."""
+    """Return the smallest |x| of each site whose place must be known.
+
+    It is the floor of the layout, or a lower threshold of a criterion.
+    """
     return {
         site: float(np.float32(min(layout.floor(site), settings.least.get(site, np.inf))))
         for site in layout.sites
@@ -155,7 +161,13 @@ def _floors(settings: DetectionSettings, layout: Layout) -> dict[str, float]:
 
 
 def _check_committed(source: Source) -> None:
-    """Refuse a run with rows that no commit stands for: the contents of an array prove nothing."""
+    """Refuse a run with rows that are not committed.
+
+    The contents of an array do not prove that its rows were computed.
+
+    Raises:
+        ValueError: rows are not committed.
+    """
     run, layout = source.run, source.run.layout
     groups = range(len(layout.layer_groups))
     targets = [target for group in groups for target in layout.measured(group)]

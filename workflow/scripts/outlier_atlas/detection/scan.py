@@ -1,4 +1,4 @@
-"""One pass over a run's summaries, for all measures."""
+"""One pass over the summaries of a run for all measures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Takers = dict[Place, list[Taker]]
 
 
 def scan(source: Source, measures: Measures, threads: int) -> None:
-    """Give all summaries to the measures, chunk by chunk.
+    """Pass all summaries to the measures, chunk by chunk.
 
-    Memory is a few chunks and the accumulators, however many tokens there are.
+    Memory is a few chunks and the accumulators, for any number of tokens.
 
     Raises:
         ValueError: the store or a summary is damaged.
@@ -25,19 +25,19 @@ def scan(source: Source, measures: Measures, threads: int) -> None:
     last = 0
     total = source.run.layout.chunks * len(tiles)
     with progress(total, " chunks", "detecting") as bar:
-        for chunk, target, found in source.all(threads):
+        for chunk, target, summarized in source.all(threads):
             if chunk != last:
                 _end_chunk(measures)
             last = chunk
             place = target.site, target.layer
-            _take(tiles[place], found.tiles)
-            _take(quantization[place], found.quantization)
+            _take(tiles[place], summarized.tiles)
+            _take(quantization[place], summarized.quantization)
             bar.update()
     _end_chunk(measures)
 
 
 def _takers(measures: Measures, summaries: str) -> Takers:
-    """Return what takes the summaries of each site and layer."""
+    """Return the functions that take summaries of a kind, by site and layer."""
     takers: Takers = defaultdict(list)
     for measure in measures:
         for place, take in measure.takers() if measure.summaries == summaries else ():

@@ -1,4 +1,4 @@
-"""The summaries that detection reads: from files, or made from the store."""
+"""Summaries for detection, read from files or computed from the store."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ from outlier_atlas.store.summaries import DamagedSummaryError, path_of, read, wr
 from outlier_atlas.store.token_axis import tiles
 
 TOGETHER = 4
-"""Chunks that a thread goes through before it hands over: each handing over stops both sides."""
+"""Number of chunks that a thread processes before it returns results, to save switches."""
 
 Values = Callable[[], torch.Tensor]
-"""Reads a chunk, the first time that it is called."""
+"""A function that reads a chunk at its first call."""
 Kept = NDArray[np.bool_] | None
-Made = TypeVar("Made")
+Computed = TypeVar("Computed")
 
 
 @dataclass(frozen=True)
-class Found:
+class ChunkSummaries:
     """The summaries of a chunk of one site and layer, tile by tile.
 
-    `quantization` is empty where its error is not asked for.
+    `quantization` is empty if quantization errors are not needed.
     """
 
     tiles: list[AnySummary]
@@ -58,15 +58,15 @@ class Found:
 class Source:
     """The summaries of a run.
 
-    Where a stored site has no current summary, it is made from the values and kept.
+    A missing or outdated summary of a stored site is computed from the values and written.
 
     Attributes:
         run: the run.
         commits: the commits that count.
         arrays: the arrays of the store.
         exclusion: the tokens that are excluded.
-        floors: the least |x| that must be known with its place, for each site.
-        quantization: the sites whose quantization error is wanted.
+        floors: smallest |x| whose place must be known, by site.
+        quantization: settings of the quantization errors.
     """
 
     run: Run
@@ -76,15 +76,14 @@ class Source:
     floors: Mapping[str, float]
     quantization: QuantizationErrorSettings
 
-    def all(self, threads: int) -> Iterator[tuple[int, Target, Found]]:
+    def all(self, threads: int) -> Iterator[tuple[int, Target, ChunkSummaries]]:
         """Yield the tiles of each site and layer, chunk by chunk.
 
-        A few are read ahead while one is looked at: memory is a chunk for each thread, and twice
-        `TOGETHER` summaries for each.
+        Tiles are read ahead. Memory is one chunk and twice `TOGETHER` summaries for each thread.
 
         Raises:
             DamagedChunkError: a chunk is damaged or missing.
-            LostSummaryError: the summary of a site that is not stored is.
+            LostSummaryError: the summary of a site that is not stored is damaged or missing.
         """
         arrays = self.arrays
         targets = [
@@ -95,21 +94,23 @@ class Source:
         ]
         order = [(chunk, target) for chunk in range(self.run.layout.chunks) for target in targets]
         tasks = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
-        # A new thread of ours takes as many of torch's as there are cores, whatever was set before.
+        # torch starts as many threads as cores in each new Python thread, so each thread sets 1.
         with ThreadPoolExecutor(
             threads, initializer=torch.set_num_threads, initargs=(1,)
         ) as readers:
             ahead = [readers.submit(self._of_each, arrays, task) for task in tasks[: 2 * threads]]
             for index, task in enumerate(tasks):
-                found = ahead.pop(0).result()
+                results = ahead.pop(0).result()
                 following = tasks[index + 2 * threads :][:1]
                 ahead += [readers.submit(self._of_each, arrays, task) for task in following]
-                for (chunk, target), one in zip(task, found, strict=True):
-                    yield chunk, target, one
+                for (chunk, target), summaries in zip(task, results, strict=True):
+                    yield chunk, target, summaries
 
     def values_of(self, site: str, layer: int) -> ValuesOf | None:
-        """Return what reads a tile's values again, of the tokens that count; None where they are
-        not stored."""
+        """Return a function that reads the values of a tile again, for the tokens that count.
+
+        The result is None if the site is not stored.
+        """
         target = self.run.layout.target(site, layer)
         if target.is_summary:
             return None
@@ -120,19 +121,21 @@ class Source:
 
         return read
 
-    def _of_each(self, arrays: Arrays, places: Sequence[tuple[int, Target]]) -> list[Found]:
+    def _of_each(
+        self, arrays: Arrays, places: Sequence[tuple[int, Target]]
+    ) -> list[ChunkSummaries]:
         return [self._of(arrays, *place) for place in places]
 
-    def _of(self, arrays: Arrays, chunk: int, target: Target) -> Found:
+    def _of(self, arrays: Arrays, chunk: int, target: Target) -> ChunkSummaries:
         if target.is_summary:
             kind = kind_of(target.site)
-            return Found(self.run.committed_summaries(self.commits, target, chunk, kind))
+            return ChunkSummaries(self.run.committed_summaries(self.commits, target, chunk, kind))
         rows = Rows(chunk, *self.run.layout.chunk_range(chunk))
         values = cache(lambda: torch.from_numpy(arrays.read(target, rows.start, rows.stop)))
-        found = Found(self._summaries(rows, target, values))
+        summaries = ChunkSummaries(self._summaries(rows, target, values))
         if target.site in self.quantization.sites:
-            found = replace(found, quantization=self._quantization(rows, target, values))
-        return found
+            summaries = replace(summaries, quantization=self._quantization(rows, target, values))
+        return summaries
 
     def _summaries(self, rows: Rows, target: Target, values: Values) -> list[AnySummary]:
         floor, experts = self.floors[target.site], self.run.layout.experts
@@ -151,9 +154,9 @@ class Source:
         path = path_of(self.run, target, rows)
         fingerprint = self._fingerprint(rows, target)
         with suppress(DamagedSummaryError):
-            there = read(path, kind_of(target.site), fingerprint)
-            if all(isinstance(s, ExpertSummary) or s.floor <= floor for s in there):
-                return there
+            summaries = read(path, kind_of(target.site), fingerprint)
+            if all(isinstance(s, ExpertSummary) or s.floor <= floor for s in summaries):
+                return summaries
         return self._make(rows, values, make, path, fingerprint)
 
     def _quantization(
@@ -173,7 +176,7 @@ class Source:
         return self._make(rows, values, make, path, fingerprint)
 
     def _fingerprint(self, rows: Rows, target: Target, **depends: float) -> str:
-        """Return the fingerprint of a summary that is made from these values of the store."""
+        """Return the fingerprint of a summary that is computed from stored values."""
         counted = self.run.fingerprints.counted(self.commits)
         made_from = [checksum for _, checksum in sorted(counted(target, rows.chunk))]
         left_out = {"left_out": self.exclusion.record()}
@@ -183,15 +186,15 @@ class Source:
         self,
         rows: Rows,
         values: Values,
-        make: Callable[[torch.Tensor, TileRange, Kept], Made],
+        make: Callable[[torch.Tensor, TileRange, Kept], Computed],
         path: Path,
         fingerprint: str,
-    ) -> list[Made]:
-        """Make something of each tile of some rows, and keep it."""
-        starts, made = self.run.tokens.sequence_starts, []
+    ) -> list[Computed]:
+        """Compute a summary of each tile of some rows, and write them to a file."""
+        starts, computed = self.run.tokens.sequence_starts, []
         for sequence, start, stop in tiles(starts, rows):
             kept = self.exclusion.kept(self.run.tokens, int(starts[sequence]), start, stop)
             part = values()[start - rows.start : stop - rows.start]
-            made.append(make(part, TileRange(sequence, start, stop - start), kept))
-        write(path, fingerprint, made)
-        return made
+            computed.append(make(part, TileRange(sequence, start, stop - start), kept))
+        write(path, fingerprint, computed)
+        return computed

@@ -34,10 +34,10 @@ def available(
 
 
 def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | None:
-    """Return the bytes of a device for one job, whatever else uses it; equal on equal devices.
+    """Return the bytes of a whole device for one job, equal on equal devices.
 
     Args:
-        device: as `available` takes it.
+        device: name of the device.
         jobs, processes: see `host_memory`.
     """
     total = named(device).total_memory()
@@ -45,17 +45,17 @@ def whole(device: str, jobs: int = 1, processes: Collection[int] = ()) -> int | 
 
 
 def host_memory(jobs: int = 1, processes: Collection[int] = ()) -> int | None:
-    """Return the bytes that this process can have in all.
+    """Return the number of bytes that this process can have in total.
 
-    They are what it holds, and what the machine, its control groups and its limits leave to it. The
-    plan counts the process itself, too.
+    They are the bytes of the process itself, and the free bytes of the machine, its control groups
+    and its limits. The plan also counts the process itself.
 
     Args:
         jobs: number of jobs that share the machine and its control groups evenly, with this one.
-        processes: the other jobs that are at work now; what they hold is shared, too.
+        processes: process ids of the other running jobs, whose memory is also shared.
     """
     own = resident() or 0
-    # Jobs beyond `jobs` wait for a device, and hold least.
+    # Jobs beyond `jobs` wait for a device, and have the least memory.
     others = sorted((resident(str(process)) or 0 for process in processes), reverse=True)
     held = own + sum(others[: jobs - 1])
     known = [(max(0, left) + held) // jobs for left in (*_machine(), *_control_groups())]

@@ -1,1 +1,1 @@
-"""From tokens to activations: devices, the traced forward pass, the overlapped loop."""
+"""Extraction of activations from tokens: the traced forward pass and the overlapped loop."""

@@ -1,4 +1,4 @@
-"""Boundaries of a run that stores no values: each goes when the next layer group has read it."""
+"""Deletion of boundaries after the next layer group, in a run that stores no values."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from outlier_atlas.store.token_axis import shards_of_chunk
 
 
 def delete_read(run: Run, work: Work, batch_size: int) -> None:
-    """Delete the boundary before a layer group, all of whose own rows are committed.
+    """Delete the boundary before a layer group whose rows are all committed.
 
-    Its commits go first: no commit stands for a chunk that was deleted on purpose, so what needs
-    the boundary later finds it missing and has it computed again. A chunk that other sequence
-    shards share is deleted by the last one of them to end: each has committed its rows before it
-    looks.
+    The commits of the boundary are removed before its chunks. A job that needs the boundary later
+    finds it missing and recomputes it. A chunk that several sequence shards share is deleted by the
+    last of them to finish, because each commits its rows before it checks the other shards.
 
     Args:
-        batch_size: sequences in a forward pass; other sequence shards read whole batches, too.
+        run: the run.
+        work: the work of the job.
+        batch_size: number of sequences in a forward pass. All sequence shards read whole batches.
     """
     before = work.boundary_before
     assert before is not None, "a later layer group has a boundary before it"
@@ -28,7 +29,7 @@ def delete_read(run: Run, work: Work, batch_size: int) -> None:
 
 
 def _still_read(work: Work, commits: Commits, batch_size: int) -> frozenset[int]:
-    """The chunks that other sequence shards have yet to read at the boundary."""
+    """Return the chunks of the boundary that other sequence shards still have to read."""
     starts = work.tokens.sequence_starts
     edges = (work.rows[0].chunk, work.rows[-1].chunk)
     sharing = {shard for chunk in edges for shard in shards_of_chunk(work.layout, starts, chunk)}

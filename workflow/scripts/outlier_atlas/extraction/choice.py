@@ -1,6 +1,7 @@
-"""The record of the number that `extraction.layer_groups: auto` stands for in a run.
+"""Record of the number of layer groups that `extraction.layer_groups: auto` chose for a run.
 
-Imports nothing heavy: the Snakefile reads the record, where neither the model nor torch need be.
+The Snakefile reads the record without the model and without torch, so this module imports no large
+packages.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from outlier_atlas.store.run_files import RunFiles
 log = logging.getLogger(__name__)
 
 CHOICE = RunFiles(Path()).layer_groups_record
-"""The record, seen from the folder of a run."""
+"""Path of the record, relative to the folder of a run."""
 
 PLAN_VERSION = 1
-"""Version of the plan's sizes. A change that makes the plan larger raises it by one, and every
-choice is then made again."""
+"""Version of the sizes in the plan.
+
+Raise the version by one if a change makes the plan larger. Every choice is then repeated.
+"""
 
 LAYER_GROUPS, CHOSEN_FROM = "layer_groups", "chosen_from"
 
 
 def chosen_from(settings: Settings) -> dict[str, Any]:
-    """Return everything in a configuration that a job's plan depends on, and the plan's version.
+    """Return the settings that the plan of a job depends on, and the version of the plan.
 
-    Free memory is no part of it: a run that has begun keeps its layer groups.
+    Free memory is not included, so a run that has started keeps its layer groups.
     """
     extraction, dataset = settings.extraction, settings.dataset
     measured = {"sites", "layers", "perplexity", "sequence_shards"}
@@ -48,39 +51,39 @@ def chosen_from(settings: Settings) -> dict[str, Any]:
     }
 
 
-def wanted(settings: Settings, model_record: Path) -> dict[str, Any]:
-    """Return what a number is chosen from: the configuration, and the model itself."""
+def inputs_of(settings: Settings, model_record: Path) -> dict[str, Any]:
+    """Return the inputs of a choice: the settings and the fingerprint of the model."""
     return chosen_from(settings) | {"model": read_record(model_record).get("fingerprint")}
 
 
 def read(record: Path) -> int | None:
-    """Return the recorded number; None where there is no record, or a damaged one."""
+    """Return the recorded number; None if the record is missing or damaged."""
     return _number(_known(record))
 
 
-def recorded(record: Path, wanted: Mapping[str, Any]) -> int | None:
-    """Return the recorded number where it was chosen from `wanted`; None where it was not."""
+def recorded(record: Path, inputs: Mapping[str, Any]) -> int | None:
+    """Return the recorded number if it was chosen from `inputs`; otherwise None."""
     known = _known(record)
-    return _number(known) if known.get(CHOSEN_FROM) == _normal(wanted) else None
+    return _number(known) if known.get(CHOSEN_FROM) == _normal(inputs) else None
 
 
-def write(record: Path, number: int, wanted: Mapping[str, Any]) -> None:
-    """Record a choice, without the free memory, so that equal choices give equal bytes.
+def write(record: Path, number: int, inputs: Mapping[str, Any]) -> None:
+    """Record a choice. Equal choices give equal bytes, because free memory is not recorded.
 
     Args:
         record: path of the record.
         number: number of layer groups.
-        wanted: what the number was chosen from.
+        inputs: inputs of the choice.
     """
-    write_record(record, {LAYER_GROUPS: number, CHOSEN_FROM: wanted})
+    write_record(record, {LAYER_GROUPS: number, CHOSEN_FROM: inputs})
 
 
-def keep(record: Path, wanted: Mapping[str, Any]) -> bool:
-    """Keep the recorded number if it was chosen from `wanted`, and return whether it was.
+def keep(record: Path, inputs: Mapping[str, Any]) -> bool:
+    """Keep the recorded number if it was chosen from `inputs`, and return whether it was.
 
-    The record is written again with the same bytes: it is newer than what it was compared with.
+    The record is rewritten with the same bytes, so that it is newer than its inputs.
     """
-    number = recorded(record, wanted)
+    number = recorded(record, inputs)
     if number is None:
         return False
     write_record(record, read_record(record))
@@ -89,12 +92,13 @@ def keep(record: Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def damage(record: Path, remove: bool, say: Callable[[str], object]) -> dict[str, str]:
-    """Return what a damaged record adds to the inputs of the choice; nothing once it is removed.
+    """Return the entry that a damaged record adds to the inputs of the choice; empty without one.
 
     Args:
         record: path of the record.
-        remove: whether to remove and name a damaged record; otherwise it is made out of date.
-        say: takes the line about a removed record.
+        remove: whether to remove a damaged record and report it. Otherwise the returned entry
+            makes the choice out of date.
+        say: a function that reports the removal of a record.
     """
     try:
         read_record(record)
@@ -121,5 +125,5 @@ def _number(known: Mapping[str, Any]) -> int | None:
 
 
 def _normal(content: Mapping[str, Any]) -> Any:
-    """Return content in the form in which a record returns it."""
+    """Return content after a round trip through JSON, as a record returns it."""
     return json.loads(canonical(content))

@@ -1,4 +1,4 @@
-"""The work of an extraction job: one layer group over one sequence shard, loaded once."""
+"""Computation of an extraction job, which loads one layer group once for a sequence shard."""
 
 from __future__ import annotations
 
@@ -33,34 +33,34 @@ log = logging.getLogger(__name__)
 
 
 def compute(job: Job, work: Work) -> None:
-    """Lease the job's devices, and compute and commit the rows that are missing.
+    """Lease the devices of a job, and compute and commit the missing rows.
 
     Raises:
-        ValueError: the model or the store are not what their records say.
+        ValueError: the model or the store differs from its record.
         OSError: a file cannot be read or written.
     """
     gpus = min(job.gpus, len(work.layout.group_layers(job.group)))
     concurrent = preflight.concurrent_jobs(job.jobs, job.device, gpus, job.run.folder)
     with devices(job.device, gpus, job.name) as where:
-        _say_where(job, where[0])
+        _log_device(job, where[0])
         check(job, work, where[0])
         _compute(job, work, where, concurrent)
 
 
 def _compute(job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs) -> None:
-    """Plan, load once and stream until nothing is missing; leave a record of what it took."""
+    """Plan, load once and stream until no rows are missing; record memory and time."""
     torch.set_num_threads(job.threads)
     few_kernels()
     CheckedWeights(job.run.model_record, job.run.resources).check()
-    made = preflight.planned(job, work, len(where))
-    job = replace(job, batch_size=preflight.automatic(made, job, work, where, concurrent))
-    made = made.batched(job.batch_size)
+    run_plan = preflight.planned(job, work, len(where))
+    job = replace(job, batch_size=preflight.automatic(run_plan, job, work, where, concurrent))
+    run_plan = run_plan.batched(job.batch_size)
     missing = work.missing(job.run.commits(), job.batch_size)
     if not missing:
         return
     _check_boundary(job, work)
-    preflight.say(made, preflight.budget_of(where, job.device_memory, concurrent), job)
-    with Measurement(job, work, made, where) as measurement:
+    preflight.say(run_plan, preflight.budget_of(where, job.device_memory, concurrent), job)
+    with Measurement(job, work, run_plan, where) as measurement:
         loaded = False
         try:
             layer_group = load(job, work, missing, where)
@@ -70,7 +70,7 @@ def _compute(job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJ
         except (RuntimeError, MemoryError) as error:
             if not short_of_memory(error):
                 raise
-            raise ValueError(preflight.advise_after_failure(made, job, work, loaded)) from error
+            raise ValueError(preflight.advise_after_failure(run_plan, job, work, loaded)) from error
     measurement.write(sum(int(rows.stop - rows.start) for rows in missing))
 
 
@@ -81,10 +81,12 @@ def _stream(
     layer_group: LayerGroup,
     where: Sequence[str],
 ) -> int:
-    """Stream until nothing is missing, in smaller batches where memory is short; their size.
+    """Stream until no rows are missing, and return the final batch size.
+
+    The batch size is halved if memory runs out.
 
     Raises:
-        RuntimeError: there is too little memory for a single sequence: see `short_of_memory`.
+        RuntimeError: memory is too small for a single sequence (see `short_of_memory`).
     """
     size = job.batch_size
     while missing:
@@ -95,10 +97,10 @@ def _stream(
             if size == 1 or not short_of_memory(error):
                 raise
             size = size // 2
-            said = "layers %s: out of memory on %s; going on with batches of %d"
-            log.warning(said, work.span, ", ".join(where), size)
+            message = "layers %s: out of memory on %s; going on with batches of %d"
+            log.warning(message, work.span, ", ".join(where), size)
         named(where[0]).empty_cache()
-        # What was committed counts; the batch in flight is done again, in smaller ones.
+        # Committed rows count. The failed batch is repeated in smaller batches.
         missing = work.missing(job.run.commits(), size)
     return size
 
@@ -117,7 +119,7 @@ def _check_boundary(job: Job, work: Work) -> None:
 def load(
     job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], where: Sequence[str]
 ) -> LayerGroup:
-    """Load the layer group on the devices, with the taps that are wanted."""
+    """Load the layer group onto the devices, with the taps of the missing rows."""
     from outlier_atlas.extraction.layer_group import load_group
     from outlier_atlas.roles.block_sites import tap_of_decoder
     from outlier_atlas.roles.cached_architecture import described
@@ -144,8 +146,11 @@ def load(
     )
 
 
-def _say_where(job: Job, where: str) -> None:
-    """One job of the run says it on the terminal; every job has it in its log."""
+def _log_device(job: Job, where: str) -> None:
+    """Log that the job runs on the CPU because no CUDA device exists.
+
+    The first job of the run shows the message on the terminal; other jobs write it to their logs.
+    """
     if named(where).is_host and job.device == "auto":
         level = logging.WARNING if job.group == job.shard == 0 else logging.DEBUG
         log.log(

@@ -16,20 +16,21 @@ class Job:
 
     Attributes:
         run: the run.
-        group: the number of the layer group, 0-based.
-        shard: the number of the sequence shard, 0-based.
-        manifest: the record to leave when everything is committed.
+        group: index of the layer group.
+        shard: index of the sequence shard.
+        manifest: path of the manifest, which is written once all rows are committed.
         trust_remote_code: whether code from the checkpoint may run.
         device: `auto`, `cuda`, `mps` or `cpu`.
-        gpus: devices to spread the layer group over, where they are GPUs.
-        batch_size: sequences in a forward pass.
-        auto_batch: whether the job computes `batch_size`: `execution.batch_size: auto`.
-        auto_groups: whether the number of layer groups was chosen: `extraction.layer_groups: auto`.
-        device_memory: the memory of the device, as configured; None takes what is free.
-        jobs: the number of extraction jobs of the run that can run on this machine at a time.
-        threads: CPU threads.
-        verify: whether the first batch is compared with a direct forward pass.
-        on_new_versions: what happens where the run would grow under other versions than before.
+        gpus: number of GPUs to spread the layer group over.
+        batch_size: number of sequences in a forward pass.
+        auto_batch: whether the job chooses `batch_size` (`execution.batch_size: auto`).
+        auto_groups: whether `extraction.layer_groups: auto` chose the number of layer groups.
+        device_memory: configured memory of the device; None uses the free memory.
+        jobs: number of extraction jobs of the run that can run on this machine at the same time.
+        threads: number of CPU threads.
+        verify: when the first batch is compared with a direct forward pass.
+        on_new_versions: action if rows are missing and other rows were computed with other
+            versions.
     """
 
     run: Run
@@ -50,5 +51,5 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The name of the job for those that wait for it."""
+        """The name of the job in messages to processes that wait for it."""
         return f"{self.run.name}, layer group {self.group}, sequence shard {self.shard}"

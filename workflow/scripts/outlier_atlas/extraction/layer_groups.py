@@ -1,4 +1,4 @@
-"""The choice of `extraction.layer_groups: auto`: the fewest layer groups that the plan accepts."""
+"""Choice of the fewest layer groups that fit, for `extraction.layer_groups: auto`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine that jobs of the run will be on.
+    """The machine on which jobs of the run will run.
 
     Attributes:
-        jobs: of its extraction that can run side by side.
-        scheduled: whether a scheduler chooses it, so that its memory is not known here.
+        jobs: number of extraction jobs of the run that can run at the same time.
+        scheduled: whether a scheduler chooses the machine, so that its memory is unknown here.
     """
 
     jobs: int = 1
@@ -35,15 +35,16 @@ class Machine:
 
 
 def choose(settings: Settings, run: Run, machine: Machine) -> None:
-    """Choose the number of layer groups of a run, and record it.
+    """Choose and record the number of layer groups of a run.
 
     Args:
         settings: the whole configuration.
         run: the run.
+        machine: the machine of the jobs.
 
     Raises:
-        ValueError: not even one layer at a time fits, or the memory of the jobs is not known; or
-            the model cannot be measured as configured.
+        ValueError: a single layer does not fit, the memory of the jobs is not known, or the model
+            cannot be measured as configured.
     """
     budget = _budget(settings, run.folder, machine)
     needs = plans(settings, run, budget)
@@ -51,11 +52,11 @@ def choose(settings: Settings, run: Run, machine: Machine) -> None:
     if number is None:
         _refuse(settings, needs, run.folder)
     log.info("%s", described(number, budget))
-    choice.write(run.layer_groups_record, number, choice.wanted(settings, run.model_record))
+    choice.write(run.layer_groups_record, number, choice.inputs_of(settings, run.model_record))
 
 
 def described(number: int, budget: MemoryBudget) -> str:
-    """Return a choice in words."""
+    """Return a sentence on a choice and its memory budget."""
     noun = "layer group" if number == 1 else "layer groups"
     assert budget.memory is not None
     each = f" for each of {budget.jobs} jobs side by side" if budget.shared else ""
@@ -64,14 +65,14 @@ def described(number: int, budget: MemoryBudget) -> str:
 
 
 Needs = list[tuple[Plan, MemoryBudget]]
-"""Plans of a run in one layer group, each with the budget in which it has to fit."""
+"""Plans of a run in one layer group, each with its memory budget."""
 
 
 def plans(settings: Settings, run: Run, budget: MemoryBudget) -> Needs:
-    """Return the plans of a run whose jobs are in a budget; extraction's comes first.
+    """Return the plans of extraction and of ablation, each with its memory budget.
 
     Raises:
-        ValueError: nothing tells how much memory the budget has, or the model cannot be measured as
+        ValueError: the memory of the budget is unknown, or the model cannot be measured as
             configured.
     """
     if budget.memory is None:
@@ -80,32 +81,32 @@ def plans(settings: Settings, run: Run, budget: MemoryBudget) -> Needs:
             f"free; set execution.device_memory to what a job may take, or set a number of layer "
             f"groups"
         )
-    made = planned(settings, run)
-    needs = [(made, budget)]
-    if settings.ablation.sequences:  # one job, which has the same layer groups
+    extraction_plan = planned(settings, run)
+    needs = [(extraction_plan, budget)]
+    if settings.ablation.sequences:  # a single job with the same layer groups
         trust = settings.model.trust_remote_code
-        ablation = planned_ablation(made, trust, run)
+        ablation = planned_ablation(extraction_plan, trust, run)
         needs.append((ablation, budget.alone or budget))
     return needs
 
 
 def most(needs: Needs) -> int:
-    """Return the most layer groups that a run can have."""
+    """Return the maximum number of layer groups of a run."""
     plan, _ = needs[0]
     return 1 if any(each.one_group for each, _ in needs) else plan.running
 
 
 def fewest(needs: Needs) -> int | None:
-    """Return the fewest layer groups that fit; with something to spare where that is possible.
+    """Return the fewest layer groups that fit, with a reserve if possible; None if none fit.
 
-    What is free now may be a little less when the jobs begin.
+    The reserve covers memory that is no longer free when the jobs start.
     """
     spared = fewest_groups([(plan, _with_reserve(budget)) for plan, budget in needs])
     return spared or fewest_groups(needs)
 
 
 def _with_reserve(budget: MemoryBudget) -> MemoryBudget:
-    """Return a budget with less than its measured memory; what is configured is exact."""
+    """Return a budget with measured memory reduced by the reserve; configured memory is exact."""
 
     def less(size: int | None) -> int | None:
         return None if size is None else int(size * (1 - preflight.RESERVE))
@@ -115,7 +116,13 @@ def _with_reserve(budget: MemoryBudget) -> MemoryBudget:
 
 
 def _refuse(settings: Settings, needs: Needs, run: Path) -> NoReturn:
-    """Refuse a run that fits in no number of layer groups, after the block that would fit."""
+    """Refuse a run that fits in no number of layer groups.
+
+    A configuration that fits is logged before.
+
+    Raises:
+        ValueError: always.
+    """
     section = settings.extraction.model_dump(mode="json", exclude_defaults=True)
     for plan, budget in needs:
         preflight.refuse(plan.divided(most(needs)), budget, run, section)
@@ -123,7 +130,7 @@ def _refuse(settings: Settings, needs: Needs, run: Path) -> NoReturn:
 
 
 def _budget(settings: Settings, run: Path, machine: Machine) -> MemoryBudget:
-    """Return the budget of the run's jobs, measured as a job measures it: under a lease."""
+    """Return the budget of the run's jobs, measured under a lease like in a job."""
     execution = settings.execution
     given, device, gpus = execution.device_memory, execution.device, execution.gpus_per_job
     if machine.scheduled:
@@ -137,7 +144,7 @@ def _budget(settings: Settings, run: Path, machine: Machine) -> MemoryBudget:
     concurrent = preflight.concurrent_jobs(machine.jobs, device, gpus, run)
     if device not in ("auto", "cuda") or not visible_gpus():
         return preflight.foreseen(device, given, concurrent)
-    # The lease waits for a GPU that a job of another run uses: its free memory is not what this
-    # run will find.
+    # The lease waits for GPUs that jobs of other runs use, because their free memory is not the
+    # memory that jobs of this run will have.
     with devices(device, gpus, f"{run.name}, choice of layer groups") as where:
         return preflight.budget_of(where, given, concurrent)

@@ -1,4 +1,4 @@
-"""Memory and time of a job, measured while it works, and recorded with its plan."""
+"""Measurement of the memory and time of a job, recorded with its plan."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ INTERVAL_SECONDS = 0.02
 
 
 class Measurement:
-    """The memory and time of a job, from before it loads until all is written.
+    """The memory and time of a job, measured in a `with` block.
 
     Args:
-        made: the plan in the batches of the job.
-        where: its devices.
+        job: the job.
+        work: the work of the job.
+        run_plan: the plan for the batch size of the job.
+        where: devices of the job.
     """
 
-    def __init__(self, job: Job, work: Work, made: Plan, where: Sequence[str]) -> None:
+    def __init__(self, job: Job, work: Work, run_plan: Plan, where: Sequence[str]) -> None:
         self.batch_size = job.batch_size
-        self._job, self._work, self._plan, self._where = job, work, made, where
+        self._job, self._work, self._plan, self._where = job, work, run_plan, where
         self._peak = PeakMemory()
         self._weights = self._mapped = 0
         self._loaded = self._ended = 0.0
@@ -49,16 +51,16 @@ class Measurement:
     def loaded(self, modules: Sequence[nn.Module]) -> None:
         """Record that the weights are loaded."""
         self._loaded = time.monotonic()
-        model = nn.ModuleList(modules)  # in which what is tied is one
+        model = nn.ModuleList(modules)  # counts tied parameters once
         tensors = (*model.parameters(), *model.buffers())
         self._weights = weight_bytes(model)
         self._mapped = mapped((t.data_ptr(), t.nbytes) for t in tensors if of(t).is_host)
 
     def write(self, tokens: int) -> None:
-        """Leave the record.
+        """Write the record.
 
         Args:
-            tokens: that were written.
+            tokens: number of tokens that were written.
         """
         job, group = self._job, self._plan.groups[self._job.group]
         device = named(self._where[0])
@@ -84,15 +86,15 @@ class Measurement:
 
 
 def _on_device(where: Sequence[str]) -> int | None:
-    """Return the peak of the fullest device."""
+    """Return the highest peak memory of the devices; None if it is unknown."""
     peaks = [peak for name in where if (peak := named(name).peak()) is not None]
     return max(peaks, default=None)
 
 
 class PeakMemory:
-    """The most host memory that a process takes while the block lasts.
+    """The peak host memory of the process in a `with` block.
 
-    The kernel keeps no high-water mark of anonymous memory: a thread looks every 20 ms.
+    The kernel keeps no high-water mark of anonymous memory, so a thread samples every 20 ms.
     """
 
     def __init__(self) -> None:
@@ -116,10 +118,10 @@ class PeakMemory:
 
 
 def mapped(addresses: Iterable[tuple[int, int]]) -> int:
-    """Return the number of these bytes that lie in memory maps of files.
+    """Return the number of bytes that are in memory maps of files.
 
     Args:
-        addresses: first byte, and number of bytes, of each piece.
+        addresses: first byte and number of bytes of each piece.
     """
     spans = []
     try:

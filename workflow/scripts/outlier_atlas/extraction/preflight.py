@@ -1,4 +1,4 @@
-"""Preflight of a job: before it reads a weight it plans, and refuses what cannot fit."""
+"""Preflight of a job, which plans and refuses a run that cannot fit before weights are read."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from outlier_atlas.units import bytes_of
 log = logging.getLogger(__name__)
 
 RESERVE = 0.1
-"""Share of a device's memory that `batch_size: auto` leaves alone: the allocator's and others'."""
+"""Share of device memory that `batch_size: auto` reserves for the allocator and other uses."""
 
 
 def planned(job: Job, work: Work, gpus: int) -> Plan:
-    """Return the plan of the run that a job belongs to, with a number of devices for each job."""
+    """Return the plan of the run of a job, with a number of devices for each job."""
     lengths = np.diff(work.tokens.sequence_starts)
     return plan(
         work.layout, job.run.model, job.run.resources, job.batch_size,
@@ -51,45 +51,45 @@ def planned(job: Job, work: Work, gpus: int) -> Plan:
 
 
 def concurrent_jobs(jobs: int, device: str, gpus: int, run: Path) -> ConcurrentJobs:
-    """Return the jobs of a run that share this machine, as a job sees them before it has devices.
+    """Return the jobs of a run that share this machine, before devices are leased.
 
     Args:
-        jobs: that can run side by side.
-        device: as the configuration has it.
-        gpus: that a job spreads over; jobs for which there are none wait before they load.
-        run: its folder.
+        jobs: number of jobs that can run at the same time.
+        device: configured device.
+        gpus: number of GPUs of a job. Jobs without free GPUs wait before they load.
+        run: folder of the run.
     """
-    there = [named(name) for name in candidates(device)]
-    if there and not there[0].shares_host_memory:
-        jobs = min(jobs, max(1, len(there) // gpus))
+    devices = [named(name) for name in candidates(device)]
+    if devices and not devices[0].shares_host_memory:
+        jobs = min(jobs, max(1, len(devices) // gpus))
     return ConcurrentJobs(jobs, holders(run, "extract_activations") - {os.getpid()})
 
 
-def batch_size(made: Plan, budget: MemoryBudget, sequences: int) -> int:
-    """Return the batch of `batch_size: auto`: the largest useful power of two that fits.
+def batch_size(run_plan: Plan, budget: MemoryBudget, sequences: int) -> int:
+    """Return the largest useful power of two that fits, for `batch_size: auto`.
 
-    It is worked out from what the whole device has, and so the same for all jobs of a run on equal
-    devices: on a mixture of experts the last bits depend on the batch.
+    The memory of the whole device determines the batch size. It is the same for all jobs of a run
+    on equal devices, because the last bits of a mixture of experts depend on the batch.
 
     Args:
-        made: the plan in batches of any size.
-        budget: with what of the whole device is a job's.
-        sequences: the most in a batch.
+        run_plan: the plan for any batch size.
+        budget: the share of the whole device that a job has.
+        sequences: maximum number of sequences in a batch.
     """
     if budget.memory is not None:
         budget = replace(budget, memory=int(budget.memory * (1 - RESERVE)))
     size = 1
-    while 2 * size <= sequences and 2 * size * made.tokens <= ENOUGH_TOKENS[budget.host]:
-        if not made.batched(2 * size).fits(budget):
+    while 2 * size <= sequences and 2 * size * run_plan.tokens <= ENOUGH_TOKENS[budget.host]:
+        if not run_plan.batched(2 * size).fits(budget):
             break
         size *= 2
     return size
 
 
 def automatic(
-    made: Plan, job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs
+    run_plan: Plan, job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJobs
 ) -> int:
-    """Return the batch size of a job, also with `auto`."""
+    """Return the configured batch size of a job, or the one that `auto` chooses."""
     if not job.auto_batch:
         return job.batch_size
     known = [whole(device, concurrent.jobs, concurrent.processes) for device in where]
@@ -97,110 +97,125 @@ def automatic(
         known.append(bytes_of(job.device_memory))
     memory = min((size for size in known if size is not None), default=None)
     budget = MemoryBudget(named(where[0]).title, memory, "the whole device", None)
-    size = batch_size(made, budget, len(work.sequences))
+    size = batch_size(run_plan, budget, len(work.sequences))
     log.info("layers %s: execution.batch_size: auto is %d here", work.span, size)
     return size
 
 
-def say(made: Plan, budget: MemoryBudget, job: Job) -> None:
-    """Log the plan: on the terminal by one job of the run, in the log file by the others.
+def say(run_plan: Plan, budget: MemoryBudget, job: Job) -> None:
+    """Log the plan and refuse a run that cannot fit.
+
+    The first job of the run shows the plan on the terminal; other jobs write it to their logs.
 
     Raises:
-        ValueError: the run cannot fit; the block that would has been logged.
+        ValueError: the run cannot fit. A configuration that fits was logged.
     """
     level = NOTICE if job.group == job.shard == 0 else logging.DEBUG
-    found = rates(job.run.folder.parent, made.model, budget.name)
-    log.log(level, "%s", table(made, budget, found, job.run.folder))
-    refuse(made, budget, job.run.folder, _section(job), job.auto_groups)
+    speeds = rates(job.run.folder.parent, run_plan.model, budget.name)
+    log.log(level, "%s", table(run_plan, budget, speeds, job.run.folder))
+    refuse(run_plan, budget, job.run.folder, _section(job), job.auto_groups)
 
 
 def _section(job: Job) -> dict[str, Any]:
-    """Return the user's `extraction` section; the record lacks what makes nothing stale."""
+    """Return the user's section `extraction`.
+
+    The record of the store lacks keys that make nothing stale, so they come from the job.
+    """
     recorded = job.run.store_description["extraction"]
     own = ExtractionSettings.model_validate(recorded | {"verify": job.verify})
     return own.model_dump(mode="json", exclude_defaults=True)
 
 
 def refuse(
-    made: Plan, budget: MemoryBudget, run: Path, section: Mapping[str, Any], chosen: bool = False
+    run_plan: Plan,
+    budget: MemoryBudget,
+    run: Path,
+    section: Mapping[str, Any],
+    chosen: bool = False,
 ) -> None:
-    """Refuse a run that cannot fit, after the block that would.
+    """Refuse a run that cannot fit, after logging a configuration that fits.
 
     Args:
-        run: its folder.
-        section: the user's own `extraction` section.
-        chosen: whether the number of layer groups was chosen by `layer_groups: auto`.
+        run_plan: the plan of the run.
+        budget: the memory of a job.
+        run: folder of the run.
+        section: the user's section `extraction`.
+        chosen: whether `layer_groups: auto` chose the number of layer groups.
 
     Raises:
-        ValueError: why, in a sentence.
+        ValueError: the run cannot fit. The message gives the reason.
     """
-    reason = refusal(made, budget)
+    reason = refusal(run_plan, budget)
     if reason is not None:
         ways = []
-        if budget.alone is not None and made.fits(budget.alone):
+        if budget.alone is not None and run_plan.fits(budget.alone):
             ways.append("one at a time they fit (`--resources gpu=1`, or `make run GPUS=1`)")
-        if chosen and (number := fewest_groups([(made, budget)])):
+        if chosen and (number := fewest_groups([(run_plan, budget)])):
+            number_before = _groups(run_plan)
             reason = (
-                f"extraction.layer_groups: auto was {_groups(made)} when it was chosen; {reason}"
+                f"extraction.layer_groups: auto was {number_before} when it was chosen; {reason}"
             )
             ways.append(
                 f"extraction.layer_groups: {number} would fit, or delete "
                 f"{RunFiles(run).layer_groups_record} to have the number chosen for this machine"
             )
-        elif fits := remedy(made, budget, run, section):
+        elif fits := remedy(run_plan, budget, run, section):
             log.warning("\nThis would fit:\n\n%s", fits)
             ways.append("the block above would fit")
         nothing = "not even one layer at a time fits, in any batch"
         raise ValueError("; ".join([reason, *(ways or [nothing])]))
-    if (full := full_disk(made, run)) is not None:
-        fewer = leaner(made, budget, run)
+    if (full := full_disk(run_plan, run)) is not None:
+        fewer = leaner(run_plan, budget, run)
         if fewer is None:
             raise ValueError(full)
-        log.warning("\nThis would fit:\n\n%s", block(section, made, fewer))
+        log.warning("\nThis would fit:\n\n%s", block(section, run_plan, fewer))
         raise ValueError(
             f"{full}; the block above would fit, where neither detection.quantization_error nor "
             f"detection.exclude asks for values that it does not store"
         )
 
 
-def _groups(made: Plan) -> int:
-    return len(made.layout.layer_groups)
+def _groups(run_plan: Plan) -> int:
+    return len(run_plan.layout.layer_groups)
 
 
-def advise_after_failure(made: Plan, job: Job, work: Work, loaded: bool) -> str:
-    """Return a sentence with what to do after memory ran out; the block has been logged.
+def advise_after_failure(run_plan: Plan, job: Job, work: Work, loaded: bool) -> str:
+    """Return advice after memory ran out, and log a configuration that needs less memory.
 
     Args:
-        loaded: whether the weights were there already.
+        run_plan: the plan of the run.
+        job: the job.
+        work: the work of the job.
+        loaded: whether the weights were loaded when memory ran out.
     """
     groups = len(work.layout.layer_groups)
     doing = "with a single sequence" if loaded else "while its weights were loaded"
     failed = f"layers {work.span}: out of memory {doing}"
-    finest = made.one_group or groups == made.running
+    finest = run_plan.one_group or groups == run_plan.running
     if finest and not loaded:
         return f"{failed}; they need a device with more memory. What was computed is kept"
     if finest:
-        less = made.shortened(made.tokens // 2)
-        way = f"a shorter dataset.sequence_length (now {made.tokens})"
+        less = run_plan.shortened(run_plan.tokens // 2)
+        way = f"a shorter dataset.sequence_length (now {run_plan.tokens})"
     else:
-        less = made.divided(min(2 * groups, made.running))
+        less = run_plan.divided(min(2 * groups, run_plan.running))
         way = f"more extraction.layer_groups (now {groups})"
-    log.warning("\nThis takes less:\n\n%s", block(_section(job), made, less))
+    log.warning("\nThis takes less:\n\n%s", block(_section(job), run_plan, less))
     return f"{failed}; take {way}, as in the block above. What was computed is kept"
 
 
 def budget_of(where: Sequence[str], given: str | None, concurrent: ConcurrentJobs) -> MemoryBudget:
-    """Return the budget of a job's devices."""
+    """Return the memory budget on the devices of a job."""
     return MemoryBudget.of(where, named(where[0]).title, given, concurrent)
 
 
 def foreseen(device: str, given: str | None, concurrent: ConcurrentJobs) -> MemoryBudget:
-    """Return the budget of jobs of this machine, whichever GPUs they get, or of a device elsewhere.
+    """Return the budget of jobs on any devices of this machine, or on another machine's device.
 
     Args:
-        device: as the configuration has it.
+        device: configured device.
         given: `execution.device_memory`.
-        concurrent: jobs that run side by side.
+        concurrent: jobs that run at the same time.
     """
     here = candidates(device) or [HOST]
     if named(here[0]).is_host and given is not None and device != HOST:

@@ -1,4 +1,4 @@
-"""The shape of a run's store, from the configuration, the tokens and the model's architecture."""
+"""Layout of a run's store, from the configuration, the tokens and the architecture."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 def planned(settings: Settings, run: Run) -> Plan:
-    """Return the plan of a run, from its configuration and its model: there need be no tokens.
+    """Return the plan of a run from its configuration and its model, without its tokens.
 
-    With `extraction.layer_groups: auto` it has one layer group, and with `execution.batch_size:
-    auto` batches of one sequence.
+    The plan has one layer group with `extraction.layer_groups: auto`. It has batches of one
+    sequence with `execution.batch_size: auto`.
 
     Raises:
-        ValueError: the model has no such site or layer, or its files lack weights, or have other
-            ones.
+        ValueError: the model has no such site or layer; or its files lack weights, or have weights
+            of another shape or weights that the model does not use.
     """
     from outlier_atlas.plan.requirements import plan
     from outlier_atlas.roles.cached_architecture import described
@@ -53,7 +53,7 @@ def planned(settings: Settings, run: Run) -> Plan:
         settings.chunk_tokens, settings.model.dtype,
     )  # fmt: skip
     _check_weights(folder, run.model, config, architecture, layout)
-    if dataset.packing != "document":  # whose sequences may all be shorter
+    if dataset.packing != "document":  # with packing `document`, all sequences may be shorter
         architecture.check_length(dataset.sequence_length)
     partly = dataset.packing == "document" or dataset.sequence_length % settings.chunk_tokens != 0
     return plan(
@@ -63,29 +63,32 @@ def planned(settings: Settings, run: Run) -> Plan:
     )  # fmt: skip
 
 
-def planned_ablation(made: Plan, trust: bool, run: Run) -> Plan:
-    """Return the plan of a run's ablation stage in one layer group, as that stage makes it.
+def planned_ablation(run_plan: Plan, trust: bool, run: Run) -> Plan:
+    """Return the plan of a run's ablation stage in one layer group.
 
-    The stage runs all layers, sequence by sequence, with the losses and no site.
+    The stage runs all layers in batches of one sequence, with losses and without sites.
 
     Args:
-        made: the plan of the run.
+        run_plan: the plan of the run.
         trust: whether code from the checkpoint may run.
+        run: the run.
     """
     from outlier_atlas.plan.requirements import plan
     from outlier_atlas.roles.cached_architecture import described
 
     last = described(run.model, run.resources, trust)[2].layers - 1
-    layout = replace(made.layout, sites={}, store=(), perplexity=True, layer_groups=((0, last),))
-    return plan(layout, run.model, run.resources, 1, made.tokens, False, trust, made.gpus)
+    layout = replace(
+        run_plan.layout, sites={}, store=(), perplexity=True, layer_groups=((0, last),)
+    )
+    return plan(layout, run.model, run.resources, 1, run_plan.tokens, False, trust, run_plan.gpus)
 
 
 CHUNK_BYTES = 2**31 - 2**10
-"""What Blosc takes at a time is a little less than 2 GiB."""
+"""Maximum number of bytes in a chunk, because Blosc takes slightly less than 2 GiB."""
 
 RECORDED_VERSIONS = ("torch", "transformers", "nnsight", "zarr", "numcodecs")
 RECORDED_OF_MODEL = ("source", "fingerprint", "layers")
-"""What tells another run's report of which model it is."""
+"""Keys of the model's record that the report of another run compares."""
 
 
 def prepare_store(
@@ -95,20 +98,21 @@ def prepare_store(
     trust_remote_code: bool,
     run: Run,
 ) -> None:
-    """Create the arrays of a run, or leave them where they are right, and record their layout.
+    """Create or adapt the arrays of a run, and record their layout.
 
     Args:
-        settings: the `extraction` section of the configuration.
-        chunk_tokens: tokens in a chunk.
-        dtype: of the forward pass.
+        settings: the section `extraction` of the configuration.
+        chunk_tokens: number of tokens in a chunk.
+        dtype: dtype of the forward pass.
         trust_remote_code: whether code from the checkpoint may run.
         run: the run.
 
     Raises:
-        ValueError: a newer version of the project made the run; the model has no such site or
+        ValueError: a newer version of the project wrote the run; the model has no such site or
             layer, fewer layers than layer groups, or fewer positions than a sequence has tokens;
-            its own code does not run in the dtype; or its files lack weights, or have other ones.
-        OSError: the disk is full; with the path, and the bytes that are needed.
+            the code of the model does not run in the dtype; or the files of the model lack weights,
+            or have weights of another shape or weights that the model does not use.
+        OSError: the disk is full. The message has the path and the number of bytes needed.
     """
     from outlier_atlas.plan import group
     from outlier_atlas.plan.requirements import plan
@@ -125,7 +129,7 @@ def prepare_store(
     layout = _layout(extraction, architecture, store.tokens, chunk_tokens, dtype)
     _check_weights(folder, run.model, config, architecture, layout)
     gathers = bool((lengths % chunk_tokens).any())
-    made = plan(layout, run.model, run.resources, 1, longest, gathers, trust_remote_code)
+    run_plan = plan(layout, run.model, run.resources, 1, longest, gathers, trust_remote_code)
     coordinates = _coordinates(store)
     try:
         run.create_arrays(layout, coordinates)
@@ -137,7 +141,7 @@ def prepare_store(
     versions = {package: version(package) for package in RECORDED_VERSIONS}
     of_model = {name: run.model[name] for name in RECORDED_OF_MODEL}
     more = {"versions": versions, "extraction": own, "model": of_model}
-    more |= group.record(made.groups)
+    more |= group.record(run_plan.groups)
     write_record(run.store_record, layout.record() | more)
 
 
@@ -151,7 +155,7 @@ def _layout(
     named = extraction.layers
     layers = tuple(range(architecture.layers) if isinstance(named, str) else named)
     channels = architecture.check(extraction.sites, layers)
-    # The layers above the last measured one never run, unless losses are wanted.
+    # Layers above the last measured one run only for losses.
     running = architecture.layers if extraction.perplexity else layers[-1] + 1
     count = extraction.layer_groups
     assert count != "auto", "the caller fills in the number"
@@ -187,7 +191,7 @@ def _layout(
 
 
 def _check_chunks(chunk_tokens: int, channels: Mapping[str, int]) -> None:
-    """Refuse chunks that are larger than their codec takes."""
+    """Refuse chunks that are larger than the codec accepts."""
     widest = max(channels, key=lambda site: channels[site])
     most = CHUNK_BYTES // (4 * channels[widest])
     if chunk_tokens > most:
@@ -207,8 +211,8 @@ def _own_dimensions(architecture: Architecture) -> dict[str, str]:
         }
         for site in SITES
     }
-    there = {site: of_site for site, of_site in widths.items() if of_site}
-    return own_names(there, architecture.hidden_size)
+    present = {site: of_site for site, of_site in widths.items() if of_site}
+    return own_names(present, architecture.hidden_size)
 
 
 def _check_weights(
@@ -218,7 +222,11 @@ def _check_weights(
     architecture: Architecture,
     layout: Layout,
 ) -> None:
-    """Before any job loads them: what the headers of their files show."""
+    """Check the weights by the headers of their files, before any job loads weights.
+
+    Raises:
+        ValueError: weights are missing, have another shape, or are not used by the model.
+    """
     from outlier_atlas.loading.headers import check_headers
 
     running = range(layout.layer_groups[-1][1] + 1)

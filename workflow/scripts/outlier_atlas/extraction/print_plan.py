@@ -1,4 +1,4 @@
-"""The plan of a run as `snakemake plan` prints it."""
+"""Printing of the plan for `snakemake plan`."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from outlier_atlas.store.run import Run
 
 
 def print_plan(settings: Settings, run: Run, jobs: int = 1) -> None:
-    """Print what a run takes, and refuse one that cannot fit.
+    """Print memory, disk and time of a run, and refuse a run that cannot fit.
 
-    Without a device here and without `execution.device_memory` it is planned for the CPU.
+    The plan is for the CPU if there is no GPU and no `execution.device_memory`.
 
     Args:
-        jobs: of its extraction that can run side by side.
+        settings: the configuration.
+        run: the run.
+        jobs: number of extraction jobs of the run that can run at the same time.
 
     Raises:
-        ValueError: it cannot fit, the model has no such site or layer, or its files lack weights,
-            or have other ones.
+        ValueError: the run cannot fit; the model has no such site or layer; or its files lack
+            weights, or have weights of another shape or weights that the model does not use.
     """
     execution, extraction, folder = settings.execution, settings.extraction, run.folder
-    made = planned(settings, run)
+    run_plan = planned(settings, run)
     concurrent = preflight.concurrent_jobs(jobs, execution.device, execution.gpus_per_job, folder)
     budget = preflight.foreseen(execution.device, execution.device_memory, concurrent)
     chosen = extraction.layer_groups == "auto"
     if chosen:
-        made = made.divided(_automatic(settings, run, budget))
+        run_plan = run_plan.divided(_automatic(settings, run, budget))
     if execution.batch_size == "auto":
         sequences = settings.dataset.sequences // extraction.sequence_shards
-        made = made.batched(preflight.batch_size(made, budget, sequences))
-    print(table(made, budget, rates(folder.parent, made.model, budget.name), folder))
+        run_plan = run_plan.batched(preflight.batch_size(run_plan, budget, sequences))
+    print(table(run_plan, budget, rates(folder.parent, run_plan.model, budget.name), folder))
     own = extraction.model_dump(mode="json", exclude_defaults=True)
-    preflight.refuse(made, budget, folder, own, chosen)
+    preflight.refuse(run_plan, budget, folder, own, chosen)
 
 
 def _automatic(settings: Settings, run: Run, budget: MemoryBudget) -> int:
-    """Return what `extraction.layer_groups: auto` is; where none fits, the most there can be."""
+    """Return the number of layer groups that `auto` chooses, or the maximum if none fits."""
     record = run.layer_groups_record
-    number = choice.recorded(record, choice.wanted(settings, run.model_record))
+    number = choice.recorded(record, choice.inputs_of(settings, run.model_record))
     if number is not None:
         print(f"extraction.layer_groups: auto was {number} when it was chosen ({record})")
         return number

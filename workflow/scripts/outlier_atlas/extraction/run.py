@@ -1,6 +1,6 @@
-"""An extraction job: it looks first, and a job that finds nothing missing ends at once.
+"""The extraction job, which checks for missing rows before it imports or loads anything.
 
-Neither torch nor zarr is imported before something is known to be missing: that takes seconds.
+torch and zarr take seconds to import, so they are imported only if rows are missing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def extract(job: Job) -> None:
-    """Compute and commit the rows that are missing; without any, no model is loaded.
+    """Compute and commit the missing rows; without missing rows, no model is loaded.
 
     Raises:
-        ValueError: the model, the tokens or the store are not what their records say; or the run
-            would grow under other versions, and `execution.on_new_versions` refuses that.
+        ValueError: the model, the tokens or the store differ from their records; or new rows would
+            be computed with other versions, and `execution.on_new_versions` refuses that.
         OSError: a file cannot be read or written.
     """
     work = Work.of(job.run, job.group, job.shard)
@@ -47,7 +47,10 @@ def _delete_read(job: Job, work: Work, batch_size: int) -> None:
 
 
 def manifest(work: Work) -> dict[str, object]:
-    """Return the manifest of a job, without time or machine: equal work gives equal bytes."""
+    """Return the manifest of a job.
+
+    The manifest has no time or machine, so equal work gives equal bytes.
+    """
     layers = work.layout.group_layers(work.group)
     return {
         "layers": [layers[0], layers[-1]],

@@ -1,4 +1,4 @@
-"""The overlapped loop: the next batch is read and the last one written while one computes."""
+"""Overlapped loop that reads the next batch and writes the last one during computation."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ if TYPE_CHECKING:
 def stream(
     job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], group: LayerGroup, where: str
 ) -> None:
-    """Run the batches behind the missing rows, and write and commit the rows on the way.
+    """Run the batches of the missing rows, and write and commit these rows.
 
-    The next batch is read and the last one written while one computes. At a signal the batch that
-    computes is finished, written and committed.
+    The next batch is read and the last batch is written during the computation of a batch. After a
+    signal, the current batch is completed, written and committed.
 
     Raises:
-        Stopped: a signal has asked the job to stop.
-        ValueError: a chunk is damaged that is read or that others share.
+        Stopped: a signal asked the job to stop.
+        ValueError: a chunk that the job reads or shares is damaged.
     """
     arrays = job.run.arrays()
     try:
         with stopping.deferred():
             _stream(job, work, missing, group, where, arrays)
     except DamagedChunkError as damage:
-        # Other jobs have committed more meanwhile, or have deleted what they had read.
+        # Other jobs may have committed rows or deleted boundaries since then.
         arrays = job.run.arrays()
         raise job.run.give_up(arrays, _all_damaged(arrays, work, damage, job.threads)) from damage
 
@@ -64,8 +64,9 @@ def _all_damaged(
 ) -> Sequence[DamagedChunkError]:
     """Return all damaged chunks that a job reads or shares.
 
-    It reads the boundary before it, also chunks of other sequence shards, and shares chunks of the
-    arrays that it writes. All are found together, so that one further run repairs them.
+    A job reads the boundary before its layer group, including chunks of other sequence shards. It
+    shares chunks of the arrays that it writes. All damage is returned at once, so that one further
+    run repairs it.
     """
     layout, before = work.layout, work.boundary_before
     read = [(before, chunk) for chunk in range(layout.chunks)] if before else []
@@ -88,7 +89,7 @@ def _stream(
     destinations = destinations_of(missing)
     device = named(where)
     commits = job.run.commit_file(job.manifest.stem)
-    # What last bits depend on makes no row stale by itself: see `versions`.
+    # Details that affect only last bits do not make rows stale (see `versions`).
     details = {
         "batch_size": job.batch_size,
         DEVICE: where,
@@ -98,7 +99,7 @@ def _stream(
     weights = CheckedWeights(job.run.model_record, job.run.resources)
 
     def commit(rows: Rows) -> None:
-        weights.check()  # a file that was overwritten may have changed under a memory map
+        weights.check()  # an overwritten file changes the memory-mapped weights
         summarized = frozenset(target for target in missing[rows] if target.is_summary)
         checksums = arrays.written(rows, missing[rows] - summarized)
         checksums |= summaries.written(rows, summarized)
@@ -121,7 +122,7 @@ def _stream(
             writer.next_batch()
             keep = _keeper(writer, destinations, starts, batch)
             if group.head is not None:
-                keep = _losing(group.head, _ids(work, batch), keep)
+                keep = _keeper_of_losses(group.head, _ids(work, batch), keep)
             if batch is batches[0] and verifies(job.verify, len(batches)):
                 keep = compared(group, values, keep)
             group.run(values, keep)
@@ -147,7 +148,7 @@ def _keeper(
     starts: NDArray[np.int64],
     batch: range,
 ) -> Keep:
-    """Return what gives each tensor of a batch to the writer, sequence by sequence."""
+    """Return a callback that passes each tensor of a batch to the writer, sequence by sequence."""
 
     def keep(tap: Tap, tensor_BTC: torch.Tensor) -> None:
         targets = destinations[tap.site, tap.layer]
@@ -161,20 +162,20 @@ def _keeper(
     return keep
 
 
-def _losing(head: Head, ids_BT: torch.Tensor, keep: Keep) -> Keep:
-    """Return a `keep` that takes losses in place of the output of the decoder."""
+def _keeper_of_losses(head: Head, ids_BT: torch.Tensor, keep: Keep) -> Keep:
+    """Return a callback that replaces the output of the decoder by losses."""
 
-    def taken(tap: Tap, tensor_BTC: torch.Tensor) -> None:
+    def keep_losses(tap: Tap, tensor_BTC: torch.Tensor) -> None:
         losses = tap.site == TOKEN_LOSS
         keep(tap, head.losses(tensor_BTC, ids_BT) if losses else tensor_BTC)
 
-    return taken
+    return keep_losses
 
 
 def _inputs(
     read: Callable[[range], torch.Tensor], device: Device, batches: Sequence[range]
 ) -> Iterator[tuple[range, torch.Tensor]]:
-    """Yield each batch with its input; the next is read and copied to the device meanwhile."""
+    """Yield each batch with its input, while the next input is read and copied to the device."""
 
     def prepare(batch: range) -> OnDevice:
         return device.upload(read(batch))
@@ -191,10 +192,13 @@ def _inputs(
 def _input(work: Work, arrays: Arrays, dtype: torch.dtype, batch: range) -> torch.Tensor:
     """Return token ids (batch, token), or the boundary (batch, token, channel).
 
-    The first layer group reads token ids, and a later one reads the boundary before it.
+    The first layer group reads token ids. Later layer groups read the boundary before them.
 
     Args:
-        dtype: of the boundary, which holds such values exactly.
+        work: the work of the job.
+        arrays: the arrays of the store.
+        dtype: dtype of the boundary; the stored float32 values represent it exactly.
+        batch: sequences of the batch.
     """
     if work.group == 0:
         return _ids(work, batch)

@@ -1,4 +1,4 @@
-"""Summaries of the sites that are measured and not stored, made where their values are."""
+"""Summaries of measured sites that are not stored, computed on the device of their values."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from outlier_atlas.store.run_files import RunFiles
 from outlier_atlas.store.summaries import path_of, write
 
 MEDIANS = 1024
-"""Medians of sequences that are kept for the tiles to come: those of a batch come close together,
-and one that is gone is computed again."""
+"""Maximum number of cached medians of sequences.
+
+The tiles of a batch arrive close together. A median that was dropped is recomputed.
+"""
 
 
 @dataclass
 class SummaryWriter:
-    """Takes tiles as they are computed, and writes the summaries of rows that are complete.
+    """A writer of summaries, which accepts tiles and writes the summaries of complete rows.
 
     Attributes:
         run: the files of the run.
-        work: of the job.
+        work: the work of the job.
     """
 
     run: RunFiles
@@ -50,14 +52,14 @@ class SummaryWriter:
         values: torch.Tensor,
         whole_sequence: torch.Tensor,
     ) -> bool:
-        """Summarize a tile of some rows; return whether they are complete now, and written.
+        """Summarize a tile, and return whether its rows are complete and written.
 
         Args:
-            target: a summary.
-            rows: those that the tile lies in.
-            start: index of its first token.
-            values: (token, channel), on any device.
-            whole_sequence: the values of all of its sequence.
+            target: target of the summary.
+            rows: rows that contain the tile.
+            start: index of the first token of the tile.
+            values: values of the tile on any device, (token, channel).
+            whole_sequence: values of the whole sequence of the tile.
         """
         layout, starts = self.work.layout, self.work.tokens.sequence_starts
         sequence = int(np.searchsorted(starts, start, side="right")) - 1
@@ -77,14 +79,17 @@ class SummaryWriter:
         return True
 
     def written(self, rows: Rows, targets: Iterable[Target]) -> dict[Target, str]:
-        """Return, once, the checksums of summaries that were written here, for their commit."""
+        """Return the checksums of written summaries for their commit, and forget them."""
         return {target: self._written.pop((rows, target)) for target in targets}
 
     def _median(self, target: Target, sequence: int, whole: torch.Tensor, together: int) -> float:
-        """Return the median of a sequence's |x|, computed once for all of its tiles.
+        """Return the median of |x| of a sequence, computed once for all of its tiles.
 
         Args:
-            together: the number of tokens that are taken at a time.
+            target: target of the summary.
+            sequence: index of the sequence.
+            whole: values of the whole sequence.
+            together: number of tokens to process at a time.
         """
         with self._lock:
             known = self._medians.get((target, sequence))

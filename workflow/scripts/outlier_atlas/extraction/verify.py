@@ -1,7 +1,7 @@
-"""The first batch of a job, compared with a direct forward pass of its layer group.
+"""Comparison of the first batch of a job with a direct forward pass of its layer group.
 
-The store promises what the plain model computes, bit for bit. Tests hold it to that on the models
-that they know; this holds it on the model at hand, before anything of it is stored.
+The store must contain the values of the plain model, bit for bit. Tests check this for some models.
+This module checks it for the current model before any value is stored.
 """
 
 from __future__ import annotations
@@ -21,47 +21,53 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHEAP = 50
-"""Batches from which on one more forward pass is less than 2 % of a job's work."""
+"""Number of batches above which one more forward pass adds less than 2 % to a job."""
 
 
-def verifies(wanted: Verify, batches: int) -> bool:
-    """Whether a job with so many batches has its first one compared."""
-    return wanted == "first_batch" or (wanted == "auto" and batches > CHEAP)
+def verifies(setting: Verify, batches: int) -> bool:
+    """Return whether the first batch of a job is compared.
+
+    Args:
+        setting: value of `extraction.verify`.
+        batches: number of batches of the job.
+    """
+    return setting == "first_batch" or (setting == "auto" and batches > CHEAP)
 
 
 def compared(group: LayerGroup, batch: torch.Tensor, keep: Keep) -> Keep:
-    """`keep` for a batch, which takes only what a direct forward pass gives, too.
+    """Return a callback that compares tensors with a direct forward pass before it calls `keep`.
 
     Args:
-        group: it runs the batch once, here, with plain hooks.
-        batch: as `LayerGroup.run` takes it.
-        keep: is not called with a tensor that differs, so that nothing of the batch is committed.
+        group: the layer group, which runs the batch once in this function with plain hooks.
+        batch: batch for `LayerGroup.run`.
+        keep: callback. It is not called with a tensor that differs, so the batch is not
+            committed.
 
     Raises:
-        ValueError: from the function that is returned: a tensor differs in any bit.
+        ValueError: raised by the returned callback if a tensor differs in any bit.
     """
-    seen: dict[tuple[str, int], str] = {}
+    digests: dict[tuple[str, int], str] = {}
 
-    def see(tap: Tap, tensor: torch.Tensor) -> None:
-        seen[tap.site, tap.layer] = _digest(tensor)
+    def record(tap: Tap, tensor: torch.Tensor) -> None:
+        digests[tap.site, tap.layer] = _digest(tensor)
 
     def compare(tap: Tap, tensor: torch.Tensor) -> None:
-        if _digest(tensor) != seen.pop((tap.site, tap.layer), None):
+        if _digest(tensor) != digests.pop((tap.site, tap.layer), None):
             raise ValueError(
                 f"{tap.site} of layer {tap.layer} is not what a direct forward pass of the same "
                 f"batch gives, so nothing of it is stored: this model does not run the same way "
                 f"twice, or is not understood here; `extraction: {{verify: never}}` runs it unseen"
             )
         keep(tap, tensor)
-        if not seen:
+        if not digests:
             log.info("the first batch equals a direct forward pass of the layer group, bit for bit")
 
-    group.run_directly(batch, see)
+    group.run_directly(batch, record)
     return compare
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    """Stands for the shape and every bit of a tensor."""
+    """Return a digest of the shape and every bit of a tensor."""
     values = tensor.detach().cpu().contiguous()
     bits = values.view(torch.uint8).numpy()
     return f"{tuple(values.shape)} {hashlib.sha256(bits.data).hexdigest()}"

@@ -1,4 +1,4 @@
-"""The work of an extraction job: the rows that are missing, and the batches that give them."""
+"""The work of an extraction job: missing rows, and the batches that compute them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from outlier_atlas.store.token_axis import shard_rows
 
 @dataclass(frozen=True)
 class Work:
-    """The part of a run that one job does: a layer group over a sequence shard.
+    """The part of a run that one job computes: a layer group over a sequence shard.
 
     Attributes:
-        layout: of the run.
-        tokens: its token store.
-        model_fingerprint: of the weights.
-        group: number of the layer group.
-        shard: number of the sequence shard.
+        layout: layout of the store.
+        tokens: the token store.
+        model_fingerprint: fingerprint of the weights.
+        group: index of the layer group.
+        shard: index of the sequence shard.
     """
 
     layout: Layout
@@ -38,13 +38,13 @@ class Work:
 
     @classmethod
     def of(cls, run: Run, group: int, shard: int) -> Work:
-        """Return the part of a run that a layer group and a sequence shard name."""
+        """Return the part of a run for a layer group and a sequence shard."""
         layout, model = run.layout, run.model_fingerprint
         return cls(layout, run.tokens, model, group, shard)
 
     @property
     def span(self) -> str:
-        """The layers of the layer group, in words."""
+        """The layers of the layer group, as text."""
         layers = self.layout.group_layers(self.group)
         return f"{layers[0]} to {layers[-1]}"
 
@@ -56,7 +56,7 @@ class Work:
 
     @cached_property
     def rows(self) -> list[Rows]:
-        """The shard's tokens, cut where the chunks are."""
+        """The tokens of the shard, divided at chunk edges."""
         return shard_rows(self.layout, self.tokens.sequence_starts, self.shard)
 
     @cached_property
@@ -68,7 +68,7 @@ class Work:
         )
 
     def counted(self, commits: Commits) -> Counted:
-        """Return what gives the commits that what is read must agree with."""
+        """Return a function that returns the commits that data must match."""
         return self.fingerprints.counted(commits)
 
     def fingerprint(self, chunk: int) -> str:
@@ -78,22 +78,21 @@ class Work:
     def missing(self, commits: Commits, batch_size: int) -> dict[Rows, frozenset[Target]]:
         """Return the rows to write, with their targets.
 
-        The boundary after the layer group is written only where a later layer group needs it.
+        The boundary after the layer group is written only if a later layer group needs it.
         """
         return self._to_run(self.group, commits, batch_size)
 
     @property
     def boundary_before(self) -> Target | None:
-        """The boundary that this layer group reads; none before the first."""
+        """The boundary that this layer group reads; None for the first layer group."""
         return self.layout.boundary_after(self.group - 1) if self.group else None
 
     def read(self, commits: Commits, batch_size: int) -> frozenset[Rows]:
-        """Return the rows whose boundary before this layer group is still to be read."""
+        """Return the rows of the boundary that this layer group still has to read."""
         return self._rows_of(self.batches(self.missing(commits, batch_size), batch_size))
 
     def unfounded(self, commits: Commits, batch_size: int) -> frozenset[Rows]:
-        """Return the rows of the boundary before this layer group that it would read and that do
-        not count."""
+        """Return the rows of the boundary that this layer group must read but that do not count."""
         before = self.boundary_before
         if before is None:
             return frozenset()
@@ -107,15 +106,15 @@ class Work:
         self, group: int, commits: Commits, batch_size: int
     ) -> dict[Rows, frozenset[Target]]:
         boundary = self.layout.boundary_after(group)
-        wanted: frozenset[Rows] = frozenset()
+        needed: frozenset[Rows] = frozenset()
         if boundary:
-            # Whole batches: a layer group reads its boundary a batch at a time.
+            # A layer group reads whole batches of its boundary.
             later = self._to_run(group + 1, commits, batch_size)
-            wanted = self._rows_of(self.batches(later, batch_size))
+            needed = self._rows_of(self.batches(later, batch_size))
         to_run: dict[Rows, frozenset[Target]] = {}
         for rows in self.rows:
             targets = [*self.layout.measured(group)]
-            if boundary and rows in wanted:
+            if boundary and rows in needed:
                 targets.append(boundary)
             to_run |= self._lacking(commits, rows, targets)
         return to_run
@@ -123,24 +122,24 @@ class Work:
     def _lacking(
         self, commits: Commits, rows: Rows, targets: Iterable[Target]
     ) -> dict[Rows, frozenset[Target]]:
-        """Return the parts of a chunk's rows that targets lack; no two parts overlap."""
+        """Return disjoint parts of a chunk's rows that targets lack, with these targets."""
         current = self.fingerprint(rows.chunk)
         gaps = {target: commits.gaps(target, rows, current) for target in targets}
-        all_gaps = [gap for of_one in gaps.values() for gap in of_one]
+        all_gaps = [gap for of_target in gaps.values() for gap in of_target]
         cuts = sorted({edge for gap in all_gaps for edge in (gap.start, gap.stop)})
         lacking = {}
         for start, stop in pairwise(cuts):
             without = {
                 target
-                for target, of_one in gaps.items()
-                if any(gap.start <= start and stop <= gap.stop for gap in of_one)
+                for target, of_target in gaps.items()
+                if any(gap.start <= start and stop <= gap.stop for gap in of_target)
             }
             if without:
                 lacking[Rows(rows.chunk, start, stop)] = frozenset(without)
         return lacking
 
     def _rows_of(self, batches: Iterable[range]) -> frozenset[Rows]:
-        """Return the rows that the tokens of batches lie in."""
+        """Return the rows that contain the tokens of batches."""
         starts, chunk = self.tokens.sequence_starts, self.layout.chunk_tokens
         first = self.rows[0].chunk
         return frozenset(
@@ -152,18 +151,18 @@ class Work:
         )
 
     def batches(self, missing: Iterable[Rows], size: int) -> list[range]:
-        """Return the batches whose sequences reach into the missing rows.
+        """Return the batches with sequences that overlap the missing rows.
 
-        A batch holds up to `size` consecutive sequences of one length, so that nothing is padded.
-        The batches are cut alike whatever is missing: on a mixture of experts the last bits depend
-        on the batch.
+        A batch contains up to `size` consecutive sequences of equal length, without padding.
+        The division into batches does not depend on the missing rows, because the last bits of a
+        mixture of experts depend on the batch.
         """
-        wanted = np.zeros(self.tokens.sequences + 1, bool)
+        needed = np.zeros(self.tokens.sequences + 1, bool)
         for rows in missing:
             reached = sequences_of(self.tokens.sequence_starts, rows.start, rows.stop)
-            wanted[reached.start : reached.stop] = True
+            needed[reached.start : reached.stop] = True
         return [
-            batch for batch in self._all_batches(size) if wanted[batch.start : batch.stop].any()
+            batch for batch in self._all_batches(size) if needed[batch.start : batch.stop].any()
         ]
 
     def _all_batches(self, size: int) -> Iterator[range]:

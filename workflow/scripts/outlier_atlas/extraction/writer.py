@@ -1,4 +1,4 @@
-"""Rows on their way from the forward pass to the store, written while the next batch computes."""
+"""Writing of rows from the forward pass to the store during the next batch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from outlier_atlas.store.layout import Target
 
 
 def queue_bytes(device: Device) -> int:
-    """Return the most bytes that wait to be written, for a device."""
+    """Return the maximum number of bytes that wait to be written, for a device."""
     return min(QUEUE_BYTES, HOST_QUEUE_BYTES) if device.is_host else QUEUE_BYTES
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Tokens of a target within one chunk's rows, on their way; and all of their sequence."""
+    """Queued tokens of a target within one chunk's rows, with their whole sequence."""
 
     rows: Rows
     target: Target
@@ -41,25 +41,25 @@ class _Piece:
 
 @dataclass
 class _Assembly:
-    """The rows of one target in one chunk, as far as they have come."""
+    """Partly filled rows of one target in one chunk."""
 
     values: torch.Tensor
     filled: int = 0
 
 
 class RowWriter:
-    """Cuts what a forward pass gives into chunks, and writes them in threads of its own.
+    """A writer that divides the output of a forward pass into chunks and writes them in threads.
 
     Args:
-        arrays: where to.
-        summaries: where to of targets that are summaries.
-        missing: the rows to write, and of which targets; everything else that comes is left out.
-        written: called, in one of the threads, with rows all of whose targets have been written.
-        bound: bytes that wait to be written before `put` waits.
-        shares_cores: whether the forward pass computes on the cores that the threads write on.
+        arrays: arrays of the store.
+        summaries: writer of the targets that are summaries.
+        missing: rows to write with their targets; other rows are ignored.
+        written: callback for rows with all targets written, called in one of the threads.
+        bound: number of waiting bytes above which `put` waits.
+        shares_cores: whether the forward pass runs on the cores of the writing threads.
 
-    As a context manager: leaving the block waits until all is written, and raises what went wrong
-    in a thread.
+    As a context manager, it waits at the end of the block until all rows are written. It raises an
+    error that occurred in a thread.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class RowWriter:
         ]
 
     def next_batch(self) -> None:
-        """What is put from here on is of another batch; waits until all but the last is written.
+        """Start another batch, and wait until all batches but the last are written.
 
-        So a kill costs no more than the batch that computes and the one that is being written.
+        A kill then loses at most the current batch and the batch that is being written.
         """
         self._queue.release()
         with self._state:
@@ -106,10 +106,13 @@ class RowWriter:
             self._batch += 1
 
     def put(self, target: Target, start: int, values: torch.Tensor, host: OnHost) -> None:
-        """Take a sequence of a target, from token `start`.
+        """Queue a sequence of a target.
 
         Args:
-            values: (token, channel), a part of what `host` holds.
+            target: the target.
+            start: index of the first token.
+            values: values of the sequence, (token, channel), a part of `host`.
+            host: the copy on the host, which may still be in transfer.
         """
         stop = start + len(values)
         index = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
@@ -132,7 +135,7 @@ class RowWriter:
         self._queue.put(piece)
 
     def _work(self, index: int) -> None:
-        torch.set_num_threads(1)  # the forward pass has the others
+        torch.set_num_threads(1)  # the forward pass uses the other threads
         if self._shares_cores:
             pin_to_core_share(index, THREADS)
         try:
@@ -151,7 +154,7 @@ class RowWriter:
             self._done(piece, complete)
 
     def _write(self, piece: _Piece, float32: Float32) -> bool:
-        """Write a piece, or lay it by until its rows are complete; whether they are."""
+        """Write a piece once its rows are complete; return whether they are complete."""
         piece.host.wait()
         rows, values = piece.rows, piece.values
         if piece.target.is_summary:
@@ -198,10 +201,10 @@ class RowWriter:
             for thread in self._threads:
                 thread.start()
         except (RuntimeError, MemoryError):
-            self._started.abort()  # those that have started wait for all
+            self._started.abort()  # started threads wait at the barrier
             raise
         self._started.wait()
-        # Of each thread its own; but threads that start later have what was set last.
+        # Each thread has its own number, but new threads inherit the number that was set last.
         torch.set_num_threads(threads)
         return self
 
@@ -211,7 +214,7 @@ class RowWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """What was handed in before an error is still written: it is done and correct."""
+        """Write all queued rows, also after an error, because they are complete and correct."""
         self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join()

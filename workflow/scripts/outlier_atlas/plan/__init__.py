@@ -1,1 +1,1 @@
-"""The plan of a run, before a weight is read: what it needs, what there is, and what would fit."""
+"""The plan of a run before a weight is read: needed and available memory and disk, and advice."""

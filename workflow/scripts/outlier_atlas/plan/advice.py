@@ -1,4 +1,4 @@
-"""Why a run does not fit into memory or onto the disk, and a configuration that fits."""
+"""Reasons why a run does not fit into memory or on the disk, and configurations that fit."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from outlier_atlas.store.run_files import RunFiles
 from outlier_atlas.units import shown
 
 SHORTEST = 16
-"""The shortest sequence that is advised, in tokens."""
+"""Length of the shortest advised sequences, in tokens."""
 
 
 def block(section: Mapping[str, Any], current: Plan, fitting: Plan) -> str:
     """Return a configuration that fits, as YAML.
 
-    It has the whole `extraction:` section, and the keys of other sections that change.
+    The YAML contains the whole section `extraction`, and the changed keys of other sections.
 
     Args:
-        section: the user's `extraction` section; only what differs between the plans changes.
+        section: the user's section `extraction`; only keys that differ between the plans change.
         current: the plan that does not fit.
         fitting: the plan that fits.
     """
@@ -45,7 +45,7 @@ def block(section: Mapping[str, Any], current: Plan, fitting: Plan) -> str:
 
 def _lines(section: Mapping[str, Any]) -> Iterator[str]:
     for key, value in section.items():
-        # In a list: YAML ends a single scalar with `...`.
+        # The value is dumped in a list, because YAML ends a single scalar with `...`.
         text = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()
         yield f"  {key}: {text[1:-1]}\n"
 
@@ -79,7 +79,7 @@ def remedy(plan: Plan, budget: MemoryBudget, run: Path, section: Mapping[str, An
         section: the user's `extraction` section.
     """
     fitting = fitting_plan(plan, budget)
-    if fitting is not None and full_disk(fitting, run):  # more layer groups, more boundaries
+    if fitting is not None and full_disk(fitting, run):  # more layer groups have more boundaries
         fitting = leaner(fitting, budget, run) or fitting
     return None if fitting is None else block(section, plan, fitting)
 
@@ -87,8 +87,8 @@ def remedy(plan: Plan, budget: MemoryBudget, run: Path, section: Mapping[str, An
 def fitting_plan(plan: Plan, budget: MemoryBudget) -> Plan | None:
     """Return the plan that fits and changes least; None if there is none.
 
-    It tries more layer groups first, as these change no result; then smaller batches; then shorter
-    sequences.
+    The search tries more layer groups first, because they change no result. Then it tries smaller
+    batches, then shorter sequences.
     """
     for smaller in _smaller(plan):
         count = fewest_groups([(smaller, budget)])

@@ -1,7 +1,8 @@
 """The memory that a job of one layer group takes on its device and on the host.
 
-Imports nothing heavy: the Snakefile reads plans from the store's record, and requests memory from a
-scheduler by them (`scheduler_resources.py`).
+The Snakefile imports this module, so it imports no large packages. The Snakefile reads plans from
+the record of the store, and requests memory from a scheduler accordingly
+(`scheduler_resources.py`).
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class GroupPlan:
 
     Attributes:
         layers: first and last layer.
-        file: its weights in the checkpoint's files.
-        weights: its weights in memory.
-        fullest: its weights on the fullest of its devices.
+        file: weights of the group in the checkpoint's files.
+        weights: weights of the group in memory.
+        fullest: weights on the device with the most weights.
         fused: the largest tensor that is put together from pieces, without the pieces in memory.
         forward: the forward pass of a batch, without the weights; None if it is not known.
         losses: the logits of a piece of a sequence, if losses are computed.
@@ -76,7 +77,7 @@ class GroupPlan:
     summarized: int
 
     def batched(self, sequences: int) -> GroupPlan:
-        """Return the plan in batches of so many sequences; this plan is for batches of one."""
+        """Return the plan for batches of `sequences`; this plan must be for batches of one."""
         # An upper bound: everything but the mask grows with the sequences.
         forward = None if self.forward is None else self.forward * sequences
         return replace(
@@ -96,19 +97,19 @@ class GroupPlan:
     def _working(self) -> int:
         """Memory of a forward pass, without the weights; losses are computed when it is over.
 
-        The input of the next batch is in memory already, and a tensor in the shape of the
-        embeddings, both in the dtype of the forward pass.
+        The memory includes the input of the next batch and a tensor in the shape of the embeddings,
+        both in the dtype of the forward pass.
         """
         return max(self.forward or 0, self.losses) + self.entering
 
     def _streaming(self, bound: int) -> int:
-        """Host memory of values that wait or are written, and of the input that is read."""
+        """Return the host memory of queued and written values, and of the input of a batch."""
         waiting = min(bound, self.sites + self.boundary)
         return waiting + self.gathered + self.written + 2 * self.entering
 
     @property
     def device(self) -> int:
-        """Peak memory of a device: weights, forward pass, and copies on their way to the host."""
+        """Peak memory of a device: weights, forward pass, and copies in transfer to the host."""
         waiting = min(QUEUE_BYTES, self.sites + self.boundary)
         return self.fullest + self._working + int(ON_DEVICE * self.summarized) + waiting
 
@@ -119,7 +120,7 @@ class GroupPlan:
 
     @property
     def host_alone(self) -> int:
-        """Peak host memory of a process whose forward pass is on the host, too."""
+        """Peak host memory of a process whose forward pass is also on the host."""
         kernels = KERNEL_BYTES if self.fused else 0
         streaming = self._working + self._streaming(HOST_QUEUE_BYTES) + self._summarizing
         streaming += kernels + HEAP_BYTES
@@ -127,9 +128,10 @@ class GroupPlan:
 
     @property
     def unified(self) -> int:
-        """Peak of a memory that the host and the device share, as on Apple silicon.
+        """Peak of memory that the host and the device share, as on Apple silicon.
 
-        It holds the weights once, as they leave the host tensor by tensor, and waiting values once.
+        The weights count once, because they leave the host tensor by tensor. Waiting values also
+        count once.
         """
         streaming = self._working + self._streaming(QUEUE_BYTES) + self._summarizing
         return PROCESS_BYTES + self.weights + max(self.fused, streaming)
@@ -143,8 +145,8 @@ def record(groups: Sequence[GroupPlan]) -> dict[str, Any]:
 def recorded(store_record: Path) -> list[GroupPlan]:
     """Return the plan of each layer group from a store's record, in batches of one sequence.
 
-    The list is empty if the record is damaged or older code wrote it; then the record is written
-    again before a job runs.
+    The list is empty if the record is damaged or of an older version. In that case the record is
+    rewritten before a job runs.
 
     Raises:
         FileNotFoundError: there is no record.

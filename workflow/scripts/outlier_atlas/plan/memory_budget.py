@@ -1,4 +1,4 @@
-"""The memory that one job of a run can have: of its device and of the host."""
+"""Memory of the device and the host that is available to one job of a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class ConcurrentJobs:
     """The jobs of a run that run on this machine at the same time.
 
     Attributes:
-        jobs: number of jobs, with this one.
-        processes: ids of the other jobs that are at work now.
+        jobs: number of jobs, including this one.
+        processes: process ids of the other running jobs.
     """
 
     jobs: int = 1
@@ -27,12 +27,12 @@ class ConcurrentJobs:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """The memory that one job of a run can have.
+    """The memory that is available to one job of a run.
 
     Attributes:
         name: name of the device of the forward pass; `cpu` for the host.
         memory: bytes of that device for one job; None if they are unknown.
-        called: name of the memory that has these bytes, in words.
+        called: description of this memory for messages.
         host_memory: bytes of the host for one job; None if they are unknown, or if the host is
             another machine.
         jobs: number of jobs that share the host.
@@ -53,7 +53,7 @@ class MemoryBudget:
 
     @property
     def unified(self) -> bool:
-        """Whether the device and the host have one memory."""
+        """Whether the device and the host share one memory."""
         return self.name == "mps"
 
     @property
@@ -72,10 +72,10 @@ class MemoryBudget:
     ) -> MemoryBudget:
         """Return the budget on devices of this machine, at most `execution.device_memory`.
 
-        It is the memory of the device with the least free memory.
+        The device with the least free memory determines the budget.
 
         Args:
-            devices: names of devices: `cuda:0` and the like, or `mps`, or `cpu`.
+            devices: names of devices, such as `cuda:0`, `mps` or `cpu`.
             name: title of the first device.
             given: `execution.device_memory`, such as `24GiB`.
             concurrent: the jobs that share the host; each job leases its own GPUs.
@@ -93,5 +93,5 @@ class MemoryBudget:
 
     @classmethod
     def elsewhere(cls, given: str, host: bool = False) -> MemoryBudget:
-        """Return the budget on a device of another machine, or on another machine as the host."""
+        """Return the budget on a device of another machine, or on the host of another machine."""
         return cls("cpu" if host else "a device elsewhere", bytes_of(given), GIVEN, None)

@@ -1,12 +1,15 @@
-"""Limits of what waits between the forward pass and the disk; for the Snakefile without imports."""
+"""Limits of the queue between the forward pass and the disk.
+
+The Snakefile imports this module, so it imports nothing.
+"""
 
 from __future__ import annotations
 
 QUEUE_BYTES = 256 * 2**20
-"""The most bytes that wait to be written; the forward pass pauses if the disk is slower."""
+"""Maximum number of bytes that wait to be written; a full queue pauses the forward pass."""
 
 HOST_QUEUE_BYTES = 32 * 2**20
-"""The same for a forward pass on the CPU, which is rarely faster than a disk."""
+"""Maximum number of waiting bytes for a forward pass on the CPU, rarely faster than a disk."""
 
 THREADS = 2
 """Number of writing threads."""

@@ -1,4 +1,4 @@
-"""Memory and disk that a run needs, from the configuration and the headers of its files alone."""
+"""Memory and disk that a run needs, from the configuration and the headers of files only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DISK_SHARE = {"bfloat16": 0.4, "float16": 0.55, "float32": 0.95}
 """Share of the float32 values that remains after lossless compression, by the dtype of the forward
-pass: bits that are always zero compress to nothing, and the others hardly compress."""
+pass. Bits that are always zero compress to almost nothing, and other bits hardly compress."""
 
 CHANNEL_BYTES, TOKEN_BYTES, EXPERT_BYTES, TILE_BYTES = 48, 36, 56, 24 * 1024
 """Bytes of a summary for each channel, token and expert, and for each tile: its histogram and the
@@ -69,7 +69,7 @@ class Plan:
         """Return the plan of a layer group, in batches of one sequence."""
         layout, width = self.layout, 4 if self.layout.dtype == "float32" else 2
         layers = layout.group_layers(index)
-        # Values that are captured inside a module are float32, whatever the module computes in.
+        # Values that are captured inside a module are float32 in every dtype of the module.
         of_site = {
             site: layout.numbers(site) * (width if site in CHANNEL_SITES else 4)
             for site in layout.sites
@@ -108,7 +108,7 @@ class Plan:
 
     @property
     def running(self) -> int:
-        """Number of layers that run: layers above the last measured one do not."""
+        """Number of layers that run; layers above the last measured one do not run."""
         return self.layout.layer_groups[-1][1] + 1
 
     @property
@@ -122,7 +122,7 @@ class Plan:
         """Number of values at the boundaries that exist at the same time."""
         boundaries = len(self.layout.boundaries())
         if self.layout.passing_boundaries:
-            boundaries = min(boundaries, 2)  # one is read while the next one is written
+            boundaries = min(boundaries, 2)  # one boundary is read while the next one is written
         return boundaries * self.layout.tokens * self.layout.hidden_size
 
     @property
@@ -162,22 +162,26 @@ class Plan:
         return int(4 * values * share)
 
     def peak(self, host: bool) -> int:
-        """Return the most that any job takes where its forward pass is: on the host or a device."""
+        """Return the peak memory of any job on the host or the device of its forward pass.
+
+        Args:
+            host: whether the forward pass is on the host.
+        """
         return max(group.host_alone if host else group.device for group in self.groups)
 
     def taken(self, budget: MemoryBudget) -> int:
-        """Return the most that any job takes of the memory in which its forward pass is."""
+        """Return the peak of any job in the memory of its forward pass."""
         if budget.unified:
             return max(group.unified for group in self.groups)
         return self.peak(budget.host)
 
     @property
     def host_needed(self) -> int:
-        """The most host memory that any job takes if its forward pass is on a device."""
+        """Peak host memory of any job if its forward pass is on a device."""
         return max(group.host for group in self.groups)
 
     def fits(self, budget: MemoryBudget) -> bool:
-        """Return whether each job fits on its device and the host; unknown memory is enough."""
+        """Return whether each job fits on its device and host; unknown memory counts as enough."""
         on_device = budget.memory is None or self.taken(budget) <= budget.memory
         return on_device and (
             budget.host_available is None or self.host_needed <= budget.host_available
@@ -216,7 +220,7 @@ def plan(
     """Return the plan of a run without reading a weight.
 
     Args:
-        layout: the layout of its store.
+        layout: layout of the store.
         model: the record of the model.
         resources: the folder that paths in the record are relative to.
         batch_size: sequences in a forward pass.

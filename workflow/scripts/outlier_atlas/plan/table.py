@@ -1,4 +1,4 @@
-"""The plan as a printed table."""
+"""Printed table of the plan."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from outlier_atlas.units import duration, shown
 
 
 def table(plan: Plan, budget: MemoryBudget, rates: Rates, folder: Path) -> str:
-    """Return the plan as a table of layer groups, followed by the needs of the whole run.
+    """Return a table of layer groups, followed by the requirements of the whole run.
 
     Args:
         plan: the plan of the run.
         budget: the memory of a job.
         rates: the speed of the device of the forward pass.
-        folder: folder of the run, whose disk is looked at.
+        folder: folder of the run, whose disk is checked.
     """
     return "\n".join(
         [
@@ -53,7 +53,7 @@ def _groups(plan: Plan, budget: MemoryBudget) -> list[str]:
     )  # fmt: skip
     rows = [_row(index, group, budget) for index, group in enumerate(plan.groups)]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    # A heading over several columns begins with the first of them.
+    # A heading over several columns starts at the first of them.
     top = "  ".join(cell.ljust(width) for cell, width in zip(above, widths, strict=True))
     body = [_aligned(row, widths) for row in (head, *rows)]
     rule = "-" * len(body[0])

@@ -1,4 +1,4 @@
-"""The report's section on the ablation of outliers."""
+"""Section of the report on the ablation of outliers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CHANCE = ": where one does not hold 1, the effect is more than chance over seque
 
 
 def few(sequences: int) -> str:
-    """Why intervals of so few sequences say nothing about chance; empty where they are enough."""
+    """Return a sentence on intervals over too few sequences, or "" with enough sequences."""
     if sequences >= ENOUGH_SEQUENCES:
         return ""
     return (
@@ -60,20 +60,22 @@ WHAT = {
     "channel": "configured channel",
     **{name: words for show in ALL for name, words in show.ablated.items()},
 }
-"""The names of all targets in words: those that the configuration names, and the criteria's."""
+"""Names of all targets in sentences: targets of the configuration and of the criteria."""
 
 
 def section(rows: Sequence[Row]) -> Row:
-    """What the section shows: a row for each intervention, random draws together.
+    """Return the values of the section, with a row for each intervention.
+
+    The random draws of a target share one row.
 
     Args:
-        rows: of `ablations`; the model as it is comes first.
+        rows: rows of the table `ablations`; the unaltered model comes first.
     """
     unaltered, *altered = rows
     shown: list[Row] = []
     for _, trials in groupby(altered, key=_is_random):
         group = list(trials)
-        shown += [_random(group)] if _is_random(group[0]) else [_one(row) for row in group]
+        shown += [_random(group)] if _is_random(group[0]) else [_trial(row) for row in group]
     return {
         "definition": DEFINITION,
         "tokens": count(unaltered["tokens"], "token"),
@@ -89,18 +91,21 @@ def _intervals(unaltered: Row) -> str:
 
 
 def more_than_chance(row: Row) -> bool:
-    """Whether a rise of the perplexity is more than chance over sequences: its interval is above 1,
-    and over enough of them to say so."""
+    """Return whether a rise of the perplexity is more than chance over sequences.
+
+    The interval of its ratio must be above 1 and must be over enough sequences.
+    """
     low = row["ratio_low"]
     return low is not None and low > 1 and row["sequences"] >= ENOUGH_SEQUENCES
 
 
 def sentence(unaltered: Row, altered: Row, random: Sequence[float]) -> tuple[str, str]:
-    """What one intervention does, in words, and the definition.
+    """Return a sentence on the effect of one intervention, and its definition.
 
     Args:
-        unaltered, altered: rows of `ablations`.
-        random: ratios of its random draws.
+        unaltered: row of the unaltered model in the table `ablations`.
+        altered: row of the intervention in the table `ablations`.
+        random: ratios of the random draws of the target.
     """
     text = (
         f"Without the {WHAT[altered['target']]} ({_where(altered)}, set to "
@@ -119,7 +124,7 @@ def _is_random(row: Row) -> bool:
     return row["draw"] is not None
 
 
-def _one(row: Row) -> Row:
+def _trial(row: Row) -> Row:
     return {
         "what": WHAT[row["target"]],
         "where": _where(row),
@@ -132,7 +137,7 @@ def _one(row: Row) -> Row:
 
 
 def _random(draws: Sequence[Row]) -> Row:
-    """The draws of one target, from the least to the largest."""
+    """Return the row of the random draws of one target, from the lowest to the highest number."""
     return {
         "what": "",
         "where": f"{count(len(draws), 'random draw')} of as many",
@@ -144,16 +149,16 @@ def _random(draws: Sequence[Row]) -> Row:
     }
 
 
-def _from_to(numbers: Sequence[float], said: Callable[[float], str]) -> str:
-    first, last = said(min(numbers)), said(max(numbers))
+def _from_to(numbers: Sequence[float], form: Callable[[float], str]) -> str:
+    first, last = form(min(numbers)), form(max(numbers))
     return first if first == last else f"{first} to {last}"
 
 
-def _outermost(draws: Sequence[Row], name: str, said: Callable[[float], str]) -> str:
-    """From the lowest to the highest end of the intervals of several draws; empty without any."""
+def _outermost(draws: Sequence[Row], name: str, form: Callable[[float], str]) -> str:
+    """Return the lowest and the highest end of the intervals of several draws, or ""."""
     ends = [draw[f"{name}_{end}"] for draw in draws for end in ("low", "high")]
     known = [end for end in ends if end is not None]
-    return f"{said(min(known))} to {said(max(known))}" if known else ""
+    return f"{form(min(known))} to {form(max(known))}" if known else ""
 
 
 def _where(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Two runs that are compared: what is read of each, and whether they can be compared."""
+"""Files of two runs that are compared, and checks that the runs are comparable."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ FILES = (
     TOKENS_RECORD,
     STORE_RECORD,
 )
-"""What of the other run's folder is read."""
+"""Files that are read from the folder of the other run."""
 
 
 def refuse_missing(folder: Path) -> None:
     """Refuse a run whose files are missing.
 
     Args:
-        folder: of the other run.
+        folder: folder of the other run.
 
     Raises:
-        ValueError: a file is missing; the message names the run to make first.
+        ValueError: a file is missing. The message names the run to complete first.
     """
     absent = [file for file in FILES if not (folder / file).is_file()]
     if absent:
@@ -50,10 +50,14 @@ def refuse_missing(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two runs: its records, and the rows of its tables that are compared.
+    """One of the two runs: its records, and the rows of the tables that are compared.
 
     Attributes:
-        by_table: the rows of each table, by its name.
+        name: name of the run.
+        by_table: rows of each table, by name of the table.
+        left_out: sentence that names the excluded tokens.
+        tokens: record of the tokens.
+        store: record of the store.
     """
 
     name: str
@@ -67,8 +71,8 @@ class Side:
         """Read the tables and the records of a run.
 
         Raises:
-            ValueError: another version of the project made it, with other columns, definitions or
-                records.
+            ValueError: another version of the project wrote the run, with other columns,
+                definitions or records; or a file is damaged.
         """
         refuse_newer(folder)
         _refuse_damaged(folder)
@@ -85,7 +89,7 @@ class Side:
         return str(self.store["model"]["source"])
 
     def rows(self, table: Table) -> Sequence[Row]:
-        """Return the rows of a table, which has to be one of those that are compared."""
+        """Return the rows of a table, which must be one of `TABLES`."""
         return self.by_table[table.name]
 
     def criterion(self, name: str) -> Row:
@@ -108,7 +112,7 @@ def _refuse_damaged(folder: Path) -> None:
     try:
         products.check(sorted(RunFiles(folder).product_records.glob("*.json")), files)
     except DamagedFileError as error:
-        # This run does not make it again: it belongs to another one.
+        # The file belongs to another run, so no rule of this run can write it again.
         raise ValueError(
             f"report.compare: {error.path} is damaged ({error.cause}); run {folder.name} again, "
             f"with `verify` first"
@@ -127,14 +131,14 @@ def _store_record(folder: Path) -> Row:
 
 
 Both = tuple[Side, Side]
-"""This run, and the other."""
+"""A pair of runs: this run and the other run."""
 
 
 def refuse_other_shape(here: Side, there: Side) -> None:
     """Refuse runs whose models differ in the number of layers or channels.
 
     Raises:
-        ValueError: they differ, so that layer 3 of one says nothing about layer 3 of the other.
+        ValueError: the numbers differ, so layers or channels do not correspond.
     """
     common = [site for site in here.store["channels"] if site in there.store["channels"]]
     sizes: list[tuple[str, int, int]] = [
@@ -144,18 +148,18 @@ def refuse_other_shape(here: Side, there: Side) -> None:
             for site in common
         ),
     ]
-    for what, mine, other in sizes:
-        if mine != other:
+    for what, this, other in sizes:
+        if this != other:
             raise ValueError(
                 f"report.compare: the run {there.name} is of {there.model}, which has {other:,} "
-                f"{what}, and this run of {here.model}, which has {mine:,}: layers and channels "
+                f"{what}, and this run of {here.model}, which has {this:,}: layers and channels "
                 f"of such models have nothing to do with each other; compare runs of one model or "
                 f"of others of its shape, or leave report.compare out"
             )
 
 
 def of_model(here: Side, there: Side) -> str:
-    """Whether the numbers of layers and channels mean the same in both runs."""
+    """Return a sentence on whether layers and channels of the two runs correspond."""
     if here.store["model"]["fingerprint"] == there.store["model"]["fingerprint"]:
         return "Both runs are of the same weights."
     return (

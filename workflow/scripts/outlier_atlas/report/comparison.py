@@ -1,4 +1,4 @@
-"""The report's section that compares another run with this one."""
+"""Section of the report that compares another run with this run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ Row = dict[str, Any]
 
 
 def section(here: Path, there: Path) -> Row:
-    """Return what the section shows; `parts` are those of the criteria and measures.
+    """Return the values of the section; `parts` come from the criteria and measures.
 
     Args:
-        here, there: folders of this run and of the other.
+        here: folder of this run.
+        there: folder of the other run.
 
     Raises:
-        ValueError: the other run is not there, or of a model of another shape, or a record is
+        ValueError: the other run is missing, or its model has another shape, or a record is
             damaged.
     """
     refuse_missing(there)
@@ -44,7 +45,7 @@ def section(here: Path, there: Path) -> Row:
 
 
 def _facts(both: Both) -> list[Row]:
-    """Return how the two runs were made, from their records."""
+    """Return rows on the inputs of both runs, from their records."""
     shown: tuple[tuple[str, Callable[[Side], str]], ...] = (
         ("model", lambda s: visible(s.model)),
         (
@@ -63,22 +64,22 @@ def _facts(both: Both) -> list[Row]:
 
 
 def _numbers(both: Both) -> list[Row]:
-    """Return the numbers of the whole run."""
+    """Return rows on the numbers of the whole run."""
     numbers = [number for show in COMPARED for number in show.compared_numbers]
     return [{"what": each.what, "sides": [each.of(side) for side in both]} for each in numbers]
 
 
 def _findings(both: Both) -> list[Row]:
-    """Return the number of findings of each criterion that at least one run measured."""
+    """Return a row with the number of findings of each criterion that a run measured."""
     rows = []
     for name, title in TITLES.items():
         criteria = [side.criterion(name) for side in both]
         if any(each["measured"] for each in criteria):
             alike = len({each["definition"] for each in criteria}) == 1
             what = f"{title}: findings" if alike else f"{title}: findings, otherwise defined there"
-            rows.append({"what": what, "sides": [_found(each) for each in criteria]})
+            rows.append({"what": what, "sides": [_count_of(each) for each in criteria]})
     return rows
 
 
-def _found(criterion: Row) -> str:
+def _count_of(criterion: Row) -> str:
     return f"{criterion['findings']:,}" if criterion["measured"] else NOT_MEASURED

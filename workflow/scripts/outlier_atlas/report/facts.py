@@ -1,4 +1,4 @@
-"""What was run, as the report tells it."""
+"""Facts about a run for the report."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from outlier_atlas.text import count, ranges
 
 Row = dict[str, Any]
 SHOWN = 8
-"""Names of files in a line of the report; the record has more."""
+"""Maximum number of file names in a line of the report; the record lists all."""
 
 
 def facts(
     model: Row, tokens: Row, store: Row, origins: Collection[Origin] = ()
 ) -> list[tuple[str, str]]:
-    """Names and values of what a run was made from.
+    """Return names and values of the inputs of a run.
 
     Args:
-        origins: what its numbers were computed under.
+        model: record of the model.
+        tokens: record of the tokens.
+        store: record of the store.
+        origins: versions and devices with which the numbers were computed.
     """
     groups = ranges_of_groups(store["layer_groups"])
     facts = [
@@ -47,14 +50,14 @@ def facts(
         ("sequence shards", str(store["sequence_shards"])),
         ("versions", ", ".join(f"{name} {v}" for name, v in sorted(store["versions"].items()))),
     ]
-    mixed = sorted(one for one in origins if any(map(one.differs, origins)))
+    mixed = sorted(origin for origin in origins if any(map(origin.differs, origins)))
     if mixed:
         facts.append(("numbers of several versions", f"computed under {in_words(mixed)}"))
     return [(name, visible(value)) for name, value in facts]
 
 
 def start(tokens: Row) -> str:
-    """What the sequences begin with that is not of the text."""
+    """Return a phrase on the tokens that were added at the beginning of sequences."""
     if not tokens["bos"]:
         return "none added"
     names = " ".join(tokens.get("start", []))
@@ -64,12 +67,12 @@ def start(tokens: Row) -> str:
 
 
 def _reading(tokens: Row) -> Iterator[tuple[str, str]]:
-    """What was read of the dataset, and what was not."""
+    """Yield names and values on the files of the dataset that were read or skipped."""
     reading = tokens.get("reading")
     if reading:
         names = ", ".join(
-            f"{held['name']} ({_rows(held['rows'], held['empty_rows'])})"
-            for held in reading["files"][:SHOWN]
+            f"{file['name']} ({_rows(file['rows'], file['empty_rows'])})"
+            for file in reading["files"][:SHOWN]
         )
         more = _more(reading["files_read"])
         unread = reading["files_not_needed"]
@@ -95,20 +98,21 @@ def _more(files: int) -> str:
 
 
 def intervals(configuration: Mapping[str, Any], sequences: int, ablations: bool) -> str:
-    """What the page's intervals are.
+    """Return a sentence on the intervals in the page.
 
     Args:
-        sequences: of the run.
-        ablations: whether outliers were ablated, on sequences of their own.
+        configuration: the configuration.
+        sequences: number of sequences of the run.
+        ablations: whether the run has an ablation stage, which uses file-out sequences.
     """
     none = "One sequence is all there is: no number has an interval over sequences"
     heldout = configuration["ablation"]["sequences"] if ablations else 0
     if max(sequences, heldout) < 2:
         return f"{none}."
-    said = BootstrapSettings.model_validate(configuration["detection"]["bootstrap"]).sentence
+    sentence = BootstrapSettings.model_validate(configuration["detection"]["bootstrap"]).sentence
     if sequences < 2:
-        return f"{none}, but for those of ablation; in small type under these: {said}"
-    return f"In brackets, and in small type under numbers: {said}"
+        return f"{none}, but for those of ablation; in small type under these: {sentence}"
+    return f"In brackets, and in small type under numbers: {sentence}"
 
 
 def _weights(model: Row, dtype: str) -> str:
@@ -118,7 +122,7 @@ def _weights(model: Row, dtype: str) -> str:
 
 
 def measured(record: JobMetrics) -> Row:
-    """What one extraction job took, and what its plan predicted."""
+    """Return memory and time of one extraction job, with the memory that its plan predicted."""
 
     def mebibytes(size: int | None) -> str:
         return f"{size / 2**20:,.0f}" if size else "none"
@@ -140,7 +144,7 @@ def measured(record: JobMetrics) -> Row:
 
 
 def ranges_of_groups(groups: Sequence[Sequence[int]]) -> str:
-    """The layers of each layer group: `0 to 9; 10 to 19`."""
+    """Return the layers of each layer group, such as `0 to 9; 10 to 19`."""
     return "; ".join(_span(first, last) for first, last in groups)
 
 

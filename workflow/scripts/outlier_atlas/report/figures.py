@@ -1,9 +1,9 @@
-"""The figures of a run: their names, and drawing them all.
+"""Names and drawing of all figures of a run.
 
-The criteria and measures declare the figures (`criteria/*/figures.py`); this module saves each of
-them as SVG and PNG, light and dark. Equal tables give equal bytes: no date, no random ids. The
-Snakefile imports this module for the names, so numpy, pyarrow and matplotlib are imported where a
-figure is drawn.
+The criteria and measures declare the figures (`criteria/*/figures.py`). This module saves each
+figure as SVG and PNG, light and dark. The files contain no date and no random ids, so equal tables
+give equal bytes. The Snakefile imports this module for the names. Therefore numpy, pyarrow and
+matplotlib are imported only in functions that draw.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = tuple(kind.name for kind in FIGURES)
-"""The names of all kinds of figures."""
+"""Names of all kinds of figures."""
 
 
 def names(sites: Sequence[str], detection: DetectionSettings | None = None) -> list[str]:
@@ -32,14 +32,14 @@ def names(sites: Sequence[str], detection: DetectionSettings | None = None) -> l
 
     Args:
         sites: the sites that the run measures.
-        detection: the section `detection` of the configuration; the defaults without it.
+        detection: the section `detection` of the configuration; by default its default values.
     """
     detection = detection or DetectionSettings()
     return _files((site, kind.name) for kind in FIGURES for site in kind.sites(sites, detection))
 
 
 def all_names() -> list[str]:
-    """Return the file names of the figures of every possible run, without folder."""
+    """Return the file names of the figures that any run can have, without folder."""
     return _files((site, kind.name) for kind in FIGURES for site in kind.declared)
 
 
@@ -56,8 +56,8 @@ def draw(folder: Path, tables_folder: Path) -> None:
     """Draw every figure of a run, light and dark, as SVG and PNG.
 
     Args:
-        folder: for the figures.
-        tables_folder: of the run.
+        folder: folder of the figures.
+        tables_folder: folder of the run's tables.
     """
     for kind in FIGURES:
         for drawing in kind.drawings(tables_folder):
@@ -69,11 +69,13 @@ def draw(folder: Path, tables_folder: Path) -> None:
 
 @contextmanager
 def _figure(path: Path, theme: Theme, height: float, excluded: str) -> Iterator[Figure]:
-    """Give an empty figure in a theme's colours, and save it when the block ends.
+    """Yield an empty figure in the colours of a theme, and save it at the end of the block.
 
     Args:
-        path: of its files, without ending.
-        excluded: the sentence under the figure; none if it is empty.
+        path: path of the files, without extension.
+        theme: colours of the figure.
+        height: height of the figure, in inches.
+        excluded: sentence below the figure, or "".
     """
     import matplotlib as mpl
 
@@ -104,5 +106,7 @@ def _figure(path: Path, theme: Theme, height: float, excluded: str) -> Iterator[
         for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
             content = io.BytesIO()
             figure.savefig(content, format=ending, dpi=144, metadata=metadata)
-            figure.set_layout_engine("none")  # laid out once, and the same in both files
+            figure.set_layout_engine(
+                "none"
+            )  # keep the layout, so that both files have the same one
             write_whole(path.with_name(f"{path.name}.{ending}"), content.getvalue())

@@ -1,6 +1,6 @@
-"""The first screen of the report: five findings with their definitions, and alarms.
+"""First screen of the report: five findings with their definitions, and alarms.
 
-The functions depend on the tables only: equal tables give equal sentences.
+The functions depend only on the tables, so equal tables give equal sentences.
 """
 
 from __future__ import annotations
@@ -12,32 +12,34 @@ from outlier_atlas.criteria.shows import ALL
 from outlier_atlas.report import mechanisms, not_finite
 
 MOST = 5
-"""Sentences of the first screen."""
+"""Maximum number of sentences on the first screen."""
 
 ABLATION_RANK = 30
-"""The rank of the sentence on ablation among equally striking ones (`Show.rank`)."""
+"""Rank of the sentence on ablation among equally striking sentences (see `Show.rank`)."""
 
 
 def findings(evidence: Evidence, ablations: Sequence[Row], text: bool) -> list[Finding]:
-    """Return five sentences, the most striking first.
+    """Return up to five sentences, the most striking first.
 
     Args:
-        ablations: rows of the table `ablations`; none without the ablation stage.
-        text: name tokens by their text; otherwise by their id.
+        evidence: the tables of the run.
+        ablations: rows of the table `ablations`; empty without an ablation stage.
+        text: whether tokens are named by text; otherwise they are named by id.
     """
     ranked = [
-        (ABLATION_RANK, mechanisms.taken_away(ablations)),
+        (ABLATION_RANK, mechanisms.ablation_findings(ablations)),
         *((show.rank, show.findings(evidence, text)) for show in ALL),
     ]
-    ranked.sort(key=lambda one: one[0])
+    ranked.sort(key=lambda ranked_findings: ranked_findings[0])
     sentences = [finding for _, each in ranked for finding in each]
     return sorted(sentences, key=lambda finding: -finding.striking)[:MOST]
 
 
 def alarms(evidence: Evidence, dtype: str) -> list[str]:
-    """Return what must come before any finding: sentences on NaN and infinite values.
+    """Return alarms on NaN and infinite values, which precede the findings.
 
     Args:
-        dtype: that the model ran in.
+        evidence: the tables of the run.
+        dtype: dtype of the forward pass.
     """
     return not_finite.alarms((each for show in ALL for each in show.finiteness(evidence)), dtype)

@@ -1,4 +1,4 @@
-"""Heatmaps of a number by layer and column."""
+"""Heatmaps of numbers by layer and column."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from outlier_atlas.report.theme import Theme
 
 COLUMNS = 1152
-"""The most columns of a heatmap; with more channels a column shows the largest of several."""
+"""Maximum number of columns; with more channels, a column shows the maximum of several."""
 
 
 def by_layer(table: Any, name: str) -> tuple[NDArray[np.float64], list[int]]:
-    """Return the |x| of a table's column as (layer, column of the heatmap), and the layers.
+    """Return |x| of a table's column as (layer, column of the heatmap), and the layers.
 
-    A null becomes NaN.
+    Null becomes NaN.
 
     Args:
-        table: an Arrow table, ordered by layer, with as many rows for each.
-        name: the name of the column.
+        table: an Arrow table, ordered by layer, with the same number of rows for each layer.
+        name: name of the column.
     """
     layers = np.unique(table["layer"].to_numpy())
     values = np.abs(table[name].to_numpy(zero_copy_only=False).astype(np.float64))
@@ -42,12 +42,15 @@ def logarithmic(
     column: str,
     value: str,
 ) -> None:
-    """Draw the largest values by layer and column on a logarithmic scale of colours.
+    """Draw the largest values by layer and column on a logarithmic colour scale.
 
     Args:
-        largest: (layer, column), not negative; NaN where there is none.
-        layers: the number of each row.
-        column, value: the names of both.
+        largest: largest values, not negative, (layer, column); NaN without a value.
+        layers: layer of each row.
+        figure: figure to draw on.
+        theme: colours of the figure.
+        column: label of the column axis.
+        value: label of the colour bar.
     """
     from matplotlib.colors import LogNorm
 
@@ -57,7 +60,7 @@ def logarithmic(
     if not len(positive):
         axes.text(0.5, 0.5, "no finite value above zero", ha="center", transform=axes.transAxes)
         return
-    # The smallest one in a hundred would spend the colours on unimportant values.
+    # The lowest percent of the values would use up the colour range.
     low, high = float(np.percentile(positive, 1)), float(positive.max())
     norm = LogNorm(low, high if high > low else low * 10, clip=True)
     image = axes.imshow(
@@ -83,12 +86,15 @@ def from_0_to_1(
     column: str,
     value: str,
 ) -> None:
-    """Draw values between 0 and 1, (layer, column), on a linear scale of colours.
+    """Draw values between 0 and 1 by layer and column on a linear colour scale.
 
     Args:
-        values: (layer, column).
-        layers: the number of each row.
-        column, value: the names of both.
+        values: values, (layer, column).
+        layers: layer of each row.
+        figure: figure to draw on.
+        theme: colours of the figure.
+        column: label of the column axis.
+        value: label of the colour bar.
     """
     axes = figure.add_subplot()
     image = axes.imshow(
@@ -102,7 +108,7 @@ def from_0_to_1(
 def _finish_heatmap(
     figure: Figure, axes: Axes, image: Any, layers: list[int], value: str, numbers: str
 ) -> None:
-    """Add the scale of colours and the axis of layers."""
+    """Add the colour bar and the layer axis."""
     bar = figure.colorbar(image, ax=axes, pad=0.01, fraction=0.04, format=numbers)
     bar.set_label(value)
     bar.outline.set_visible(False)
@@ -112,7 +118,7 @@ def _finish_heatmap(
 
 
 def _label_columns(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> None:
-    """Label the columns with the largest maxima, as far as there is room."""
+    """Label up to six columns with the largest maxima, at a minimum distance."""
     peaks = np.nan_to_num(largest).max(axis=0)
     room = largest.shape[1] / 22
     named: list[int] = []
@@ -128,7 +134,7 @@ def _label_columns(axes: Axes, largest: NDArray[np.float64], theme: Theme) -> No
 def _pooled(largest: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
     """Pool neighbouring channels by their maximum into at most `COLUMNS` columns.
 
-    Without this, matplotlib would skip most channels of a wide model, outliers among them.
+    matplotlib would otherwise skip most channels of a wide model, including outliers.
 
     Returns:
         The pooled values, and the number of channels in a column.

@@ -1,4 +1,4 @@
-"""Figures of lines over layers."""
+"""Line plots over layers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from outlier_atlas.report.theme import Theme
 
 NUMBERS = "{x:,.12g}"
-"""Format of a logarithmic axis: 1,000,000 and 0.01, without exponents."""
+"""Number format of a logarithmic axis: 1,000,000 and 0.01, without exponents."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Values over layers; None where a layer has no value."""
+    """A line of values over layers; None for a layer without a value."""
 
     label: str
     values: Sequence[float | None]
@@ -38,12 +38,15 @@ def plot(
     marker_size: float = 4,
     width: float = 1.3,
 ) -> Axes:
-    """Plot lines over layers, with a legend above.
+    """Plot lines over layers, with a legend above the axes.
 
     Args:
-        layers: one for each value of a line.
-        lines: the last is drawn above the others.
-        marker_size, width: of markers and lines, in points.
+        figure: figure to draw on.
+        layers: layer of each value of a line.
+        lines: lines to plot; the last line is drawn on top.
+        theme: colours of the figure.
+        marker_size: size of the markers, in points.
+        width: width of the lines, in points.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -63,7 +66,7 @@ def plot(
 
 
 def add_legend(axes: Axes, reverse: bool = False) -> None:
-    """Put a legend above the axes, in place of an earlier one."""
+    """Place a legend above the axes; it replaces an earlier legend."""
     handles, labels = axes.get_legend_handles_labels()
     if reverse:
         handles, labels = handles[::-1], labels[::-1]
@@ -74,7 +77,7 @@ def add_legend(axes: Axes, reverse: bool = False) -> None:
 
 
 def mark_not_finite(axes: Axes, layers: Iterable[int], theme: Theme) -> None:
-    """Mark the layers in which no value is finite."""
+    """Mark layers without a finite value."""
     label = "nothing finite"
     for layer in sorted(layers):
         axes.axvspan(layer - 0.5, layer + 0.5, color=theme.faint, lw=0, label=label)
@@ -82,14 +85,14 @@ def mark_not_finite(axes: Axes, layers: Iterable[int], theme: Theme) -> None:
 
 
 def has_values(lines: Sequence[Line]) -> bool:
-    """Whether a value is neither missing nor zero, as a logarithmic axis needs it.
+    """Return whether at least one value is neither missing nor zero.
 
-    A logarithmic axis has no zero: such a point is left out, and the table has it.
+    A logarithmic axis needs such a value. It cannot show zero, so points at zero are omitted.
     """
     return any(value for line in lines for value in line.values)
 
 
 def make_logarithmic(axes: Axes) -> None:
-    """Make the axis of values logarithmic."""
+    """Set a logarithmic scale on the value axis."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(NUMBERS)

@@ -1,4 +1,4 @@
-"""The sentence on what ablation does; none where nothing was ablated."""
+"""Finding on the effect of ablation."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from outlier_atlas.report import ablation
 Row = dict[str, Any]
 
 
-def taken_away(rows: Sequence[Row]) -> list[Finding]:
-    """What raises the perplexity most, with its random draws; `rows` of ablations.
+def ablation_findings(rows: Sequence[Row]) -> list[Finding]:
+    """Return a finding on the intervention that raises the perplexity most; none without any.
 
-    What may be chance over sequences comes behind all that is more. Of so few sequences that this
-    cannot be told, what raises it by more than its random draws comes in between.
+    Interventions whose effect may be chance over sequences come after all others. The finding is
+    more striking if its effect exceeds that of the random draws, and most striking if the effect
+    is also more than chance over sequences.
+
+    Args:
+        rows: rows of the table `ablations`.
     """
     altered = [at for at, row in enumerate(rows) if at and row["draw"] is None]
     if not altered:
         return []
-    # What a later search found is altered with all that was found before it, and has no draws.
+    # Weights of a later search are ablated with all earlier ones, and have no random draws.
     altered = [
         at for at in altered if not math.isnan(rows[at]["ratio"]) and rows[at]["round"] is None
     ]
@@ -33,11 +37,11 @@ def taken_away(rows: Sequence[Row]) -> list[Finding]:
         )
         return [Finding(text, ablation.DEFINITION, 2)]
     most = max(altered, key=lambda at: (_above_1(rows[at]), rows[at]["ratio"]))
-    # A target's random draws stand behind all that was done to it.
+    # The rows of a target's random draws follow all of its other rows.
     target = rows[most]["target"]
     own = takewhile(lambda row: row["target"] == target, rows[most + 1 :])
-    behind = dropwhile(lambda row: row["draw"] is None, own)
-    drawn = takewhile(lambda row: row["draw"] is not None, behind)
+    after_own = dropwhile(lambda row: row["draw"] is None, own)
+    drawn = takewhile(lambda row: row["draw"] is not None, after_own)
     random = [row["ratio"] for row in drawn if not math.isnan(row["ratio"])]
     text, definition = ablation.sentence(rows[0], rows[most], random)
     stands_out = _above_1(rows[most]) and rows[most]["ratio"] > max([1.0, *random])
@@ -46,5 +50,5 @@ def taken_away(rows: Sequence[Row]) -> list[Finding]:
 
 
 def _above_1(row: Row) -> bool:
-    """Whether its interval over sequences, where it has one, is above 1."""
+    """Return whether the interval of the ratio is above 1; True without an interval."""
     return row["ratio_low"] is None or bool(row["ratio_low"] > 1)

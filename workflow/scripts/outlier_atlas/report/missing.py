@@ -1,4 +1,4 @@
-"""The list of what a run did not measure, and why."""
+"""List of criteria, measures and stages that a run does not have, with reasons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from outlier_atlas.text import listed
 
 
 def missing(page: Page) -> list[tuple[str, str]]:
-    """Return names of what was not measured, each with the reason."""
+    """Return the names of unmeasured criteria, measures and stages, with reasons."""
     configuration, criteria = page.configuration, page.evidence.criteria
     switched = (
         ("Ablation", configuration["ablation"]["sequences"], "ablation.sequences is 0"),

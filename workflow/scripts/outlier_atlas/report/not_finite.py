@@ -1,4 +1,4 @@
-"""The alarms of the report: values that are NaN or infinite, before anything else."""
+"""Alarms of the report on NaN and infinite values."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from outlier_atlas.text import layers, listed
 BySite = Mapping[str, Sequence[Finiteness]]
 
 ORDER: dict[str, int] = {site: place for place, site in enumerate(SITES)}
-"""The place of each site in a block."""
+"""Index of each site in the order of a block."""
 
 
 def alarms(counted: Iterable[Finiteness], dtype: str) -> list[str]:
-    """Return sentences on what is not finite, where, and the likely cause.
+    """Return sentences on values that are not finite: their places and the likely cause.
 
     Args:
-        counted: what the criteria counted, in any order of sites.
-        dtype: that the model ran in.
+        counted: counts of the criteria, in any order of sites.
+        dtype: dtype of the forward pass.
     """
     by_site: dict[str, list[Finiteness]] = defaultdict(list)
-    for each in sorted(counted, key=lambda one: ORDER[one.site]):
+    for each in sorted(counted, key=lambda finiteness: ORDER[finiteness.site]):
         if each.nan or each.infinite:
             by_site[each.site].append(each)
     if not by_site:
@@ -35,7 +35,7 @@ def alarms(counted: Iterable[Finiteness], dtype: str) -> list[str]:
 
 
 def _lost(affected: BySite) -> str:
-    """Return a sentence on the layers without a finite value, sites of equal layers together."""
+    """Return a sentence on layers without a finite value, grouped by equal layers, or ""."""
     sites: dict[str, list[str]] = defaultdict(list)
     for site, rows in affected.items():
         finite = {row.layer for row in rows if row.some}
@@ -57,8 +57,8 @@ def _counts(site: str, rows: Sequence[Finiteness]) -> str:
 
 
 def _cause(affected: BySite, dtype: str) -> str:
-    """Return where the first of them is, and the likely cause."""
-    # The sites are in the order of the block: of one layer the first comes first.
+    """Return a sentence on the first value that is not finite, and the likely cause."""
+    # The sites are in the order of a block, so `min` returns the first site of the layer.
     first_row = min((row for rows in affected.values() for row in rows), key=lambda row: row.layer)
     first = f"The first are at {first_row.site} of layer {first_row.layer}."
     if dtype == "float16":

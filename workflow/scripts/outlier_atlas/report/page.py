@@ -1,4 +1,4 @@
-"""The page of a run's report: one HTML file that opens offline."""
+"""Rendering of the report as one HTML file that opens offline."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class PageInputs:
-    """What a report is made from: the run, and the configuration without `execution`.
+    """The inputs of a report.
 
     Attributes:
+        configuration: the configuration without the section `execution`.
+        run: the run.
         ablations: whether the run has the table of the ablation stage.
     """
 
@@ -51,16 +53,17 @@ class PageInputs:
 def render(
     settings: Mapping[str, Any], inputs: PageInputs, page: Path, findings_file: Path
 ) -> None:
-    """Write the page, and the findings as JSON.
+    """Write the page as HTML, and the findings as JSON.
 
     Args:
-        settings: the `report` section of the configuration.
-        page: the HTML file.
-        findings_file: `{"findings": [{"text", "definition"}, ...], "alarms": [...],
-            "left_out": "..."}`, the last one the sentence of `detection.exclude`.
+        settings: the section `report` of the configuration.
+        inputs: the inputs of the report.
+        page: path of the HTML file.
+        findings_file: path of the JSON file `{"findings": [{"text", "definition"}, ...], "alarms":
+            [...], "left_out": "..."}`; `left_out` is the sentence on `detection.exclude`.
 
     Raises:
-        ValueError: the token store or a record is damaged, or the run to compare is not there.
+        ValueError: the token store or a record is damaged, or the run to compare is missing.
     """
     report = ReportSettings.model_validate(settings)
     tokens = inputs.run.tokens
@@ -85,12 +88,12 @@ def render(
         **_body(report, inputs, evidence, tokens, environment),
     )
     write_whole(page, html.encode("utf-8", errors="replace"))
-    told = {
+    content = {
         "findings": [asdict(f) for f in sentences],
         "alarms": alarms(evidence, inputs.run.store_description["dtype"]),
         "left_out": _left_out(inputs),
     }
-    write_whole(findings_file, f"{json.dumps(told, indent=2)}\n".encode("ascii"))
+    write_whole(findings_file, f"{json.dumps(content, indent=2)}\n".encode("ascii"))
 
 
 def _head(
@@ -100,7 +103,7 @@ def _head(
     model, tokens, store = run.model, run.tokens_description, run.store_description
     style = (REPORT / "style.css").read_text("utf-8")
     name = visible(str(model["source"]).removeprefix("builtin:"))
-    # A local folder's name is enough of its path.
+    # For a local folder, the last part of the path is the name.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
     measured = count(len(store["layers"]), "layer")
     origins = {Origin.of(commit.details) for commit in run.commits()}
@@ -116,7 +119,7 @@ def _head(
         "left_out": _left_out(inputs),
         "intervals": facts.intervals(inputs.configuration, tokens["sequences"], inputs.ablations),
         "findings": sentences,
-        # Our own file, and the only text that is not escaped.
+        # The style sheet of the project is the only text that is not escaped.
         "style": Markup(style),
         "style_hash": _hash(style),
         "folder": visible(str(run.folder)),
@@ -138,7 +141,7 @@ def _left_out(inputs: PageInputs) -> str:
 
 
 def _hash(text: str) -> Markup:
-    """Return the hash with which the page's Content-Security-Policy allows only this style."""
+    """Return the hash that allows this style in the Content-Security-Policy of the page."""
     digest = hashlib.sha256(text.encode()).digest()
     return Markup("sha256-") + base64.b64encode(digest).decode()
 
@@ -155,8 +158,8 @@ def _body(
     everywhere = {"left_out": _left_out(inputs), "text_shown": report.text}
 
     def sections(shows: Sequence[Show]) -> list[Row]:
-        made = [section for show in shows if (section := show.section(page))]
-        return [_rendered(environment, section, everywhere) for section in made]
+        shown = [section for show in shows if (section := show.section(page))]
+        return [_rendered(environment, section, everywhere) for section in shown]
 
     return {
         "missing": missing.missing(page),
@@ -193,7 +196,7 @@ def _ablation(inputs: PageInputs) -> Row:
 def _comparison(report: ReportSettings, inputs: PageInputs, environment: Environment) -> Row:
     folder = inputs.run.folder
     section = comparison.section(folder, folder.with_name(str(report.compare)))
-    # A part ends with the newline of its template, as the rest of the section's lines do.
+    # Parts keep the trailing newline of their template, like other lines of the section.
     whole = environment.overlay(keep_trailing_newline=True)
     parts = [
         # The template has escaped the values.

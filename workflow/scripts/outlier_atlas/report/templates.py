@@ -1,4 +1,7 @@
-"""The files that the page is made of, code apart; imports nothing heavy, for the Snakefile."""
+"""Templates and style sheet of the page.
+
+The Snakefile imports this module, so it imports no large packages.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from outlier_atlas import criteria
 
 REPORT = Path(__file__).parent
 CRITERIA = Path(criteria.__file__).parent
-"""The folder of the criteria, with the templates of their sections."""
+"""Folder of the criteria, which contains the templates of their sections."""
 TEMPLATES = (
     REPORT / "template.html.j2",
     REPORT / "comparison.html.j2",
@@ -16,4 +19,4 @@ TEMPLATES = (
     *sorted(CRITERIA.glob("*.html.j2")),
     *sorted(CRITERIA.glob("*/*.html.j2")),
 )
-"""Templates and style sheet; a change reruns `render_report`, as a change to a module does."""
+"""Templates and style sheet. A change reruns `render_report`, like a change to a module."""

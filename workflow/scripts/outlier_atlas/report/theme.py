@@ -1,4 +1,4 @@
-"""The colours of a figure, on a light and on a dark page."""
+"""Colours of figures on a light and on a dark page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure; blue, orange and green of Okabe and Ito, told apart by everybody."""
+    """The colours of a figure, which colour-blind readers can tell apart (Okabe and Ito)."""
 
     suffix: str
     background: str

@@ -1,4 +1,4 @@
-"""The report's section on weights."""
+"""Section of the report on weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from outlier_atlas.text import shown
 Row = dict[str, Any]
 
 NOT_ROUNDED = {"float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16"}
-"""Types of stored weights whose values are floating-point numbers as they were trained."""
+"""Types of stored weights that are floating-point numbers, not rounded to a coarser format."""
 
 DEFINITION = (
     "Of the weight matrices of the decoder as the checkpoint has them, quantized ones dequantized: "
@@ -24,11 +24,12 @@ DEFINITION = (
 
 
 def section(weights: Sequence[Row], errors: Sequence[Row], most: int) -> Row:
-    """What the section shows.
+    """Return the values of the section.
 
     Args:
-        weights, errors: of the tables `weights` and `weight_errors`, in their order.
-        most: rows that a table shows.
+        weights: rows of the table `weights`, in its order.
+        errors: rows of the table `weight_errors`, in its order.
+        most: maximum number of rows of a table in the report.
     """
     largest = [_largest(list(rows)) for _, rows in groupby(weights, key=lambda row: row["layer"])]
     largest = sorted((row for row in largest if row), key=lambda row: -abs(row["value"]))
@@ -43,7 +44,7 @@ def section(weights: Sequence[Row], errors: Sequence[Row], most: int) -> Row:
 
 
 def _rounded_before(weights: Sequence[Row]) -> str:
-    """A sentence on weights that the checkpoint stores rounded; empty where it has none."""
+    """Return a sentence on weights that the checkpoint stores in a rounded format, or ""."""
     rounded = [row["dtype"] for row in weights if row["dtype"] not in NOT_ROUNDED]
     if not rounded:
         return ""
@@ -56,13 +57,13 @@ def _rounded_before(weights: Sequence[Row]) -> str:
 
 
 def _largest(rows: Sequence[Row]) -> Row:
-    """The row with the largest |w| of a layer, the first of equals; empty where none is finite."""
+    """Return the first row with the largest |w| of a layer; empty without a finite weight."""
     known = [row for row in rows if not math.isnan(row["value"])]
     return max(known, key=lambda row: abs(row["value"]), default={})
 
 
 def _formats(errors: Sequence[Row]) -> list[Row]:
-    """Each format over all matrices, the one that keeps most of them first."""
+    """Return a row for each format over all matrices, in descending order of median SQNR."""
     by_format: dict[tuple[str, str], list[Row]] = {}
     for row in errors:
         if not math.isnan(row["sqnr"]):

@@ -1,1 +1,1 @@
-"""The store of a run: arrays of activations and boundaries, and the records of what counts."""
+"""The store of a run: arrays of activations and boundaries, and commit records of valid rows."""

@@ -1,4 +1,4 @@
-"""The shape of each array of a layout: shape, chunks, dtype, dimensions and attributes."""
+"""Shape, chunks, dtype, dimensions and attributes of each array of a layout."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from outlier_atlas.settings.sites import ATTN_SINK, TOKEN_LOSS
 from outlier_atlas.store.layout import Compression, Layout, SiteArray, boundary_array, parts
 
 Shape = dict[str, Any]
-"""`shape`, `chunks`, `dtype`, `dimension_names` and `attributes` of an array."""
+"""Arguments of an array: `shape`, `chunks`, `dtype`, `dimension_names` and `attributes`."""
 
 FILL = {"float32": float("nan"), "int32": -1}
-"""The value of a number that was never written."""
+"""Fill value of each dtype."""
 
 
 def shapes(layout: Layout) -> dict[str, Shape]:
@@ -27,10 +27,12 @@ def shapes(layout: Layout) -> dict[str, Shape]:
 
 
 def fits(array: zarr.Array[Any], shape: Shape | None, chunk_tokens: int) -> bool:
-    """Whether an array can stay: all but its layers and its tokens is as in a layout.
+    """Return whether an array can stay: only its layers and tokens may differ from a layout.
 
     Args:
-        shape: the shape that the layout gives it; None where the layout does not name it.
+        array: the array.
+        shape: shape of the array in the layout; None if the layout does not name the array.
+        chunk_tokens: number of tokens in a chunk.
     """
     layers = array.attrs.get("layers", [])
     if (
@@ -52,7 +54,7 @@ def fits(array: zarr.Array[Any], shape: Shape | None, chunk_tokens: int) -> bool
 
 
 def _part_shape(layout: Layout, site: str, part: SiteArray) -> Shape:
-    # What its numbers depend on, and no other site's: an array of another is replaced.
+    # Only the values of this site depend on it. An array with another value is replaced.
     of_sinks = {"sink_tokens": layout.sink_tokens} if site == ATTN_SINK else {}
     return {
         "shape": (len(layout.layers), layout.tokens, layout.sites[site]),

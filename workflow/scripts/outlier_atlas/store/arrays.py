@@ -1,6 +1,6 @@
-"""The arrays of a run, open for reading and writing rows of tokens.
+"""Arrays of a run, open for reading and writing rows of tokens.
 
-`store/create.py` gives them their shape. What is read must agree with its commits.
+`store/create.py` gives the arrays their shape. Values that are read must match their commits.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Arrays:
     Args:
         run: the files of the run.
         layout: the layout of the store.
-        counted: gives the commits that what is read must agree with; not needed to write.
-        recorded: whether the metadata must agree with its record.
+        counted: a function that returns the commits that values must match; not needed to write.
+        recorded: whether the metadata must match its record.
 
     Raises:
         DamagedMetadataError: the arrays are missing, or their metadata is damaged.
@@ -56,7 +56,7 @@ class Arrays:
             if layout.perplexity:
                 arrays[TOKEN_LOSS] = activations[TOKEN_LOSS]
             self.chunks = TargetChunks(arrays, layout.chunk_tokens)
-        # Whatever zarr makes of metadata that is damaged, or of another layout.
+        # zarr raises various errors for metadata that is damaged or of another layout.
         except Exception as error:
             record = run.store_record.relative_to(run.folder)
             cause = f"not as {record} says: {type(error).__name__} {error}"
@@ -65,8 +65,8 @@ class Arrays:
     def read(self, target: Target, start: int, stop: int) -> Float32:
         """Return tokens `start` to `stop` of a target, (token, channel).
 
-        The arrays of a target follow each other along the channels, as float32, which holds whole
-        numbers up to 2^24 exactly.
+        The arrays of a target are concatenated along channels as float32, which represents integers
+        up to 2^24 exactly.
 
         Raises:
             DamagedChunkError: a chunk is missing, damaged, or not the one that was committed.
@@ -82,13 +82,13 @@ class Arrays:
         return values[0] if len(values) == 1 else np.concatenate(values, axis=1)
 
     def write(self, target: Target, start: int, values: Float32) -> None:
-        """Write rows of a target that lie within one chunk, from token `start`.
+        """Write rows of a target within one chunk, from token `start`.
 
         Values are (token, channel), as `read` returns them. A reader sees the chunk before or after
-        the write. Where the rows do not fill the chunk, its other rows are kept.
+        the write. If the rows do not fill the chunk, its other rows are kept.
 
         Raises:
-            DamagedChunkError: the chunk is damaged, and has rows of other jobs.
+            DamagedChunkError: the chunk is damaged and has rows of other jobs.
         """
         rows = Rows(start // self._layout.chunk_tokens, start, start + len(values))
         range_ = self._layout.chunk_range(rows.chunk)
@@ -101,11 +101,11 @@ class Arrays:
             self._written[target, rows] = self._merge(target, rows, of_each)
 
     def written(self, rows: Rows, targets: Iterable[Target]) -> dict[Target, str]:
-        """Return, once, the checksums of rows that were written here, for their commit."""
+        """Return the checksums of written rows for their commit, and forget them."""
         return {target: self._written.pop((target, rows)) for target in targets}
 
     def check(self, target: Target, chunk: int) -> None:
-        """Compare a chunk with its commits, which is quicker than to read it.
+        """Compare a chunk with its commits, which is faster than reading the chunk.
 
         Raises:
             DamagedChunkError: the chunk is missing, damaged, or not the one that was committed.
@@ -120,7 +120,7 @@ class Arrays:
         return self.chunks.checked(target, chunk, self._counted(target, chunk))
 
     def _merge(self, target: Target, rows: Rows, of_each: Sequence[Float32]) -> str:
-        """Write rows into a chunk that other jobs share; return the checksum of their values."""
+        """Write rows into a chunk that other jobs share, and return the checksum of the values."""
         first = rows.chunk * self._layout.chunk_tokens
         alone = (rows.start, rows.stop) == self._layout.chunk_range(rows.chunk)
         whole = self.chunks.blank(target) if alone else self._shared(target, rows.chunk)
@@ -130,18 +130,18 @@ class Arrays:
         return self.chunks.sum_of(whole, rows)
 
     def _shared(self, target: Target, chunk: int) -> list[NDArray[Any]]:
-        """Return a chunk with what other jobs have written into it."""
+        """Return a chunk with the rows that other jobs have written."""
         try:
             return self.chunks.read(target, chunk)[0]
         except DamagedChunkError:
             counts = self._counted is None or self._counted(target, chunk)
             if self.chunks.exists(target, chunk) and counts:
                 raise
-        return self.chunks.blank(target)  # none of it counts
+        return self.chunks.blank(target)  # no row of the chunk counts
 
     @contextmanager
     def _chunk_lock(self, chunk: int) -> Iterator[None]:
-        """Lock a chunk that several sequence shards read, change and write, one after the other."""
+        """Lock a chunk that several sequence shards read, change and write."""
         self._locks.mkdir(parents=True, exist_ok=True)
         with (self._locks / f"chunk-{chunk}").open("w") as file:
             flock(file, fcntl.LOCK_EX, self._locks)

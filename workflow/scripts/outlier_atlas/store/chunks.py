@@ -1,8 +1,8 @@
-"""The files of chunks, written and read without zarr.
+"""Files of chunks, written and read without zarr.
 
-zarr takes every chunk through its event loop and several copies: four times the CPU time of
-compressing it, taken from the forward pass at the same time. A chunk needs none of that. Its
-bytes are the compressed values and a checksum, and zarr reads what is written here.
+zarr passes every chunk through its event loop and copies it several times. This takes four times
+the CPU time of the compression, which the forward pass needs. Here the bytes of a chunk are the
+compressed values and a checksum, which zarr can read.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from outlier_atlas.files import DamagedFileError, write_unsynced
 from outlier_atlas.store.layout import Compression
 
 CHECKSUM_BYTES = 4
-"""Length of the crc32c at the end of a chunk's file, over everything before it."""
+"""Length of the crc32c at the end of a chunk's file, which covers all bytes before it."""
 
 LEVELS = {"lz4": 5, "zstd": 1}
-"""The level of each codec beyond which chunks get slower and hardly smaller."""
+"""Level of each codec; higher levels are slower and hardly compress more."""
 
 
 def codecs(compression: Compression) -> list[Any]:
-    """Return the codecs of an array as zarr names them: Blosc, and a checksum that makes any damage
-    an error."""
+    """Return the zarr codecs of an array: Blosc, and a checksum that detects any damage."""
     checksum = Crc32cCodec()
     if compression == "none":
         return [checksum]
@@ -42,9 +41,9 @@ def codecs(compression: Compression) -> list[Any]:
 
 
 def encode(values: NDArray[Any], compression: Compression) -> tuple[bytes, bytes]:
-    """Return the bytes of a chunk as `codecs` make them, and the checksum that follows them.
+    """Return the bytes of a chunk in the format of `codecs`, and the checksum that follows them.
 
-    Values have four bytes; they are encoded C-contiguous and little endian.
+    Values must have four bytes. They are encoded C-contiguous and little-endian.
     """
     data = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     if compression == "none":
@@ -58,10 +57,10 @@ def encode(values: NDArray[Any], compression: Compression) -> tuple[bytes, bytes
 def decode(
     encoded: bytes, compression: Compression, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """Return the values of a chunk, from its bytes without their checksum.
+    """Return the values of a chunk from its bytes without the checksum.
 
     Raises:
-        RuntimeError, ValueError: `encode` did not make the bytes.
+        RuntimeError, ValueError: the bytes are not an output of `encode`.
     """
     if compression == "none":
         return np.frombuffer(encoded, dtype).reshape(shape).copy()
@@ -71,7 +70,7 @@ def decode(
 
 
 def checksum(data: bytes) -> str:
-    """Return a crc32c as commit records have it: eight hexadecimal digits."""
+    """Return the crc32c of data as eight hexadecimal digits, as in commit records."""
     return f"{google_crc32c.value(data):08x}"
 
 
@@ -79,7 +78,8 @@ class ChunkFiles:
     """The files of an array's chunks, in a folder on this machine.
 
     Args:
-        array: an array with a dtype of four bytes, created with `codecs(compression)`.
+        array: array with a dtype of four bytes, created with `codecs(compression)`.
+        compression: compression of the array.
     """
 
     def __init__(self, array: zarr.Array[Any], compression: Compression) -> None:
@@ -90,10 +90,10 @@ class ChunkFiles:
         self._compression = compression
 
     def read(self, coordinates: tuple[int, ...]) -> tuple[NDArray[Any], str]:
-        """Return a chunk's values, in the chunk's shape, and the checksum of its stored bytes.
+        """Return the values of a chunk in the chunk's shape, and the checksum of the stored bytes.
 
         Raises:
-            DamagedFileError: the file is missing, or is not what was written.
+            DamagedFileError: the file is missing or damaged.
         """
         path = self.path(coordinates)
         encoded, stored = _checked(path)
@@ -103,43 +103,45 @@ class ChunkFiles:
             raise DamagedFileError(path, str(error)) from error
 
     def checksum(self, coordinates: tuple[int, ...]) -> str:
-        """Return the checksum of a chunk's stored bytes, after a comparison with all of them.
+        """Return the stored checksum of a chunk, after comparing all bytes with it.
 
         Raises:
-            DamagedFileError: the file is missing, or is not what was written.
+            DamagedFileError: the file is missing or damaged.
         """
         return _checked(self.path(coordinates))[1]
 
     def exists(self, coordinates: tuple[int, ...]) -> bool:
-        """Whether a chunk has a file."""
+        """Return whether a chunk has a file."""
         return self.path(coordinates).exists()
 
     def blank(self) -> NDArray[Any]:
-        """Return the values of a chunk that was never written: the fill value."""
+        """Return the values of a chunk that was never written, which are the fill value."""
         return np.full(self._shape, self._metadata.fill_value, self._dtype)
 
     def remove(self, coordinates: tuple[int, ...]) -> None:
-        """Remove a chunk's file, if it is there."""
+        """Remove the file of a chunk, if it exists."""
         self.path(coordinates).unlink(missing_ok=True)
 
     def write(self, coordinates: tuple[int, ...], values: NDArray[np.float32]) -> str:
         """Write a chunk; a reader sees the chunk before or after the write.
 
         Args:
-            coordinates: the place of the chunk, in chunks.
-            values: values in the chunk's shape, or shorter along an axis where the array ends;
-                whole numbers where the array has a dtype of whole numbers.
+            coordinates: index of the chunk along each axis.
+            values: values in the chunk's shape, or shorter along an axis at the end of the array.
+                They must be integers if the array has an integer dtype.
 
         Returns:
             The checksum of the stored bytes.
         """
         given = values.astype(self._dtype, copy=False)
         whole = np.reshape(given, (1,) * (len(self._shape) - values.ndim) + values.shape)
-        missing = [(0, full - there) for full, there in zip(self._shape, whole.shape, strict=True)]
+        missing = [
+            (0, full - length) for full, length in zip(self._shape, whole.shape, strict=True)
+        ]
         if any(after for _, after in missing):
             whole = np.pad(whole, missing, constant_values=self._metadata.fill_value)
         parts = encode(whole, self._compression)
-        # Temporary files of chunks lie in the array's folder: `sweep` looks into no other.
+        # Temporary files of chunks are in the array's folder, the only one that `sweep` searches.
         write_unsynced(self.path(coordinates), parts, self._folder)
         return f"{int.from_bytes(parts[1], 'little'):08x}"
 
@@ -149,7 +151,7 @@ class ChunkFiles:
 
 
 def _checked(path: Path) -> tuple[bytes, str]:
-    """Return a chunk's bytes without their checksum, and the checksum."""
+    """Return the bytes of a chunk without the checksum, and the checksum."""
     try:
         with path.open("rb", buffering=0) as file:
             encoded = file.read(max(0, os.fstat(file.fileno()).st_size - CHECKSUM_BYTES))

@@ -1,4 +1,4 @@
-"""Removes what a finished run does not need."""
+"""Removal of data that a finished run does not need."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from outlier_atlas.store.summaries import remove_superseded
 
 
 def clear_up(run: RunFiles, layout: Layout) -> None:
-    """Remove what the layout does not name, once everything is there that it names.
+    """Remove all data that a layout does not name, once the run is complete.
 
-    Until then it stays: a configuration that is changed back costs nothing.
+    Until then the data stays, so reverting a change of the configuration recomputes nothing.
     """
-    named, wanted = set(shapes(layout)), set(layout.targets())
+    named, targets = set(shapes(layout)), set(layout.targets())
 
     def gone(target: Target) -> bool:
-        return layout.superseded(target) or (is_stored(target) and target not in wanted)
+        return layout.superseded(target) or (is_stored(target) and target not in targets)
 
     revise(run.commit_files, lambda commit: without(commit, gone))
     remove_superseded(run, layout)

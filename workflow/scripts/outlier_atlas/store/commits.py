@@ -1,10 +1,11 @@
-"""Commit records: which rows of which arrays count.
+"""Commit records, which list the rows of arrays that count.
 
-The contents of the arrays prove nothing: a missing chunk reads as the fill value, and an old chunk
-looks like a new one. So rows count only once a line of a commit file names them, with the
-fingerprint of everything that their numbers depend on and a checksum of what was written. A line is
-appended after its rows were written; a kill in between costs those rows and nothing else. Each job
-appends to a file of its own, and reads the files of all jobs. `docs/store.md` describes the format.
+The contents of the arrays do not show which rows are valid. A missing chunk reads as the fill
+value, and an old chunk looks like a new one. Rows count only once a line of a commit file names
+them. The line has the fingerprint of everything that the numbers depend on, and a checksum of the
+written values. The line is appended after its rows were written, so a kill in between loses only
+those rows. Each job appends to its own file and reads the files of all jobs. `docs/store.md`
+describes the format.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from outlier_atlas.store.layout import Target
 
 @dataclass(frozen=True, order=True)
 class Rows:
-    """Tokens `start` to `stop` of one chunk."""
+    """The tokens `start` to `stop` of one chunk."""
 
     chunk: int
     start: int
     stop: int
 
     def overlaps(self, other: Rows) -> bool:
-        """Whether a token is in both rows."""
+        """Return whether a token is in both rows."""
         return self.start < other.stop and other.start < self.stop
 
 
 Counted = Callable[[Target, int], Sequence[tuple[Rows, str]]]
-"""Returns the rows that count of a target and a chunk, and their checksums."""
+"""A function that returns the counting rows of a target and chunk, with their checksums."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Commit:
 
     Attributes:
         rows: the rows.
-        fingerprint: stands for everything that the numbers depend on.
-        checksums: the checksum of what was written, for each target.
-        sequences: the parts of the fingerprint, one for each sequence: `Fingerprints.sequences`.
+        fingerprint: digest of everything that the numbers depend on.
+        checksums: checksum of the written values, for each target.
+        sequences: parts of the fingerprint, one for each sequence (`Fingerprints.sequences`).
         details: facts that make nothing stale.
     """
 
@@ -59,7 +60,7 @@ class Commit:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def line(self) -> str:
-        """Return the line of a commit file."""
+        """Return the commit as a line of a commit file."""
         arrays: dict[str, dict[str, str]] = defaultdict(dict)
         for target, value in self.checksums.items():
             arrays[target.array][str(target.layer)] = value
@@ -70,10 +71,10 @@ class Commit:
 
     @classmethod
     def parse(cls, line: str) -> Commit:
-        """Return the commit of a line.
+        """Parse a line of a commit file.
 
         Raises:
-            ValueError: the line is not what was written.
+            ValueError: the line is damaged.
         """
         entry = json.loads(line)
         if not isinstance(entry, dict) or entry.pop(CHECKSUM, None) != checksum(entry):
@@ -92,8 +93,8 @@ class Commits:
     """The commits of a run at one moment.
 
     Attributes:
-        damaged: files with whole lines that are not what was written; such lines do not count.
-        cut: files with lines that a kill cut short; such lines do not count.
+        damaged: files with damaged complete lines, which do not count.
+        cut: files with lines that a kill truncated, which do not count.
     """
 
     def __init__(self, commits: Iterable[Commit]) -> None:
@@ -124,13 +125,13 @@ class Commits:
 
     @property
     def unreadable(self) -> list[Path]:
-        """The files with lines that do not count, for either reason."""
+        """The files with lines that do not count, because they are damaged or truncated."""
         return sorted({*self.damaged, *self.cut})
 
     def of(
         self, target: Target, chunk: int, fingerprint: str | None = None
     ) -> list[tuple[Rows, str]]:
-        """Return the rows of a target that are committed, and their checksums.
+        """Return the committed rows of a target with their checksums.
 
         Args:
             fingerprint: the fingerprint that the commits must have; None for any.
@@ -142,10 +143,9 @@ class Commits:
     def serving(
         self, summary: Target, chunk: int, fingerprint: str | None = None
     ) -> list[tuple[Target, Rows, str]]:
-        """Return the committed summaries that serve as another one: target, rows and checksum.
+        """Return the committed summaries that can replace another one: target, rows and checksum.
 
-        Their rows do not overlap: the longest rows come first, and of equal rows the summary with
-        the highest floor.
+        Their rows do not overlap. The longest rows have priority, then the highest floor.
 
         Args:
             summary: the summary that is needed.
@@ -154,13 +154,13 @@ class Commits:
         """
         alike = self._summaries[summary.site, summary.layer]
         targets = sorted((t for t in alike if t.serves(summary)), key=lambda t: -t.floor)
-        found = [
+        candidates = [
             (target, rows, value)
             for target in targets
             for rows, value in self._exactly(target, chunk, fingerprint)
         ]
         taken: list[tuple[Target, Rows, str]] = []
-        for each in sorted(found, key=lambda each: each[1].start - each[1].stop):
+        for each in sorted(candidates, key=lambda each: each[1].start - each[1].stop):
             if not any(each[1].overlaps(rows) for _, rows, _ in taken):
                 taken.append(each)
         return sorted(taken, key=lambda each: each[1])
@@ -175,23 +175,23 @@ class Commits:
         ]
 
     def missing(self, targets: Iterable[Target], rows: Rows, fingerprint: str) -> frozenset[Target]:
-        """Return the targets whose rows are not all committed under a fingerprint."""
+        """Return the targets with rows that are not committed under a fingerprint."""
         return frozenset(t for t in targets if self.gaps(t, rows, fingerprint))
 
     def gaps(self, target: Target, rows: Rows, fingerprint: str) -> list[Rows]:
         """Return the rows of a target that are not committed under a fingerprint."""
-        found, reached = [], rows.start
+        gaps, reached = [], rows.start
         for part in sorted(part for part, _ in self.of(target, rows.chunk, fingerprint)):
             if reached < min(part.start, rows.stop):
-                found.append(Rows(rows.chunk, reached, min(part.start, rows.stop)))
+                gaps.append(Rows(rows.chunk, reached, min(part.start, rows.stop)))
             reached = max(reached, part.stop)
         if reached < rows.stop:
-            found.append(Rows(rows.chunk, reached, rows.stop))
-        return found
+            gaps.append(Rows(rows.chunk, reached, rows.stop))
+        return gaps
 
 
 class CommitFile:
-    """The file that one job appends its commits to."""
+    """The file to which one job appends its commits."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,21 +199,21 @@ class CommitFile:
         path.touch()
 
     def append(self, commit: Commit) -> None:
-        """Append a commit, the whole line or nothing."""
-        # Opened each time: `revise`, in another job, may have replaced or removed the file.
+        """Append a commit as a complete line or not at all."""
+        # The file is opened each time, because `revise` in another job may have replaced it.
         with _lock(self._path.parent, fcntl.LOCK_SH):
             append(self._path, _close_off(self._path) + commit.line().encode())
 
 
 def revise(folder: Path, revised: Callable[[Commit], Commit]) -> int:
-    """Change the commits of a folder, before what they stand for changes.
+    """Change the commits of a folder, before the data of the commits changes.
 
     Args:
         folder: the folder of the commit files.
-        revised: returns a commit as it is to be; a commit without targets is removed.
+        revised: a function that returns the changed commit; commits without targets are removed.
 
     Returns:
-        The number of commits that stand for less than before.
+        The number of commits that lost rows or targets.
     """
     if not folder.is_dir():
         return 0
@@ -234,7 +234,12 @@ def revise(folder: Path, revised: Callable[[Commit], Commit]) -> int:
 
 
 def without(commit: Commit, void: Callable[[Target], bool]) -> Commit:
-    """Return a commit without the targets that are void."""
+    """Return a commit without some targets.
+
+    Args:
+        commit: the commit.
+        void: a function that returns whether a target is removed.
+    """
     kept = {target: value for target, value in commit.checksums.items() if not void(target)}
     return Commit(commit.rows, commit.fingerprint, kept, commit.sequences, commit.details)
 
@@ -248,7 +253,7 @@ def _lock(folder: Path, kind: int) -> Iterator[None]:
 
 
 def _close_off(path: Path) -> bytes:
-    """Return a line break where a kill cut the last line short."""
+    """Return a line break if a kill truncated the last line, or no bytes."""
     if not path.exists():
         return b""
     with path.open("rb") as file:
@@ -260,7 +265,7 @@ def _close_off(path: Path) -> bytes:
 
 
 def _read(path: Path) -> tuple[list[Commit], list[str]]:
-    """Return the commits of a file, and its lines that are not what was written."""
+    """Return the commits of a file, and its damaged lines."""
     commits, damaged = [], []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

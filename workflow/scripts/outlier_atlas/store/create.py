@@ -1,18 +1,18 @@
-"""Gives the arrays of a run their shape, and changes it.
+"""Creation of the arrays of a run, and changes of their shape.
 
-`activations.zarr` holds an array (layer, token, channel) per site, `boundaries.zarr` an array
-(token, channel) per boundary, both float32 in chunks of one layer. float32 holds bfloat16 and
-float16 values exactly; bit-shuffled, their zero bits cost nothing. `expert_out` has five arrays
-(layer, token, routed): values, experts and channels, and the largest inputs of the same products
-with their channels; experts and channels are int32. `attn_sink` is (layer, token,
-head): a number for each of a sequence's first `sink_tokens` tokens, and NaN for the others, which
-have none: the fill value, and what readers of Zarr take for missing.
-`token_loss` is (token, loss): one a token.
+`activations.zarr` contains an array (layer, token, channel) for each site. `boundaries.zarr`
+contains an array (token, channel) for each boundary. Both are float32, in chunks of one layer.
+float32 represents bfloat16 and float16 values exactly, and bit shuffling compresses the unused zero
+bits to almost nothing. `expert_out` has five arrays (layer, token, routed): values, experts and
+channels, and the largest inputs of the same products with their channels. Experts and channels are
+int32. `attn_sink` is (layer, token, head), with a number for each of the first `sink_tokens` tokens
+of a sequence. Other tokens have the fill value NaN, which Zarr readers treat as missing.
+`token_loss` is (token, loss), with one loss for each token.
 
-Only `create` gives the arrays their shape, and only `create` and `clear_up` remove arrays.
-Consolidated metadata is neither written nor read: with several writers it goes stale, and what is
-written through stale metadata is lost without an error. Which chunks lie on the disk does not
-matter: the commit records tell what counts.
+Only `create` changes the shape of arrays, and only `create` and `clear_up` remove arrays.
+Consolidated metadata is neither written nor read. With several writers it becomes stale, and values
+that are written through stale metadata are lost without an error. Chunks on disk count only if
+commit records name them.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ Coordinates = Mapping[str, NDArray[np.int32]]
 def create(
     run: RunFiles, layout: Layout, coordinates: Coordinates, fingerprints: Fingerprints
 ) -> None:
-    """Give the arrays of a run the shape of its layout, and keep only the commits that are current.
+    """Give the arrays of a run the shape of a layout, and keep only current commits.
 
-    What is still right stays where it is, also where there are other layers or tokens now. An array
-    of other chunks is replaced. What the layout does not name stays until `clear_up`. Commits go
-    before what they stand for; so do commits of another fingerprint, whose rows will be
-    overwritten.
+    Data that is still valid stays, also if layers or tokens were added or removed. An array with
+    other chunks is replaced. Data that the layout does not name stays until `clear_up`. Commits are
+    removed before their data. Commits of another fingerprint are also removed, because their rows
+    will be overwritten.
 
     Args:
         run: the files of the run.
-        layout: the layout that the arrays are to have.
+        layout: the new layout of the arrays.
         coordinates: `token_id`, `sequence` and `position`, each (token,).
         fingerprints: the fingerprints of the chunks.
     """
@@ -68,19 +68,19 @@ def create(
             "%s: made by an older version of Outlier Atlas; its dimensions get the names of this "
             "version, and its values stay as they are", run.folder,
         )  # fmt: skip
-    # From here to the end the metadata changes: without its record no job trusts it.
+    # The metadata changes from here on. Without its record, no job uses the arrays.
     metadata.remove(run)
     rename(run, layout)
     groups = Groups(run, mode="a")
-    arrays, wanted = groups.arrays(), shapes(layout)
+    arrays, named = groups.arrays(), shapes(layout)
     kept = {
         name: array
         for name, array in arrays.items()
-        if fits(array, wanted.get(name), layout.chunk_tokens)
+        if fits(array, named.get(name), layout.chunk_tokens)
     }
     _drop_commits(run, layout, kept, fingerprints)
     groups.remove(arrays.keys() - kept.keys())
-    for name, shape in wanted.items():
+    for name, shape in named.items():
         if name in kept:
             reshape(kept[name], shape)
         else:
@@ -89,8 +89,8 @@ def create(
     for name, values in axes.items():
         dimension = "layer" if name == "layer" else "token"
         _write_coordinate(groups.activations, name, values, dimension)
-    groups.boundaries.attrs.put({})  # written again, whatever was in it
-    # With its version a store is finished.
+    groups.boundaries.attrs.put({})  # overwrite any contents
+    # The version marks a store as complete.
     attributes = {"coordinates": " ".join(coordinates), "forward_dtype": layout.dtype}
     groups.activations.attrs.put({**attributes, KEY: STORE_VERSION})
     metadata.write(run, layout)
@@ -102,7 +102,7 @@ def _drop_commits(
     kept: Mapping[str, zarr.Array[Any]],
     fingerprints: Fingerprints,
 ) -> None:
-    """Drop the commits that do not stand for what is configured now."""
+    """Drop the commits that do not match the current configuration."""
     current = CurrentCommits(layout, kept, fingerprints)
     dropped = revise(run.commit_files, current.reduced)
     if dropped:
@@ -113,13 +113,15 @@ def _drop_commits(
 
 
 def _restore_metadata(run: RunFiles) -> None:
-    """Restore damaged metadata from its record; without one, drop the arrays whose metadata zarr
-    cannot read."""
+    """Restore damaged metadata from its record.
+
+    Without a record, arrays with metadata that zarr cannot read are dropped.
+    """
     try:
         for damage in metadata.restore(run):
             log.warning("%s", damage)
     except DamagedMetadataError:
-        pass  # a kill while the arrays changed, an older version, or damage to the record itself
+        pass  # a kill during a change of the arrays, an older version, or a damaged record
     for store in (run.activations, run.boundaries):
         for path in sorted(store.glob(f"*/{METADATA_FILE}")):
             _drop_unreadable(path.parent, zarr.open_array)
@@ -131,7 +133,7 @@ def _drop_unreadable(folder: Path, open_: Callable[..., Any]) -> None:
     """Remove an array, or the metadata of a group, that zarr cannot read."""
     try:
         open_(folder, mode="r")
-    except Exception as error:  # zarr has no error of its own for metadata
+    except Exception as error:  # zarr has no specific error for metadata
         log.warning(
             "%s: damaged (%s %s); what it holds is computed again",
             folder / METADATA_FILE, type(error).__name__, error,
@@ -143,7 +145,7 @@ def _drop_unreadable(folder: Path, open_: Callable[..., Any]) -> None:
 
 
 def _remove_leftovers(run: RunFiles) -> None:
-    """Remove what a killed zarr had not finished: metadata and coordinates, under random names."""
+    """Remove temporary files of metadata and coordinates that a killed zarr left."""
     for store in (run.activations, run.boundaries):
         for pattern in ("*.partial", "*/*.partial", "*/c/*.partial"):
             for path in store.glob(pattern):
@@ -153,19 +155,19 @@ def _remove_leftovers(run: RunFiles) -> None:
 def _write_coordinate(
     group: zarr.Group, name: str, values: NDArray[np.int32], dimension: str
 ) -> None:
-    """Write a coordinate, unless it is there with the same values."""
+    """Write a coordinate, unless it exists with the same values."""
     attributes: dict[str, Any] = {"long_name": COORDINATES[name]}
-    there = group.get(name)
-    # A token id of 0 is no fill value: some readers would take it for missing.
+    existing = group.get(name)
+    # The fill value must not be 0, because some readers would treat token id 0 as missing.
     if (
-        isinstance(there, zarr.Array)
-        and there.fill_value == FILL["int32"]
-        and np.array_equal(_values(there), values)
+        isinstance(existing, zarr.Array)
+        and existing.fill_value == FILL["int32"]
+        and np.array_equal(_values(existing), values)
     ):
-        if dict(there.attrs) != attributes:
-            there.attrs.put(attributes)
+        if dict(existing.attrs) != attributes:
+            existing.attrs.put(attributes)
         return
-    array = group.create_array(  # over a damaged one, too
+    array = group.create_array(  # also replaces a damaged array
         name,
         shape=values.shape,
         chunks=(min(len(values), 2**20),),
@@ -179,8 +181,8 @@ def _write_coordinate(
 
 
 def _values(array: zarr.Array[Any]) -> NDArray[Any]:
-    """Return the values of a coordinate; none where they are damaged."""
+    """Return the values of a coordinate; empty if they are damaged."""
     try:
         return np.asarray(array[:])
-    except Exception:  # whatever a codec makes of damaged bytes
+    except Exception:  # codecs raise various errors for damaged bytes
         return np.empty(0)

@@ -1,4 +1,4 @@
-"""Commits as far as they stand for what is configured now."""
+"""Reduction of commits to the rows and targets of the current configuration."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from outlier_atlas.store.target_chunks import DamagedChunkError, TargetChunks
 
 
 class CurrentCommits:
-    """The current configuration, by which commits are reduced to what still counts.
+    """The current configuration, to which commits are reduced.
 
     Args:
-        layout: the layout of now.
-        kept: the arrays that stay, by name, before they get their new shape.
-        fingerprints: the fingerprints of now.
+        layout: the current layout.
+        kept: arrays that stay, by name, before their shape changes.
+        fingerprints: the current fingerprints.
     """
 
     def __init__(self, layout: Layout, kept: Mapping[str, Any], fingerprints: Fingerprints) -> None:
@@ -27,17 +27,17 @@ class CurrentCommits:
         self._wanted = set(layout.targets())
 
     def reduced(self, commit: Commit) -> Commit:
-        """Return a commit reduced to the rows and targets that still count; perhaps to none."""
+        """Return a commit reduced to the rows and targets that still count, possibly none."""
         if not all(is_stored(target) or target.is_summary for target in commit.checksums):
-            return commit  # of a rule that checks it itself
+            return commit  # the rule of such a target checks it
         rows, fingerprints = commit.rows, self._fingerprints
-        there = without(commit, lambda target: self._is_gone(target, rows.chunk))
+        remaining = without(commit, lambda target: self._is_gone(target, rows.chunk))
         stop = fingerprints.same_until(rows.start, rows.stop, commit.sequences)
         same = Rows(rows.chunk, rows.start, stop)
-        # Where chunks had another size, rows are cut where none are cut now.
-        if stop == rows.start or not there.checksums or not fingerprints.cut_here(same):
+        # If the chunk size has changed, rows may end where the current chunks do not.
+        if stop == rows.start or not remaining.checksums or not fingerprints.cut_here(same):
             return without(commit, lambda target: True)
-        checksums = there.checksums if stop == rows.stop else self._shortened(there, same)
+        checksums = remaining.checksums if stop == rows.stop else self._shortened(remaining, same)
         sequences = fingerprints.sequences(same.start, stop)
         return Commit(same, fingerprints.of(rows.chunk), checksums, sequences, commit.details)
 
@@ -46,11 +46,11 @@ class CurrentCommits:
             return False
         if not all(name in self._kept for name in arrays_of(target)):
             return True
-        # Older versions deleted boundaries that had been read, and kept their commits.
+        # Older versions deleted boundaries after reading, but kept their commits.
         return target.array == BOUNDARY and not self._chunks.exists(target, chunk)
 
     def _shortened(self, commit: Commit, rows: Rows) -> dict[Target, str]:
-        """Return the checksums of the first rows of a commit; damaged chunks have none."""
+        """Return the checksums of the first rows of a commit, without damaged chunks."""
         checksums = {}
         stored = {target for target in commit.checksums if not target.is_summary}
         for target in filter(self._chunks.has, self._wanted & stored):
@@ -64,5 +64,5 @@ class CurrentCommits:
 
 
 def is_stored(target: Target) -> bool:
-    """Whether a target of a commit lies in the arrays."""
+    """Return whether the arrays contain a target of a commit."""
     return not has_layers(target) or target.array in SITES

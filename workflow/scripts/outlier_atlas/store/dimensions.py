@@ -1,4 +1,4 @@
-"""The names of the arrays' dimensions: one name for one length, as xarray needs them."""
+"""Names of array dimensions, one for each length, as xarray requires."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from outlier_atlas.store.layout import Layout, parts
 from outlier_atlas.store.run_files import RunFiles
 
 Widths = Mapping[int, int]
-"""The number of channels of a site, by layer."""
+"""Number of channels of a site, by layer."""
 
 
 def own_names(widths: Mapping[Site, Widths], hidden_size: int) -> dict[str, str]:
-    """Return the names of the last dimensions that cannot be the declared ones in a model, by site.
+    """Return, by site, the names of last dimensions that cannot have the declared name.
 
-    Sites share a name where they are equally wide in every layer that has both. All sites of the
-    model are compared, in a fixed order, so that the names do not depend on the sites of a run.
+    Two sites share a name if they have equal widths in every layer that has both. All sites of the
+    model are compared in a fixed order, so the names do not depend on the sites of a run.
 
     Args:
-        widths: the widths of all sites that the model has.
-        hidden_size: the number of channels of the residual stream.
+        widths: widths of all sites of the model.
+        hidden_size: number of channels of the residual stream.
     """
     layers = {layer for of_site in widths.values() for layer in of_site}
     sharing: dict[str, list[Widths]] = {"channel": [dict.fromkeys(layers, hidden_size)]}
@@ -39,27 +39,27 @@ def own_names(widths: Mapping[Site, Widths], hidden_size: int) -> dict[str, str]
     return own
 
 
-def _agree(one: Widths, other: Widths) -> bool:
-    return all(one[layer] == other[layer] for layer in one.keys() & other.keys())
+def _agree(first: Widths, second: Widths) -> bool:
+    return all(first[layer] == second[layer] for layer in first.keys() & second.keys())
 
 
 def rename(run: RunFiles, layout: Layout) -> int:
-    """Give the dimensions of an older run's arrays their current names; chunks stay.
+    """Rename the dimensions of an older run's arrays; chunks do not change.
 
-    Each array is renamed with one write, and an array that has its names is left alone: after a
-    kill between two arrays the next call renames the others.
+    Each array is renamed with one write. An array with current names is not written. After a kill
+    between two arrays, the next call renames the others.
 
     Returns:
         The number of arrays that were renamed.
 
     Raises:
-        DamagedFileError: the metadata of an array is not what was written.
+        DamagedFileError: the metadata of an array is damaged.
     """
     return sum(_rename(path, names) for path, names in _arrays(run, layout) if path.is_file())
 
 
 def _arrays(run: RunFiles, layout: Layout) -> Iterator[tuple[Path, list[str]]]:
-    # Also the sites that are not configured now: their arrays may be there until `clear_up`.
+    # Arrays of sites that are no longer configured may exist until `clear_up`.
     for site in SITES:
         names = ["layer", "token", layout.dimension(site)]
         yield from ((run.activations / p.name / "zarr.json", names) for p in parts(site))

@@ -1,4 +1,4 @@
-"""Fingerprints, which stand for everything that the numbers of a chunk depend on."""
+"""Fingerprints: digests of everything that the numbers of a chunk depend on."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from outlier_atlas.store.commits import Commits, Counted, Rows
 from outlier_atlas.store.layout import SUMMARY_VERSION, Layout
 
 NUMERICS_VERSION = 1
-"""Raised when a change to the code changes numbers of the extraction: all rows are then stale."""
+"""Version of the numbers of extraction.
+
+Raise the version if a change of the code changes these numbers. All rows are then stale.
+"""
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """The fingerprint of each chunk of a run as it is configured now.
+    """The fingerprints of the chunks of a run in its current configuration.
 
     Attributes:
         layout: the layout of the store.
-        token_ids: (tokens,).
-        sequence_starts: (sequences + 1,): index of each sequence's first token, and the number of
-            tokens.
-        model: the fingerprint of the weights.
+        token_ids: token ids, (tokens,).
+        sequence_starts: index of the first token of each sequence, and the number of tokens,
+            (sequences + 1,).
+        model: fingerprint of the weights.
     """
 
     layout: Layout
@@ -47,7 +50,7 @@ class Fingerprints:
 
         Args:
             rows: the rows.
-            depends: what else the summary depends on, such as the tokens that it excludes.
+            depends: other dependencies of the summary, such as the excluded tokens.
         """
         return fingerprint(
             {
@@ -59,23 +62,23 @@ class Fingerprints:
         )
 
     def counted(self, commits: Commits) -> Counted:
-        """Return what gives the rows that are committed as the run is configured now."""
+        """Return a function that returns the rows committed under the current configuration."""
         return lambda target, chunk: commits.of(target, chunk, self.of(chunk))
 
     def sequences(self, start: int, stop: int) -> tuple[str, ...]:
-        """Return a digest for each sequence that reaches into a range of tokens.
+        """Return a digest of each sequence that overlaps a range of tokens.
 
-        The numbers of a token depend on its whole sequence, and on no other sequence.
+        The numbers of a token depend on its whole sequence and on no other sequence.
         """
         return tuple(
             self._sequence(index) for index in sequences_of(self.sequence_starts, start, stop)
         )
 
     def cut_here(self, rows: Rows) -> bool:
-        """Whether rows lie in their chunk, and begin and end where chunks or sequences do.
+        """Return whether rows are in their chunk, and begin and end at chunk or sequence edges.
 
-        It is false for rows of a run whose chunks had another size: their summaries would be
-        counted in another chunk, and would cut sequences where this run does not.
+        The result is False for rows of a run with another chunk size. Their summaries would count
+        in another chunk, and would divide sequences at other tokens.
         """
         size = self.layout.chunk_tokens
         first = rows.chunk * size
@@ -85,7 +88,7 @@ class Fingerprints:
         return all(edge in edges or edge in self._starts for edge in (rows.start, rows.stop))
 
     def same_until(self, start: int, stop: int, sequences: tuple[str, ...]) -> int:
-        """Return the token up to which a range still has the sequences with these digests."""
+        """Return the token up to which a range still has sequences with these digests."""
         last = min(stop, int(self.sequence_starts[-1]))
         if start >= last:
             return start
@@ -116,6 +119,6 @@ class Fingerprints:
 
 
 def sequences_of(starts: NDArray[np.int64], start: int, stop: int) -> range:
-    """Return the sequences that have tokens in a range of tokens."""
+    """Return the sequences that overlap a range of tokens."""
     first = int(np.searchsorted(starts, start, side="right")) - 1
     return range(first, int(np.searchsorted(starts, stop, side="left")))

@@ -1,4 +1,4 @@
-"""The layout of a run's store: its arrays, over layers, tokens and channels."""
+"""Layout of a run's store: its arrays over layers, tokens and channels."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from outlier_atlas.store.run_files import STORE_RECORD
 BOUNDARY = "boundary"
 
 SUMMARY = "summary:"
-"""The prefix of a target's array if the summary of a site is kept, and not its values."""
+"""Prefix of a target's array if the summary of a site is stored instead of its values."""
 
 SUMMARY_VERSION = 6
-"""The version of the summaries; raised when a change to the code changes what a summary holds. All
-summaries are then recomputed."""
+"""Version of the summaries.
+
+Raise the version if a change of the code changes the contents of a summary. All summaries are then
+recomputed.
+"""
 
 Compression = Literal["lz4", "zstd", "none"]
 
 
 @dataclass(frozen=True)
 class SiteArray:
-    """One of the arrays that hold a site: name, dtype, and a description of the values."""
+    """An array of a site: name, dtype, and a description of the values."""
 
     name: str
     dtype: Literal["float32", "int32"]
@@ -38,11 +41,11 @@ class SiteArray:
 
 
 def parts(site: str) -> tuple[SiteArray, ...]:
-    """Return the arrays that hold a site, or the losses of the tokens.
+    """Return the arrays of a site or of the losses of the tokens.
 
-    `expert_out` has five: the values, the expert and the channel of each, and the largest input of
-    the same product with its channel. They are one target: they are written, committed and given
-    up together.
+    `expert_out` has five arrays: the values, the expert and the channel of each value, and the
+    largest input of the same product with its channel. They are one target, so they are written,
+    committed and invalidated together.
     """
     if site == TOKEN_LOSS:
         return (
@@ -63,30 +66,30 @@ def parts(site: str) -> tuple[SiteArray, ...]:
 
 
 def arrays_of(target: Target) -> list[str]:
-    """Return the names of the arrays that hold a target."""
+    """Return the names of the arrays of a target."""
     if target.array == BOUNDARY:
         return [boundary_array(target.layer)]
     return [part.name for part in parts(target.array)]
 
 
 def has_layers(target: Target) -> bool:
-    """Whether the arrays that hold a target have an axis of layers."""
+    """Return whether the arrays of a target have a layer axis."""
     return target.array not in (BOUNDARY, TOKEN_LOSS)
 
 
 def boundary_array(layer: int) -> str:
-    """Return the name of the array that holds the residual stream into a layer."""
+    """Return the name of the array of the residual stream into a layer."""
     return f"into_layer_{layer}"
 
 
 @dataclass(frozen=True, order=True)
 class Target:
-    """One layer of one array: a site's activations, or the residual stream at a boundary.
+    """A layer of an array: activations of a site, or the residual stream at a boundary.
 
     Attributes:
-        array: a site; or `SUMMARY`, a site, `@` and what its summary depends on; `TOKEN_LOSS` or
-            `BOUNDARY`.
-        layer: the measured layer; for a boundary the layer after it; for losses the last layer.
+        array: a site, `TOKEN_LOSS` or `BOUNDARY`; for a summary, `SUMMARY`, a site, `@`, floor and
+            version.
+        layer: measured layer; for a boundary, the layer after it; for losses, the last layer.
     """
 
     array: str
@@ -94,24 +97,29 @@ class Target:
 
     @property
     def is_summary(self) -> bool:
-        """Whether the target is a summary, and not the values."""
+        """Whether the target is a summary instead of values."""
         return self.array.startswith(SUMMARY)
 
     @property
     def site(self) -> str:
-        """The site, whether values or a summary are kept."""
+        """The site of the values or the summary."""
         return self.array.removeprefix(SUMMARY).partition("@")[0]
 
-    def serves(self, asked: Target) -> bool:
-        """Whether this summary serves as another one: a summary with a lower floor contains
-        everything that one with a higher floor does."""
-        if not (self.is_summary and (self.site, self.layer) == (asked.site, asked.layer)):
+    def serves(self, needed: Target) -> bool:
+        """Return whether this summary can replace another one.
+
+        A summary with a lower floor contains everything that a higher floor needs.
+
+        Args:
+            needed: the target of the other summary.
+        """
+        if not (self.is_summary and (self.site, self.layer) == (needed.site, needed.layer)):
             return False
-        return self._version == asked._version and self.floor <= asked.floor
+        return self._version == needed._version and self.floor <= needed.floor
 
     @property
     def floor(self) -> float:
-        """The least |x| that a summary keeps with its place."""
+        """The smallest |x| that a summary stores with its place."""
         return float(self.array.partition("@")[2].rpartition(".")[0])
 
     @property
@@ -121,29 +129,29 @@ class Target:
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of a store, and how it is cut.
+    """The shape of a store and its division into chunks, layer groups and sequence shards.
 
     Attributes:
-        sites: the number of channels of each measured site; for `expert_out` the number of experts
-            that a token is routed to; for `attn_sink` the number of query heads.
-        store: the sites whose values are stored; summaries are kept of the others.
-        layers: the measured layers, by the model's own numbers, ascending.
-        hidden_size: the number of channels of the residual stream.
-        tokens: the length of the token axis: all sequences, one after the other.
-        chunk_tokens: the number of tokens in a chunk.
+        sites: number of channels of each measured site; for `expert_out`, the number of experts
+            that a token is routed to; for `attn_sink`, the number of query heads.
+        store: sites with stored values; for other sites, summaries are stored.
+        layers: measured layers, by their number in the model, ascending.
+        hidden_size: number of channels of the residual stream.
+        tokens: length of the token axis, which concatenates all sequences.
+        chunk_tokens: number of tokens in a chunk.
         compression: `lz4`, `zstd` or `none`.
-        layer_groups: the first and last layer of each layer group.
-        sequence_shards: the number of sequence shards.
-        dtype: the dtype of the forward pass; values are stored as float32.
-        outlier_floor: the least |x| that a summary keeps with its place, at the inputs of linear
-            layers; detection makes summaries with a lower floor from the store where it needs them.
-        massive_floor: the same at all other sites.
-        experts: the number of routed experts in a layer; 0 where `expert_out` is not measured.
-        sink_tokens: the number of first tokens of a sequence at which `attn_sink` is measured; 0
-            where it is not.
+        layer_groups: first and last layer of each layer group.
+        sequence_shards: number of sequence shards.
+        dtype: dtype of the forward pass; values are stored as float32.
+        outlier_floor: smallest |x| that a summary stores with its place, at the inputs of linear
+            layers. Detection computes summaries with a lower floor from stored values if needed.
+        massive_floor: smallest |x| that a summary stores with its place, at all other sites.
+        experts: number of routed experts in a layer; 0 if `expert_out` is not measured.
+        sink_tokens: number of first tokens of a sequence that `attn_sink` measures; 0 if it is not
+            measured.
         perplexity: whether the losses of the tokens are stored.
-        own_dimensions: the names of the last dimensions of sites that cannot share the declared
-            one in this model (`store/dimensions.py`).
+        own_dimensions: names of the last dimensions of sites that cannot share the declared name in
+            this model (`store/dimensions.py`).
     """
 
     sites: Mapping[str, int]
@@ -169,7 +177,7 @@ class Layout:
         return -(-self.tokens // self.chunk_tokens)
 
     def chunk_range(self, chunk: int) -> tuple[int, int]:
-        """Return the first token of a chunk, and the token after its last."""
+        """Return the first token of a chunk, and the token after the last."""
         start = chunk * self.chunk_tokens
         return start, min(start + self.chunk_tokens, self.tokens)
 
@@ -179,12 +187,14 @@ class Layout:
         return range(first, last + 1)
 
     def boundaries(self) -> tuple[int, ...]:
-        """Return the layers that boundaries lead into."""
+        """Return the layer after each boundary."""
         return tuple(first for first, _ in self.layer_groups[1:])
 
     def measured(self, group: int) -> Iterator[Target]:
-        """Yield the targets that a layer group keeps: values or summaries of each site, and the
-        losses after the last layer."""
+        """Yield the targets that a layer group writes, except boundaries.
+
+        They are the values or summaries of each site, and the losses after the last layer.
+        """
         for layer in self.group_layers(group):
             if layer in self.layers:
                 yield from (self.target(site, layer) for site in self.sites)
@@ -192,53 +202,54 @@ class Layout:
             yield self.losses
 
     def target(self, site: str, layer: int) -> Target:
-        """Return the target that is kept of a site: its values or their summary."""
+        """Return the target of a site: its values or their summary."""
         if site in self.store:
             return Target(site, layer)
-        # With another floor it is another target: commits with a higher floor do not count.
+        # Another floor is another target, so commits with a higher floor do not count.
         return Target(f"{SUMMARY}{site}@{self.floor(site)!r}.{SUMMARY_VERSION}", layer)
 
     def floor(self, site: str) -> float:
-        """Return the least |x| that a summary of a site keeps with its place; `expert_out` keeps
-        all."""
+        """Return the smallest |x| that a summary of a site stores with its place.
+
+        The floor of `expert_out` is 0, so all values are stored.
+        """
         if site == EXPERT_OUT:
             return 0.0
         return self.outlier_floor if site in LINEAR_INPUTS else self.massive_floor
 
     @property
     def passing_boundaries(self) -> bool:
-        """Whether boundaries are deleted once they are read: a run that stores no values keeps none
-        for later."""
+        """Whether boundaries are deleted once they are read, as in a run that stores no values."""
         return not {*self.store} - {ATTN_SINK}
 
     def targets(self) -> Iterator[Target]:
-        """Yield the targets in arrays: stored sites, boundaries, and losses."""
+        """Yield the targets in arrays: stored sites, boundaries and losses."""
         yield from (Target(site, layer) for site in self.store for layer in self.layers)
         yield from (Target(BOUNDARY, layer) for layer in self.boundaries())
         if self.perplexity:
             yield self.losses
 
     def summaries(self) -> Iterator[Target]:
-        """Yield the targets of sites that are not stored."""
+        """Yield the summaries of sites that are not stored."""
         sites = [site for site in self.sites if site not in self.store]
         yield from (self.target(site, layer) for site in sites for layer in self.layers)
 
     def superseded(self, target: Target) -> bool:
-        """Whether a target is a summary that a complete store does not need."""
+        """Return whether a target is a summary that a complete store does not need."""
         if not (target.is_summary and target.site in self.sites and target.layer in self.layers):
             return False
-        wanted = self.target(target.site, target.layer)
-        return wanted.is_summary and not target.serves(wanted)
+        current = self.target(target.site, target.layer)
+        return current.is_summary and not target.serves(current)
 
     def boundary_after(self, group: int) -> Target | None:
-        """Return the boundary that a layer group leaves for the next; None after the last."""
+        """Return the boundary after a layer group; None for the last layer group."""
         if group + 1 == len(self.layer_groups):
             return None
         return Target(BOUNDARY, self.layer_groups[group + 1][0])
 
     @property
     def losses(self) -> Target:
-        """The losses of the tokens."""
+        """The target of the losses of the tokens."""
         return Target(TOKEN_LOSS, self.layer_groups[-1][1])
 
     def channels(self, target: Target) -> int:
@@ -250,15 +261,15 @@ class Layout:
         return self.own_dimensions.get(site, DIMENSIONS[site])
 
     def arrays(self, site: str) -> int:
-        """Return the number of arrays that hold a site."""
+        """Return the number of arrays of a site."""
         return len(parts(site))
 
     def numbers(self, site: str) -> int:
-        """Return the number of numbers that a token has at a site, in all of its arrays."""
+        """Return the number of numbers for a token in all arrays of a site."""
         return self.sites[site] * self.arrays(site)
 
     def record(self) -> dict[str, Any]:
-        """Return the layout as the store's record holds it; `from_record` reads it back."""
+        """Return the layout for the store's record; `from_record` is the inverse."""
         record = asdict(self)
         record["channels"] = record.pop("sites")
         return record | {"sites": list(self.sites)}
@@ -268,7 +279,7 @@ class Layout:
         """Return the layout that a store's record describes.
 
         Raises:
-            ValueError: another version of the project wrote it.
+            ValueError: another version of the project wrote the record.
         """
         try:
             return cls._from_record(record)

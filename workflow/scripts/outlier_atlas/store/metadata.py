@@ -1,9 +1,9 @@
-"""A record of what zarr writes: the metadata of a run's arrays, and their coordinates.
+"""Record of the files that zarr writes: metadata and coordinates of a run's arrays.
 
-Chunks have a checksum of their own; `zarr.json` files and chunks of coordinates have none. So
-`store/create.py` keeps the text of the `zarr.json` files and a checksum of the coordinates in a
-record. It deletes the record before it changes an array, and writes it when all arrays have their
-shape: without a record no job trusts the arrays, and `create_store` runs again.
+Chunks contain a checksum, but `zarr.json` files and chunks of coordinates do not. Therefore
+`store/create.py` records the text of the `zarr.json` files and a checksum of the coordinates. It
+deletes the record before it changes an array, and writes it when all arrays have their shape.
+Without a record, no job uses the arrays, and `create_store` runs again.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ COORDINATES = {
     "sequence": "sequence of the token, 0-based",
     "position": "position of the token in its sequence, 0-based",
 }
-"""The coordinates, and what each of them is."""
+"""The coordinates with their descriptions."""
 
 
 class DamagedMetadataError(DamagedFileError):
-    """Damaged metadata, or a damaged coordinate, of a run's arrays.
+    """Metadata or a coordinate of a run's arrays is damaged.
 
-    Rule `create_store` restores it: `path` is the output of that rule.
+    Rule `create_store` restores the file. `path` is the output of that rule.
 
     Attributes:
         file: the damaged file.
@@ -52,7 +52,7 @@ class DamagedMetadataError(DamagedFileError):
 
 
 def write(run: RunFiles, layout: Layout) -> None:
-    """Record the metadata and the coordinates of a run's arrays as they are."""
+    """Record the current metadata and coordinates of a run's arrays."""
     files = sorted(
         path
         for store in (run.activations, run.boundaries)
@@ -71,7 +71,7 @@ def write(run: RunFiles, layout: Layout) -> None:
 
 
 def forget(run: RunFiles, arrays: Collection[Path]) -> None:
-    """Remove arrays from the record, before they are removed from the disk.
+    """Remove arrays from the record before they are removed from the disk.
 
     Args:
         run: the files of the run.
@@ -85,7 +85,7 @@ def forget(run: RunFiles, arrays: Collection[Path]) -> None:
 
 
 def remove(run: RunFiles) -> None:
-    """Remove the record, before an array changes."""
+    """Remove the record before an array changes."""
     (run.metadata_record).unlink(missing_ok=True)
 
 
@@ -116,17 +116,17 @@ def check(run: RunFiles) -> None:
 
 
 def differing(run: RunFiles, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Yield the metadata files that are not as recorded, each with its cause."""
+    """Yield the metadata files that differ from the record, each with the cause."""
     for name, text in record["files"].items():
-        there = content(run.folder / name)
-        if there is None:
+        current = content(run.folder / name)
+        if current is None:
             yield run.folder / name, "its file is missing"
-        elif there != text.encode():
+        elif current != text.encode():
             yield run.folder / name, f"it is not what {run.metadata_record.name} has"
 
 
 def differing_coordinates(run: RunFiles, record: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Yield the chunks of coordinates that are not as recorded, each with its cause."""
+    """Yield the chunks of coordinates that differ from the record, each with the cause."""
     for name, digest in record["coordinates"].items():
         if not (run.folder / name).is_file():
             yield run.folder / name, "its file is missing"
@@ -135,26 +135,26 @@ def differing_coordinates(run: RunFiles, record: Mapping[str, Any]) -> Iterator[
 
 
 def restore(run: RunFiles) -> list[DamagedMetadataError]:
-    """Write metadata again as it was recorded, and remove chunks of coordinates that differ.
+    """Restore metadata from the record, and remove chunks of coordinates that differ.
 
-    An array without its folder is not restored: its chunks are gone, too.
+    An array without its folder is not restored, because its chunks are also missing.
 
     Returns:
-        What was damaged.
+        The damage that was found.
 
     Raises:
-        DamagedMetadataError: the record is missing or damaged, and nothing can be restored.
+        DamagedMetadataError: the record is missing or damaged, so nothing can be restored.
     """
     record = read(run)
-    found = []
+    damages = []
     for path, cause in differing(run, record):
-        found.append(DamagedMetadataError(run, path, cause))
+        damages.append(DamagedMetadataError(run, path, cause))
         if path.parent.is_dir():
             write_whole(path, record["files"][_name(run, path)].encode())
     for path, cause in differing_coordinates(run, record):
-        found.append(DamagedMetadataError(run, path, cause))
+        damages.append(DamagedMetadataError(run, path, cause))
         path.unlink(missing_ok=True)
-    return found
+    return damages
 
 
 def _name(run: RunFiles, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Gives an array other layers or tokens: chunks move to their new rows, and none is rewritten."""
+"""Changes of an array's layers or tokens, which move chunks without rewriting them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import zarr
 from outlier_atlas.store.array_shapes import Shape
 
 ASIDE = "aside"
-"""The folder, in an array's own, for chunks of layers that have no row; zarr ignores it."""
+"""Folder in an array's folder for chunks of layers without a row; zarr ignores it."""
 
 
 def reshape(array: zarr.Array[Any], shape: Shape) -> None:
-    """Give an array the layers and tokens of a shape; chunks that it keeps are not rewritten."""
+    """Give an array the layers and tokens of a shape, without rewriting chunks."""
     folder, attributes = folder_of(array), dict[str, Any](array.attrs)
     layers = shape["attributes"].get("layers", [])
     tokens = (*array.shape[:-2], *shape["shape"][-2:])
@@ -39,7 +39,7 @@ def folder_of(array: zarr.Array[Any]) -> Path:
 
 
 def _put_aside(folder: Path, layers: Sequence[int]) -> None:
-    """Move the chunks of each layer out of the rows that an array gives them."""
+    """Move the chunks of each layer from its row to the folder `ASIDE`."""
     (folder / ASIDE).mkdir(exist_ok=True)
     for row, layer in enumerate(layers):
         chunks = folder / "c" / str(row)
@@ -48,7 +48,10 @@ def _put_aside(folder: Path, layers: Sequence[int]) -> None:
 
 
 def _put_back(folder: Path, layers: Sequence[int]) -> None:
-    """Move the chunks of each layer into its row; those of others stay aside."""
+    """Move the chunks of each layer from the folder `ASIDE` to its row.
+
+    Chunks of layers without a row stay in `ASIDE`.
+    """
     (folder / "c").mkdir(exist_ok=True)
     for row, layer in enumerate(layers):
         chunks = folder / ASIDE / str(layer)

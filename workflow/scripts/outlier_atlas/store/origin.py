@@ -1,7 +1,7 @@
-"""The versions and the kind of device under which numbers were computed.
+"""Versions of packages and kind of device with which numbers were computed.
 
-The same weights and tokens give other last bits under another torch, another transformers, or on
-another kind of device. Each commit record therefore says what it was computed under.
+The same weights and tokens give other last bits with other versions of torch or transformers, or on
+another kind of device. Therefore each commit record contains its origin.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 VERSIONS, DEVICE = "versions", "device"
-"""The keys of a commit's details."""
+"""Keys of a commit's details."""
 
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """Versions and the kind of device under which numbers were computed.
+    """The versions and the kind of device with which numbers were computed.
 
-    An empty text stands for what is not known.
+    An empty text means unknown.
 
     Attributes:
-        torch, transformers: the versions of the packages.
+        torch: version of torch.
+        transformers: version of transformers.
         device: `cpu`, `cuda` or `mps`.
     """
 
@@ -33,16 +34,16 @@ class Origin:
 
     @classmethod
     def now(cls, device: str = "") -> Origin:
-        """Return the origin of what is computed from now on, without importing the packages.
+        """Return the origin of numbers that this process computes, without importing the packages.
 
         Args:
-            device: a device such as `cuda:0`, where it is known already.
+            device: name of the device, such as `cuda:0`; empty if it is not known yet.
         """
         return cls(version("torch"), version("transformers"), _kind(device))
 
     @classmethod
     def of(cls, details: Mapping[str, Any]) -> Origin:
-        """Return the origin that a record states; older records have no versions."""
+        """Return the origin in the details of a record; older records have no versions."""
         versions = details.get(VERSIONS, {})
         return cls(
             str(versions.get("torch", "")),
@@ -52,20 +53,20 @@ class Origin:
 
     @property
     def versions(self) -> dict[str, str]:
-        """The versions as a record states them."""
+        """The versions in the form of a record."""
         return {"torch": self.torch, "transformers": self.transformers}
 
     def differs(self, other: Origin) -> bool:
-        """Whether something differs that both origins state."""
+        """Return whether a field differs that is known in both origins."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return any(one and another and one != another for one, another in pairs)
+        return any(ours and theirs and ours != theirs for ours, theirs in pairs)
 
     def __str__(self) -> str:
         packages = [f"{package} {known}" for package, known in self.versions.items() if known]
-        said = " and ".join(packages)
+        text = " and ".join(packages)
         if not self.device:
-            return said
-        return f"{said} on {self.device}" if said else self.device
+            return text
+        return f"{text} on {self.device}" if text else self.device
 
 
 def others(origins: Iterable[Origin], now: Origin) -> list[Origin]:
@@ -74,14 +75,20 @@ def others(origins: Iterable[Origin], now: Origin) -> list[Origin]:
 
 
 def in_words(origins: Iterable[Origin]) -> str:
-    """Return several origins as part of a sentence."""
+    """Return origins as part of a sentence."""
     return "; ".join(map(str, origins))
 
 
-def refusal(what: Path, found: Iterable[Origin], now: Origin) -> str:
-    """Return a sentence that says why numbers of two origins are not mixed, and what to set."""
+def refusal(what: Path, earlier: Iterable[Origin], now: Origin) -> str:
+    """Return a message on why numbers of two origins are not mixed, and what to set.
+
+    Args:
+        what: folder with the earlier numbers.
+        earlier: origins of the earlier numbers.
+        now: current origin.
+    """
     return (
-        f"{what}: was computed under {in_words(found)}, and would grow under {now}, which gives "
+        f"{what}: was computed under {in_words(earlier)}, and would grow under {now}, which gives "
         f"other last bits; set execution.on_new_versions: recompute (all of it is computed again) "
         f"or keep (both are mixed), or go back to what it was computed under"
     )

@@ -1,4 +1,4 @@
-"""Repair: what proves damaged no longer counts, and the job that makes it looks again."""
+"""Repair of damaged data, which is removed so that its jobs recompute it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from outlier_atlas.store.target_chunks import DamagedChunkError
 
 
 def damaged(arrays: Arrays, layout: Layout, threads: int) -> Iterator[DamagedChunkError]:
-    """Compare every chunk of a run that counts with its commits."""
+    """Compare every counting chunk of a run with its commits, and yield each damage."""
     for target in layout.targets():
         yield from damaged_of(arrays, ((target, chunk) for chunk in range(layout.chunks)), threads)
 
@@ -30,7 +30,7 @@ def damaged(arrays: Arrays, layout: Layout, threads: int) -> Iterator[DamagedChu
 def damaged_of(
     arrays: Arrays, places: Iterable[tuple[Target, int]], threads: int
 ) -> Iterator[DamagedChunkError]:
-    """Compare chunks of targets with their commits."""
+    """Compare chunks of targets with their commits, and yield each damage."""
 
     def look(place: tuple[Target, int]) -> DamagedChunkError | None:
         try:
@@ -46,7 +46,11 @@ def damaged_of(
 def lost_summaries(
     run: RunFiles, fingerprints: Fingerprints, commits: Commits
 ) -> Iterator[LostSummaryError]:
-    """Compare every summary of a site that is not stored with its commits."""
+    """Compare all summaries of sites that are not stored with their commits.
+
+    Yields:
+        An error for each lost summary.
+    """
     layout = fingerprints.layout
     for summary, chunk in product(layout.summaries(), range(layout.chunks)):
         for target, rows, checksum in commits.serving(summary, chunk, fingerprints.of(chunk)):
@@ -57,10 +61,10 @@ def lost_summaries(
 
 
 def give_up(run: RunFiles, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> ValueError:
-    """Remove damaged chunks and their commits, and have the extraction jobs look again.
+    """Remove damaged chunks and their commits, and make the extraction jobs check again.
 
     Returns:
-        The error to raise: it says what was damaged and that the same command repairs it.
+        The error to raise. It names the damage, and says that the same command repairs it.
     """
     for damage in damages:
         arrays.chunks.remove(damage.target, damage.chunk)
@@ -70,15 +74,15 @@ def give_up(run: RunFiles, arrays: Arrays, damages: Sequence[DamagedChunkError])
 
 
 def give_up_summaries(run: RunFiles, lost: Sequence[LostSummaryError]) -> ValueError:
-    """Remove lost summaries and their commits, and have the extraction jobs look again.
+    """Remove lost summaries and their commits, and make the extraction jobs check again.
 
     Returns:
-        The error to raise: it says what was lost and that the same command repairs it.
+        The error to raise. It names the loss, and says that the same command repairs it.
     """
     gone = {(summary.target, summary.rows) for summary in lost}
     error = _given_up(run, run.summaries, lost, lambda target, rows: (target, rows) in gone)
     for target, rows in gone:
-        path_of(run, target, rows).unlink(missing_ok=True)  # behind their commits
+        path_of(run, target, rows).unlink(missing_ok=True)  # after their commits
     return error
 
 
@@ -99,6 +103,6 @@ def _given_up(
 
 
 def look_again(run: RunFiles) -> None:
-    """Have every extraction job of a run look for missing rows, the next time that it starts."""
+    """Remove the manifests of a run, so that every extraction job checks for missing rows."""
     for manifest in run.job_manifests.glob("*.json"):
         manifest.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""A run and its store: the one object that stages are given.
+"""A run and its store, as one object for all stages.
 
-zarr is imported only by the methods that open arrays: a job that finds nothing to do ends at once.
+zarr is imported only in methods that open arrays, so a job without missing rows ends quickly.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 
 class Run(RunFiles):
-    """A run: its files, its layout, and what of it counts.
+    """A run with its files, its layout and its commits.
 
-    Records and tokens are read once, when they are first asked for. Every call reads the commits
-    again, since other jobs append to them.
+    Records and tokens are read once, when they are first needed. Commits are read at every call,
+    because other jobs append to them.
 
     Args:
-        folder: the folder of the run.
-        model_record: the record of the model.
-        resources: the folder that the record of the model is relative to.
-        tokens_file: the tokens; by default in the run's folder.
-        tokens_record: the record of the tokens; by default in the run's folder.
-        heldout_file: the held-out tokens, which other runs share; None without an ablation stage.
-        heldout_record: the record of the held-out tokens.
+        folder: folder of the run.
+        model_record: record of the model.
+        resources: folder that paths in the record of the model are relative to.
+        tokens_file: file of the tokens; by default in the run's folder.
+        tokens_record: record of the tokens; by default in the run's folder.
+        heldout_file: file of the held-out tokens, which runs share; None without an ablation stage.
+        heldout_record: record of the held-out tokens.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Run(RunFiles):
         self.heldout_file = heldout_file
         self.heldout_record = heldout_record
 
-    # What the run is made from.
+    # Inputs of the run.
 
     @cached_property
     def model(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Run(RunFiles):
         assert self.heldout_file and self.heldout_record, "the rule names the held-out tokens"
         return TokenStore.recorded(self.heldout_file, self.heldout_record)
 
-    # What the store is, and what of it counts.
+    # Layout and commits of the store.
 
     @cached_property
     def store_description(self) -> dict[str, Any]:
@@ -122,28 +122,27 @@ class Run(RunFiles):
         """The layout of the store.
 
         Raises:
-            ValueError: the record of the store is damaged, or another version of the project wrote
-                it.
+            ValueError: the record of the store is damaged or of another version of the project.
         """
         return Layout.from_record(self.store_description)
 
     @cached_property
     def fingerprints(self) -> Fingerprints:
-        """The fingerprints of the chunks, as the run is configured now."""
+        """The fingerprints of the chunks in the current configuration."""
         return self._fingerprints(self.layout)
 
     def commits(self) -> Commits:
-        """Read the commits that are there at this moment."""
+        """Read the current commits."""
         return Commits.load(self.commit_files)
 
     def arrays(self, commits: Commits | None = None) -> Arrays:
-        """Open the arrays. Only rows count that are committed as the run is configured now.
+        """Open the arrays, of which only rows of the current configuration count.
 
         Args:
-            commits: the commits that count; by default those that are there at this moment.
+            commits: the commits that count; by default the current commits.
 
         Raises:
-            DamagedMetadataError: the metadata of the arrays is not what was recorded.
+            DamagedMetadataError: the metadata of the arrays differs from its record.
         """
         from outlier_atlas.store.arrays import Arrays
 
@@ -153,28 +152,28 @@ class Run(RunFiles):
     def committed_summaries(
         self, commits: Commits, target: Target, chunk: int, kind: type[Kind]
     ) -> list[Kind]:
-        """Return the summaries that extraction has kept of a chunk, tile by tile.
+        """Return the summaries of a chunk that extraction has written, tile by tile.
 
         Args:
             commits: the commits that count.
-            target: a site that is not stored, in a layer.
-            chunk: the number of the chunk.
-            kind: the class of the summaries.
+            target: target of a site that is not stored.
+            chunk: index of the chunk.
+            kind: class of the summaries.
 
         Raises:
-            LostSummaryError: a summary is missing, or is not the one that was committed.
+            LostSummaryError: a summary is missing, or differs from its commit.
         """
         from outlier_atlas.store.summaries import committed
 
         return committed(self, commits, self.fingerprints, target, chunk, kind)
 
-    # What changes the store.
+    # Changes of the store.
 
     def create_arrays(self, layout: Layout, coordinates: Mapping[str, NDArray[np.int32]]) -> None:
-        """Give the arrays the shape of a layout, and keep only the commits that are current.
+        """Give the arrays the shape of a layout, and keep only current commits.
 
         Args:
-            layout: the layout that the store is to have.
+            layout: the new layout of the store.
             coordinates: `token_id`, `sequence` and `position`, each (token,).
         """
         from outlier_atlas.store.create import create
@@ -182,22 +181,23 @@ class Run(RunFiles):
         create(self, layout, coordinates, self._fingerprints(layout))
 
     def commit_file(self, job: str) -> CommitFile:
-        """Return the file that a job appends its commits to."""
+        """Return the file to which a job appends its commits."""
         return CommitFile(self.commit_files / f"{job}.jsonl")
 
     def revise(self, revised: Callable[[Commit], Commit] = lambda commit: commit) -> int:
-        """Change all commits; by default only damaged lines are removed.
+        """Change all commits; by default, remove only damaged lines.
 
         Args:
-            revised: returns a commit as it is to be; a commit without targets is removed.
+            revised: a function that returns the changed commit; commits without targets are
+                removed.
 
         Returns:
-            The number of commits that stand for less than they did.
+            The number of commits that lost rows or targets.
         """
         return revise(self.commit_files, revised)
 
     def delete_chunks(self, target: Target, chunks: Iterable[int]) -> None:
-        """Delete chunks on purpose; their commits go first, so that none is without its chunk."""
+        """Delete chunks; their commits are removed first, so every commit has its chunk."""
         from outlier_atlas.store.arrays import Arrays
 
         gone = frozenset(chunks)
@@ -213,58 +213,58 @@ class Run(RunFiles):
             arrays.chunks.remove(target, chunk)
 
     def clear_up(self) -> None:
-        """Remove what the layout does not name, once everything is there that it names."""
+        """Remove all data that the layout does not name, once the run is complete."""
         from outlier_atlas.store.clear_up import clear_up
 
         clear_up(self, self.layout)
 
-    # Damage: what is damaged no longer counts, and the same command computes it again.
+    # Damaged data no longer counts, and the same command recomputes it.
 
     def give_up(self, arrays: Arrays, damages: Sequence[DamagedChunkError]) -> ValueError:
-        """Remove damaged chunks and their commits, and have the extraction jobs look again.
+        """Remove damaged chunks and their commits, and make the extraction jobs check again.
 
         Returns:
-            The error to raise: what was damaged, and that the same command repairs it.
+            The error to raise. It names the damage, and says that the same command repairs it.
         """
         from outlier_atlas.store.repair import give_up
 
         return give_up(self, arrays, damages)
 
     def give_up_summaries(self, lost: Sequence[LostSummaryError]) -> ValueError:
-        """Remove lost summaries and their commits, and have the extraction jobs look again.
+        """Remove lost summaries and their commits, and make the extraction jobs check again.
 
         Returns:
-            The error to raise: what was lost, and that the same command repairs it.
+            The error to raise. It names the loss, and says that the same command repairs it.
         """
         from outlier_atlas.store.repair import give_up_summaries
 
         return give_up_summaries(self, lost)
 
     def look_again(self) -> None:
-        """Have every extraction job look for missing rows, the next time that it starts."""
+        """Make every extraction job check for missing rows at its next start."""
         from outlier_atlas.store.repair import look_again
 
         look_again(self)
 
     def damaged_chunks(self, arrays: Arrays, threads: int) -> Iterator[DamagedChunkError]:
-        """Compare every chunk that counts with its commits."""
+        """Compare every counting chunk with its commits, and return each damage."""
         from outlier_atlas.store.repair import damaged
 
         return damaged(arrays, self.layout, threads)
 
     def lost_summaries(self, commits: Commits) -> Iterator[LostSummaryError]:
-        """Compare every summary of a site that is not stored with its commits."""
+        """Compare summaries of sites that are not stored with their commits; return lost ones."""
         from outlier_atlas.store.repair import lost_summaries
 
         return lost_summaries(self, self.fingerprints, commits)
 
-    # What `verify` asks of a run whose records may be damaged.
+    # Methods for `verify`, which must work with damaged records.
 
     def restore_metadata(self) -> list[DamagedMetadataError]:
         """Restore the metadata of the arrays from its record; remove the record if it is damaged.
 
         Returns:
-            What was damaged.
+            The damage.
         """
         try:
             return metadata.restore(self)
@@ -279,10 +279,10 @@ class Run(RunFiles):
         return files(self)
 
     def known_layout(self) -> Layout | None:
-        """Return the layout, from the record of the metadata where the store's is damaged.
+        """Return the layout; None if it cannot be read.
 
-        `layout` then returns the same, also once the damaged record is removed. None if both
-        records are damaged.
+        If the record of the store is damaged, the layout comes from the record of the metadata.
+        `layout` then returns the same, also after the damaged record is removed.
         """
         try:
             described = self.store_description
@@ -295,23 +295,26 @@ class Run(RunFiles):
         return self.layout
 
     def known_model_fingerprint(self) -> str | None:
-        """Return the fingerprint of the weights, from the store's record where the model's is
-        damaged; None if neither has it. `model_fingerprint` then returns the same."""
-        found = _known(self.model_record) or _known(self.store_record).get("model", {})
-        if "fingerprint" not in found:
+        """Return the fingerprint of the weights; None if it cannot be read.
+
+        If the record of the model is damaged, the fingerprint comes from the record of the store.
+        `model_fingerprint` then returns the same.
+        """
+        known = _known(self.model_record) or _known(self.store_record).get("model", {})
+        if "fingerprint" not in known:
             return None
-        self.model_fingerprint = str(found["fingerprint"])
+        self.model_fingerprint = str(known["fingerprint"])
         return self.model_fingerprint
 
     def known_tokens(self) -> TokenStore | None:
-        """Return the tokens; None where they or their record are missing or damaged."""
+        """Return the tokens; None if they or their record are missing or damaged."""
         try:
             return self.tokens
         except (OSError, DamagedFileError):
             return None
 
     def arrays_to_verify(self) -> Arrays:
-        """Open the arrays to verify them: all commits count, those of other configurations too.
+        """Open the arrays for verification, in which commits of all configurations count.
 
         Raises:
             DamagedMetadataError: zarr cannot read the metadata.
@@ -328,7 +331,7 @@ class Run(RunFiles):
 
 
 def _known(record: Path) -> dict[str, Any]:
-    """Return the contents of a record; nothing where it is missing or damaged."""
+    """Return the contents of a record; empty if it is missing or damaged."""
     try:
         return read_record(record)
     except (OSError, DamagedFileError):

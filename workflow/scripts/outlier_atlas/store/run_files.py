@@ -1,7 +1,7 @@
-"""The names of the files in a run's folder, in one place.
+"""Names of the files in a run's folder.
 
-Light to import: the Snakefile and the terminal use it, too. A folder with a wildcard in it gives
-patterns: `RunFiles(Path("results/{run}")).report`.
+The Snakefile and the terminal import this module, so it imports no large packages. A folder with a
+wildcard gives patterns, as in `RunFiles(Path("results/{run}")).report`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from outlier_atlas import inputs, products
 from outlier_atlas.job_metrics import FOLDER as MEASURED
 
 STORE_RECORD = "manifests/store.json"
-"""The record of the store's layout, seen from the run's folder."""
+"""Record of the store's layout, relative to the run's folder."""
 
 COMMITS = "manifests/commits"
-"""The folder of the commit files, seen from the run's folder."""
+"""Folder of the commit files, relative to the run's folder."""
 
 TOKENS, TOKENS_RECORD = "tokens.parquet", "manifests/tokens.json"
-"""The tokens and their record, seen from the run's folder, unless a rule names other files."""
+"""Default files of the tokens and their record, relative to the run's folder."""
 
 
 class RunFiles:
@@ -58,7 +58,7 @@ class RunFiles:
 
     @property
     def store_record(self) -> Path:
-        """The record of the store's layout: what rule `create_store` makes."""
+        """The record of the store's layout, which is the output of rule `create_store`."""
         return self.folder / STORE_RECORD
 
     @property
@@ -68,7 +68,7 @@ class RunFiles:
 
     @property
     def layer_groups_record(self) -> Path:
-        """The record of what `extraction.layer_groups: auto` is."""
+        """The record of the number that `extraction.layer_groups: auto` chose."""
         return self._manifests / "layer_groups.json"
 
     @property
@@ -78,27 +78,27 @@ class RunFiles:
 
     @property
     def job_manifests(self) -> Path:
-        """The folder of the manifests that extraction jobs leave."""
+        """The folder of the manifests of finished extraction jobs."""
         return self._manifests / "extraction"
 
     @property
     def chunk_locks(self) -> Path:
-        """The folder of the locks of chunks that several jobs write."""
+        """The folder of the locks for chunks that several jobs write."""
         return self._manifests / "locks"
 
     @property
     def input_records(self) -> Path:
-        """The folder of the records of what rules are made from (`inputs.py`)."""
+        """The folder of the records of rules' inputs (`inputs.py`)."""
         return self._manifests / inputs.FOLDER
 
     @property
     def product_records(self) -> Path:
-        """The folder of the records of what rules have made (`products.py`)."""
+        """The folder of the records of rules' products (`products.py`)."""
         return self._manifests / products.FOLDER
 
     @property
     def measured(self) -> Path:
-        """The folder of the records of what jobs took (`job_metrics.py`)."""
+        """The folder of the records of jobs' memory and time (`job_metrics.py`)."""
         return self.folder / MEASURED
 
     @property
@@ -113,7 +113,7 @@ class RunFiles:
 
     @property
     def ablation(self) -> Path:
-        """The folder of what the ablation stage keeps to resume."""
+        """The folder of the files from which the ablation stage resumes."""
         return self.folder / "ablation"
 
     @property
@@ -123,7 +123,7 @@ class RunFiles:
 
     @property
     def findings(self) -> Path:
-        """The findings of the report as JSON."""
+        """The JSON file of the report's findings."""
         return self.folder / "findings.json"
 
     @property

@@ -1,9 +1,8 @@
-"""The files of summaries: a safetensors file for the rows of each site and layer.
+"""Files of summaries: a safetensors file for rows of each site and layer.
 
-A file proves itself: its metadata holds the fingerprint of everything that the numbers depend on, a
-checksum of the numbers, and a checksum of the metadata itself. So a summary counts if it can be
-read and its fingerprint is the current one. The order of writing does not matter, and nothing has
-to be forced to the disk.
+The metadata of a file contains the fingerprint of everything that the numbers depend on, a checksum
+of the numbers, and a checksum of the metadata. Therefore a summary counts if it can be read and its
+fingerprint is current. The order of writing does not matter, and no fsync is needed.
 """
 
 from __future__ import annotations
@@ -30,36 +29,36 @@ from outlier_atlas.store.layout import SUMMARY, Layout, Target
 from outlier_atlas.store.run_files import RunFiles
 
 LENGTHS = "lengths"
-"""(attribute, tile): the length of the attribute's array; `NUMBER` where it is a number."""
+"""Name of the array of lengths, (attribute, tile); `NUMBER` stands for a number."""
 
 NUMBER = -1
 
 DESCRIBED = {"fingerprint", "checksum", "attributes"}
-"""The keys of a file's description."""
+"""Keys of a file's description."""
 
 PROOF = "proof"
-"""The key, in a file's description, of the checksum of the rest of the description."""
+"""Key in a file's description of the checksum of its other entries."""
 
 OF_FLOOR = re.compile(r"\w+@\d[\de.+-]*\.\d+")
-"""The name of a folder with summaries of a site that is not stored: site, floor and version."""
+"""Folder name for summaries of a site that is not stored: site, floor and version."""
 
 PLACE = re.compile(r"chunk-(\d+)\.(\d+)-(\d+)\.safetensors")
-"""The name of a file: chunk, first token, and the token after the last."""
+"""File name: chunk, first token, and the token after the last."""
 
 Arrays = dict[str, NDArray[Any]]
 Attributes = dict[str, str]
-"""The array that holds an attribute of a summary, by attribute."""
+"""Name of the array that contains each attribute of a summary, by attribute."""
 
 Kind = TypeVar("Kind")
-"""A dataclass whose attributes are numbers and arrays of one axis."""
+"""A dataclass of numbers and one-dimensional arrays."""
 
 
 class DamagedSummaryError(ValueError):
-    """A summary that is missing or cannot be read."""
+    """A summary is missing or damaged."""
 
 
 class LostSummaryError(ValueError):
-    """A summary of a site that is not stored, which is missing or cannot be read.
+    """A summary of a site that is not stored is missing or damaged.
 
     Attributes:
         target: the site and layer.
@@ -80,16 +79,16 @@ def path_of(run: RunFiles, target: Target, rows: Rows, measure: str = "") -> Pat
         run: the files of the run.
         target: the site and layer.
         rows: the rows.
-        measure: the measure that the summary is for; empty for the summary that all share.
+        measure: the measure of the summary; empty for the summary that all measures share.
     """
-    # Without stored values the name has the floor: what a commit stands for is not overwritten.
+    # Without stored values the name has the floor, so committed summaries are not overwritten.
     name = target.array.removeprefix(SUMMARY)
     folder = run.summaries / f"{name}{measure}" / f"layer-{target.layer}"
     return folder / f"chunk-{rows.chunk}.{rows.start}-{rows.stop}.safetensors"
 
 
 def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
-    """Write the summaries of tiles, all of one kind; a reader sees the old file or the new one.
+    """Write the summaries of tiles of one kind; a reader sees the old or the new file.
 
     Returns:
         The checksum of the summaries.
@@ -99,7 +98,7 @@ def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
     """
     arrays, attributes = _joined(tiles)
     checksum = _checksum(arrays, attributes)
-    # In one entry: safetensors writes several in an order that changes from process to process.
+    # One entry, because safetensors writes several in an order that differs between processes.
     described = {"fingerprint": fingerprint, "checksum": checksum, "attributes": attributes}
     entry = canonical(described | {PROOF: _proof(described)})
     content = safetensors.numpy.save(arrays, {"summary": entry})
@@ -114,13 +113,13 @@ def read(
 
     Args:
         path: the file.
-        kind: the class of the summaries.
-        fingerprint: the fingerprint that the file must have.
-        committed: the checksum that the file must have; None where no commit stands for it.
+        kind: class of the summaries.
+        fingerprint: fingerprint that the file must have.
+        committed: checksum that the file must have; None if no commit names the file.
 
     Raises:
-        DamagedSummaryError: the file is missing, damaged, of another fingerprint, or not the one
-            that was committed.
+        DamagedSummaryError: the file is missing, damaged, of another fingerprint, or differs from
+            its commit.
     """
     arrays, attributes = _current(path, fingerprint, committed)
     try:
@@ -132,7 +131,7 @@ def read(
 def files(run: RunFiles) -> Iterator[tuple[Path, Target, Rows]]:
     """Yield the files of all summaries in a run's folder, each with its target and its rows.
 
-    Summaries of stored sites come from detection; the targets of the others are summaries.
+    Detection writes the summaries of stored sites. The targets of other sites are summaries.
     """
     for path in sorted(run.summaries.glob("*/layer-*/chunk-*.safetensors")):
         target, place = _target(path.parent), PLACE.fullmatch(path.name)
@@ -141,7 +140,7 @@ def files(run: RunFiles) -> Iterator[tuple[Path, Target, Rows]]:
 
 
 def _target(folder: Path) -> Target | None:
-    """Return the target of the summaries in a folder; None where the folder holds none."""
+    """Return the target of the summaries in a folder; None for another folder."""
     name, layer = folder.parent.name, folder.name.removeprefix("layer-")
     if not layer.isdecimal():
         return None
@@ -151,7 +150,7 @@ def _target(folder: Path) -> Target | None:
 
 
 def check_itself(path: Path) -> None:
-    """Compare a file with its own checksums, whatever it was made from.
+    """Compare a file with its own checksums, regardless of its fingerprint.
 
     Raises:
         DamagedSummaryError: a checksum does not agree.
@@ -160,12 +159,12 @@ def check_itself(path: Path) -> None:
 
 
 def remove_superseded(run: RunFiles, layout: Layout) -> None:
-    """Remove summaries that a layout does not need: those with a higher floor."""
+    """Remove summaries that a layout does not need, such as summaries with a higher floor."""
     for folder in run.summaries.glob("*@*/layer-*"):
         target = _target(folder)
         if target and layout.superseded(target):
             shutil.rmtree(folder)
-            with suppress(OSError):  # layers that are not measured now may be left in it
+            with suppress(OSError):  # layers that are no longer measured may be left in it
                 folder.parent.rmdir()
 
 
@@ -177,41 +176,41 @@ def committed(
     chunk: int,
     kind: type[Kind],
 ) -> list[Kind]:
-    """Return the summaries that extraction has kept of a chunk, tile by tile.
+    """Return the summaries of a chunk that extraction has written, tile by tile.
 
     Args:
         run: the files of the run.
         commits: the commits that count.
         fingerprints: the fingerprints of the chunks.
-        target: a site that is not stored, in a layer.
-        chunk: the number of the chunk.
-        kind: the class of the summaries.
+        target: target of a site that is not stored.
+        chunk: index of the chunk.
+        kind: class of the summaries.
 
     Raises:
-        LostSummaryError: a summary is missing, or is not the one that was committed.
+        LostSummaryError: a summary is missing, or differs from its commit.
     """
-    found: list[Kind] = []
-    # As they were written: by other sequence shards, perhaps, or of fewer sequences first.
+    summaries: list[Kind] = []
+    # Several files may cover the chunk: of other sequence shards, or of earlier, shorter runs.
     for kept, rows, checksum in commits.serving(target, chunk, fingerprints.of(chunk)):
         try:
-            found += read(path_of(run, kept, rows), kind, fingerprints.summary(rows), checksum)
+            summaries += read(path_of(run, kept, rows), kind, fingerprints.summary(rows), checksum)
         except DamagedSummaryError as error:
             raise LostSummaryError(kept, rows, error) from error
-    return found
+    return summaries
 
 
 def check(path: Path, fingerprint: str, committed: str) -> None:
-    """Compare a file with the checksum that it was committed with.
+    """Compare a file with the checksum in its commit.
 
     Raises:
-        DamagedSummaryError: the file is missing, damaged, of another fingerprint, or not the one
-            that was committed.
+        DamagedSummaryError: the file is missing, damaged, of another fingerprint, or differs from
+            its commit.
     """
     _current(path, fingerprint, committed)
 
 
 def _current(path: Path, fingerprint: str, committed: str | None) -> tuple[Arrays, Attributes]:
-    """Read a file, and compare it with its own checksums, a fingerprint, and its commit."""
+    """Read a file, and compare it with its checksums, a fingerprint and its commit."""
     arrays, described = _whole(path)
     if described["fingerprint"] != fingerprint:
         raise DamagedSummaryError(f"{path}: of another configuration")
@@ -221,7 +220,7 @@ def _current(path: Path, fingerprint: str, committed: str | None) -> tuple[Array
 
 
 def _whole(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Read a file, and compare it with its own checksums; return arrays and description."""
+    """Read a file, compare it with its checksums, and return arrays and description."""
     try:
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -238,10 +237,10 @@ def _whole(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _joined(tiles: Sequence[Any]) -> tuple[Arrays, Attributes]:
-    """Join the attributes of tiles: an array for each dtype, and the lengths of its parts.
+    """Join the attributes of tiles into one array for each dtype, and an array of lengths.
 
-    Parts are ordered by attribute, then by tile. The arrays are few and long, since an array of a
-    file takes as long as thousands of numbers.
+    Parts are ordered by attribute, then by tile. Few long arrays are faster, because an array in a
+    file takes as much time as thousands of numbers.
     """
     parts: dict[str, list[NDArray[Any]]] = defaultdict(list)
     attributes, lengths = {}, []

@@ -1,8 +1,8 @@
-"""The chunks of a target, compared with the commits that stand for them.
+"""Chunks of targets, and their comparison with commits.
 
-Where a target's rows fill their chunk, their checksum is that of the stored bytes, which can be
-compared without decoding. Where other rows share the chunk, it is the checksum of the values. The
-checksum of a target of several arrays joins those of the arrays.
+If rows fill their chunk, their checksum is the checksum of the stored bytes, which can be compared
+without decoding. If other rows share the chunk, it is the checksum of the values. The checksum of a
+target with several arrays concatenates the checksums of the arrays.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from outlier_atlas.store.layout import Target, arrays_of, has_layers
 
 
 class DamagedChunkError(ValueError):
-    """A chunk that is missing, cannot be read, or is not the one that was committed.
+    """A chunk is missing or damaged, or differs from its commit.
 
     Attributes:
-        target: the array and layer.
-        chunk: the number of the chunk.
+        target: array and layer of the chunk.
+        chunk: index of the chunk.
     """
 
     def __init__(self, target: Target, chunk: int, cause: str) -> None:
@@ -35,11 +35,11 @@ class DamagedChunkError(ValueError):
 
 
 class TargetChunks:
-    """Whole chunks of targets, in the arrays that hold the targets.
+    """The chunks of targets, in the arrays of the targets.
 
     Args:
-        arrays: the arrays, by name.
-        chunk_tokens: the number of tokens in a chunk.
+        arrays: arrays by name.
+        chunk_tokens: number of tokens in a chunk.
     """
 
     def __init__(self, arrays: Mapping[str, Any], chunk_tokens: int) -> None:
@@ -56,7 +56,7 @@ class TargetChunks:
         """Return the values of each array, (token, channel), and the checksum of the stored bytes.
 
         Raises:
-            DamagedChunkError: a file is missing, or not what was written.
+            DamagedChunkError: a file is missing or damaged.
         """
         try:
             read = [files.read(at) for files, at in self._of(target, chunk)]
@@ -75,12 +75,12 @@ class TargetChunks:
         return [np.reshape(f.blank(), (self._size, -1)) for f, _ in self._of(target, 0)]
 
     def has(self, target: Target) -> bool:
-        """Whether a target has a place in the arrays."""
+        """Return whether the arrays contain a target."""
         names = arrays_of(target)
         return not has_layers(target) or all(target.layer in self._rows[n] for n in names)
 
     def exists(self, target: Target, chunk: int) -> bool:
-        """Whether a chunk has a file."""
+        """Return whether a chunk has a file."""
         return any(files.exists(at) for files, at in self._of(target, chunk))
 
     def path(self, target: Target, chunk: int) -> Path:
@@ -89,12 +89,12 @@ class TargetChunks:
         return files.path(at)
 
     def remove(self, target: Target, chunk: int) -> None:
-        """Remove a chunk's files."""
+        """Remove the files of a chunk."""
         for files, at in self._of(target, chunk):
             files.remove(at)
 
     def check(self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]) -> None:
-        """Compare the rows that count with their checksums; decode only where rows share a chunk.
+        """Compare counting rows with their checksums; decode a chunk only if rows share it.
 
         Raises:
             DamagedChunkError: a checksum does not agree.
@@ -112,7 +112,7 @@ class TargetChunks:
     def checked(
         self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]
     ) -> list[NDArray[Any]]:
-        """Return the values of each array, compared with the checksums of the rows that count.
+        """Return the values of each array, after comparing counting rows with their checksums.
 
         Raises:
             DamagedChunkError: a file is missing, or a checksum does not agree.
@@ -122,7 +122,7 @@ class TargetChunks:
         return values
 
     def sum_of(self, values: Iterable[NDArray[Any]], rows: Rows) -> str:
-        """Return the checksum of rows, from the values (token, channel) of their whole chunk."""
+        """Return the checksum of rows, given the values (token, channel) of the whole chunk."""
         first = rows.chunk * self._size
         pieces = (part[rows.start - first : rows.stop - first] for part in values)
         return "".join(checksum(piece.tobytes()) for piece in pieces)

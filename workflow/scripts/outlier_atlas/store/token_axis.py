@@ -1,4 +1,4 @@
-"""The token axis, cut by chunks, sequences and sequence shards."""
+"""Division of the token axis into chunks, sequences and sequence shards."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from outlier_atlas.store.layout import Layout
 
 
 def shard_rows(layout: Layout, starts: NDArray[np.int64], shard: int) -> list[Rows]:
-    """Return the tokens of a sequence shard, cut where chunks are cut.
+    """Return the tokens of a sequence shard, divided at chunk edges.
 
     Args:
         layout: the layout of the store.
-        starts: index of each sequence's first token, and the number of tokens.
-        shard: the number of the sequence shard.
+        starts: index of the first token of each sequence, and the number of tokens.
+        shard: index of the sequence shard.
     """
     first, last = even_ranges(len(starts) - 1, layout.sequence_shards)[shard]
     return _cut(layout, int(starts[first]), int(starts[last]))

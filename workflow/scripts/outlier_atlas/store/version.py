@@ -1,6 +1,6 @@
-"""The version of a run's store, which tells whether this version of the project can read it.
+"""Version of a run's store, which decides whether this version of the project can read it.
 
-Light to import: the Snakefile asks before any job runs.
+The Snakefile checks the version before any job runs, so this module imports no large packages.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.store.run_files import RunFiles
 
 STORE_VERSION = 2
-"""The version of the stores that this code makes; raised when the form of a store changes. Stores
-without a version have version 1: the last dimension of all of their sites is called `channel`."""
+"""Version of the stores that this code writes.
+
+Raise the version if the format of a store changes. Stores without a version have version 1, in
+which the last dimension of all sites is called `channel`.
+"""
 
 KEY = "store_version"
-"""The attribute of the store's root group, and the key of the metadata's record, that has the
-version."""
+"""Name of the version in the attributes of the root group and in the record of the metadata."""
 
 
 def version_of(run: Path) -> int | None:
-    """Return the version of a run's store; None where there is no store yet, or no finished one.
+    """Return the version of a run's store; None without a complete store.
 
-    The record of the metadata is read first: its checksum covers the version.
+    The record of the metadata is read first, because its checksum covers the version.
 
     Raises:
         ValueError: the version is not a number.
@@ -33,7 +35,7 @@ def version_of(run: Path) -> int | None:
     try:
         return int(read_record(files.metadata_record)[KEY])
     except (OSError, DamagedFileError, KeyError, TypeError):
-        pass  # an older store, or a damaged one
+        pass  # an older or damaged store
     path = files.activations / "zarr.json"
     try:
         attributes: dict[str, Any] = json.loads(path.read_text("utf-8"))["attributes"]
@@ -54,7 +56,7 @@ def refuse_newer(run: Path) -> None:
     """Check that this version of the project can read and continue a run.
 
     Raises:
-        ValueError: a newer version of the project made it.
+        ValueError: a newer version of the project wrote the run.
     """
     version = version_of(run)
     if version is not None and version > STORE_VERSION:
@@ -66,6 +68,6 @@ def refuse_newer(run: Path) -> None:
 
 
 def is_older(run: Path) -> bool:
-    """Whether an older version of the project made a run."""
+    """Return whether an older version of the project wrote a run."""
     version = version_of(run)
     return version is not None and version < STORE_VERSION

@@ -1,11 +1,11 @@
-"""What the terminal shows of a run: why stages run, their progress, their findings and errors.
+"""Terminal output of a run: reasons of stages, progress, findings and errors.
 
-`StageHandler` is written against Snakemake's interface of logger plugins. Snakemake finds a plugin
-only where it is installed as a package of its own and named by an option or a profile, and fails
-where a profile names one that is missing. So the Snakefile puts this handler in the place of
-Snakemake's own: a clone needs no installation, and a module, a profile of the user's and a cluster
-show the same. Plugins that print (`snakemake-logger-plugin-rich`) and options that ask for more of
-Snakemake's own output have priority.
+`StageHandler` implements Snakemake's interface of logger plugins. Snakemake loads a plugin only if
+it is installed as a separate package and named by an option or a profile. It fails if a profile
+names a missing plugin. Therefore the Snakefile replaces Snakemake's handler by this one. A clone
+needs no installation, and the output is the same in a module, with a user's profile and on a
+cluster. Plugins that print (`snakemake-logger-plugin-rich`) and options for more of Snakemake's
+output have priority.
 """
 
 from __future__ import annotations
@@ -20,28 +20,31 @@ from outlier_atlas.inputs import Inputs, Purpose
 from outlier_atlas.terminal.names import NAME, REASON
 
 MORE = ("verbose", "printshellcmds", "debug_dag", "show_failed_logs")
-"""Settings with which Snakemake's own output is shown."""
+"""Output settings that keep Snakemake's own output."""
 
 
 def say(rule: str, reason: str) -> None:
-    """Log why a rule runs: `StageHandler` shows it with the plan, other handlers show it now."""
+    """Log the reason why a rule runs.
+
+    `StageHandler` shows the reason with the plan; other handlers show it immediately.
+    """
     logging.getLogger("snakemake.logging").info(f"{rule}: {reason}", extra={REASON: True})
 
 
 def show_stages(workflow: Any, inputs: Inputs) -> None:
-    """Show stages in place of Snakemake's own output, where jobs are planned.
+    """Show stages instead of Snakemake's own output, if this process plans jobs.
 
     Args:
-        workflow: Snakemake's own object, as the Snakefile knows it.
-        inputs: the records of this process, which say why rules run.
+        workflow: the workflow object of Snakemake.
+        inputs: the input records of this process, which know the reasons why rules run.
     """
     logger = logging.getLogger("snakemake.logging")
     settings = output_settings(workflow)
     if inputs.purpose is not Purpose.MAKE and not settings.dryrun:
         return
     shown = next((h for h in logger.handlers if h.name == NAME), None)
-    if shown is not None:  # by another module of the same workflow
-        shown.also_known(inputs.reason)  # type: ignore[attr-defined]
+    if shown is not None:  # added by another module of the same workflow
+        shown.add_reasons(inputs.reason)  # type: ignore[attr-defined]
         return
     default = next((h for h in logger.handlers if h.name == DEFAULT_HANDLER), None)
     if default is None or any(getattr(settings, name) for name in MORE):

@@ -1,6 +1,7 @@
-"""What a stage has found or made, in a line: from the files that it left.
+"""One-line results of stages, read from their output files.
 
-Snakemake's own process reads them, so that a cluster shows the same and no rule depends on it.
+The main process of Snakemake reads the files, so a cluster shows the same and no rule depends on
+the lines.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from outlier_atlas.text import count
 from outlier_atlas.units import shown
 
 LONGEST = 240
-"""Characters of a finding."""
+"""Maximum number of characters of a line."""
 
 
 def finding(jobs: Sequence[Any]) -> str:
-    """Return what the jobs of a rule have found or made; nothing where they left no file.
+    """Return a line on the results of the jobs of a rule, or "" without output files.
 
     Args:
-        jobs: Snakemake's jobs of one rule.
+        jobs: jobs of one rule, as Snakemake objects.
     """
     if not jobs[0].output:
         return ""
@@ -33,12 +34,15 @@ def finding(jobs: Sequence[Any]) -> str:
     try:
         return shortened(FINDINGS.get(script, _files)(jobs), LONGEST)
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        # The line is for information: a file that another process replaces must not end the run.
+        # The line is only informative: a file that another process replaces must not stop the run.
         return ""
 
 
 def _files(jobs: Sequence[Any]) -> str:
-    """`18 files in results/demo/figures`, without the records of products."""
+    """Return number and size of the outputs, such as `18 files in results/demo/figures`.
+
+    Records of products are not counted.
+    """
     paths = [Path(str(file)) for job in jobs for file in job.output]
     kept = [path for path in paths if path.parent.name != "outputs"] or paths
     size = shown(sum(path.stat().st_size for path in kept))
@@ -98,10 +102,10 @@ def _weights(jobs: Sequence[Any]) -> str:
 
 def _criteria(jobs: Sequence[Any]) -> str:
     rows = _rows(jobs, "criteria.csv")
-    found = [f"{row['criterion']} {row['findings']}" for row in rows if row["findings"]]
+    counts = [f"{row['criterion']} {row['findings']}" for row in rows if row["findings"]]
     missing = [row["criterion"] for row in rows if not row["findings"]]
     bad = sum(int(row["not_finite"] or 0) for row in rows)
-    parts = [f"findings: {', '.join(found)}"] if found else []
+    parts = [f"findings: {', '.join(counts)}"] if counts else []
     parts += [f"{bad:,} values are not finite"] if bad else []
     parts += [f"not measured: {', '.join(missing)}"] if missing else []
     return "; ".join(parts)
@@ -126,7 +130,7 @@ def _ablations(jobs: Sequence[Any]) -> str:
 
 
 def _rows(jobs: Sequence[Any], name: str) -> list[dict[str, str]]:
-    """The rows of a table, as its CSV file has them."""
+    """Return the rows of a table from its CSV file."""
     path = next(path for path in map(Path, map(str, jobs[0].output)) if path.name == name)
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -149,4 +153,4 @@ FINDINGS: dict[str, Callable[[Sequence[Any]], str]] = {
     "ablate": _ablations,
     "render_report": _report,
 }
-"""By the name of the rule's script; others tell how many files they made."""
+"""Functions that return the line, by name of the rule's script; other rules use `_files`."""

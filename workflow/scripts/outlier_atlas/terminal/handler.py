@@ -1,4 +1,4 @@
-"""Snakemake's log as stages on a terminal."""
+"""Handler that shows Snakemake's log as stages on a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from outlier_atlas.terminal.stages import Stages
 
 TICK_SECONDS = 1.0
 LINE_SECONDS = 60.0
-"""Between two lines of progress where they cannot be drawn over each other."""
+"""Seconds between two progress lines if the stream cannot redraw a line."""
 
 NOISE = (
     "Assuming unrestricted shared filesystem usage",
@@ -35,13 +35,13 @@ NOISE = (
     "Shutting down, this might take some time",
     "Removing output files of failed job",
 )  # fmt: skip
-"""How messages of Snakemake begin that say nothing about the run; what is new is shown."""
+"""Beginnings of Snakemake messages that are hidden; unknown messages are shown."""
 
 AFTER_FAILURE = (
     "Exiting because a job execution failed",
     "WorkflowError:\nAt least one job did not complete successfully",
 )  # fmt: skip
-"""The same, of messages behind a job whose failure was shown."""
+"""Beginnings of messages that are hidden after the failure of a job was shown."""
 
 SHOWN_OTHERWISE = frozenset(
     {
@@ -51,18 +51,18 @@ SHOWN_OTHERWISE = frozenset(
 )  # fmt: skip
 
 SCRIPT_FAILED = re.compile(r"\.snakemake/scripts/.*returned non-zero exit status 1\.\s*$", re.S)
-"""What Snakemake says of a script that has told in a line what went wrong."""
+"""Pattern of Snakemake's message on a script that has already reported its error."""
 SCRIPT_DIED = re.compile(r"\.snakemake/scripts/.*died with <Signals\.(SIG\w+): \d+>\.\s*$", re.S)
 
 
 class StageHandler(LogHandlerBase):
-    """Shows stages; a logger plugin in all but its installation.
+    """A log handler that shows stages, with the interface of a logger plugin.
 
     Args:
         settings: Snakemake's output settings.
-        workflow: Snakemake's own object.
-        known: returns the reason that the record of a rule's inputs gives.
-        default: Snakemake's handler, whose stream, filter and formatter this one takes.
+        workflow: the workflow object of Snakemake.
+        known: a function that returns the reason from the record of a rule's inputs.
+        default: Snakemake's handler, whose stream, filters and formatter this handler uses.
     """
 
     writes_to_stream = True
@@ -83,19 +83,19 @@ class StageHandler(LogHandlerBase):
         self._planned = self._failed = False
         self._died = ""
         self._quiet = {choice.name for choice in settings.quiet or ()}
-        self._said = time.monotonic()
+        self._last_progress = time.monotonic()
         self._ticks: threading.Thread | None = None
         self._closed = threading.Event()
 
-    def also_known(self, known: Known) -> None:
-        """Take reasons of another module, too."""
+    def add_reasons(self, known: Known) -> None:
+        """Add a function that returns reasons, for another module of the workflow."""
         self._known.append(known)
 
     def _reason(self, file: str, newer: bool) -> str | None:
         return next(filter(None, (known(file, newer) for known in self._known)), None)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write what a record says to the user."""
+        """Write the lines for a log record to the terminal."""
         try:
             lines = list(self._lines(record))
             for line in lines:
@@ -108,7 +108,7 @@ class StageHandler(LogHandlerBase):
             self.handleError(record)
 
     def close(self) -> None:
-        """End the line of progress."""
+        """Remove the progress line and close the handler."""
         self._closed.set()
         with suppress(OSError, ValueError):  # the terminal may be gone
             self._screen.progress("")
@@ -116,7 +116,7 @@ class StageHandler(LogHandlerBase):
 
     def _lines(self, record: logging.LogRecord) -> Iterator[str]:
         if getattr(record, REASON, False):
-            return  # part of the plan
+            return  # the plan shows reasons
         event = getattr(record, "event", None)
         if event == LogEvent.RUN_INFO:
             yield from self._plan()
@@ -144,7 +144,7 @@ class StageHandler(LogHandlerBase):
         line = self._stages.begin(record.__dict__["jobid"], record.__dict__["log"])
         if line is not None:
             yield line
-        self._tick_from_now_on()
+        self._start_ticks()
 
     def _finish(self, record: logging.LogRecord) -> Iterator[str]:
         yield from self._echo()
@@ -161,30 +161,33 @@ class StageHandler(LogHandlerBase):
         yield self._stages.fail(given["jobid"], given["rule_name"], given["log"], why)
 
     def _is_noise(self, record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        if SCRIPT_FAILED.search(said):
+        message = record.getMessage()
+        if SCRIPT_FAILED.search(message):
             return True
-        if died := SCRIPT_DIED.search(said):
+        if died := SCRIPT_DIED.search(message):
             killed = died[1] == "SIGKILL"
             self._died = f"ended by {died[1]}" + (" (out of memory?)" if killed else "")
             return True
-        if said.startswith("Complete log(s): "):
+        if message.startswith("Complete log(s): "):
             return not self._failed
-        noise = said.startswith((*NOISE, *(AFTER_FAILURE if self._failed else ())))
-        self._failed = self._failed or said.startswith(AFTER_FAILURE)
+        noise = message.startswith((*NOISE, *(AFTER_FAILURE if self._failed else ())))
+        self._failed = self._failed or message.startswith(AFTER_FAILURE)
         return noise
 
     def _echo(self) -> Iterator[str]:
-        """What jobs on a cluster have told their logs; those here tell the terminal themselves."""
+        """Yield notable messages from the logs of jobs on a cluster.
+
+        Jobs on this machine write to the terminal themselves.
+        """
         here = snakemake_internals.runs_jobs_here(self._workflow)
         for job, message in self._stages.read():
             if message.notable and not (here or job.is_local):
                 yield message.text
 
-    def _tick_from_now_on(self) -> None:
+    def _start_ticks(self) -> None:
         if self._ticks is None and not self._quiet & {"PROGRESS", "ALL"}:
             self._ticks = threading.Thread(target=self._tick, name="progress", daemon=True)
-            with suppress(RuntimeError):  # no more threads: no progress
+            with suppress(RuntimeError):  # no thread can be started, so no progress is shown
                 self._ticks.start()
 
     def _tick(self) -> None:
@@ -202,6 +205,6 @@ class StageHandler(LogHandlerBase):
         text = self._stages.progress()
         if self._screen.redraws:
             self._screen.progress(text)
-        elif text and time.monotonic() - self._said >= LINE_SECONDS:
-            self._said = time.monotonic()
+        elif text and time.monotonic() - self._last_progress >= LINE_SECONDS:
+            self._last_progress = time.monotonic()
             self._screen.line(f"{time.strftime('%H:%M:%S')} {text}")

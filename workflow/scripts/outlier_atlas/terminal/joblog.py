@@ -1,4 +1,4 @@
-"""What the log of a running job says: its progress, and on a cluster what concerns the user."""
+"""Reader for the log of a running job: its progress and its messages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from outlier_atlas.console import NOTICE, PROGRESS
 
 LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ([A-Z]+|Level \d+) (\S+): (.*)$")
 MOST_BYTES = 2**18
-"""Read at a time; of a log that grows faster the end counts."""
+"""Maximum number of bytes to read at a time; of more bytes, only the last are read."""
 
 
 @dataclass
 class Message:
-    """A message of a log, of one or several lines."""
+    """A log message of one or several lines."""
 
     level: str
     logger: str
@@ -25,18 +25,18 @@ class Message:
 
     @property
     def notable(self) -> bool:
-        """Whether the terminal shows it."""
+        """Whether the terminal shows the message."""
         level = logging.getLevelNamesMapping().get(self.level.upper(), NOTICE)
         return level >= NOTICE
 
 
 class JobLog:
-    """The log file of a job, read as it grows.
+    """A log file of a job that is read while it grows.
 
-    The file of an earlier run of the job is there until the job opens it: it is left out.
+    Until the job opens its log, the file is from an earlier run of the job and is ignored.
 
     Attributes:
-        progress: what the job last said of its progress.
+        progress: last progress message of the job.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,8 +70,8 @@ class JobLog:
             self._offset = file.tell() - len(content) + whole
         messages: list[Message] = []
         for line in content[:whole].decode("utf-8", "replace").removesuffix("\n").split("\n"):
-            if found := LINE.match(line):
-                messages.append(Message(*found.groups()))
+            if match := LINE.match(line):
+                messages.append(Message(*match.groups()))
             elif messages:
                 messages[-1].text += f"\n{line}"
         return messages

@@ -1,7 +1,7 @@
-"""Names by which the handler and its log records are found."""
+"""Names that identify the handler and its log records."""
 
 NAME = "StageHandler"
 """Name of the handler."""
 
 REASON = "outlier_atlas_reason"
-"""Attribute of log records that say why a rule runs."""
+"""Attribute of log records that give the reason why a rule runs."""

@@ -1,4 +1,4 @@
-"""Why rules run, in words: one line for each rule, whatever the number of its jobs."""
+"""Reasons why rules run, as one line for each rule."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from outlier_atlas.compat.snakemake_internals import reason_of, rules_before
 from outlier_atlas.sanitize import shortened
 
 NAMED = 3
-"""Files or rules that are named; of the others there is the number."""
+"""Maximum number of files or rules to name; the others are counted."""
 LONGEST = 160
-"""Characters of a reason."""
+"""Maximum number of characters of a reason."""
 
 Known = Callable[[str, bool], str | None]
-"""Takes an input of a job, and whether it is newer than the job's outputs: `Inputs.reason`."""
+"""Function that returns the reason of a job from one of its inputs (`Inputs.reason`).
+
+Its second argument tells whether the input is newer than the outputs of the job.
+"""
 
 
 def reason(dag: Any, jobs: Iterable[Any], known: Known) -> str:
-    """Return why jobs of one rule run.
+    """Return the reasons why jobs of one rule run.
 
     Args:
-        dag: Snakemake's graph of jobs.
-        jobs: of the rule.
-        known: returns the reason that the record of a rule's inputs gives.
+        dag: job graph of Snakemake.
+        jobs: jobs of the rule.
+        known: a function that returns the reason from the record of a rule's inputs.
     """
-    found = dict.fromkeys(text for job in jobs if (text := _of_job(dag, job, known)))
-    texts = list(found)
+    unique = dict.fromkeys(text for job in jobs if (text := _of_job(dag, job, known)))
+    texts = list(unique)
     more = f"; and {len(texts) - NAMED} more reasons" if len(texts) > NAMED else ""
     return shortened("; ".join(texts[:NAMED]), LONGEST) + more
 
 
 def _of_job(dag: Any, job: Any, known: Known) -> str:
-    """The first reason that holds, from the one that says most."""
+    """Return the most specific reason of a job."""
     return next(_reasons(dag, job, known))
 
 
@@ -45,8 +48,8 @@ def _reasons(dag: Any, job: Any, known: Known) -> Iterator[str]:
     if why.incomplete:
         yield "an earlier run did not finish it"
     if why.missing:
-        there = any(Path(file).exists() for file in map(str, job.output))
-        yield f"{_named(sorted(why.missing))} missing" if there else "not made yet"
+        has_outputs = any(Path(file).exists() for file in map(str, job.output))
+        yield f"{_named(sorted(why.missing))} missing" if has_outputs else "not made yet"
     if why.updated:
         yield f"{_named(sorted(why.updated))} changed"
     if why.after:
@@ -57,9 +60,9 @@ def _reasons(dag: Any, job: Any, known: Known) -> Iterator[str]:
 
 
 def _after(dag: Any, job: Any) -> str:
-    """`after detect_outliers`: the rules whose jobs make the inputs again.
+    """Return the rules whose jobs recompute the inputs, such as `after detect_outliers`.
 
-    A job that waits for another of its own rule has that one's reason.
+    The text is empty if the job waits only for jobs of its own rule, which have their own reason.
     """
     makers = rules_before(dag, job)
     if makers == {job.rule.name}:

@@ -1,4 +1,4 @@
-"""Lines on a terminal, with one line of progress under them that is drawn again and again."""
+"""Lines on a terminal, followed by one progress line that is redrawn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from outlier_atlas.sanitize import redacted, visible, visible_lines
 
 
 class Screen:
-    """A stream that takes lines; the progress is shown only where it is a terminal.
+    """A stream for lines. It shows the progress line only if it is a terminal.
 
     Args:
-        stream: to write to.
+        stream: stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -22,12 +22,12 @@ class Screen:
         self.redraws = redraws(stream)
 
     def line(self, text: str) -> None:
-        """Write a line, or several, with nothing in them that a terminal would obey."""
+        """Write one or several lines, without control characters."""
         clear, self._progress = CLEAR if self._progress else "", ""
         self._write(f"{clear}{visible_lines(redacted(text))}\n")
 
     def progress(self, text: str) -> None:
-        """Replace the line of progress; empty text removes it."""
+        """Replace the progress line; empty text removes it."""
         if not self.redraws or (not text and not self._progress):
             return
         width = shutil.get_terminal_size().columns - 1

@@ -1,4 +1,4 @@
-"""The stages of a run: the jobs of each rule, when they begin, and when they have ended."""
+"""Stages of a run: the jobs of each rule, from their plan to their end."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Stage:
     """The jobs of a rule.
 
     Attributes:
-        rule: its name.
-        title: what it does, in words.
-        jobs: Snakemake's jobs by their number.
-        running: the logs of those at work.
-        started: time of the first beginning; 0.0 before it.
-        finished: numbers of the jobs that have ended well.
+        rule: name of the rule.
+        title: description of the stage.
+        jobs: jobs of Snakemake by number.
+        running: logs of the running jobs by number.
+        started: start time of the first job; 0.0 before it starts.
+        finished: numbers of the jobs that succeeded.
     """
 
     rule: str
@@ -40,19 +40,19 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether all jobs have ended well."""
+        """Whether all jobs succeeded."""
         return len(self.finished) == len(self.jobs)
 
     def progress(self) -> str:
-        """Return how far it is: jobs, and what those at work say; nothing if nothing is known."""
-        said = [log.progress for log in self.running.values() if log.progress]
+        """Return the number of finished jobs and the progress of running jobs, or ""."""
+        messages = [log.progress for log in self.running.values() if log.progress]
         parts = [f"{len(self.finished)} of {len(self.jobs)} jobs"] if len(self.jobs) > 1 else []
-        parts += [" | ".join(said)] if said else []
+        parts += [" | ".join(messages)] if messages else []
         return f"{self.rule}: {'; '.join(parts)}" if self.running and parts else ""
 
 
 class Stages:
-    """All stages of a run, from the plan to the end."""
+    """The stages of a run, from the plan to the end."""
 
     def __init__(self) -> None:
         self._stages: dict[str, Stage] = {}
@@ -61,11 +61,11 @@ class Stages:
         self._dag: Any = None
 
     def plan(self, dag: Any, known: Known | None) -> Iterator[str]:
-        """Take the jobs of Snakemake's graph, and yield a line for each rule: why it runs.
+        """Read the jobs of the graph, and yield a line with the reason for each rule.
 
         Args:
-            dag: Snakemake's graph.
-            known: returns the reason that a record gives; None leaves reasons out.
+            dag: job graph of Snakemake.
+            known: a function that returns the reason from a record; None omits reasons.
         """
         self._dag = dag
         jobs = self._take()
@@ -79,7 +79,7 @@ class Stages:
             yield f"  {rule:{width}} {len(of_rule):5}  {why}".rstrip()
 
     def _take(self) -> dict[str, list[Any]]:
-        """Take the jobs that the graph has now, in the order of their rules; what is done stays."""
+        """Read the current jobs of the graph by rule, in execution order; keep finished jobs."""
         jobs: dict[str, list[Any]] = defaultdict(list)
         for job in snakemake_internals.ordered_jobs(self._dag):
             jobs[job.rule.name].append(job)
@@ -93,9 +93,9 @@ class Stages:
         return jobs
 
     def begin(self, number: int, logs: Iterable[str]) -> str | None:
-        """Note that a job begins; return the line of its stage if it is the first."""
+        """Record the start of a job; return the line of its stage for the first job."""
         if number not in self._rules and self._dag is not None:
-            self._take()  # a checkpoint has made the graph larger
+            self._take()  # a checkpoint has extended the graph
         stage = self._of(number)
         if stage is None:
             return None
@@ -108,7 +108,7 @@ class Stages:
         return f"{_clock()} {stage.rule}: {stage.title}{many}"
 
     def finish(self, number: int) -> str | None:
-        """Note that a job has ended well; return the line of its stage if it is the last."""
+        """Record the success of a job; return the line of its stage after the last job."""
         stage = self._of(number)
         if stage is None:
             return None
@@ -117,11 +117,11 @@ class Stages:
         if not stage.done:
             return None
         took = duration(time.monotonic() - stage.started)
-        found = finding(list(stage.jobs.values()))
-        return f"{_clock()} {stage.rule}: done in {took}" + (f"; {found}" if found else "")
+        result = finding(list(stage.jobs.values()))
+        return f"{_clock()} {stage.rule}: done in {took}" + (f"; {result}" if result else "")
 
     def fail(self, number: int, rule: str, logs: Iterable[str], why: str) -> str:
-        """Note that a job has failed; return the line that names its log."""
+        """Record the failure of a job; return a line that names its log."""
         stage = self._of(number)
         if stage is not None:
             stage.running.pop(number, None)
@@ -130,18 +130,18 @@ class Stages:
         return "; ".join([*parts, *([f"log: {named}"] if named else [])])
 
     def read(self) -> Iterator[tuple[Any, Message]]:
-        """Read the logs of all jobs at work; yield what is new, with the job."""
+        """Read the logs of all running jobs; yield each new message with its job."""
         for stage in self._stages.values():
             for number, log in stage.running.items():
                 for message in log.read():
                     yield stage.jobs[number], message
 
     def progress(self) -> str:
-        """Return the progress of all stages at work, in a line."""
+        """Return the progress of all running stages in one line."""
         return "   ".join(filter(None, (stage.progress() for stage in self._stages.values())))
 
     def end(self) -> str:
-        """Return the line behind the last job."""
+        """Return the line after the last job."""
         count = sum(len(stage.finished) for stage in self._stages.values())
         took = duration(time.monotonic() - self._started)
         return f"{_clock()} {count} {'job' if count == 1 else 'jobs'} done in {took}"
@@ -151,18 +151,18 @@ class Stages:
 
 
 def _title(jobs: list[Any]) -> str:
-    """Return the message of a rule, with the wildcards of all its jobs: `layer group 0 to 2`."""
+    """Return the message of a rule with the wildcards of all jobs, as in `layer group 0 to 2`."""
     message = snakemake_internals.rule_message(jobs[0])
     if not message:
         return "begun"
     of_jobs = [snakemake_internals.wildcards_of(job) for job in jobs]
     names = {name for wildcards in of_jobs for name in wildcards}
     values = {name: {str(wildcards.get(name)) for wildcards in of_jobs} for name in names}
-    wildcards = {name: _span(found) for name, found in values.items()}
+    wildcards = {name: _span(texts) for name, texts in values.items()}
     try:
         return str(message.format(wildcards=SimpleNamespace(**wildcards)))
     except (KeyError, IndexError, AttributeError, ValueError):
-        # A rule of another workflow, whose message also has its files and such.
+        # A rule of another workflow, whose message uses more than wildcards.
         return str(jobs[0].message)
 
 

@@ -1,7 +1,7 @@
-"""Verification: compares everything that a run has left with its records, byte by byte.
+"""Verification of all files of a run against their records, byte by byte.
 
-What is damaged is named and removed, or what makes its rule run again is, so that the same
-`snakemake` command makes it again, and nothing else. Nothing is computed here.
+Each damaged file is named and removed, or a file is removed that makes its rule run again. The same
+`snakemake` command then recomputes only what is damaged. Verification computes nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 def verify(records: Records, threads: int) -> None:
-    """Name what is damaged in a run, a line each, and have the next run make it again.
+    """Log a line for each damage in a run, and prepare its repair by the next run.
 
     Raises:
-        ValueError: something was damaged, or there is no run.
+        ValueError: something is damaged, or the run does not exist.
     """
     folder = records.run.folder
     if not records.run.store_record.exists() and records.run.known_layout() is None:
@@ -48,7 +48,7 @@ def verify(records: Records, threads: int) -> None:
 
 def _faults(records: Records, threads: int) -> Iterator[str]:
     """Yield a line for each damage; the damaged file is removed before its line is yielded."""
-    # First, what is known from records that may be removed below.
+    # Read records first that may be removed below.
     run = records.run
     layout, model = run.known_layout(), run.known_model_fingerprint()
     yield from own_records(records)

@@ -1,4 +1,4 @@
-"""Verification of what a run was made from: the model, the datasets and the tokens."""
+"""Verification of the inputs of a run: the model, the datasets and the tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from outlier_atlas.verification.records import Records, known
 
 
 def inputs(records: Records) -> Iterator[str]:
-    """Name the inputs that are not what their records describe."""
+    """Yield a line for each input that differs from its record."""
     for look in _looks(records):
         try:
             look()
@@ -29,7 +29,7 @@ def inputs(records: Records) -> Iterator[str]:
 
 
 def _looks(records: Records) -> Iterator[Callable[[], object]]:
-    """Yield a function for each input that has a record; it reads the input and compares."""
+    """Yield a function for each input with a record that compares the input with the record."""
     run = records.run
     for source in builtin.PACKAGES:
         if (run.resources / builtin.path(source)).exists():
@@ -47,19 +47,19 @@ def _looks(records: Records) -> Iterator[Callable[[], object]]:
 
 
 def _check_dataset(records: Records) -> None:
-    """Read the files of a local dataset, whatever their sizes and times are.
+    """Read the files of a local dataset, regardless of their sizes and times.
 
     Raises:
-        DamagedFileError: a file is not the one that the tokens were made of.
+        DamagedFileError: a file is not the one from which the tokens were made.
     """
     record = records.tokens_inputs
     made_from = known(record)
     if made_from is None or not made_from["files"]:
         return
     settings = DatasetSettings.model_validate(made_from["settings"]["dataset"])
-    found = Digests().of(local_files(settings))
+    digests = Digests().of(local_files(settings))
     for name, digest in made_from["files"].items():
-        if found.get(name) not in (None, NOT_READABLE, digest):
+        if digests.get(name) not in (None, NOT_READABLE, digest):
             digests_of(settings, records.run.resources).clear()
             other = DamagedFileError(record, "")
             other.args = (

@@ -1,4 +1,4 @@
-"""Verification of what rules have made: tables, figures, pages, and files of ablation."""
+"""Verification of outputs of rules: tables, figures, pages and files of ablation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from outlier_atlas.verification.records import Records, run_again
 
 
 def outputs(records: Records) -> Iterator[str]:
-    """Name the outputs that are not what their records have, and damaged records of outputs."""
+    """Yield a line for each output that differs from its record, and each damaged record."""
     for record in filter(Path.exists, records.outputs):
         for damage in products.damaged(record):
             damage.path.unlink()
@@ -22,13 +22,13 @@ def outputs(records: Records) -> Iterator[str]:
 
 
 def ablation(records: Records, layout: Layout, model: str | None) -> Iterator[str]:
-    """Name the files of the ablation stage that are not what was written."""
+    """Yield a line for each damaged file of the ablation stage."""
     if records.run.heldout_file is None:
         return
     try:
         heldout = TokenStore.open(records.run.heldout_file)
     except DamagedFileError:
-        return  # missing, or damaged and named
+        return  # missing, or already named as damaged
     if model is None:
         return
     for damage in Streams(records.run, layout, model, heldout).damaged():

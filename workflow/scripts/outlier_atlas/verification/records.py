@@ -1,4 +1,4 @@
-"""Verification of records by their own checksums."""
+"""Verification of records by their checksums."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Records:
 
     Attributes:
         run: the run.
-        tokens_inputs: the record of what the tokens are made from.
-        manifests: the manifests of the extraction jobs, layer group by layer group.
-        datasets: the records of fetched documents of hub datasets, and of tokens that runs share;
-            the documents or tokens lie next to the records.
-        outputs: the records of what rules have made (`products.py`).
-        detected: a file that detection makes; without it detection runs again.
-        ablated: a file that the ablation stage makes; without it the stage runs again.
+        tokens_inputs: the record of the inputs of the tokens.
+        manifests: manifests of the extraction jobs, layer group by layer group.
+        datasets: records of fetched documents of hub datasets, and of tokens that runs share. The
+            documents or tokens are in the same folder as the records.
+        outputs: records of the products of rules (`products.py`).
+        detected: an output of detection; if it is missing, detection runs again.
+        ablated: an output of the ablation stage; if it is missing, the stage runs again.
     """
 
     run: Run
@@ -38,10 +38,10 @@ class Records:
 
     @classmethod
     def of(cls, records: Mapping[str, Any]) -> Records:
-        """Return the records of a run, whose paths are given as text.
+        """Return the records of a run, given paths as text.
 
         Args:
-            records: the folder of the run as `run`, the places of its `model`, `tokens` and
+            records: folder of the run as `run`, paths of its `model`, `store`, `tokens` and
                 `heldout` tokens, and the attributes of this class.
         """
         given = {name: _paths(text) for name, text in records.items()}
@@ -63,7 +63,7 @@ def _paths(given: Any) -> Any:
 
 
 def known(record: Path) -> dict[str, Any] | None:
-    """Return the contents of a record; None where it is missing or damaged."""
+    """Return the contents of a record; None if it is missing or damaged."""
     try:
         return read_record(record)
     except (OSError, DamagedFileError):
@@ -71,10 +71,10 @@ def known(record: Path) -> dict[str, Any] | None:
 
 
 def own_records(records: Records) -> Iterator[str]:
-    """Name the records that are not what was written, and remove them.
+    """Remove damaged records, and yield a line for each.
 
-    The records of the arrays' metadata, of the ablation stage and of outputs are compared with what
-    they describe, by other functions.
+    Other functions compare the records of array metadata, of the ablation stage and of outputs with
+    the files that they describe.
     """
     run = records.run
     paths = [run.model_record, run.tokens_record, run.store_record, *records.manifests]
@@ -92,6 +92,6 @@ def own_records(records: Records) -> Iterator[str]:
 
 
 def run_again(output: Path | None) -> None:
-    """Have a rule run again whose other files were damaged."""
+    """Remove an output so that its rule, whose other files are damaged, runs again."""
     if output is not None:
         output.unlink(missing_ok=True)

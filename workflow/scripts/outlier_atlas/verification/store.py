@@ -18,11 +18,13 @@ from outlier_atlas.verification.records import Records, known, run_again
 
 
 def store(records: Records, whole: Work | None, threads: int) -> Iterator[str]:
-    """Name the parts of a run's store that are not what was written.
+    """Yield a line for each damage in the store of a run.
 
     Args:
-        whole: the work of the run's first job; None where the tokens or the record of the model
-            were damaged.
+        records: the records of the run.
+        whole: the work of the run's first job; None if the tokens or the record of the model are
+            damaged.
+        threads: number of threads that read.
     """
     yield from _metadata(records)
     yield from _commits(records, whole)
@@ -31,7 +33,11 @@ def store(records: Records, whole: Work | None, threads: int) -> Iterator[str]:
 
 
 def _metadata(records: Records) -> Iterator[str]:
-    """Restore metadata, so that chunks can be read; `create_store` restores coordinates."""
+    """Restore metadata, so that chunks can be read; `create_store` restores coordinates.
+
+    Yields:
+        A line for each damaged file.
+    """
     for damage in records.run.restore_metadata():
         if not damage.file.exists():
             run_again(records.run.store_record)
@@ -44,7 +50,7 @@ def _commits(records: Records, whole: Work | None) -> Iterator[str]:
     if lost:
         yield _lost(records.run, lost, commits.unreadable)
     elif commits.damaged:
-        records.run.revise()  # damaged lines go
+        records.run.revise()  # remove damaged lines
         records.run.look_again()
         for path in commits.damaged:
             yield f"{path}: damaged (lines are not what was written); nothing else needs them"
@@ -57,14 +63,14 @@ def _parts(records: Records, whole: Work) -> Iterator[tuple[Work, Path]]:
     layout = whole.layout
     parts = list(product(range(len(layout.layer_groups)), range(layout.sequence_shards)))
     if len(parts) != len(records.manifests):
-        return  # configured otherwise meanwhile: the jobs of now are still to run
+        return  # the configuration has changed, so the current jobs have not run yet
     for (group, shard), path in zip(parts, records.manifests, strict=True):
         if path.exists():
             yield Work(layout, whole.tokens, whole.model_fingerprint, group, shard), path
 
 
 def _jobs(records: Records, whole: Work, commits: Commits) -> Iterator[str]:
-    """Yield the finished extraction jobs whose commits are not complete."""
+    """Yield a description of each finished extraction job with incomplete commits."""
     for work, _ in _parts(records, whole):
         if work.missing(commits, len(work.sequences)):
             yield f"layers {work.span}, sequence shard {work.shard}"
@@ -79,7 +85,7 @@ def _manifests(records: Records, whole: Work) -> Iterator[str]:
 
 def _lost(run: Run, lost: Sequence[str], unreadable: Collection[Path]) -> str:
     where = ", ".join(map(str, unreadable)) or str(run.commit_files)
-    run.revise()  # damaged lines go
+    run.revise()  # remove damaged lines
     run.look_again()
     return (
         f"{where}: damaged (not all commits are there of {'; '.join(lost)}); extraction makes "
@@ -88,15 +94,15 @@ def _lost(run: Run, lost: Sequence[str], unreadable: Collection[Path]) -> str:
 
 
 def _summaries(records: Records, whole: Work | None) -> Iterator[str]:
-    """Name the summaries that are lost, or that are not what was written.
+    """Yield a line for each summary that is lost or damaged.
 
-    Summaries of stored sites have no commits: they are compared with their own checksums.
+    Summaries of stored sites have no commits, so they are compared with their own checksums.
     """
     run = records.run
     lost: dict[tuple[Target, Rows], LostSummaryError] = {}
     if whole:
-        found = run.lost_summaries(run.commits())
-        lost = {(summary.target, summary.rows): summary for summary in found}
+        summaries = run.lost_summaries(run.commits())
+        lost = {(summary.target, summary.rows): summary for summary in summaries}
     for path, target, rows in run.summary_files():
         try:
             check_itself(path)
@@ -114,12 +120,12 @@ def _summaries(records: Records, whole: Work | None) -> Iterator[str]:
 
 
 def _chunks(records: Records, threads: int) -> Iterator[str]:
-    """Name the chunks that are not what was committed."""
+    """Yield a line for each chunk that differs from its commits."""
     run = records.run
     try:
         arrays = run.arrays_to_verify()
     except DamagedMetadataError as damage:
-        # Metadata that no record can restore: arrays are dropped, and their chunks with them.
+        # No record can restore this metadata, so the arrays and their chunks are dropped.
         run_again(records.run.store_record)
         yield f"{damage}; run `verify` again then"
         return

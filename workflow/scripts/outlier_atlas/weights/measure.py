@@ -29,7 +29,7 @@ def measure(
 ) -> None:
     """Measure the weights of a recorded model and write the tables as Parquet and CSV.
 
-    The memory for weights is some rows of a matrix for each thread, whatever the size of the model.
+    Each thread needs memory for some rows of a matrix, independent of the size of the model.
 
     Args:
         model_record: record of the model.
@@ -70,7 +70,7 @@ def _measured(
     pending: deque[tuple[Matrix, Future[WeightStatistics]]] = deque()
     with (
         progress(len(weights), " tensors", "measuring weights") as bar,
-        # In a new thread, torch would use all cores, whatever the main thread has set.
+        # torch uses all cores in a new thread; the setting of the main thread does not apply.
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         for weight in weights:

@@ -13,7 +13,7 @@ from outlier_atlas.settings.sites import ATTN_SINK
 
 
 class AttentionSinkHeads(FigureKind):
-    """The attention that the first token receives in each head; no token is excluded from it."""
+    """The attention that the first token receives in each head; no token is excluded."""
 
     name = "heads"
     declared = (ATTN_SINK,)

@@ -1,4 +1,4 @@
-"""Attention sinks (Gu et al. 2024): which heads make a sink of one of a sequence's first tokens."""
+"""Attention sinks among the first tokens of sequences (Gu et al. 2024), by head."""
 
 from __future__ import annotations
 
@@ -40,8 +40,13 @@ from outlier_atlas.tables.table import Table
 
 
 class AttentionSinksMeasure(CriterionMeasure):
-    """Attention sinks, read from the site `attn_sink`; `of_layers` is empty where it was not
-    measured. No token is left out: they are about attention among the first ones."""
+    """Attention sinks, computed from the site `attn_sink`.
+
+    No token is excluded, because the measure concerns attention among the first tokens.
+
+    Attributes:
+        of_layers: accumulator of each layer; empty if `attn_sink` was not measured.
+    """
 
     description = DESCRIPTION
     excludes = False
@@ -86,7 +91,7 @@ class AttentionSinksMeasure(CriterionMeasure):
             yield Finite(ATTN_SINK, layer, each.nan, bool(each.values.any()))
 
     def findings(self) -> int:
-        """Heads of all layers whose mean attention to the first token is above the threshold."""
+        """Return the number of heads with a mean attention to token 0 above the threshold."""
         return sum(_sinking(each) for each in self.of_layers.values())
 
     def parameters(self, table: Table) -> dict[str, Any]:
@@ -101,7 +106,7 @@ class AttentionSinksMeasure(CriterionMeasure):
 
 
 class Received(NamedTuple):
-    """The attention that a token receives in a head: alpha_k of Gu et al. 2024."""
+    """The attention that a token receives in a head (alpha_k of Gu et al. 2024)."""
 
     value: float
     head: int
@@ -110,25 +115,25 @@ class Received(NamedTuple):
 
 @dataclass
 class AttentionSinks:
-    """Accumulates tiles of `attn_sink` of one layer, in the order of their tokens.
+    """An accumulator for tiles of `attn_sink` of one layer, in the order of their tokens.
 
-    Each position's values are added one sequence after the other, so that any cut of the tokens
+    The values of a position are added sequence by sequence. Therefore every division of the tokens
     into tiles gives the same bits.
 
     Attributes:
         heads: number of query heads.
-        tokens: T, the first tokens of each sequence that have a value.
-        threshold: a token is a sink in a head where it receives more than this.
+        tokens: number T of first tokens of each sequence that have a value.
+        threshold: a token is a sink in a head in which it receives more attention than this.
         run_sequences: number of sequences of the run.
-        sequences: (T,): sequences that have this position.
-        values: (T, head): those of them whose value is a number.
-        sinks: (T, head): those in which it is a sink.
-        sums: (T, head): of the values, float64.
-        first: (sequence, head): what the first token receives; NaN where it has no value.
-        of_sequences: (3, sequence, T): `values`, `sinks` and `sums` of each over its heads.
-        largest_of_sequences: (sequence,): the largest value of each; NaN where there is none.
-        largest: the largest value, the first of equals; None where there is none.
-        nan: values that are NaN; they are no sinks and left out of all other numbers.
+        sequences: number of sequences that contain each position, (T,).
+        values: number of these sequences with a finite value, (T, head).
+        sinks: number of these sequences in which the position is a sink, (T, head).
+        sums: sums of the values in float64, (T, head).
+        first: attention that the first token receives, (sequence, head); NaN without a value.
+        of_sequences: `values`, `sinks` and `sums` of each sequence over heads, (3, sequence, T).
+        largest_of_sequences: largest value of each sequence, (sequence,); NaN without a value.
+        largest: the first of the largest values; None without a value.
+        nan: number of NaN values. They are not sinks, and all other numbers exclude them.
     """
 
     heads: int
@@ -154,34 +159,38 @@ class AttentionSinks:
         self.largest_of_sequences = np.full(self.run_sequences, np.nan, np.float32)
 
     def update(self, values: Float32, sequences: Int64, positions: Int64, start: int) -> None:
-        """Take a tile.
+        """Add a tile.
 
         Args:
-            values: (token, head); what lies beyond position T is not looked at.
-            sequences, positions: (token,): the sequence of each token, and its place in it.
+            values: attention that each token receives, (token, head). Positions from T on are
+                ignored.
+            sequences: sequence of each token, (token,).
+            positions: position of each token in its sequence, (token,).
             start: index of the first token along the store's token axis.
         """
         rows = np.flatnonzero(positions < self.tokens)
         if not len(rows):
             return
         received, owners, places = values[rows], sequences[rows], positions[rows]
-        there = np.isfinite(received)
-        self.nan += int(np.count_nonzero(~there))
+        finite_values = np.isfinite(received)
+        self.nan += int(np.count_nonzero(~finite_values))
         np.add.at(self.sequences, places, 1)
-        np.add.at(self.values, places, there)
-        # In float32, as it was measured: 0.3 and its float32 differ.
+        np.add.at(self.values, places, finite_values)
+        # Compare in float32, the dtype of the values: 0.3 differs from its float32 value.
         sinks = received > np.float32(self.threshold)
-        numbers = np.where(there, received, 0).astype(np.float64)
+        numbers = np.where(finite_values, received, 0).astype(np.float64)
         np.add.at(self.sinks, places, sinks)
         np.add.at(self.sums, places, numbers)
-        self.first[owners[places == 0]] = np.where(there, received, np.nan)[places == 0]
-        self.of_sequences[:, owners, places] = [n.sum(axis=1) for n in (there, sinks, numbers)]
-        largest = np.where(there, received, np.nan)
+        self.first[owners[places == 0]] = np.where(finite_values, received, np.nan)[places == 0]
+        self.of_sequences[:, owners, places] = [
+            n.sum(axis=1) for n in (finite_values, sinks, numbers)
+        ]
+        largest = np.where(finite_values, received, np.nan)
         np.fmax.at(self.largest_of_sequences, owners, np.fmax.reduce(largest, axis=1))
-        self._take_largest(np.where(there, received, -1), start + rows)
+        self._take_largest(np.where(finite_values, received, -1), start + rows)
 
     def mean(self) -> Float64:
-        """Mean over sequences of what a position receives, (T, head); NaN where none has it."""
+        """Return the mean attention to each position, (T, head); NaN without a value."""
         return share(self.sums, self.values)
 
     def _take_largest(self, received: Float32, tokens: Int64) -> None:
@@ -192,17 +201,17 @@ class AttentionSinks:
 
 
 def share(part: NDArray[Any], whole: Int64) -> Float64:
-    """part / whole; NaN where the whole is 0."""
-    made: Float64 = part / np.where(whole, whole, np.nan)
-    return made
+    """Return part / whole; NaN if the whole is 0."""
+    quotient: Float64 = part / np.where(whole, whole, np.nan)
+    return quotient
 
 
 Sinks = Mapping[int, AttentionSinks]
-"""By layer."""
+"""Accumulators by layer."""
 
 
 def _sinking(sinks: AttentionSinks) -> int:
-    # The threshold in float32, as where each value is compared with it.
+    # The threshold in float32, as in `update`.
     return int((sinks.mean()[0] > float(np.float32(sinks.threshold))).sum())
 
 
@@ -234,7 +243,7 @@ def _layers(sinks: Sinks, tokens: TokenStore, bootstrap: Bootstrap) -> Columns:
 def _heads(sinks: Sinks, bootstrap: Bootstrap) -> Columns:
     each = list(sinks.values())
     received = [of_head for s in each for of_head in s.first.T]
-    sunk = [
+    sink_counts = [
         np.where(np.isnan(of_head), np.nan, of_head > np.float32(s.threshold))
         for s in each
         for of_head in s.first.T
@@ -245,26 +254,30 @@ def _heads(sinks: Sinks, bootstrap: Bootstrap) -> Columns:
         "mean": or_null([mean for s in each for mean in s.mean()[0]]),
         "sink_share": or_null([part for s in each for part in share(s.sinks[0], s.values[0])]),
         **interval_columns("mean", [bootstrap.means(of_head) for of_head in received]),
-        **interval_columns("sink_share", [bootstrap.means(of_head) for of_head in sunk]),
+        **interval_columns("sink_share", [bootstrap.means(of_head) for of_head in sink_counts]),
     }
 
 
 def _positions(sinks: Sinks, bootstrap: Bootstrap) -> Columns:
     each = list(sinks.values())
     sequences = each[0].sequences if each else np.zeros(0, np.int64)
-    seen = np.flatnonzero(sequences)
-    none = np.zeros((1, len(seen)), np.int64)
+    present = np.flatnonzero(sequences)
+    none = np.zeros((1, len(present)), np.int64)
     values, counted, sums = (
-        np.sum([*none, *(array[seen].sum(1) for array in arrays)], axis=0)
+        np.sum([*none, *(array[present].sum(1) for array in arrays)], axis=0)
         for arrays in ([s.values for s in each], [s.sinks for s in each], [s.sums for s in each])
     )
-    of_sequences = sum((s.of_sequences[:, :, seen] for s in each), np.zeros((3, 1, len(seen))))
-    there, sunk, received = (numbers.T for numbers in of_sequences)
+    of_sequences = sum(
+        (s.of_sequences[:, :, present] for s in each), np.zeros((3, 1, len(present)))
+    )
+    finite_values, sink_counts, received = (numbers.T for numbers in of_sequences)
     return {
-        "position": seen,
-        "sequences": sequences[seen],
+        "position": present,
+        "sequences": sequences[present],
         "sink_metric": or_null(100 * share(counted, values)),
         "mean": or_null(share(sums, values)),
-        **interval_columns("sink_metric", [*map(bootstrap.ratios, 100 * sunk, there)]),
-        **interval_columns("mean", [*map(bootstrap.ratios, received, there)]),
+        **interval_columns(
+            "sink_metric", [*map(bootstrap.ratios, 100 * sink_counts, finite_values)]
+        ),
+        **interval_columns("mean", [*map(bootstrap.ratios, received, finite_values)]),
     }

@@ -1,4 +1,4 @@
-"""How the report shows attention sinks."""
+"""Report section and findings on attention sinks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _first_position(rows: Sequence[Row]) -> Row | None:
 
 
 class AttentionSinksShow(Show):
-    """Attention sinks by head, by layer and by position."""
+    """The section on attention sinks by head, by layer and by position."""
 
     description = DESCRIPTION
     title = "Attention sinks"
@@ -95,34 +95,36 @@ def _compared_layers(both: Both) -> list[Row]:
 
 
 def _rows(evidence: Evidence) -> tuple[list[Row], list[Row]]:
-    """Return the rows by layer, and those by position."""
+    """Return the rows of the tables by layer and by position."""
     return evidence.rows(ATTENTION_SINKS), evidence.rows(ATTENTION_SINK_POSITIONS)
 
 
 def sentence(layers: Sequence[Row], positions: Sequence[Row], definition: str) -> list[Finding]:
-    """Return a finding on how often the first token is a sink; none if it never is.
+    """Return a finding on the share of sinks at the first token; none if the token is never a sink.
 
     Args:
-        layers, positions: rows of attention_sinks and attention_sink_positions.
+        layers: rows of the table `attention_sinks`.
+        positions: rows of the table `attention_sink_positions`.
+        definition: definition of the criterion.
     """
     if not layers or not positions[0]["sink_metric"]:
         return []
-    return [Finding(said(layers, positions), definition, 3)]
+    return [Finding(metric_sentence(layers, positions), definition, 3)]
 
 
 def _values(criterion: Row, layers: Sequence[Row], positions: Sequence[Row], most: int) -> Row:
     by_metric = sorted(positions, key=lambda row: (-(row["sink_metric"] or 0), row["position"]))
     return {
         "criterion": criterion,
-        "said": said(layers, positions) if layers else "",
+        "said": metric_sentence(layers, positions) if layers else "",
         "layers": layers[:most],
         "layers_shown": shown(len(layers), most, "layer"),
         "positions": by_metric[: min(most, 5)],
     }
 
 
-def said(layers: Sequence[Row], positions: Sequence[Row]) -> str:
-    """Return a sentence on how often the first token is a sink."""
+def metric_sentence(layers: Sequence[Row], positions: Sequence[Row]) -> str:
+    """Return a sentence on the share of sinks at the first token."""
     metric = positions[0]["sink_metric"]
     if metric is None:
         return "No number of this run is finite."

@@ -1,4 +1,4 @@
-"""The largest output of each routed expert, and how many tokens it saw."""
+"""Largest output and number of tokens of each routed expert."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ from outlier_atlas.tables.table import Table
 
 
 class ExpertsMeasure(Measure):
-    """The routed experts; `of_layers` is empty where `expert_out` was not measured."""
+    """Magnitudes of the outputs of routed experts.
+
+    Attributes:
+        of_layers: accumulator of each layer; empty if `expert_out` was not measured.
+    """
 
     description = DESCRIPTION
 
@@ -68,7 +72,7 @@ def _experts(
     min_tokens: int,
     bootstrap: Bootstrap,
 ) -> Columns:
-    """The table of the largest output of each routed expert."""
+    """Return the columns of the table of the largest output of each routed expert."""
     each = [(layer, m, expert) for layer, m in layers.items() for expert in range(m.experts)]
     of_sequences = [m.routed[:, expert] for _, m, expert in each]
     routed = [int(counts.sum()) for counts in of_sequences]

@@ -1,4 +1,4 @@
-"""How the report shows the experts of a mixture of experts."""
+"""Report section and findings on routed experts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFINITION = (
 
 
 class ExpertsShow(Show):
-    """The experts with few tokens, and those with the largest outputs."""
+    """The section on experts with few tokens and on experts with the largest outputs."""
 
     description = DESCRIPTION
     title = "Experts"
@@ -59,12 +59,12 @@ class ExpertsShow(Show):
 
 
 def _values(rows: Sequence[Row], min_tokens: int, most: int) -> Row:
-    """Return what the section shows.
+    """Return the values for the template of the section.
 
     Args:
-        rows: of `expert_magnitudes`, by layer and expert.
-        min_tokens: below which an expert is listed.
-        most: rows that each table shows.
+        rows: rows of the table `expert_magnitudes`, by layer and expert.
+        min_tokens: experts with fewer tokens are listed.
+        most: maximum number of rows of each table.
     """
     few = [row for row in rows if not row["enough_tokens"]]
     layers = [_layer(layer, list(each)) for layer, each in groupby(few, key=_layer_of)]
@@ -80,7 +80,7 @@ def _values(rows: Sequence[Row], min_tokens: int, most: int) -> Row:
 
 
 def seen(few: int, experts: int, min_tokens: int) -> str:
-    """Return a sentence on how many experts saw too few tokens."""
+    """Return a sentence on the number of experts with too few tokens."""
     if not few:
         return f"All {count(experts, 'expert')} saw at least {count(min_tokens, 'token')}."
     of_all = f"{few:,} of {count(experts, 'expert')}"

@@ -26,11 +26,11 @@ VARIANTS = {
     "kurtosis_channel": "per channel, over tokens",
     "kurtosis_rms": "of channels' RMS",
 }
-"""The columns that are drawn, with their labels."""
+"""Labels of the columns that are drawn."""
 
 
 class Kurtosis(FigureKind):
-    """Kurtosis of each layer, in four variants."""
+    """The kurtosis of each layer, in four variants."""
 
     name = "kurtosis"
     declared = CHANNEL_SITES
@@ -57,6 +57,6 @@ def _kurtosis(rows: Sequence[Row], figure: Figure, theme: Theme) -> None:
     if lines.has_values(drawn):
         lines.make_logarithmic(axes)
     axes.set_ylabel("kurtosis")
-    # Without an RMS no value is finite. Constant values have no kurtosis either, but an RMS.
+    # A layer without an RMS has no finite value. Constant values have an RMS but no kurtosis.
     lines.mark_not_finite(axes, [row["layer"] for row in rows if row["rms"] is None], theme)
     lines.add_legend(axes)

@@ -37,7 +37,7 @@ from outlier_atlas.tables.table import Table
 
 
 class LayerMeasuresMeasure(Measure):
-    """How the values of every site with channels are distributed."""
+    """Measures of the distribution of values at each site with channels."""
 
     description = DESCRIPTION
 
@@ -58,17 +58,20 @@ class LayerMeasuresMeasure(Measure):
 
 @dataclass
 class LayerMeasures:
-    """Accumulates summaries of one site and layer; moments to the rounding of float64.
+    """An accumulator for summaries of one site and layer.
+
+    Moments are exact up to the rounding of float64.
 
     Attributes:
         channels: length of the channel axis.
         sequences: number of sequences of the run.
-        moments: (channel,): over tokens.
-        kurtosis_sum, kurtosis_tokens: (sequence,): over tokens, of the kurtosis over channels.
-        kurtosis_max: (sequence,): the largest of a token; NaN of none.
-        ratios: of tokens max|x| / median|x| over channels.
-        ratio_max: (sequence,): the largest; NaN of none.
-        norms: L2 norms of tokens.
+        moments: moments of each channel over tokens, (channel,).
+        kurtosis_sum: sum over tokens of the kurtosis over channels, (sequence,).
+        kurtosis_tokens: number of tokens with a kurtosis, (sequence,).
+        kurtosis_max: largest kurtosis of a token, (sequence,); NaN without one.
+        ratios: histogram of max|x| / median|x| over the channels of each token.
+        ratio_max: largest of these ratios, (sequence,); NaN without one.
+        norms: histogram of the L2 norms of tokens.
     """
 
     channels: int
@@ -88,7 +91,7 @@ class LayerMeasures:
         self.kurtosis_max, self.ratio_max = np.full((2, self.sequences), np.nan)
 
     def update(self, summary: Summary) -> None:
-        """Take the summary of a tile."""
+        """Add the summary of a tile."""
         s = summary
         self.moments.update(
             (s.channel_count.astype(np.float64), s.channel_mean, s.channel_m2, s.channel_m3,
@@ -98,17 +101,17 @@ class LayerMeasures:
         self.kurtosis_sum[s.sequence] += kurtosis.sum()
         self.kurtosis_tokens[s.sequence] += len(kurtosis)
         _raise(self.kurtosis_max, s.sequence, kurtosis)
-        there = s.token_channel >= 0
-        largest = np.abs(s.token_value[there].astype(np.float64))
+        finite = s.token_channel >= 0
+        largest = np.abs(s.token_value[finite].astype(np.float64))
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = largest / s.token_median[there]
-        ratios = ratios[~np.isnan(ratios)]  # a token of nothing but zeros has none
+            ratios = largest / s.token_median[finite]
+        ratios = ratios[~np.isnan(ratios)]  # a token with only zeros has no ratio
         self.ratios.add(ratios)
         _raise(self.ratio_max, s.sequence, ratios)
-        self.norms.add(np.sqrt(s.token_square[there]))
+        self.norms.add(np.sqrt(s.token_square[finite]))
 
     def merge(self, other: LayerMeasures) -> None:
-        """Take what another accumulator of the same site and layer has seen of other tokens."""
+        """Add the contents of an accumulator of other tokens of the same site and layer."""
         self.moments.merge(other.moments)
         self.kurtosis_sum += other.kurtosis_sum
         self.kurtosis_tokens += other.kurtosis_tokens
@@ -119,7 +122,7 @@ class LayerMeasures:
 
     @property
     def kurtosis_of_rms(self) -> float:
-        """He's kurtosis: mean s^4 / (mean s^2)^2 over channels, s the RMS of a channel."""
+        """Kurtosis of He et al.: mean s^4 / (mean s^2)^2 over channels, s the RMS of a channel."""
         squares = self.moments.mean_square
         known = squares[~np.isnan(squares)]
         mean = known.mean() if len(known) else 0.0
@@ -135,7 +138,7 @@ def _measures(
     magnitudes: Mapping[Place, Magnitudes],
     bootstrap: Bootstrap,
 ) -> Columns:
-    """The table of measures, a row for each site and layer."""
+    """Return the columns of the table of measures, with a row for each site and layer."""
     places, each = list(measures), list(measures.values())
     maxima = [magnitudes[place].of_sequences.astype(np.float64) for place in places]
     tops = [max(magnitudes[place].top, default=np.nan) for place in places]
@@ -167,9 +170,9 @@ def _measures(
 
 
 def _of_tensors(measures: Mapping[Place, LayerMeasures]) -> tuple[list[float], list[float]]:
-    """Kurtosis and RMS of all values of each site and layer."""
+    """Return the kurtosis and the RMS of all values of each site and layer."""
     kurtosis, rms = [], []
-    # Layers of a site together: as many array operations for all as for one.
+    # One call for all layers of a site, so that the number of array operations stays small.
     for _, places in groupby(measures, key=lambda place: place[0]):
         whole = together([measures[place].moments for place in places])
         kurtosis += whole.kurtosis.tolist()

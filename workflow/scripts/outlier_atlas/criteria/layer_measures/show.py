@@ -1,4 +1,4 @@
-"""How the report shows kurtosis, and the errors of quantization next to it."""
+"""Report section on kurtosis and on errors of quantization."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from outlier_atlas.criteria.show import (
 
 
 class LayerMeasuresShow(Show):
-    """The figures of kurtosis, and those of quantization errors."""
+    """The section with the figures of kurtosis and of quantization errors."""
 
     description = DESCRIPTION
     title = "Kurtosis"

@@ -1,8 +1,8 @@
 """LLM.int8() outlier features (Dettmers et al. 2022, arXiv 2208.07339, section 4.1, appendix C).
 
-A channel is an outlier feature where |x| >= threshold in at least a share of the layers and at at
-least a share of the positions. What the paper leaves open about both shares is counted in every
-way: see `Feature`.
+A channel is an outlier feature if |x| >= threshold in at least a share of the layers and at at
+least a share of the positions. The paper does not define both shares in full, so every reading is
+counted (see `Feature`).
 """
 
 from __future__ import annotations
@@ -29,27 +29,29 @@ from outlier_atlas.statistics.sparse import CountsBySequence, SparseCounts
 from outlier_atlas.statistics.summary import Summary
 
 SIGNED = 2 * CODES
-"""Number of codes with a sign."""
+"""Number of codes of signed values."""
 
 Key = tuple[str, int]
-"""Site and layer: a tensor."""
+"""A tensor: site and layer."""
 
 
 class OutlierFeatures:
-    """Accumulates summaries of all tensors of the criterion; exact, in any order and split.
+    """An accumulator for summaries of all tensors of the criterion.
 
-    The union over tensors needs all tensors of the same tokens: `close` counts the union of those
-    seen since the last call, so that memory is one chunk's bitmaps however many tokens there are.
+    The counts are exact and do not depend on the order or the division of the tokens.
+
+    The union over tensors needs all tensors of the same tokens. `close` counts the union of the
+    tokens since the last call. Memory is the bitmaps of one chunk for any number of tokens.
 
     Args:
         tensors: site and layer of each tensor.
-        channels: of every tensor.
-        threshold: a value is an outlier where |x| >= this, compared in float32.
+        channels: number of channels of every tensor.
+        threshold: a value is an outlier if |x| >= this, compared in float32.
         sequences: number of sequences of the run.
 
     Attributes:
-        positions: (sequence,): positions with a finite value in at least one tensor.
-        measured: (tensor, sequence): positions with a finite value there.
+        positions: number of positions with a finite value in at least one tensor, (sequence,).
+        measured: number of positions with a finite value in the tensor, (tensor, sequence).
     """
 
     def __init__(
@@ -69,7 +71,10 @@ class OutlierFeatures:
         self._measured: tuple[Bootstrap, Float64] | None = None
 
     def update(self, tensor: Key, summary: Summary) -> None:
-        """Take a tile of a tensor; all tensors' tiles of the same tokens come before `close`."""
+        """Add a tile of a tensor.
+
+        The tiles of all tensors for the same tokens must be added before `close`.
+        """
         assert summary.floor <= self.threshold, "all outliers are among the exceedances"
         tokens = self._open.setdefault(
             (summary.sequence, summary.start), _Tokens(np.zeros(len(summary.token), bool))
@@ -91,7 +96,7 @@ class OutlierFeatures:
         self._codes.add(*np.unique(keys, return_counts=True))
 
     def close(self) -> None:
-        """Count the union over the tensors of the tokens seen since the last call."""
+        """Count the union over tensors for the tokens that were added since the last call."""
         for (sequence, _), tokens in self._open.items():
             self.positions[sequence] += np.count_nonzero(tokens.measured)
             if tokens.bitmap is not None:
@@ -99,7 +104,7 @@ class OutlierFeatures:
         self._open.clear()
 
     def merge(self, other: OutlierFeatures) -> None:
-        """Take what another accumulator of the same tensors has seen of other tokens."""
+        """Add the contents of an accumulator of other tokens of the same tensors."""
         assert not self._open and not other._open, "closed"
         assert (self.tensors, self.threshold) == (other.tensors, other.threshold)
         self.positions += other.positions
@@ -111,21 +116,21 @@ class OutlierFeatures:
         self._codes.merge(other._codes)
 
     def features(self) -> list[Feature]:
-        """Every channel with at least one outlier, ascending."""
+        """Return every channel with at least one outlier, ascending."""
         return [self._feature(channel) for channel in self._counts.channels()]
 
     def intervals(self, channel: int, bootstrap: Bootstrap) -> dict[str, Interval]:
-        """Of a channel's shares the intervals over sequences, by the name of the share.
+        """Return the intervals over sequences of a channel's shares, by name of the share.
 
-        A draw counts the layers and tensors that are affected in its own sequences, among those
-        that are finite there; one without a position that counts has no share.
+        A draw counts the affected layers and tensors in its sequences, relative to those with a
+        finite value in these sequences. A draw without a position that counts has no share.
         """
         weights = bootstrap.weights
         counts = weights @ self._counts.of(channel).T  # (resample, tensor)
         positions, measured = weights @ self.positions, self._measured_in(bootstrap)
         affected = counts > 0
         by_layer = self._by_layer(affected).sum(axis=1)
-        # As `_feature` has them, so that equal numbers give equal bits.
+        # The same operations as in `_feature`, so that equal numbers give equal bits.
         wholes = positions * np.maximum(affected.sum(axis=1), 1)
         scaled = counts * (positions[:, None] / np.maximum(measured, 1))
         union, positive = self._union.of(channel)[0], self._positive.of(channel)[0]
@@ -142,21 +147,21 @@ class OutlierFeatures:
 
     def _feature(self, channel: int) -> Feature:
         counts, measured = self._counts.of(channel).sum(axis=1), self.measured.sum(axis=1)
-        affected, there, positions = counts > 0, measured > 0, int(self.positions.sum())
-        # Counts themselves where all of a tensor is finite: then a share is rounded once, and one
-        # that is exactly a threshold is not below it.
+        affected, measured_tensors, positions = counts > 0, measured > 0, int(self.positions.sum())
+        # If all values of a tensor are finite, the factor is 1. The share is then rounded once,
+        # and a share that equals the threshold exactly is not below it.
         scaled = counts[affected] * (positions / measured[affected])
         layers = int(self._by_layer(affected).sum())
         total = int(counts.sum())
         keys, code_counts = self._codes.items()
-        mine = slice(*np.searchsorted(keys, [channel * SIGNED, (channel + 1) * SIGNED]))
+        own = slice(*np.searchsorted(keys, [channel * SIGNED, (channel + 1) * SIGNED]))
         return Feature(
             channel=channel,
             layers=layers,
             tensors=int(affected.sum()),
             layer_share={
-                "layers": layers / int(self._by_layer(there).sum()),
-                "tensors": int(affected.sum()) / int(there.sum()),
+                "layers": layers / int(self._by_layer(measured_tensors).sum()),
+                "tensors": int(affected.sum()) / int(measured_tensors.sum()),
             },
             position_share={
                 "union": float(self._union.of(channel).sum()) / positions,
@@ -165,19 +170,28 @@ class OutlierFeatures:
             },
             outlier_values=total,
             positive_share=float(self._positive.of(channel).sum()) / total,
-            quartiles=_quartiles(keys[mine] % SIGNED, code_counts[mine]),
+            quartiles=_quartiles(keys[own] % SIGNED, code_counts[own]),
             value=float(self.maxima[channel]),
         )
 
     def _measured_in(self, bootstrap: Bootstrap) -> Float64:
-        """(resample, tensor): positions of each draw with a finite value, the same for all
-        channels."""
+        """Return the positions of each draw with a finite value, (resample, tensor).
+
+        The result is cached, because it is the same for all channels.
+        """
         if self._measured is None or self._measured[0] is not bootstrap:
             self._measured = bootstrap, bootstrap.weights @ self.measured.T
         return self._measured[1]
 
     def _by_layer(self, of_tensors: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(..., layer): whether it holds in any tensor of a layer, given (..., tensor)."""
+        """Return whether a condition holds in any tensor of each layer.
+
+        Args:
+            of_tensors: the condition by tensor, (..., tensor).
+
+        Returns:
+            The condition by layer, (..., layer).
+        """
         return np.stack(
             [of_tensors[..., rows].any(axis=-1) for rows in self._rows_of_layers()], axis=-1
         )
@@ -187,16 +201,20 @@ class OutlierFeatures:
         return [layers == layer for layer in np.unique(layers)]
 
     def _take_maxima(self, maxima: Float32) -> None:
-        # Among values of one magnitude the positive one, so that the order does not matter.
-        mine, theirs = np.abs(self.maxima), np.abs(maxima)
-        better = (theirs > mine) | ((theirs == mine) & (maxima > self.maxima))
+        # The positive of two values with equal magnitude, so that the order does not matter.
+        own, theirs = np.abs(self.maxima), np.abs(maxima)
+        better = (theirs > own) | ((theirs == own) & (maxima > self.maxima))
         self.maxima[better] = maxima[better]
 
 
 @dataclass
 class _Tokens:
-    """Tokens of one tile: which have a finite value in a tensor, and which channels have an outlier
-    at which of them."""
+    """Masks for the tokens of one tile.
+
+    Attributes:
+        measured: whether a token has a finite value in at least one tensor, (token,).
+        bitmap: whether a channel has an outlier at a token, (token, channel); None without any.
+    """
 
     measured: NDArray[np.bool_]
     bitmap: NDArray[np.bool_] | None = None
@@ -209,21 +227,22 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class Feature:
-    """What is known of a channel's outliers.
+    """The outliers of a channel.
 
     Attributes:
         channel: the channel.
-        layers: layers with an outlier of it in any of their tensors.
-        tensors: tensors with an outlier of it.
-        layer_share: over `layers` or over `tensors` (layers x sites) that have a finite value.
-        position_share: of the positions (sequence, position) with a finite value, those with an
-            outlier in at least one tensor (`union`), in an affected tensor on average (`mean`), or
-            in the tensor where that share is largest (`max`).
+        layers: number of layers with an outlier of the channel in any of their tensors.
+        tensors: number of tensors with an outlier of the channel.
+        layer_share: share of the affected `layers`, or of the affected `tensors` (layers x sites),
+            among those that have a finite value.
+        position_share: share of the positions (sequence, position) with an outlier among those with
+            a finite value: in at least one tensor (`union`), on average over the affected tensors
+            (`mean`), or in the tensor with the largest share (`max`).
         outlier_values: number of outliers over all tensors.
-        positive_share: share of them above zero.
-        quartiles: of the outlier values with their signs, the lower of two neighbours; exact for
-            bfloat16, otherwise to a relative 2^-9.
-        value: the largest outlier in |x|, with its sign.
+        positive_share: share of the outliers that are positive.
+        quartiles: quartiles of the signed outlier values, each the lower of two neighbours. They
+            are exact for bfloat16; otherwise the relative error is at most 2^-9.
+        value: the outlier with the largest |x|, with its sign.
     """
 
     channel: int
@@ -237,7 +256,14 @@ class Feature:
     value: float
 
     def passes(self, layers: float, positions: float, over: LayerShare, by: PositionShare) -> bool:
-        """Whether it is an outlier feature, both shares read in these ways."""
+        """Return whether the channel is an outlier feature under one reading of both shares.
+
+        Args:
+            layers: minimum layer share.
+            positions: minimum position share.
+            over: reading of the layer share.
+            by: reading of the position share.
+        """
         return self.layer_share[over] >= layers and self.position_share[by] >= positions
 
     @property
@@ -255,7 +281,7 @@ def _maxima(columns: Int64, values: Float32, channels: int) -> Float32:
 
 
 def _ordered(values: Float32) -> Int64:
-    """Codes of signed values: they sort as these do."""
+    """Return codes of signed values that sort in the order of the values."""
     codes = magnitude_codes(np.abs(values)).astype(np.int64)
     return np.where(np.signbit(values), CODES - 1 - codes, CODES + codes)
 

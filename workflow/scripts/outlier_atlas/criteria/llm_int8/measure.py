@@ -1,4 +1,4 @@
-"""LLM.int8() outlier features (Dettmers et al. 2022): their definition and their tables."""
+"""LLM.int8() outlier features (Dettmers et al. 2022): definition and tables."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ from outlier_atlas.tables.table import Table
 
 
 class LlmInt8Measure(CriterionMeasure):
-    """Outlier features; `accumulator` is None where a site was not measured."""
+    """Outlier features of LLM.int8().
+
+    Attributes:
+        accumulator: accumulator of all tensors; None if a site was not measured.
+    """
 
     description = DESCRIPTION
     any_site = True
@@ -108,7 +112,11 @@ class LlmInt8Measure(CriterionMeasure):
 
 
 def _common_channels(layout: Layout, criterion: Criterion) -> int:
-    """The number of channels that all sites of the criterion have."""
+    """Return the number of channels, which all sites of the criterion must share.
+
+    Raises:
+        ValueError: the sites have different numbers of channels.
+    """
     channels = {site: layout.sites[site] for site in criterion.sites}
     if len(set(channels.values())) > 1:
         shown = ", ".join(f"{site} has {count}" for site, count in channels.items())
@@ -125,7 +133,7 @@ def _features(
     magnitudes: Mapping[Place, Magnitudes],
     bootstrap: Bootstrap,
 ) -> Columns:
-    """The table of channels with outliers, outlier features first."""
+    """Return the columns of the table of channels with outliers, outlier features first."""
     by, over = settings.position_share_by, settings.layer_share_over
     ordered = sorted(
         features,
@@ -166,12 +174,12 @@ def _of_values(
     magnitudes: Mapping[Place, Magnitudes],
     bootstrap: Bootstrap,
 ) -> Columns:
-    """The intervals of channels' largest |x| over all tensors."""
+    """Return the columns of the intervals of channels' largest |x| over all tensors."""
     largest = LargestSequences(accumulator.channels if accumulator else 0)
     for tensor in accumulator.tensors if accumulator else ():
         largest.merge(magnitudes[tensor].largest)
-    mine = [feature.channel for feature in features]
-    low, high = (ends[mine] for ends in largest.intervals(bootstrap))
+    own_channels = [feature.channel for feature in features]
+    low, high = (ends[own_channels] for ends in largest.intervals(bootstrap))
     return end_columns("value", (low, high))
 
 
@@ -186,7 +194,7 @@ def _intervals(
 
 
 def _variants(features: Sequence[Feature], settings: LlmInt8Settings, measured: bool) -> Columns:
-    """The table of readings of the two shares."""
+    """Return the columns of the table of readings of the two shares."""
     configured = (settings.layer_share_over, settings.position_share_by)
     readings = [
         (over, by) for over in get_args(LayerShare) for by in get_args(PositionShare) if measured
@@ -209,7 +217,7 @@ def _variants(features: Sequence[Feature], settings: LlmInt8Settings, measured: 
 
 
 def is_outlier_feature(feature: Feature, settings: LlmInt8Settings) -> bool:
-    """Whether a channel passes both shares, as they are configured."""
+    """Return whether a channel passes both shares under the configured reading."""
     return feature.passes(
         settings.layer_share,
         settings.position_share,

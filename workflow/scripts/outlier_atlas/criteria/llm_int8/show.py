@@ -1,4 +1,4 @@
-"""How the report shows the outlier features of LLM.int8()."""
+"""Report section and findings on outlier features of LLM.int8()."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from outlier_atlas.text import (
 
 
 class LlmInt8Show(Show):
-    """Outlier features by channel, and every reading of the two shares."""
+    """The section on outlier features by channel, with every reading of the two shares."""
 
     description = DESCRIPTION
     title = "LLM.int8() outlier features"
@@ -68,23 +68,23 @@ def _findings(evidence: Evidence, criterion: Row) -> list[Finding]:
         return nothing_known(criterion, "LLM.int8() outlier features")
     definition = criterion["definition"]
     features = evidence.rows(LLM_INT8_FEATURES)
-    found = [row for row in features if row["outlier_feature"]]
+    passing = [row for row in features if row["outlier_feature"]]
     sites = listed(criterion["sites"].split())
-    if found:
-        top = found[0]
+    if passing:
+        top = passing[0]
         has = (
             f"has outliers in {count(top['layers'], 'layer')} and at "
             f"{spanned(top, 'position_share_union', percent)} of the positions, {_sides(top)}"
         )
-        if len(found) == 1:
+        if len(passing) == 1:
             first = (
                 f"Channel {top['channel']} is the only LLM.int8() outlier feature of {sites}: it "
                 f"{has}."
             )
         else:
             first = (
-                f"{len(found):,} channels of {sites} are LLM.int8() outlier features "
-                f"({channels(row['channel'] for row in found)}); channel {top['channel']} {has}."
+                f"{len(passing):,} channels of {sites} are LLM.int8() outlier features "
+                f"({channels(row['channel'] for row in passing)}); channel {top['channel']} {has}."
             )
     elif features:
         near = features[0]
@@ -100,7 +100,7 @@ def _findings(evidence: Evidence, criterion: Row) -> list[Finding]:
         )
     first += left_out(criterion)
     return [
-        Finding(first, definition, 4 if found else 2),
+        Finding(first, definition, 4 if passing else 2),
         _readings(evidence.rows(LLM_INT8_VARIANTS), definition),
     ]
 
@@ -116,7 +116,7 @@ def _sides(row: Row) -> str:
 
 
 def _readings(variants: Sequence[Row], definition: str) -> Finding:
-    """Return what other readings give, because the paper leaves both shares open."""
+    """Return a finding on all readings of the shares, which the paper does not define in full."""
     counts = sorted({row["outlier_features"] for row in variants})
     readings = (
         f"{len(variants)} readings of LLM.int8()'s two shares (of layers or tensors; of "

@@ -1,4 +1,4 @@
-"""The ablation of outlier features: all of them together, in all layers at once."""
+"""Ablation of all outlier features together, in all layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from outlier_atlas.criteria.tables import CRITERIA
 
 
 class OutlierFeaturesTarget(Target):
-    """All outlier features together, at the sites of the criterion."""
+    """The set of all outlier features, at the sites of the criterion."""
 
     key = "outlier_features"
 

@@ -1,1 +1,1 @@
-"""How large activations are: by layer, and by channel."""
+"""Magnitudes of activations by layer and by channel."""

@@ -1,4 +1,4 @@
-"""The largest |x| of each site and layer in two runs."""
+"""Comparison of the largest |x| of each site and layer between two runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def sites(both: Both) -> list[Row]:
-    """Return the layers of each site, with the largest |x| of both runs."""
+    """Return a table for each site, with the largest |x| of each layer in both runs."""
     here, there = (_by_place(side) for side in both)
     names = dict.fromkeys(site for site, _ in {**here, **there})
     largest = max(names, key=lambda site: _top(here, site), default=None)

@@ -64,11 +64,11 @@ def _magnitudes(rows: Sequence[Row], site: str, figure: Figure, theme: Theme) ->
         ("top1", "top2", "top3"), ("largest", "2nd", "3rd"), theme.top, lines.MARKERS, strict=False
     )
     drawn = [
-        # A logarithmic axis has no zero: such a point is left out, and the table has it.
+        # A logarithmic axis cannot show zero, so points at zero are omitted. The table has them.
         lines.Line(label, [row[column] or None for row in rows], colour, marker)
         for column, label, colour, marker in (*largest, ("median", "median", theme.median, "D"))
     ]
-    # The largest is drawn last, above the others.
+    # The largest values are drawn last, above the other lines.
     layers = [row["layer"] for row in rows]
     axes = lines.plot(figure, layers, drawn[::-1], theme, marker_size=4.5, width=1.4)
     lines.mark_not_finite(axes, [row["layer"] for row in rows if row["top1"] is None], theme)

@@ -1,4 +1,4 @@
-"""How large activations are: the largest values of layers and of channels."""
+"""Largest values of layers and of channels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from outlier_atlas.tables.table import Table
 
 
 class MagnitudesMeasure(Measure):
-    """The largest values, of every site with channels."""
+    """The largest values at each site with channels."""
 
     description = DESCRIPTION
 
@@ -58,7 +58,7 @@ class MagnitudesMeasure(Measure):
 def _layers(
     magnitudes: Mapping[Place, Magnitudes], tokens: TokenStore, bootstrap: Bootstrap
 ) -> Columns:
-    """The table of the largest values of each site and layer."""
+    """Return the columns of the table of the largest values of each site and layer."""
     each = list(magnitudes.values())
     tops = [[*m.top, *[None] * TOP][:TOP] for m in each]
     channels = [m.largest_channel for m in each]
@@ -83,7 +83,7 @@ def _layers(
 def _channels(
     magnitudes: Mapping[Place, Magnitudes], tokens: TokenStore, bootstrap: Bootstrap
 ) -> Columns:
-    """The table of the largest value of each channel."""
+    """Return the columns of the table of the largest value of each channel."""
     if not magnitudes:
         return {column.name: [] for column in CHANNEL_MAXIMA.columns}
     widths = [m.channels for m in magnitudes.values()]

@@ -1,4 +1,4 @@
-"""How the report shows how large activations are."""
+"""Report section and findings on magnitudes of activations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from outlier_atlas.text import (
 
 
 class MagnitudesShow(Show):
-    """The first section: each site with its figures."""
+    """The first section of the report: each site with its figures."""
 
     description = DESCRIPTION
     title = "Magnitudes"
@@ -54,9 +54,9 @@ class MagnitudesShow(Show):
 
 
 def sites(page: Page) -> list[Row]:
-    """Return each site with its figures; the site of the largest |x| is unfolded.
+    """Return each site with its figures; the site with the largest |x| is unfolded.
 
-    Of several with the same largest |x|, the last one is.
+    If several sites have the same largest |x|, the last of them is unfolded.
     """
     tops = largest_by_site(page.evidence.rows(LAYER_MAGNITUDES))
     unfolded = max(reversed(tops), key=lambda site: tops[site]["top1"] or 0, default=None)
@@ -84,7 +84,7 @@ def _site(site: str, top: Row, page: Page) -> Row:
 
 
 def largest_by_site(rows: Sequence[Row]) -> dict[str, Row]:
-    """Return the row of layer_magnitudes with the largest |x| of each site."""
+    """Return the row of `layer_magnitudes` with the largest |x| of each site."""
     tops: dict[str, Row] = {}
     for row in rows:
         top = tops.setdefault(row["site"], row)["top1"]
@@ -97,20 +97,20 @@ def largest(rows: Sequence[Row]) -> Finding:
     """Return a finding on the largest |x| of each site.
 
     Args:
-        rows: of the table `layer_magnitudes`.
+        rows: rows of the table `layer_magnitudes`.
     """
     if not rows:
         return Finding("No site with channels was measured.", "", 0)
     finite = "finite " if any(r["nan"] or r["infinite"] for r in rows) else ""
-    said = [
+    maxima = [
         f"{number(top['top1'])} at {site} (layer {top['layer']}, channel {top['channel']})"
         for site, top in largest_by_site(rows).items()
         if top["top1"] is not None
     ]
-    if not said:
+    if not maxima:
         return Finding("No value of any site with channels is finite.", "", 1)
     return Finding(
-        f"The largest {finite}|x| is {listed(said)}.",
+        f"The largest {finite}|x| is {listed(maxima)}.",
         "top1 of layer_magnitudes: the largest |x| over all finite values of a site.",
         1,
     )

@@ -1,4 +1,4 @@
-"""The massive activations of two runs: which channels appear, vanish or move."""
+"""Comparison of massive activations between two runs: channels that appear, vanish or move."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Row = dict[str, Any]
 
 
 def values(both: Both) -> Row:
-    """Return what the template shows."""
+    """Return the values for the template."""
     channels = _channels(both)
     measured = all(side.criterion(DESCRIPTION.name)["measured"] for side in both)
-    return {"said": _said(channels, both[1].name) if measured else "", "channels": channels}
+    return {"said": _sentence(channels, both[1].name) if measured else "", "channels": channels}
 
 
 def _channels(both: Both) -> list[Row]:
-    """Return the channels with massive activations in either run, those that differ first."""
+    """Return the channels with massive activations in either run, differing channels first."""
     here, there = (_by_channel(side) for side in both)
     rows = [
         {"channel": channel, "change": change(here.get(channel), there.get(channel))}
@@ -32,14 +32,19 @@ def _channels(both: Both) -> list[Row]:
 
 
 def _by_channel(side: Side) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
+    by_channel: dict[int, list[Row]] = {}
     for row in side.rows(MASSIVE_CHANNELS):
-        found.setdefault(row["channel"], []).append(row)
-    return found
+        by_channel.setdefault(row["channel"], []).append(row)
+    return by_channel
 
 
 def change(here: Sequence[Row] | None, there: Sequence[Row] | None) -> str:
-    """Return what differs between two runs, given a channel's rows of `massive_channels`."""
+    """Return how a channel differs between two runs.
+
+    Args:
+        here: rows of the channel in `massive_channels` of this run.
+        there: rows of the channel in `massive_channels` of the other run.
+    """
     if not here or not there:
         return "only here" if here else "only there"
     common = {row["layer"] for row in here} & {row["layer"] for row in there}
@@ -48,7 +53,7 @@ def change(here: Sequence[Row] | None, there: Sequence[Row] | None) -> str:
 
 
 def _first_share(rows: Sequence[Row]) -> float:
-    """Return the share of a channel's massive activations in all layers at the first position."""
+    """Return the share of a channel's massive activations that are at the first position."""
     counts = [row["massive_activations"] for row in rows]
     at_first = sum(n * row["first_position_share"] for n, row in zip(counts, rows, strict=True))
     return float(at_first / sum(counts))
@@ -66,7 +71,7 @@ def _massive(rows: Sequence[Row] | None) -> Row | None:
     }
 
 
-def _said(channels: Sequence[Row], name: str) -> str:
+def _sentence(channels: Sequence[Row], name: str) -> str:
     changes = [row["change"] for row in channels]
     return (
         f"Channels with massive activations: {changes.count('in both')} in both runs, "

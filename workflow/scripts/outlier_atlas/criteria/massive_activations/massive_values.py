@@ -1,9 +1,9 @@
-"""The values that massive activations are set to (Sun et al. 2024, arXiv 2402.17762).
+"""Values to which the ablation sets massive activations (Sun et al. 2024, arXiv 2402.17762).
 
-The authors set the massive values of one layer, the first in which they appear, to zero or to fixed
-values. They do so only at the tokens of the massive activations, and run the rest of the model from
-there. The fixed values are means of the massive activations, over the first positions and over all
-other positions separately, because size and sign can differ between the two.
+The authors set massive activations to zero or to fixed values in the first layer in which they
+appear. They set them only at the tokens of the massive activations, and then run the rest of the
+model. The fixed values are means of the massive activations. The means over first positions and
+over other positions are separate, because magnitude and sign can differ.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class MassiveValues:
     """The massive activations of each channel in the first layer in which it is massive.
 
     Attributes:
-        site: the site of the criterion.
+        site: site of the criterion.
         criterion: the block `detection.massive_activations` of the run's tables.
-        first: the first layer in which a channel is massive, by channel.
-        means: the means of a channel's massive activations in that layer, at the first position of
-            sequences and at other positions; by channel.
+        first: first layer in which a channel is massive, by channel.
+        means: means of a channel's massive activations in that layer, at the first position of
+            sequences and at other positions, by channel.
     """
 
     site: str
@@ -40,7 +40,11 @@ class MassiveValues:
 
     @classmethod
     def of(cls, folder: Path) -> MassiveValues:
-        """Read the massive activations of a run's tables."""
+        """Read the massive activations from the tables of a run.
+
+        Args:
+            folder: folder of the tables.
+        """
         rows = tables.read(folder, MASSIVE_ACTIVATIONS).to_pylist()
         criterion = tables.parameters(folder, MASSIVE_ACTIVATIONS)["massive_activations"]
         first: dict[int, int] = {}
@@ -56,7 +60,7 @@ class MassiveValues:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """The channels, ascending."""
+        """The massive channels, ascending."""
         return tuple(self.first)
 
     @property
@@ -68,8 +72,8 @@ class MassiveValues:
         """Return the edits that set massive activations to a value.
 
         Args:
-            set_channels: for each of `channels` the channel that is set at its tokens.
-            mean: set to the means; otherwise to zero.
+            set_channels: the channel that is set at the tokens of each of `channels`.
+            mean: whether values are set to the means; otherwise they are set to zero.
         """
         return tuple(
             SetMassive(
@@ -88,9 +92,9 @@ class MassiveValues:
 
 
 def _means(values: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Return the means of the values at position 0 and of the others.
+    """Return the mean of the values at position 0 and the mean of the other values.
 
-    If there are no values of one kind, its mean is that of all values.
+    If one group has no values, its mean is the mean of all values.
     """
     every = [value for _, value in values]
     first = [value for position, value in values if position == 0] or every

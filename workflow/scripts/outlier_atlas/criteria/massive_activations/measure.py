@@ -1,8 +1,8 @@
 """Massive activations (Sun et al. 2024, arXiv 2402.17762).
 
-A value is massive where |x| > `absolute` and |x| >= `ratio` times the median of |x|. The paper's
-median is over all tokens and channels of the sequence in that layer (`tensor`); the one over the
-token's own channels (`token`) is offered under its own name.
+A value is massive if |x| > `absolute` and |x| >= `ratio` times the median of |x|. The median of the
+paper is over all tokens and channels of the sequence in that layer (`tensor`). The median over the
+channels of the token (`token`) is an alternative.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from outlier_atlas.tables.table import Table
 
 
 class MassiveActivationsMeasure(SequenceCriterion["MassiveActivation"]):
-    """Massive activations."""
+    """Massive activations at one site."""
 
     description = DESCRIPTION
 
@@ -69,13 +69,13 @@ class MassiveActivationsMeasure(SequenceCriterion["MassiveActivation"]):
 
     def tables(self) -> Iterator[tuple[Table, Columns]]:
         tokens = self.context.tokens
-        yield MASSIVE_ACTIVATIONS, _values(self.found, self.site, tokens)
-        yield MASSIVE_CHANNELS, _channels(self.found, self.site, tokens, self.context.bootstrap)
+        yield MASSIVE_ACTIVATIONS, _values(self.results, self.site, tokens)
+        yield MASSIVE_CHANNELS, _channels(self.results, self.site, tokens, self.context.bootstrap)
 
 
 @dataclass(frozen=True, order=True)
 class MassiveActivation:
-    """One massive activation of a site and layer, with both medians."""
+    """A massive activation of a site and layer, with both medians."""
 
     token: int
     channel: int
@@ -95,14 +95,14 @@ def massive_activations(
     median: Literal["tensor", "token"],
     values_of: ValuesOf | None = None,
 ) -> Iterator[MassiveActivation]:
-    """The massive activations of a sequence; both medians are exact.
+    """Yield the massive activations of a sequence; both medians are exact.
 
     Args:
-        sequence: of one site and layer; its floor is at most `absolute`.
-        absolute: a massive activation has |x| > this, compared in float32 ...
-        ratio: ... and |x| >= this many times the median, compared in float64.
-        median: which median.
-        values_of: reads the values of a tile; None where they are not stored.
+        sequence: the sequence of one site and layer; its floor is at most `absolute`.
+        absolute: a massive activation has |x| > this, compared in float32.
+        ratio: a massive activation has |x| >= this many times the median, compared in float64.
+        median: the median that the criterion uses.
+        values_of: a function that reads the values of a tile; None if they are not stored.
     """
     tokens, channels, values = sequence.high
     candidates = np.abs(values) > np.float32(absolute)
@@ -119,7 +119,7 @@ def massive_activations(
 
 
 def _values(massive: Sequence[Massive], site: str, tokens: TokenStore) -> Columns:
-    """The table of massive activations."""
+    """Return the columns of the table of massive activations."""
     indices = [activation.token for _, activation in massive]
     return {
         "site": [site] * len(massive),
@@ -137,7 +137,7 @@ def _values(massive: Sequence[Massive], site: str, tokens: TokenStore) -> Column
 def _channels(
     massive: Sequence[Massive], site: str, tokens: TokenStore, bootstrap: Bootstrap
 ) -> Columns:
-    """The table of them by layer and channel."""
+    """Return the columns of the table of massive activations by layer and channel."""
     ordered = sorted(massive, key=lambda m: (m[0], m[1].channel, m[1].token))
     groups = [
         (place, [activation for _, activation in members])

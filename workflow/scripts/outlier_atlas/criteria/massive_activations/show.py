@@ -1,4 +1,4 @@
-"""How the report shows massive activations."""
+"""Report section and findings on massive activations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from outlier_atlas.text import (
 
 
 class MassiveActivationsShow(Show):
-    """Massive activations by channel, and by place with the text around it."""
+    """The section on massive activations by channel, and by place with the surrounding text."""
 
     description = DESCRIPTION
     title = "Massive activations"
@@ -80,7 +80,7 @@ def _findings(evidence: Evidence, criterion: Row, text: bool) -> list[Finding]:
     by_channel: dict[int, list[Row]] = defaultdict(list)
     for row in massive:
         by_channel[row["channel"]].append(row)
-    # The channel that is massive in most layers; of equals the one with the largest value.
+    # Order by number of massive layers, then by largest value.
     ordered = sorted(
         by_channel.items(), key=lambda item: (-len(item[1]), -max(abs(r["value"]) for r in item[1]))
     )
@@ -114,7 +114,7 @@ def _none(evidence: Evidence, criterion: Row) -> list[Finding]:
 
 
 def closest(evidence: Evidence, criterion: Row) -> Finding:
-    """Return a finding on how close the values of the site are to massive activations."""
+    """Return a finding on the values of the site that are closest to massive activations."""
     site = criterion["sites"]
     rows = [
         row
@@ -139,7 +139,7 @@ def _ratio(row: Row) -> float:
 
 
 def sequences_of(evidence: Evidence) -> dict[int, int]:
-    """Return the number of sequences in which each channel is massive, in any layer."""
+    """Return the number of sequences in which each channel is massive in any layer."""
     of_channel: dict[int, set[int]] = defaultdict(set)
     for row in evidence.rows(MASSIVE_ACTIVATIONS):
         of_channel[row["channel"]].add(row["sequence"])
@@ -176,7 +176,7 @@ def _values(page: Page, criterion: Row) -> Row:
 
 
 def _channel(rows: Sequence[Row]) -> Row:
-    """Return a channel's massive activations, over its layers."""
+    """Return a row on the massive activations of a channel over all of its layers."""
     top = max(rows, key=lambda row: abs(row["value"]))
     total = sum(row["massive_activations"] for row in rows)
     first = sum(row["massive_activations"] * row["first_position_share"] for row in rows)

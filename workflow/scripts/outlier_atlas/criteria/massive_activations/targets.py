@@ -1,4 +1,4 @@
-"""The ablation of massive activations: their values alone, or whole channels."""
+"""Ablation of massive activations, as single values or as whole channels."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from outlier_atlas.criteria.massive_activations.tables import MASSIVE_CHANNELS
 
 
 class MassiveActivationsTarget(Target):
-    """All massive activations together, each channel in the first layer in which it is massive.
+    """The set of all massive activations, each channel in the first layer in which it is massive.
 
-    Random controls are as many values at the same tokens.
+    Random controls set the same number of values at the same tokens.
     """
 
     key = "massive_activations"
 
     def trials(self, context: TargetContext, outliers: Collection[int]) -> Iterator[Trial]:
-        found = MassiveValues.of(context.tables)
-        if not found.channels:
+        massive = MassiveValues.of(context.tables)
+        if not massive.channels:
             return
-        taps = [tap_of(context.architecture, found.site, layer) for layer in found.layers]
+        taps = [tap_of(context.architecture, massive.site, layer) for layer in massive.layers]
         width = min(tap.channels for tap in taps)
 
         def trial(intervention: str, channels: tuple[int, ...], draw: int | None = None) -> Trial:
-            edits = found.edits(channels, mean=intervention == "mean")
+            edits = massive.edits(channels, mean=intervention == "mean")
             return Trial(
-                "massive_activations", intervention, Variant(edits), (found.site,),
+                "massive_activations", intervention, Variant(edits), (massive.site,),
                 tuple(sorted(channels)), draw=draw,
             )  # fmt: skip
 
         for intervention in context.settings.interventions:
-            yield trial(intervention, found.channels)
-        others = [each for each in range(width) if each not in {*outliers, *found.channels}]
-        drawn = context.draws.sets(others, len(found.channels), "massive activations")
+            yield trial(intervention, massive.channels)
+        others = [each for each in range(width) if each not in {*outliers, *massive.channels}]
+        drawn = context.draws.sets(others, len(massive.channels), "massive activations")
         for draw, channels in enumerate(drawn):
             yield trial("random", channels, draw)
 
 
 class MassiveChannelsTarget(Target):
-    """Each channel with massive activations at all tokens, in the first layer with one."""
+    """Each channel with massive activations, at all tokens, in the first layer with one."""
 
     key = "massive_channels"
 

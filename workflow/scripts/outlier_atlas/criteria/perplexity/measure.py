@@ -1,4 +1,4 @@
-"""Perplexity of the run's own tokens, from the losses in its store."""
+"""Perplexity of the run's tokens, computed from the losses in the store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ from outlier_atlas.tables.table import Table
 
 
 class PerplexityMeasure(Measure):
-    """Perplexity; without losses where `extraction.perplexity` is false. No token is left out."""
+    """Perplexity of the run's tokens; no token is excluded.
+
+    Attributes:
+        losses: loss of each token, (token,); None if `extraction.perplexity` is false.
+    """
 
     description = DESCRIPTION
     excludes = False
@@ -51,7 +55,7 @@ class PerplexityMeasure(Measure):
 
 
 def _perplexity(losses_T: NDArray[np.float32], tokens: TokenStore, bootstrap: Bootstrap) -> Columns:
-    """The table of perplexity."""
+    """Return the columns of the table of perplexity."""
     own = predicted(losses_T, tokens.sequence_starts)
     ends = bootstrap.ratios(sums(own), counts(own))
     of_rows = [*[None] * tokens.sequences, ends]
@@ -75,6 +79,6 @@ def _rows(losses: list[NDArray[np.float32]], sequences: list[int | None]) -> Col
 
 
 def mean_loss(losses_T: NDArray[np.float32]) -> float | None:
-    """The mean in float64; None of no tokens, or where a loss is NaN. None is left out."""
+    """Return the mean loss in float64; None without tokens or if a loss is NaN."""
     mean = float(np.mean(losses_T, dtype=np.float64)) if len(losses_T) else math.nan
     return None if math.isnan(mean) else mean

@@ -1,4 +1,4 @@
-"""How the report shows perplexity: in its first lines and among the facts."""
+"""Report lines on perplexity: a headline, and an entry in the list of facts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _whole_run(rows: Sequence[Row]) -> Row | None:
 
 
 class PerplexityShow(Show):
-    """Perplexity, which has no section of its own."""
+    """The presentation of perplexity, which has no section."""
 
     description = DESCRIPTION
     title = "Perplexity"
@@ -45,10 +45,10 @@ class PerplexityShow(Show):
 
 
 def line(rows: Sequence[Row]) -> str:
-    """Return the perplexity of the whole run, in a sentence with its definition.
+    """Return the perplexity of the whole run with its definition.
 
     Args:
-        rows: of the table `perplexity`.
+        rows: rows of the table `perplexity`.
     """
     if not rows:
         return "not computed (extraction.perplexity)"
@@ -64,7 +64,7 @@ def line(rows: Sequence[Row]) -> str:
 
 
 def short(rows: Sequence[Row]) -> str:
-    """Return the perplexity for the first lines of the report; or ""."""
+    """Return a sentence with the perplexity for the first lines of the report, or ""."""
     if not rows or rows[-1]["perplexity"] is None:
         return ""
     return (

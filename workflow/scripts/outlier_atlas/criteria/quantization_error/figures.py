@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a")
-"""One for each format; of Okabe and Ito, with a grey."""
+"""Colours of the formats: Okabe and Ito, with a grey."""
 
 
 class QuantizationErrors(FigureKind):
-    """Signal to quantization noise of each format, with the outlier channels and without."""
+    """The signal to quantization noise of each format, with and without the outlier channels."""
 
     name = "quantization"
     declared = CHANNEL_SITES

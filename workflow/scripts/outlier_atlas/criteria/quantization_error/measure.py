@@ -1,4 +1,4 @@
-"""Errors of rounding activations to number formats of few bits."""
+"""Errors of rounding activations to low-bit number formats."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from outlier_atlas.tables.table import Table
 
 
 class QuantizationErrorMeasure(Measure):
-    """The errors at the sites that `detection.quantization_error` names."""
+    """Quantization errors at the sites of `detection.quantization_error`."""
 
     description = DESCRIPTION
     summaries = "quantization"
@@ -51,12 +51,16 @@ class QuantizationErrorMeasure(Measure):
 
 @dataclass
 class QuantizationErrors:
-    """Accumulates errors of the tiles of one site and layer.
+    """An accumulator for the errors of the tiles of one site and layer.
 
     Attributes:
         sequences: number of sequences of the run.
-        outlier_channels: (sequence,): the most that a tile has; NaN of none.
-        values, squares, errors, square_errors: sums of those of the tiles.
+        outlier_channels: largest number of outlier channels of a tile, (sequence,); NaN without a
+            tile.
+        values: number of values.
+        squares: sum of squares of the values.
+        errors: sum of absolute errors, by format and treatment of outlier channels.
+        square_errors: sum of squared errors, likewise.
     """
 
     sequences: int
@@ -74,13 +78,13 @@ class QuantizationErrors:
         self.outlier_channels = np.full(self.sequences, np.nan)
 
     def update(self, summary: QuantizationSummary) -> None:
-        """Take the summary of a tile."""
+        """Add the summary of a tile."""
         most = np.fmax(self.outlier_channels[summary.sequence], summary.outlier_channels)
         self.outlier_channels[summary.sequence] = most
         self._add(summary)
 
     def merge(self, other: QuantizationErrors) -> None:
-        """Take what another accumulator of the same site and layer has seen."""
+        """Add the contents of another accumulator of the same site and layer."""
         self.outlier_channels = np.fmax(self.outlier_channels, other.outlier_channels)
         self._add(other)
 
@@ -92,7 +96,7 @@ class QuantizationErrors:
 
 
 def _errors(errors: Mapping[Place, QuantizationErrors], bootstrap: Bootstrap) -> Columns:
-    """The table of quantization errors."""
+    """Return the columns of the table of quantization errors."""
     rows = [
         (place, each, format_, scale_of, index, kept)
         for place, each in errors.items()

@@ -1,4 +1,4 @@
-"""How the report shows errors of quantization: in the section on kurtosis."""
+"""Figures of quantization errors, for the section on kurtosis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from outlier_atlas.criteria.show import (
 
 
 class QuantizationErrorShow(Show):
-    """Quantization errors; `layer_measures` has their figures."""
+    """The presentation of quantization errors; the section of `layer_measures` has the figures."""
 
     description = DESCRIPTION
     title = "Quantization error"
@@ -23,7 +23,7 @@ class QuantizationErrorShow(Show):
 
 
 def pictures(page: Page) -> list[Row]:
-    """Return the figure of each site in `detection.quantization_error.sites`."""
+    """Return a figure for each site in `detection.quantization_error.sites`."""
     return [
         page.picture(
             f"{site}-quantization",

@@ -1,4 +1,4 @@
-"""Super experts (Su et al. 2025): which they are, and their table."""
+"""Super experts (Su et al. 2025): definition and table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from outlier_atlas.tables.table import Table
 
 
 class SuperExpertsMeasure(CriterionMeasure):
-    """Super experts, from what was measured of experts and of massive activations."""
+    """Super experts, derived from the measures of experts and of massive activations."""
 
     description = DESCRIPTION
 
@@ -59,8 +59,8 @@ class SuperExpertsMeasure(CriterionMeasure):
         )
 
     @cached_property
-    def found(self) -> list[SuperExpert]:
-        """The super experts, by layer and expert."""
+    def super_experts(self) -> list[SuperExpert]:
+        """The super experts, ordered by layer and expert."""
         if not self.criterion.measured:
             return []
         return super_experts(
@@ -71,27 +71,30 @@ class SuperExpertsMeasure(CriterionMeasure):
         )
 
     def findings(self) -> int:
-        return len(self.found)
+        return len(self.super_experts)
 
     def tables(self) -> Iterator[tuple[Table, Columns]]:
         experts = self.others.of(ExpertsMeasure).of_layers
         yield (
             SUPER_EXPERTS,
-            _experts(self.found, experts, self.context.tokens, self.context.bootstrap),
+            _experts(self.super_experts, experts, self.context.tokens, self.context.bootstrap),
         )
 
 
 @dataclass(frozen=True)
 class SuperExpert:
-    """A super expert, and what it was compared with.
+    """A super expert, with the numbers of the criterion.
 
     Attributes:
-        layer, expert: which.
-        value: its largest |down_proj output|, with its sign; in which channel, of which token.
-        quantile: over all experts.
-        largest_share: |value| over the largest of all experts.
-        growth: of the residual stream's largest |x| over the measured layer before; None for the
-            first.
+        layer: layer of the expert.
+        expert: index of the expert in the layer.
+        value: output of the down projection with the largest magnitude, with its sign.
+        channel: channel of that output.
+        token: index of the token of that output.
+        quantile: quantile over all experts that the output exceeds.
+        largest_share: |value| / largest |value| of all experts.
+        growth: largest |x| of the residual stream / largest |x| at the previous measured layer;
+            None without such a layer.
     """
 
     layer: int
@@ -110,26 +113,26 @@ def super_experts(
     magnitudes: Mapping[Place, Magnitudes],
     settings: DetectionSettings,
 ) -> list[SuperExpert]:
-    """The super experts, by layer and expert."""
-    # In float64, or a quantile between two values would be rounded to one of them.
+    """Return the super experts, ordered by layer and expert."""
+    # In float32, a quantile between two neighbouring values would be rounded to one of them.
     values = {layer: np.abs(each.values.astype(np.float64)) for layer, each in experts.items()}
     known = np.concatenate([v[~np.isnan(v)] for v in values.values()])
     if not len(known):
         return []
     criterion = settings.super_experts
     quantile, largest = float(np.quantile(known, criterion.quantile)), float(known.max())
-    found = []
+    selected = []
     for layer, growth in _forming(massive, magnitudes, settings).items():
         high = (values[layer] > quantile) & (values[layer] > criterion.ratio * largest)
         each = experts[layer]
-        found += [
+        selected += [
             SuperExpert(
                 layer, expert, float(each.values[expert]), int(each.channels[expert]),
                 int(each.tokens[expert]), quantile, float(values[layer][expert]) / largest, growth,
             )
             for expert in np.flatnonzero(high).tolist()
         ]  # fmt: skip
-    return found
+    return selected
 
 
 def _forming(
@@ -137,12 +140,12 @@ def _forming(
     magnitudes: Mapping[Place, Magnitudes],
     settings: DetectionSettings,
 ) -> dict[int, float | None]:
-    """The layers in which massive activations form, and how much the largest |x| grows there."""
+    """Return the layers in which massive activations form, with the growth of the largest |x|."""
     forming: dict[int, float | None] = {}
     before: float | None = None
     for layer, of_layer in sorted(massive.items()):
         top = magnitudes[settings.massive_activations.site, layer].top
-        if not top:  # nothing is known of it: the layer after it has none to be compared with
+        if not top:  # no finite value: the next layer has no layer to be compared with
             before = None
             continue
         largest = top[0]
@@ -154,23 +157,23 @@ def _forming(
 
 
 def _experts(
-    found: Sequence[SuperExpert],
+    selected: Sequence[SuperExpert],
     experts: Mapping[int, ExpertMagnitudes],
     tokens: TokenStore,
     bootstrap: Bootstrap,
 ) -> Columns:
-    """The table of super experts."""
-    largest = [experts[e.layer].largest[:, e.expert] for e in found]
+    """Return the columns of the table of super experts."""
+    largest = [experts[e.layer].largest[:, e.expert] for e in selected]
     shares = [_largest_share(of_expert, experts, bootstrap) for of_expert in largest]
     return {
-        "layer": [e.layer for e in found],
-        "expert": [e.expert for e in found],
-        "channel": [e.channel for e in found],
-        **located(tokens, [e.token for e in found]),
-        "value": [e.value for e in found],
-        "quantile": [e.quantile for e in found],
-        "largest_share": [e.largest_share for e in found],
-        "growth": [e.growth for e in found],
+        "layer": [e.layer for e in selected],
+        "expert": [e.expert for e in selected],
+        "channel": [e.channel for e in selected],
+        **located(tokens, [e.token for e in selected]),
+        "value": [e.value for e in selected],
+        "quantile": [e.quantile for e in selected],
+        "largest_share": [e.largest_share for e in selected],
+        "growth": [e.growth for e in selected],
         **interval_columns("value", [bootstrap.maxima(of_expert) for of_expert in largest]),
         **interval_columns("largest_share", shares),
     }
@@ -179,6 +182,9 @@ def _experts(
 def _largest_share(
     of_expert: Float32, experts: Mapping[int, ExpertMagnitudes], bootstrap: Bootstrap
 ) -> Interval:
-    """The interval of an expert's share of the largest of all experts, both of the same draw."""
+    """Return the interval of an expert's share of the largest output of all experts.
+
+    Both numbers of a share are from the same draw.
+    """
     of_all = np.fmax.reduce([np.fmax.reduce(m.largest, axis=1) for m in experts.values()])
     return bootstrap.interval(bootstrap.largest(of_expert) / bootstrap.largest(of_all))

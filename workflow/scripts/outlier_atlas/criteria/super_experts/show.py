@@ -1,4 +1,4 @@
-"""How the report shows super experts."""
+"""Report section and findings on super experts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from outlier_atlas.text import (
 
 
 class SuperExpertsShow(FindingTable):
-    """The super experts."""
+    """The section on super experts."""
 
     description = DESCRIPTION
     title = "Super experts (of a mixture of experts)"
@@ -45,10 +45,11 @@ class SuperExpertsShow(FindingTable):
 
 
 def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
-    """Return a finding on the super expert with the largest output; none without any.
+    """Return a finding on the super expert with the largest output; none without super experts.
 
     Args:
-        rows: of the table `super_experts`.
+        rows: rows of the table `super_experts`.
+        definition: definition of the criterion.
     """
     if not rows:
         return []

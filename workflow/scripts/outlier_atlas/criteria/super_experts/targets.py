@@ -1,4 +1,4 @@
-"""The ablation of super experts: each of them, with other experts of its layer as controls."""
+"""Ablation of each super expert, with other experts of its layer as controls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from outlier_atlas.criteria.super_experts.tables import SUPER_EXPERTS
 
 
 class SuperExpertsTarget(Target):
-    """Each super expert."""
+    """The super experts, each ablated on its own."""
 
     key = "super_experts"
 

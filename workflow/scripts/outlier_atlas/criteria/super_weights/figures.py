@@ -25,7 +25,7 @@ OUTPUT = SUPER_WEIGHT_SITES[1]
 
 
 class DownProjections(FigureKind):
-    """The largest output of each layer, the largest input at its token, and the super weights."""
+    """The largest output of each layer with the largest input at its token, and super weights."""
 
     name = "down_proj"
     declared = (OUTPUT,)

@@ -1,4 +1,4 @@
-"""Super weights (Yu et al. 2024): which they are, and their table."""
+"""Super weights (Yu et al. 2024): definition and table."""
 
 from __future__ import annotations
 
@@ -36,8 +36,12 @@ from outlier_atlas.tables.table import Table
 
 
 class SuperWeightsMeasure(CriterionMeasure):
-    """Super weights; `of_layers` is empty where input and output of down projections were not
-    measured."""
+    """Super weights of down projections.
+
+    Attributes:
+        of_layers: accumulator of each layer; empty unless input and output of the down projections
+            were measured.
+    """
 
     description = DESCRIPTION
 
@@ -77,21 +81,23 @@ class SuperWeightsMeasure(CriterionMeasure):
             yield (out, layer), down.take_output
 
     @cached_property
-    def found(self) -> list[SuperWeight]:
-        """The rows of the table."""
-        return _found(self.of_layers, self.others.of(ExpertsMeasure).of_layers, self.context)
+    def candidates(self) -> list[SuperWeight]:
+        """The weights in the rows of the table."""
+        return _candidates(self.of_layers, self.others.of(ExpertsMeasure).of_layers, self.context)
 
     def findings(self) -> int:
-        return sum(weight.passes is True for weight in self.found)
+        return sum(weight.passes is True for weight in self.candidates)
 
     def tables(self) -> Iterator[tuple[Table, Columns]]:
         of_sequences = [
             self.others.of(MagnitudesMeasure).of_places[SUPER_WEIGHT_SITES[1], w.layer].of_sequences
             if w.expert is None
             else self.others.of(ExpertsMeasure).of_layers[w.layer].largest[:, w.expert]
-            for w in self.found
+            for w in self.candidates
         ]
-        columns = _weights(self.found, of_sequences, self.context.tokens, self.context.bootstrap)
+        columns = _weights(
+            self.candidates, of_sequences, self.context.tokens, self.context.bootstrap
+        )
         yield SUPER_WEIGHTS, columns
 
 
@@ -100,13 +106,13 @@ class SuperWeight:
     """The largest output of a down projection, and the weight between it and the largest input.
 
     Attributes:
-        layer: the layer.
-        expert: the routed expert; None for a down projection of the layer's own.
-        spike: where they are.
-        weight: the weight as the checkpoint has it; None where it is not known.
-        share: of the output, that this weight makes; None where it is not known.
-        passes: whether it is a super weight; None where all but the share passes and that is not
-            known.
+        layer: layer of the weight.
+        expert: the routed expert; None for the dense down projection of the layer.
+        spike: the largest output and the input, with their places.
+        weight: the weight in the checkpoint; None if it is not known.
+        share: share of the output that this weight contributes; None if it is not known.
+        passes: whether the weight is a super weight; None if only the share is not known and all
+            other conditions hold.
     """
 
     layer: int
@@ -117,30 +123,33 @@ class SuperWeight:
     passes: bool | None
 
 
-def _found(
+def _candidates(
     down_projections: Mapping[int, LargestOutput],
     of_layers: Mapping[int, ExpertMagnitudes],
     context: Context,
 ) -> list[SuperWeight]:
-    """One for each layer with a down projection of its own, and for each routed expert whose
-    largest input and output are above the threshold; by layer and expert."""
+    """Return the weights that the table lists, ordered by layer and expert.
+
+    They are the weight of each dense down projection, and the weight of each routed expert with
+    largest input and output above the threshold.
+    """
     settings = context.settings.super_weights
-    found: list[tuple[int, int | None, Spike]] = [
+    spikes: list[tuple[int, int | None, Spike]] = [
         (layer, None, down.spike) for layer, down in down_projections.items() if down.spike
     ]
     for layer, experts in of_layers.items():
         each = ((expert, experts.spike(expert)) for expert in range(experts.experts))
-        found += [
+        spikes += [
             (layer, expert, spike)
             for expert, spike in each
             if spike and spike.above(settings.threshold)
         ]
-    found.sort(key=lambda one: (one[0], -1 if one[1] is None else one[1]))
-    places = [(layer, expert, spike.row, spike.column) for layer, expert, spike in found]
+    spikes.sort(key=lambda place: (place[0], -1 if place[1] is None else place[1]))
+    places = [(layer, expert, spike.row, spike.column) for layer, expert, spike in spikes]
     weights = context.weights_of(places) if places else []
     return [
-        _super_weight(*one, weight, settings, context.layout.dtype)
-        for one, weight in zip(found, weights, strict=True)
+        _super_weight(*candidate, weight, settings, context.layout.dtype)
+        for candidate, weight in zip(spikes, weights, strict=True)
     ]
 
 
@@ -152,42 +161,50 @@ def _super_weight(
     settings: SuperWeightsSettings,
     dtype: str,
 ) -> SuperWeight:
-    """A row of the table.
+    """Return the weight of a row of the table.
 
     Args:
-        dtype: that the run computes in: the weight is rounded to it.
+        layer: layer of the weight.
+        expert: the routed expert, or None.
+        spike: the largest output and the input.
+        weight: the weight in the checkpoint, or None.
+        settings: the block `detection.super_weights`.
+        dtype: dtype of the computation, to which the weight is rounded.
     """
     share: float | None = None
     passes: bool | None = spike.above(settings.threshold)
     if weight is not None and spike.output:
-        held = float(torch.tensor(weight).to(getattr(torch, dtype)))
-        share = held * spike.input / spike.output
+        rounded = float(torch.tensor(weight).to(getattr(torch, dtype)))
+        share = rounded * spike.input / spike.output
     if passes:
         passes = None if share is None else share >= settings.min_share
     return SuperWeight(layer, expert, spike, weight, share, passes)
 
 
 def _weights(
-    found: Sequence[SuperWeight],
+    candidates: Sequence[SuperWeight],
     of_sequences: Sequence[Float32],
     tokens: TokenStore,
     bootstrap: Bootstrap,
 ) -> Columns:
-    """The table of super weights.
+    """Return the columns of the table of super weights.
 
     Args:
-        of_sequences: the largest |output| of each sequence.
+        candidates: the weights in the rows of the table.
+        of_sequences: largest |output| of each sequence, for each weight.
+        tokens: the token store.
+        bootstrap: the draws of the intervals.
     """
     return {
-        "layer": [w.layer for w in found],
-        "expert": [w.expert for w in found],
-        "super_weight": [w.passes for w in found],
-        "row": [w.spike.row for w in found],
-        "column": [w.spike.column for w in found],
-        "weight": [w.weight for w in found],
-        "input": [w.spike.input for w in found],
-        "output": [w.spike.output for w in found],
-        "share": [w.share for w in found],
-        **located(tokens, [w.spike.token for w in found]),
+        "layer": [w.layer for w in candidates],
+        "expert": [w.expert for w in candidates],
+        "super_weight": [w.passes for w in candidates],
+        "row": [w.spike.row for w in candidates],
+        "column": [w.spike.column for w in candidates],
+        "weight": [w.weight for w in candidates],
+        "input": [w.spike.input for w in candidates],
+        "output": [w.spike.output for w in candidates],
+        "share": [w.share for w in candidates],
+        **located(tokens, [w.spike.token for w in candidates]),
         **interval_columns("output", [bootstrap.maxima(each) for each in of_sequences]),
     }

@@ -1,8 +1,9 @@
-"""The later search for super weights, with all known ones set to zero.
+"""Later search for super weights, with all known super weights set to zero.
 
-A super weight can hide another one (Yu et al. 2024, arXiv 2411.07191): the output of the second is
-above the threshold only if the first one is zero. So the held-out sequences run with all known
-super weights at zero and are searched by the same definition, until a round finds nothing new.
+A super weight can hide another one (Yu et al. 2024, arXiv 2411.07191). The output of the second one
+is above the threshold only if the first one is zero. Therefore the held-out sequences run with all
+known super weights at zero. They are searched by the same definition until a round finds no new
+super weight.
 
 Each layer group of a round leaves a record on disk. A killed run resumes after the last record.
 """
@@ -41,21 +42,24 @@ Row = dict[str, Any]
 
 def search(
     ablation: Ablation,
-    found: Sequence[Weight],
+    known: Sequence[Weight],
     criterion: Mapping[str, float],
     rounds: int,
     streams: Streams,
     devices: Devices,
 ) -> list[Later]:
-    """Return the super weights that are found only if others are zero, round by round.
+    """Return the super weights that appear only if others are zero, round by round.
 
     Args:
-        found: the super weights of the run.
+        ablation: the ablation job.
+        known: the super weights of the run.
         criterion: the block `detection.super_weights` of the run's tables.
-        rounds: the most rounds.
+        rounds: maximum number of rounds.
+        streams: the streams of the ablation.
+        devices: a function that leases the devices.
     """
     later: list[Later] = []
-    zero = tuple(found)
+    zero = tuple(known)
     for number in range(1, rounds + 1) if zero else ():
         rows = _round(ablation, Variant(zero), streams, devices)
         new = [
@@ -90,8 +94,8 @@ def _round(
     missing = [index for index in groups if streams.record(key, index) is None]
     if missing:
         # The input of a layer group is deleted only after its record has been written.
-        there = streams.there()
-        first = missing[0] if not missing[0] or (key, missing[0]) in there else 0
+        on_disk = streams.there()
+        first = missing[0] if not missing[0] or (key, missing[0]) in on_disk else 0
         with devices() as where:
             for index in groups[first:]:
                 streams.write_record(key, index, _group(ablation, index, variant, streams, where))
@@ -105,20 +109,20 @@ def _round(
 def _group(
     ablation: Ablation, index: int, variant: Variant, streams: Streams, where: Sequence[str]
 ) -> dict[str, list[Row]]:
-    """Run a variant through a layer group, and return the largest outputs of its layers."""
+    """Run a variant through a layer group and return the largest outputs of its layers."""
     from outlier_atlas.extraction.layer_group import load_group
 
     key = f"search{variant.key}"
     layers, architecture = ablation.groups[index], ablation.model[2]
     last = index + 1 == len(ablation.groups)
-    wanted = {*SUPER_WEIGHT_SITES, EXPERT_OUT}
-    # The run itself searched only the sites that it measures.
-    wanted &= {*ablation.run.layout.sites}
+    sites = {*SUPER_WEIGHT_SITES, EXPERT_OUT}
+    # The run searched only the sites that it measures.
+    sites &= {*ablation.run.layout.sites}
     measured = [
         tap
         for each in layers
         for site, tap in architecture.taps[each].items()
-        if site in wanted and each in ablation.run.layout.layers
+        if site in sites and each in ablation.run.layout.layers
     ]
     if last and not measured:
         return {"spikes": []}
@@ -128,31 +132,31 @@ def _group(
         [*measured, *end], where,
     )  # fmt: skip
     dtype = architecture.boundary_dtypes[layers[0]] or DTYPES[ablation.run.layout.dtype]
-    seen = _Seen(ablation.run.heldout.sequence_starts)
-    said = f"super weights again, layers {layers[0]} to {layers[-1]}"
+    outputs = _LargestOutputs(ablation.run.heldout.sequence_starts)
+    description = f"super weights again, layers {layers[0]} to {layers[-1]}"
     with (
         weights_zeroed(group.model, architecture, variant.edits, layers),
-        nullcontext(_nowhere) if last else streams.writing((key, index + 1)) as put,
-        progress(ablation.run.heldout.tokens, " tokens", said) as bar,
+        nullcontext(_discard) if last else streams.writing((key, index + 1)) as put,
+        progress(ablation.run.heldout.tokens, " tokens", description) as bar,
     ):
         for sequence in range(ablation.run.heldout.sequences):
             ids = ablation.run.heldout.sequence(sequence)
             batch = torch.from_numpy(ids.astype(np.int64))
             if index:
                 batch = streams.read((key, index), sequence, dtype)
-            group.run_directly(batch[None], partial(_keep, seen, sequence, put))
+            group.run_directly(batch[None], partial(_keep, outputs, sequence, put))
             bar.update(len(ids))
         ablation.weights.check()
-        rows = list(_rows(seen, group, ablation))
+        rows = list(_rows(outputs, group, ablation))
     return {"spikes": rows}
 
 
 @dataclass
-class _Seen:
+class _LargestOutputs:
     """The largest outputs of the layers that a pass has run.
 
     Attributes:
-        starts: of the held-out sequences.
+        starts: index of the first token of each held-out sequence, and the number of tokens.
     """
 
     starts: NDArray[np.int64]
@@ -162,7 +166,7 @@ class _Seen:
         self.routed: dict[int, ExpertMagnitudes] = {}
 
     def take(self, tap: Tap, sequence: int, values: torch.Tensor) -> None:
-        """Add a whole sequence of a site, (token, channel)."""
+        """Add the values of a whole sequence at a site, (token, channel)."""
         start = int(self.starts[sequence])
         if tap.site == EXPERT_OUT:
             place = TileRange(sequence, start, len(values))
@@ -186,25 +190,25 @@ class _Seen:
 
 
 def _keep(
-    seen: _Seen,
+    outputs: _LargestOutputs,
     sequence: int,
     put: Callable[[NDArray[np.uint8]], None],
     tap: Tap,
-    made_1TC: torch.Tensor,
+    output_1TC: torch.Tensor,
 ) -> None:
     if tap.site == "resid_post":
-        put(bytes_of(made_1TC[0]))
+        put(bytes_of(output_1TC[0]))
     else:
-        seen.take(tap, sequence, made_1TC[0])
+        outputs.take(tap, sequence, output_1TC[0])
 
 
-def _nowhere(_: NDArray[np.uint8]) -> None:
+def _discard(_: NDArray[np.uint8]) -> None:
     """Write nothing: no layer group reads the output of the last one."""
 
 
-def _rows(seen: _Seen, group: LayerGroup, ablation: Ablation) -> Iterator[Row]:
-    """Yield a row for each spike; its share uses the weight as the altered model has it."""
-    for layer, expert, spike in seen.spikes():
+def _rows(outputs: _LargestOutputs, group: LayerGroup, ablation: Ablation) -> Iterator[Row]:
+    """Yield a row for each spike; its share uses the weight of the altered model."""
+    for layer, expert, spike in outputs.spikes():
         row = asdict(spike) | {"layer": layer, "expert": expert}
         weight = weight_at(group.model, ablation.model[2], _weight(row))
         share = weight * spike.input / spike.output if spike.output else 0.0

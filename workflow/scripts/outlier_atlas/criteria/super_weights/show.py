@@ -1,4 +1,4 @@
-"""How the report shows super weights."""
+"""Report section and findings on super weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from outlier_atlas.text import (
 
 
 class SuperWeightsShow(FindingTable):
-    """The super weights, and the maxima of the down projections."""
+    """The section on super weights and on the maxima of the down projections."""
 
     description = DESCRIPTION
     title = "Super weights"
@@ -39,7 +39,7 @@ class SuperWeightsShow(FindingTable):
         rows = evidence.rows(SUPER_WEIGHTS)
         return with_left_out(sentence(rows, criterion["definition"]), criterion)
 
-    def found(self, rows: Sequence[Row]) -> list[Row]:
+    def finding_rows(self, rows: Sequence[Row]) -> list[Row]:
         return [row for row in rows if row["super_weight"]]
 
     def order(self, row: Row) -> float:
@@ -67,15 +67,16 @@ class SuperWeightsShow(FindingTable):
 
 
 def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
-    """Return a finding on the super weight with the largest output; none without any.
+    """Return a finding on the super weight with the largest output; none without super weights.
 
     Args:
-        rows: of the table `super_weights`.
+        rows: rows of the table `super_weights`.
+        definition: definition of the criterion.
     """
-    found = [row for row in rows if row["super_weight"]]
-    if not found:
+    passing = [row for row in rows if row["super_weight"]]
+    if not passing:
         return []
-    top = max(found, key=lambda row: abs(row["output"]))
+    top = max(passing, key=lambda row: abs(row["output"]))
     weight = "" if top["weight"] is None else f" = {number(top['weight'])}"
     expert = "" if top["expert"] is None else f" of expert {top['expert']}"
     text = (
@@ -85,5 +86,5 @@ def sentence(rows: Sequence[Row], definition: str) -> list[Finding]:
         f"{number(100 * top['share'])} % of the output of {number(top['output'])} in channel "
         f"{top['row']}."
     )
-    others = f" The run has {len(found):,} super weights in all." if len(found) > 1 else ""
+    others = f" The run has {len(passing):,} super weights in all." if len(passing) > 1 else ""
     return [Finding(text + others, definition, 4)]

@@ -1,4 +1,4 @@
-"""The ablation of super weights: one by one, together, and those that a later search finds."""
+"""Ablation of super weights: one by one, together, and those of a later search."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SuperWeightsTarget(Target):
-    """Each super weight; all of them together, as in the paper; and those of a later search."""
+    """The super weights: each one, all together as in the paper, and those of a later search."""
 
     key = "super_weights"
 
@@ -58,7 +58,7 @@ class SuperWeightsTarget(Target):
         criterion = tables.parameters(context.tables, SUPER_WEIGHTS)["super_weights"]
         rounds, known = context.settings.search_rounds, self.known_weights(context)
         for each in search(ablation, known, criterion, rounds, streams, devices):
-            # It shows once others are zero: it is set to zero together with them.
+            # The weight has an effect only if the others are zero, so all are set to zero together.
             weight = each.weight
             yield Trial(
                 "later_super_weight", "zero", Variant((*each.zero, weight)),
@@ -67,7 +67,7 @@ class SuperWeightsTarget(Target):
 
 
 def _outputs(context: TargetContext) -> dict[Weight, float]:
-    """Return the super weights of the run, each with its largest |output|."""
+    """Return the super weights of the run with their largest |output|."""
     rows = tables.read(context.tables, SUPER_WEIGHTS).to_pylist()
     return {_weight_of(row): abs(row["output"]) for row in rows if row["super_weight"]}
 

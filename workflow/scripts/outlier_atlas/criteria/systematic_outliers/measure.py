@@ -1,4 +1,4 @@
-"""Systematic outliers, with the class of each token."""
+"""Systematic outliers (An et al. 2025), with the class of each token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SystematicOutliersMeasure(SequenceCriterion[TokenOutlier]):
         return partial(systematic_outliers, ratio=self.context.settings.systematic_outliers.ratio)
 
     def tables(self) -> Iterator[tuple[Table, Columns]]:
-        columns = outlier_columns(self.found, self.site, self.context.tokens, "mean")
+        columns = outlier_columns(self.results, self.site, self.context.tokens, "mean")
         positions = columns["position"].tolist()
         places = zip(columns["token_text"], positions, columns["token_id"], strict=True)
         special = self.context.special_ids
@@ -49,6 +49,6 @@ class SystematicOutliersMeasure(SequenceCriterion[TokenOutlier]):
 def systematic_outliers(sequence: WholeSequence, ratio: float) -> Iterator[TokenOutlier]:
     """Yield tokens whose largest |x| > `ratio` times the sequence's mean |x| (An et al. 2025).
 
-    Compared in float64.
+    The comparison is in float64.
     """
     return above(sequence, ratio, sequence.mean)

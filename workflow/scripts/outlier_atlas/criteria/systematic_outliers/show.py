@@ -1,4 +1,4 @@
-"""How the report shows systematic outliers."""
+"""Report section and findings on systematic outliers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from outlier_atlas.criteria.systematic_outliers.tables import DESCRIPTION
 
 
 class SystematicOutliersShow(FindingTable):
-    """Systematic outliers, the layers of a token and channel joined."""
+    """The section on systematic outliers, with one row for each token and channel."""
 
     description = DESCRIPTION
     title = "Systematic outliers"

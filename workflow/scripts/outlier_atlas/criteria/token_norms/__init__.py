@@ -1,1 +1,1 @@
-"""The tokens of the largest norm."""
+"""Tokens with the largest norms."""

@@ -1,4 +1,4 @@
-"""The tokens of the largest norm, and how all norms are distributed."""
+"""Tokens with the largest norms, and the distribution of all norms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ from outlier_atlas.tables.table import Table
 
 
 class TokenNormsMeasure(Measure):
-    """The tokens of the largest norm; `of_layers` is empty where the site was not measured."""
+    """The tokens with the largest norms at one site.
+
+    Attributes:
+        site: the site.
+        of_layers: accumulator of each layer; empty if the site was not measured.
+    """
 
     description = DESCRIPTION
 
@@ -48,16 +53,16 @@ class TokenNormsMeasure(Measure):
 
 @dataclass
 class TokenNorms:
-    """Accumulates summaries of one site and layer, in any order and split.
+    """An accumulator for summaries of one site and layer, in any order and division.
 
     Memory does not depend on the number of tokens.
 
     Attributes:
-        top: tokens that are kept.
-        tokens: indices along the token axis of the tokens with the largest L2 norms, descending;
-            the earlier of equals.
-        norms: theirs.
-        histogram: of the norms of all.
+        top: number of tokens to keep.
+        tokens: indices along the token axis of the tokens with the largest L2 norms, in descending
+            order of norms. The earlier of two tokens with equal norms comes first.
+        norms: norms of these tokens.
+        histogram: histogram of the norms of all tokens.
     """
 
     top: int
@@ -66,24 +71,24 @@ class TokenNorms:
     histogram: CodeHistogram = field(default_factory=CodeHistogram)
 
     def update(self, summary: Summary) -> None:
-        """Take the summary of a tile; tokens without a finite value have no norm."""
-        there = summary.token_channel >= 0
-        norms = np.sqrt(summary.token_square[there])
+        """Add the summary of a tile; tokens without a finite value have no norm."""
+        finite = summary.token_channel >= 0
+        norms = np.sqrt(summary.token_square[finite])
         self.histogram.add(norms)
-        self._take(summary.start + summary.token[there].astype(np.int64), norms)
+        self._take(summary.start + summary.token[finite].astype(np.int64), norms)
 
     def merge(self, other: TokenNorms) -> None:
-        """Take what another accumulator of the same site and layer has seen."""
+        """Add the contents of another accumulator of the same site and layer."""
         self.histogram.merge(other.histogram)
         self._take(other.tokens, other.norms)
 
     def quantile(self, quantile: float) -> float:
-        """The norm at a quantile over tokens, to a relative 2^-9; NaN of none."""
+        """Return a quantile of the norms, relative error <= 2^-9; NaN without tokens."""
         return self.histogram.quantiles(quantile)[0]
 
     def _take(self, tokens: Int64, norms: Float64) -> None:
         tokens, norms = np.append(self.tokens, tokens), np.append(self.norms, norms)
-        if len(norms) > self.top:  # to find the least that stays takes a fraction of sorting all
+        if len(norms) > self.top:  # partition is much faster than sorting all norms
             stays = norms >= np.partition(norms, -self.top)[-self.top]
             tokens, norms = tokens[stays], norms[stays]
         order = np.lexsort((tokens, -norms))[: self.top]
@@ -91,7 +96,7 @@ class TokenNorms:
 
 
 def _norms(norms: Mapping[int, TokenNorms], site: str, tokens: TokenStore) -> Columns:
-    """Per layer the tokens of the largest norm."""
+    """Return the columns of the table of tokens with the largest norms of each layer."""
     medians = {layer: each.quantile(0.5) for layer, each in norms.items()}
     rows = [
         (layer, rank, int(token), float(norm), medians[layer])

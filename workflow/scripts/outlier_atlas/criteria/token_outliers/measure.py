@@ -39,15 +39,17 @@ class TokenOutliersMeasure(SequenceCriterion[TokenOutlier]):
         return partial(token_outliers, ratio=self.context.settings.token_outliers.ratio)
 
     def tables(self) -> Iterator[tuple[Table, Columns]]:
-        columns = outlier_columns(self.found, self.site, self.context.tokens, "median")
+        columns = outlier_columns(self.results, self.site, self.context.tokens, "median")
         yield TOKEN_OUTLIERS, columns
 
 
 def token_outliers(sequence: WholeSequence, ratio: float) -> Iterator[TokenOutlier]:
-    """Yield tokens whose largest |x| > `ratio` times the median over the sequence's tokens of their
-    largest |x| (PrefixQuant, Chen et al. 2024, arXiv 2410.05265).
+    """Yield the token outliers of a sequence (PrefixQuant, Chen et al. 2024, arXiv 2410.05265).
 
-    The median is the lower of the two middle ones. Compared in float64.
+    The largest |x| of such a token exceeds `ratio` times the median, over the tokens of the
+    sequence, of their largest |x|.
+
+    The median is the lower of the two middle values. The comparison is in float64.
     """
     largest = np.sort(np.abs(sequence.token_values[sequence.token_channels >= 0]))
     median = float(largest[(len(largest) - 1) // 2]) if len(largest) else float("nan")

@@ -1,4 +1,4 @@
-"""How the report shows token outliers."""
+"""Report section and findings on token outliers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from outlier_atlas.criteria.token_outliers.tables import DESCRIPTION
 
 
 class TokenOutliersShow(FindingTable):
-    """Token outliers, the layers of a token and channel joined."""
+    """The section on token outliers, with one row for each token and channel."""
 
     description = DESCRIPTION
     title = "Token outliers"
