@@ -53,10 +53,3 @@ def test_a_verb_or_the_noun_that_is_defined_comes_first():
 def test_other_beginnings_are_refused(place, first, line):
     (fault,) = words.docstring_faults(SOURCE.format(**GOOD | {place: first}), "m.py")
     assert fault.startswith(f"m.py:{line}: docstring begins with '{first.split()[0]}")
-
-
-def test_the_list_of_clean_packages_names_what_exists(monkeypatch):
-    assert words.clean_modules()
-    monkeypatch.setattr(words, "CLEAN", ["no_such_package"])
-    with pytest.raises(ValueError, match="CLEAN names 'no_such_package', which does not exist"):
-        words.clean_modules()

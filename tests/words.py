@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = ROOT / "workflow/scripts/outlier_atlas"
+SCRIPTS = ROOT / "workflow/scripts"
 INSTEAD = {
     "anew": "again; recompute",
     "besides?": "next to; also; in addition",
@@ -29,59 +29,6 @@ PATTERNS = {re.compile(rf"\b{words}\b", re.IGNORECASE): words for words in INSTE
 TEXT = {".py", ".md", ".smk", ".rst", ".j2", ".yaml", ".yml", ".toml", ".txt", ".css", ""}
 EXEMPT = {"CHANGELOG.md", "LICENSE", "constraints.txt", "tests/words.py"}
 """History, and texts of others."""
-
-CLEAN = [
-    "__init__.py",
-    "ablation",
-    "builtin.py",
-    "changes.py",
-    "checkpoint",
-    "compat",
-    "console.py",
-    "criteria",
-    "deployment.py",
-    "data",
-    "detection",
-    "devices",
-    "dictionary.py",
-    "digests.py",
-    "documentation.py",
-    "extraction",
-    "files.py",
-    "inputs.py",
-    "interruptible.py",
-    "job_metrics.py",
-    "loading",
-    "locks.py",
-    "plan",
-    "planned_run.py",
-    "products.py",
-    "progress.py",
-    "report",
-    "roles",
-    "rulegraph.py",
-    "sanitize.py",
-    "settings",
-    "scheduler_resources.py",
-    "session.py",
-    "signals.py",
-    "sources.py",
-    "staleness.py",
-    "statistics",
-    "stopping.py",
-    "store",
-    "supervision.py",
-    "tables",
-    "terminal",
-    "text.py",
-    "threads.py",
-    "turns.py",
-    "units.py",
-    "verification",
-    "weights",
-    "workflow.py",
-]
-"""Packages and modules of the library whose docstrings are checked, one a line."""
 
 FIRST_WORDS = re.compile(
     r"(Of|On|To|In|By|From|As|Whose|Those|That|This|These|It|Its|They|The same|The other|"
@@ -145,7 +92,7 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
 
 def main() -> int:
     lines = [line for path in texts() for line in words_to_avoid(path)]
-    for path in clean_modules():
+    for path in sorted(SCRIPTS.rglob("*.py")):
         lines += docstring_faults(path.read_text("utf-8"), str(path.relative_to(ROOT)))
     print("\n".join(lines) or "no words to avoid")
     return bool(lines)
@@ -162,22 +109,6 @@ def texts() -> list[Path]:
         for path, name in names.items()
         if path.is_file() and path.suffix in TEXT and name not in EXEMPT and "/." not in f"/{name}"
     ]
-
-
-def clean_modules() -> list[Path]:
-    """Return the modules of the library whose docstrings are checked.
-
-    Raises:
-        ValueError: an entry of `CLEAN` does not exist.
-    """
-    modules = []
-    for entry in CLEAN:
-        path = LIBRARY / entry
-        found = [path] if path.is_file() else sorted(path.rglob("*.py"))
-        if not found:
-            raise ValueError(f"tests/words.py: CLEAN names {entry!r}, which does not exist")
-        modules += found
-    return modules
 
 
 if __name__ == "__main__":
