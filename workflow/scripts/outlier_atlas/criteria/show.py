@@ -254,10 +254,11 @@ def place(site: str) -> str:
 
 def not_measured(criterion: Row, name: str) -> list[Finding]:
     """Return the findings for a criterion whose sites were not measured."""
-    missing = listed(criterion["missing_sites"].split())
+    missing = criterion["missing_sites"].split()
     sites = listed(criterion["sites"].split())
+    reason = f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} not among the run's sites"
     return [
-        Finding(f"{name} were not measured: {missing} is not among the run's sites.", "", 0),
+        Finding(f"{name} were not measured: {reason}.", "", 0),
         Finding(f"Nothing is known here about {name}; they are defined on {sites}.", "", 0),
     ]
 
@@ -265,7 +266,7 @@ def not_measured(criterion: Row, name: str) -> list[Finding]:
 def nothing_known(criterion: Row, name: str) -> list[Finding]:
     """Return the findings for a criterion without a finite value in any layer."""
     sites = listed(criterion["sites"].split())
-    text = f"Nothing is known of {name}: in no layer is a value of {sites} finite."
+    text = f"Nothing is known of {name}: no value of {sites} is finite in any layer."
     return [Finding(text, criterion["definition"], 2)]
 
 
