@@ -47,9 +47,10 @@ def jobs(folder: Path) -> dict[str, SimpleNamespace]:
 
 
 def _name(log: Path) -> str:
-    """`extract_activations.group-0.shard-1`, `tokenize_dataset.heldout`."""
-    if log.stem.startswith("tokenize_dataset."):
-        return "tokenize_dataset" + (".heldout" if ".heldout-" in log.stem else "")
+    """Return `extract_activations.group-0.shard-1`, `tokenize_dataset.heldout` and the like."""
+    rule = log.stem.partition(".")[0]
+    if rule in ("fetch_dataset", "tokenize_dataset"):
+        return rule + (".heldout" if ".heldout-" in log.stem else "")
     return re.sub(r"-of-\d+", "", log.stem)
 
 
