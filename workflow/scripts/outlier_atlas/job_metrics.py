@@ -120,7 +120,7 @@ def rates(results: Path, model: str, device: str) -> Rates:
     same = [job for job in jobs if job.model == model]
     used = same or jobs
     if not used:
-        guess = GUESSED["cpu" if device == "cpu" else "device"]
+        guess = GUESSED.get(device, GUESSED["device"])
         return Rates(
             guess.weights_times_tokens, guess.bytes_loaded,
             f"a guess: no earlier run on {device} here",

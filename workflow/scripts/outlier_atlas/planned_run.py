@@ -17,6 +17,7 @@ from outlier_atlas import builtin, products
 from outlier_atlas.checkpoint import source as model_stage
 from outlier_atlas.data import folder
 from outlier_atlas.data import source as data_stage
+from outlier_atlas.devices.registry import is_host
 from outlier_atlas.digests import Digests
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.dataset import DatasetSettings
@@ -247,7 +248,7 @@ class PlannedRun:
     @property
     def on_gpus(self) -> bool:
         """Whether the run may compute on a GPU."""
-        return self.settings.execution.device != "cpu"
+        return not is_host(self.settings.execution.device)
 
     @property
     def layer_groups(self) -> int | str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from outlier_atlas.devices.registry import is_host
 from outlier_atlas.plan.group import ENOUGH_TOKENS, GroupPlan, recorded
 from outlier_atlas.settings.configuration import Settings
 
@@ -55,7 +56,7 @@ def most_memory_mb(record: Path, settings: Settings, attempt: int) -> int:
 
 
 def _megabytes(plan: GroupPlan, settings: Settings, attempt: int) -> int:
-    host = settings.execution.device == "cpu"
+    host = is_host(settings.execution.device)
     plan = plan.batched(_sequences(settings, host))
     predicted = plan.host_alone if host else plan.host + CUDA_BYTES
     return math.ceil(predicted * (1 + MARGIN * attempt) / 1e6)

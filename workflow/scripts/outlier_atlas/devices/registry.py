@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 HOST = "cpu"
 """Name of the host's CPU."""
 
+UNIFIED = "mps"
+"""Name of the device with the host's memory."""
+
 
 @cache
 def named(name: str) -> Device:
@@ -29,7 +32,17 @@ def named(name: str) -> Device:
         from outlier_atlas.devices.cuda import Cuda
 
         return Cuda(name)
-    return Mps(name) if kind == "mps" else Cpu(name)
+    return Mps(name) if kind == UNIFIED else Cpu(name)
+
+
+def is_host(name: str) -> bool:
+    """Return whether a device, or the value of `execution.device`, is the host's CPU."""
+    return name == HOST
+
+
+def is_unified(name: str) -> bool:
+    """Return whether a device that is not the host uses the memory of the host."""
+    return name == UNIFIED
 
 
 def of(tensor: torch.Tensor) -> Device:
@@ -49,5 +62,5 @@ def candidates(kind: str) -> list[str]:
     if kind in ("auto", "cuda") and (gpus := visible_gpus()):
         return [f"cuda:{index}" for index in range(len(gpus))]
     if kind in ("auto", "mps") and Mps.exists():
-        return ["mps"]
+        return [UNIFIED]
     return [HOST] if kind in ("auto", "cpu") else []

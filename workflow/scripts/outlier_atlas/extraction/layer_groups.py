@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from outlier_atlas.devices.gpus import visible_gpus
 from outlier_atlas.devices.leases import devices
+from outlier_atlas.devices.registry import is_host
 from outlier_atlas.extraction import choice, preflight
 from outlier_atlas.extraction.prepare import planned, planned_ablation
 from outlier_atlas.plan.advice import fewest_groups
@@ -140,7 +141,7 @@ def _budget(settings: Settings, run: Path, machine: Machine) -> MemoryBudget:
                 "whose memory is not known here; set execution.device_memory to what a job has "
                 "there (of the host with execution.device: cpu), or set a number of layer groups"
             )
-        return MemoryBudget.elsewhere(given, host=device == "cpu")
+        return MemoryBudget.elsewhere(given, host=is_host(device))
     concurrent = preflight.concurrent_jobs(machine.jobs, device, gpus, run)
     if device not in ("auto", "cuda") or not visible_gpus():
         return preflight.foreseen(device, given, concurrent)

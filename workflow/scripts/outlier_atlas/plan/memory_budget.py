@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from outlier_atlas.devices.limits import THIS_MACHINE, available
+from outlier_atlas.devices.registry import HOST, is_host, is_unified
 from outlier_atlas.units import bytes_of
 
 GIVEN = "execution.device_memory"
@@ -49,12 +50,12 @@ class MemoryBudget:
     @property
     def host(self) -> bool:
         """Whether the forward pass is on the host."""
-        return self.name == "cpu"
+        return is_host(self.name)
 
     @property
     def unified(self) -> bool:
         """Whether the device and the host share one memory."""
-        return self.name == "mps"
+        return is_unified(self.name)
 
     @property
     def shared(self) -> bool:
@@ -86,7 +87,7 @@ class MemoryBudget:
         )
         if given is not None and (memory is None or bytes_of(given) < memory):
             memory, called = bytes_of(given), GIVEN
-        budget = cls(name, memory, called, available("cpu", *shares)[0], concurrent.jobs)
+        budget = cls(name, memory, called, available(HOST, *shares)[0], concurrent.jobs)
         if concurrent.jobs == 1:
             return budget
         return replace(budget, alone=cls.of(devices, name, given, replace(concurrent, jobs=1)))
@@ -94,4 +95,4 @@ class MemoryBudget:
     @classmethod
     def elsewhere(cls, given: str, host: bool = False) -> MemoryBudget:
         """Return the budget on a device of another machine, or on the host of another machine."""
-        return cls("cpu" if host else "a device elsewhere", bytes_of(given), GIVEN, None)
+        return cls(HOST if host else "a device elsewhere", bytes_of(given), GIVEN, None)
