@@ -98,7 +98,8 @@ NO_SPACE = r"No space left on device; (its coordinates take up to |more than )?[
     ],
 )
 def test_a_full_disk_is_said_in_a_sentence_and_loses_nothing(history, name, at, free, tmp_path):
-    part = "resources" if name == "measure_weights" else f"results/{NAME}"
+    shared = name in ("measure_weights", "tokenize_dataset")
+    part = "resources" if shared else f"results/{NAME}"
     assert_loses_nothing(history, name, Fill(at, free, part), tmp_path)
 
 

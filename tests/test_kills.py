@@ -151,7 +151,7 @@ def test_a_job_waits_for_the_one_that_outlived_its_snakemake(history, tmp_path):
     """Both at once would write the same files; the second finds the work of the first done."""
     name = "extract_activations.group-0.shard-0"
     folder = copy(history.before(name), tmp_path / "project")
-    lock = folder / "results" / NAME / locks.LOCKS / name
+    lock = folder / "results" / NAME / locks.LOCKS / lock_of(name)
     with locks.job_lock(lock, print):
         second = start(folder, name)
         assert wait(lambda: "waiting for process" in disturbed.said(folder))
@@ -166,6 +166,11 @@ def test_every_profile_goes_on_after_a_kill():
     profiles = [yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")]
     assert profiles
     assert all(profile["rerun-incomplete"] and profile["nolock"] for profile in profiles)
+
+
+def lock_of(name):
+    """Return the name of the lock of a job of `history`, which has two layer groups and shards."""
+    return re.sub(r"(group|shard)-(\d)", r"\1-\2-of-2", name)
 
 
 def wait(for_what):
@@ -200,12 +205,12 @@ def test_snakemake_itself_is_killed_and_the_same_command_goes_on(history, tmp_pa
     held = folder / "results" / NAME / locks.LOCKS
 
     with_jobs = snakemake(folder)
-    assert wait(lambda: locked(held / "extract_activations.group-1-of-2.shard-0-of-2"))
+    assert wait(lambda: locked(held / lock_of("extract_activations.group-1.shard-0")))
     os.killpg(with_jobs.pid, signal.SIGKILL)
     with_jobs.wait()
 
     alone = snakemake(folder)
-    assert wait(lambda: locked(held / "extract_activations.group-1-of-2.shard-0-of-2"))
+    assert wait(lambda: locked(held / lock_of("extract_activations.group-1.shard-0")))
     second = snakemake(folder)
     refused = said(second)
     assert second.returncode == 1
@@ -214,9 +219,7 @@ def test_snakemake_itself_is_killed_and_the_same_command_goes_on(history, tmp_pa
     assert "Traceback" not in refused and "Exception" not in refused
     os.kill(alone.pid, signal.SIGKILL)
     alone.wait()
-    assert locked(held / "extract_activations.group-1-of-2.shard-0-of-2"), (
-        "its job is still at work"
-    )
+    assert locked(held / lock_of("extract_activations.group-1.shard-0")), "its job is still at work"
 
     at_the_end = snakemake(folder)
     assert wait(lambda: locked(held / "detect_outliers"))
@@ -274,7 +277,7 @@ def test_signals_to_snakemake_end_it_and_its_jobs_within_seconds(history, tmp_pa
 
     def end(at, how, line):
         process = snakemake(folder)
-        assert wait(lambda: locked(held / at))
+        assert wait(lambda: locked(held / lock_of(at)))
         begun = time.monotonic()
         how(process)
         text = said(process)
