@@ -10,7 +10,6 @@ from outlier_atlas.extraction import choice
 from outlier_atlas.planned_run import Package, builtin_files
 from outlier_atlas.report import compared_runs, figures
 from outlier_atlas.report.templates import TEMPLATES
-from outlier_atlas.sanitize import visible
 from outlier_atlas.settings.source import source_kind
 from outlier_atlas.workflow import jobs_at_once
 

@@ -19,7 +19,7 @@ rule fetch_dataset:
         "../envs/data.yaml"
     params:
         **each(of_dataset, dataset_settings, DATASETS),
-        source=of_dataset(lambda dataset: visible(dataset.settings.source)),
+        source=of_dataset(lambda dataset: dataset.title),
     message:
         "Dataset {params.source}, as much of it as the run needs"
     script:
@@ -44,7 +44,7 @@ rule tokenize_dataset:
         "../envs/data.yaml"
     params:
         **each(of_dataset, dataset_settings, DATASETS),
-        source=of_dataset(lambda dataset: visible(dataset.settings.source)),
+        source=of_dataset(lambda dataset: dataset.title),
     message:
         "Tokens of {params.source}"
     script:

@@ -37,7 +37,7 @@ rule fetch_model:
         "../envs/model.yaml"
     params:
         **each(of_model, fetch_model_settings, MODELS),
-        source=of_model(lambda model: visible(model.settings.source)),
+        source=of_model(lambda model: model.title),
     message:
         "Model {params.source}"
     script:

@@ -17,7 +17,7 @@ rule measure_weights:
     threads: all_cores
     params:
         **each(of_model, measure_weights_settings, MODELS),
-        source=of_model(lambda model: visible(model.settings.source)),
+        source=of_model(lambda model: model.title),
     message:
         "Weights of {params.source}, in one pass over the checkpoint"
     script:

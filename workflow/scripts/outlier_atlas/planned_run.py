@@ -19,6 +19,7 @@ from outlier_atlas.data import folder
 from outlier_atlas.data import source as data_stage
 from outlier_atlas.devices.registry import is_host
 from outlier_atlas.digests import Digests
+from outlier_atlas.sanitize import visible
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.settings.dataset import DatasetSettings
 from outlier_atlas.settings.model import ModelSettings
@@ -74,6 +75,11 @@ class PlannedModel:
     def record(self) -> str:
         """The record that other rules know the model by."""
         return f"{RESOURCES}/models/{self.name}.json"
+
+    @property
+    def title(self) -> str:
+        """The source for the terminal, without characters that a terminal obeys."""
+        return visible(self.settings.source)
 
     @property
     def kind(self) -> str:
@@ -136,6 +142,11 @@ class PlannedDataset:
         earlier = self.settings.model_copy(update={"sequences": self.before})
         name = data_stage.slug(self.settings, data_stage.slug(earlier, self.model.name))
         return f"heldout-{name}"
+
+    @property
+    def title(self) -> str:
+        """The source for the terminal, without characters that a terminal obeys."""
+        return visible(self.settings.source)
 
     @property
     def kind(self) -> str:
