@@ -65,7 +65,7 @@ JOBS = {
     "gguf": ("fetch_model", {"model": {"source": "./none.gguf"}}, "no such GGUF file"),
     "offline": ("fetch_model", {"model": {"source": "lab/model"}}, "the hub cannot be reached (of"),
     "no-data": ("tokenize_dataset", {"dataset": {"source": "./none.txt"}}, "no such file or folde"),
-    "esc": ("tokenize_dataset", {"dataset": {"source": "esc.csv"}}, r"there are '\x1b[2Jcolumn'"),
+    "esc": ("tokenize_dataset", {"dataset": {"source": "esc.csv"}}, r"its columns are '\x1b[2Jcolumn'"),
     "tokenizer": ("tokenize_dataset", {"model": {"source": "./bad-tokenizer"}}, "its tokenizer ca"),
     "no-layer": ("create_store", {"extraction": {"layers": [9]}}, "the model has no layer 9; it h"),
 }  # fmt: skip
@@ -98,7 +98,7 @@ CONFIGURATIONS = {
     "bomb": (
         "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"{b}: &{b} [{f'*{a},' * 10}]\n" for a, b in pairwise("abcdef")),
-        "more than 10,000 values, with its aliases",
+        "more than 10,000 values with all aliases",
     ),
     "unknown": ("model: {source: ./a}\ndataset: {source: ./t}\nrun: {nam: x}\n", "did you mean 'n"),
     "escape": ('model: {source: "\\e[2J"}\ndataset: {source: ./t}\n', r"model.source = '\x1b[2J'"),

@@ -148,6 +148,12 @@ def chosen_from(run):
 
 
 choice_inputs = inputs("choose_layer_groups", "choose_layer_groups.py", chosen_from)
+# Does not look at the choice: where no job needs it, `verify` is to find the damage.
+first_choice_inputs = inputs(
+    "choose_layer_groups",
+    "choose_layer_groups.py",
+    lambda run: choice.chosen_from(run.settings),
+)
 
 
 def create_store_settings(run):
@@ -324,7 +330,7 @@ def make_records():
             ablate_inputs(run)
         groups = run.layer_groups
         if groups == "auto":
-            choice_inputs(run)
+            first_choice_inputs(run)
             groups = choice.read(Path(run.path(choice.CHOICE)))
         # If the number is not chosen yet or changes, these records are written after the choice.
         if groups is not None:
