@@ -118,7 +118,7 @@ def test_a_signal_commits_the_batch_in_flight_and_no_other_is_begun(run, want, m
     for module, hook in ((sys, "unraisablehook"), (threading, "excepthook")):
         monkeypatch.setattr(module, hook, getattr(module, hook))  # it sets them; put them back
     begun = counting_forwards(
-        monkeypatch, lambda count: asked.come(signal.SIGTERM) if count == 3 else None
+        monkeypatch, lambda count: asked.register(signal.SIGTERM) if count == 3 else None
     )
     with pytest.raises(stopping.Stopped):
         run.extract()
