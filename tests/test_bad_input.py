@@ -65,7 +65,7 @@ JOBS = {
     "gguf": ("fetch_model", {"model": {"source": "./none.gguf"}}, "no such GGUF file"),
     "offline": ("fetch_model", {"model": {"source": "lab/model"}}, "the hub cannot be reached (of"),
     "no-data": ("tokenize_dataset", {"dataset": {"source": "./none.txt"}}, "no such file or folde"),
-    "esc": ("tokenize_dataset", {"dataset": {"source": "esc.csv"}}, r"its columns are '\x1b[2Jcolumn'"),
+    "esc": ("tokenize_dataset", {"dataset": {"source": "esc.csv"}}, r"columns are '\x1b[2Jcolumn'"),
     "tokenizer": ("tokenize_dataset", {"model": {"source": "./bad-tokenizer"}}, "its tokenizer ca"),
     "no-layer": ("create_store", {"extraction": {"layers": [9]}}, "the model has no layer 9; it h"),
 }  # fmt: skip

@@ -329,6 +329,6 @@ def test_a_folder_that_takes_no_file_is_said_in_a_sentence(tmp_path):
     results = tmp_path / "results"
     for make in (Path.touch, lambda path: path.symlink_to("/nowhere/at/all")):
         make(results)
-        with pytest.raises(ValueError, match=rf"^{results}.*; a run writes there: make it writable"):
+        with pytest.raises(ValueError, match=rf"^{results}.*; a run writes there: make it writabl"):
             locks.own(results / "mine", print)
         results.unlink()
