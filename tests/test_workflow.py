@@ -114,6 +114,21 @@ def test_the_ablation_stage_runs_only_where_it_is_configured(folder):
     assert planned(folder, "ablated.yaml") == jobs
 
 
+@pytest.mark.parametrize(
+    ("target", "refusal"),
+    [
+        ("manifests/extraction/group-0-of-7.shard-0-of-2.json", "the configuration has "),
+        ("tables/ablations.parquet", "ablation.sequences is 0 in the configuration"),
+    ],
+)
+def test_a_named_file_that_the_configuration_does_not_have_is_refused(folder, target, refusal):
+    file = f"results/mine/{target}"
+    done = snakemake(folder, "--dry-run", "--configfile", "mine.yaml", "--", file, check=False)
+    assert done.returncode != 0
+    assert f"{file}: {refusal}" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_one_gpu_job_runs_at_a_time_unless_more_gpus_are_offered(folder):
     run = (folder / "output.txt").read_text()
     log = min((folder / ".snakemake" / "log").glob("*.log"))  # of the first run

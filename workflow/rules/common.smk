@@ -158,9 +158,19 @@ def extraction_manifest(group, groups, shard, shards):
 
 
 def previous_manifest(wildcards):
-    """Return the manifest of the previous layer group, which writes the boundary."""
+    """Return the manifest of the previous layer group, which writes the boundary.
+
+    A named manifest of another number of layer groups or sequence shards is refused.
+    """
     run, group = RUNS[wildcards.run], int(wildcards.group)
     part = wildcards.groups, wildcards.shard, wildcards.shards
+    named = run.path(extraction_manifest(group, *part))
+    groups = layer_groups(run)
+    if named not in manifests(run, groups):
+        sys.exit(
+            f"{named}: the configuration has {groups} layer groups and {run.sequence_shards} "
+            "sequence shards, with numbers from 0"
+        )
     return [run.path(extraction_manifest(group - 1, *part))] if group else []
 
 
