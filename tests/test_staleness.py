@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -225,9 +226,9 @@ class Project:
 
 def made_long_ago(folder):
     """Make all inputs older than all outputs, and both old."""
-    for time, names in (1, ("workflow", "../model", "../texts")), (2, ("resources", "results")):
+    for seconds, names in (1, ("workflow", "../model", "../texts")), (2, ("resources", "results")):
         for path in (path for name in names for path in (folder / name).rglob("*")):
-            older = time - (path.parent.name == "inputs")
+            older = seconds - (path.parent.name == "inputs")
             os.utime(path, (older, older))
 
 
@@ -305,6 +306,26 @@ def test_a_deleted_output_comes_back(finished, tmp_path, file, rules):
     assert planned(finished, CONFIG) == [{}]
 
 
+def test_a_deleted_output_comes_back_although_the_records_were_copied_in_any_order(
+    finished, tmp_path
+):
+    """A record may then be newer than the products, with the bytes that Snakemake knows."""
+    project = Project(finished, tmp_path.name)
+    now = time.time()
+    for later, folder in (1, "outputs"), (2, "inputs"):
+        for path in (project.folder / "results/mine/manifests" / folder).iterdir():
+            os.utime(path, (now + later, now + later))
+    assert planned(project.folder, CONFIG) == [{}]
+    for file, rules in (
+        ("figures/attn_in-maxima-dark.png", staleness.FIGURES),
+        ("tables/criteria.csv", staleness.DETECTION),
+    ):
+        path = project.folder / "results/mine" / file
+        path.rename(tmp_path / "kept")
+        assert planned(project.folder, CONFIG) == [dict.fromkeys(rules, 1)]
+        (tmp_path / "kept").rename(path)
+
+
 def state_of(folder):
     """Return the names, times and inodes of a folder's files."""
     found = {path: path.lstat() for path in folder.rglob("*") if "log" not in path.parts}
@@ -334,12 +355,12 @@ def test_a_dataset_that_was_replaced_by_one_of_equal_size_and_time_is_seen(finis
     text.write_text("a b c d e f g h " * 2**17)
     configured = changed(CONFIG, "dataset.source", "./long.txt")
     project.again(configured)
-    size, time = text.stat().st_size, text.stat().st_mtime_ns
+    size, modified = text.stat().st_size, text.stat().st_mtime_ns
     assert size == 2**21
     with text.open("r+") as file:
         file.write("z")
-    os.utime(text, ns=(time, time))
-    assert (text.stat().st_size, text.stat().st_mtime_ns) == (size, time)
+    os.utime(text, ns=(modified, modified))
+    assert (text.stat().st_size, text.stat().st_mtime_ns) == (size, modified)
     shutil.rmtree(project.folder / ".snakemake")
     assert planned(project.folder, configured) == [dict.fromkeys(staleness.TOKENS, 1)]
     assert project.again(configured)[0] == dict.fromkeys(staleness.TOKENS, 1)
