@@ -60,7 +60,7 @@ docs: .venv/installed
 	.venv/bin/snakemake --rulegraph mermaid-js | .venv/bin/python -m outlier_atlas.rulegraph README.md
 
 bench: .venv/installed-dev
-	for benchmark in benchmarks/*.py; do .venv/bin/python "$$benchmark" || exit 1; done
+	for benchmark in $$(grep -l __main__ benchmarks/*.py); do .venv/bin/python "$$benchmark" || exit 1; done
 
 constraints: .venv/installed
 	.venv/bin/python -m pip install --quiet uv

@@ -199,3 +199,24 @@ def test_a_history_ends_as_a_fresh_run_does(tmp_path, monkeypatch):
     (state,) = histories.states(tmp_path, 0, [0], 1, 1)
     assert state.step.changed == ("report.rows",)
     assert state.faults == []
+
+
+def test_the_ratio_of_each_pair_and_its_line(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    paired = importlib.import_module("paired")
+    order = []
+    ours = iter([3.0, 2.0, 9.0])
+    other = iter([1.0, 2.0, 3.0])
+
+    def side(name, seconds):
+        order.append(name)
+        return next(seconds)
+
+    result = paired.measure(
+        "name", lambda: side("ours", ours), lambda: side("other", other), goal=1.5, pairs=3
+    )
+    assert order == ["other", "ours", "ours", "other", "other", "ours"]
+    assert result.ratios == [3.0, 1.0, 3.0]
+    line = capsys.readouterr().out
+    for part in ("goal 1.50", "3.000 (1.000 to 3.000) MISSED", "2.00 to 9.00 s over 1.00"):
+        assert part in line
