@@ -1,10 +1,15 @@
-"""What a Snakemake process imports to read the Snakefile: little, as each start waits for it."""
+"""What a Snakemake process imports to read the Snakefile, and what jobs without a model import."""
 
 import ast
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import tiny
+from test_workflow import CONFIG, snakemake, write
 
 from outlier_atlas.sources import IMPORT
 
@@ -49,3 +54,23 @@ def test_the_snakefile_is_read_without_numpy():
     names = sorted({*imports()})
     assert {"outlier_atlas:tables", "outlier_atlas.report:figures"} <= {*names}
     assert not HEAVY & imported([*names, *AT_EVENTS])
+
+
+def test_tokenizing_imports_no_torch_and_gives_the_same_tokens(tmp_path):
+    tiny.llama(tmp_path / "model")
+    (tmp_path / "texts").mkdir()
+    for index, sentence in enumerate(tiny.SENTENCES):
+        (tmp_path / "texts" / f"{index}.txt").write_text(sentence * 3)
+    write(tmp_path, CONFIG)
+    tokens = ["--configfile", "mine.yaml", "--until", "tokenize_dataset"]
+    snakemake(tmp_path, *tokens)  # torch is there before the job begins
+    (path,) = (tmp_path / "resources/tokens").glob("*.parquet")
+    before = path.read_bytes()
+    path.unlink()
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPROFILEIMPORTTIME": "1"}
+    done = snakemake(tmp_path, *tokens, env=env, python=sys.executable)
+    imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
+    assert "transformers.tokenization_utils_tokenizers" in imported
+    assert "torch" not in imported
+    assert "PyTorch was not found" not in done.stdout + done.stderr
+    assert path.read_bytes() == before

@@ -7,11 +7,14 @@ from rule_main import run
 
 def main(job):
     from outlier_atlas.checkpoint.source import offline
+    from outlier_atlas.compat.without_torch import hide_torch
     from outlier_atlas.data.prepare import tokenize_dataset
     from outlier_atlas.settings.dataset import DatasetSettings
     from outlier_atlas.settings.source import source_kind
 
     offline()
+    if not job.params.trust_remote_code:  # code of a checkpoint may import torch
+        hide_torch()
     settings = DatasetSettings.model_validate(job.params.dataset)
     hub = source_kind(settings.source) == "hub"
     tokenize_dataset(
