@@ -114,7 +114,7 @@ def _work(client: socket.socket) -> None:
     sys.executable = executable
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment, OUTLIER_ATLAS_PRELOAD="0")  # jobs are forked from this one
     status = _status(arguments)
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at the end of Python
     atexit._run_exitfuncs()

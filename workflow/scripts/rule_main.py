@@ -15,6 +15,7 @@ from outlier_atlas import inputs, products, stopping, threads
 from outlier_atlas.console import NOTICE, clearing, least_level
 from outlier_atlas.files import DamagedFileError, described
 from outlier_atlas.locks import LOCKS, job_lock
+from outlier_atlas.preload.client import FORKED, RULES, hand_over
 from outlier_atlas.sanitize import VisibleFormatter
 
 
@@ -34,6 +35,8 @@ def run(main: Callable[[Any], None], snakemake: Any) -> None:
         main: main function of the script, which takes the `snakemake` object.
         snakemake: the `snakemake` object of the script.
     """
+    if snakemake.rule in RULES:
+        hand_over()
     try:
         failed = _failed(main, snakemake)
         stopping.finish()
@@ -47,6 +50,8 @@ def _failed(main: Callable[[Any], None], snakemake: Any) -> bool:
     path = Path(str(snakemake.log[0]))
     _set_up_logging(path)
     log = logging.getLogger("outlier_atlas")
+    if FORKED in os.environ:
+        log.debug("libraries were imported before this job began")
     try:
         lock = path.parents[1] / LOCKS / path.stem
         stopping.listen()

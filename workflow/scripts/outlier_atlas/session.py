@@ -17,6 +17,7 @@ from outlier_atlas import locks, supervision
 from outlier_atlas.compat import snakemake_internals
 from outlier_atlas.files import sweep
 from outlier_atlas.inputs import Inputs, Purpose
+from outlier_atlas.preload.client import start
 from outlier_atlas.turns import Turns
 
 SHARED = Path("resources")
@@ -68,8 +69,11 @@ class Session:
 
         def act(record: logging.LogRecord) -> bool:
             if getattr(record, "event", None) == "run_info" and _latest == [workflow]:
-                supervision.jobs_begin(snakemake_internals.runs_jobs_here(workflow))
+                local = snakemake_internals.runs_jobs_here(workflow)
+                supervision.jobs_begin(local)
                 graph = snakemake_internals.graph(workflow)
+                if local and not snakemake_internals.is_scheduled(workflow):
+                    start(snakemake_internals.planned_rules(graph))
                 self.turns.plan(snakemake_internals.planned_outputs(graph))
             return self.turns.ended(record)
 

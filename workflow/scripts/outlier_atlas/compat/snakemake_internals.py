@@ -164,6 +164,11 @@ def planned_outputs(graph: Any) -> Iterator[tuple[int, Iterable[str]]]:
     return ((number_of(graph, job), job.output) for job in graph.needrun_jobs())
 
 
+def planned_rules(graph: Any) -> Iterator[str]:
+    """Yield the name of the rule of each job that will run."""
+    return (job.rule.name for job in graph.needrun_jobs())
+
+
 def ordered_jobs(graph: Any) -> Iterator[Any]:
     """Yield the jobs that will run, a job behind those that it depends on."""
     for level in graph.toposorted(set(graph.needrun_jobs())):

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from outlier_atlas.devices.registry import named
+from outlier_atlas.preload.client import FORKED
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
@@ -54,9 +55,13 @@ def host_memory(jobs: int = 1, processes: Collection[int] = ()) -> int | None:
         jobs: number of jobs that share the machine and its control groups evenly, with this one.
         processes: process ids of the other running jobs, whose memory is also shared.
     """
-    own = resident() or 0
+    # The memory that a job shares with the process it was forked from is not its own, and what it
+    # writes there is copied.
+    shared = int(os.environ.get(FORKED, "0"))
+    own = max(0, (resident() or 0) - shared)
     # Jobs beyond `jobs` wait for a device, and have the least memory.
-    others = sorted((resident(str(process)) or 0 for process in processes), reverse=True)
+    held_by = (max(0, (resident(str(process)) or 0) - shared) for process in processes)
+    others = sorted(held_by, reverse=True)
     held = own + sum(others[: jobs - 1])
     known = [(max(0, left) + held) // jobs for left in (*_machine(), *_control_groups())]
     known += [max(0, left) + own for left in _limits()]
