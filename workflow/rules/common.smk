@@ -238,10 +238,15 @@ def ablation_threads(run):
     return run.settings.execution.threads or workflow.cores
 
 
+# A forward pass gains little from more cores. With fewer, a layer group is loaded for each of its
+# concurrent jobs, and they are no faster than one job after the other.
+ENOUGH_CORES = 8
+
+
 def extraction_threads(run):
     """Return the number of threads of an extraction job; concurrent jobs share the cores."""
     return run.settings.execution.threads or max(
-        1, workflow.cores // run.sequence_shards
+        workflow.cores // run.sequence_shards, min(workflow.cores, ENOUGH_CORES)
     )
 
 

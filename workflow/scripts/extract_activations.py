@@ -1,5 +1,6 @@
 """Script of rule `extract_activations`, which runs one layer group over one sequence shard."""
 
+import os
 from pathlib import Path
 
 from rule_main import run
@@ -9,6 +10,7 @@ def main(job):
     from outlier_atlas.checkpoint.source import offline
     from outlier_atlas.extraction.job import Job
     from outlier_atlas.extraction.run import extract
+    from outlier_atlas.session import AHEAD
     from run_of_job import run_of
 
     offline()
@@ -29,6 +31,7 @@ def main(job):
             jobs=job.resources.jobs_at_once,
             threads=job.threads,
             verify=job.resources.verify,
+            ahead=AHEAD in os.environ,
             on_new_versions=job.resources.on_new_versions,
         )
     )

@@ -68,10 +68,24 @@ def job_lock(path: Path, say: Callable[[str], object]) -> Iterator[None]:
     """
     with _open(path) as file:
         if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent):
-            say(f"waiting for {_holder(file)}, which runs this job for an earlier snakemake")
+            say(f"waiting for {_holder(file)}, which runs this job already")
             flock(file, fcntl.LOCK_EX, path.parent)
         _sign(file)
         yield
+
+
+@contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold a job's lock inside the block, unless another process holds it.
+
+    Yields:
+        Whether the lock was free.
+    """
+    with _open(path) as file:
+        free = flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent)
+        if free:
+            _sign(file)
+        yield free
 
 
 def take(path: Path, say: Callable[[str], object], whose: str) -> IO[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from outlier_atlas.turns import Turns
 
 SHARED = Path("resources")
 """Folder of the files that several runs use."""
+
+AHEAD = "OUTLIER_ATLAS_AHEAD"
+"""Environment variable of extraction jobs on this machine if all of them are to run."""
 
 
 class Session:
@@ -74,6 +78,8 @@ class Session:
                 graph = snakemake_internals.graph(workflow)
                 if local and not snakemake_internals.is_scheduled(workflow):
                     start(snakemake_internals.planned_rules(graph))
+                    if snakemake_internals.wants_everything(workflow):
+                        os.environ[AHEAD] = "1"
                 self.turns.plan(snakemake_internals.planned_outputs(graph))
             return self.turns.ended(record)
 

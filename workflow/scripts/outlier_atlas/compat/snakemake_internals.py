@@ -49,6 +49,13 @@ def targets(workflow: Any) -> Iterable[str]:
     return wanted
 
 
+def wants_everything(workflow: Any) -> bool:
+    """Return whether the command line names no files or rules to make or to leave out."""
+    settings = workflow.dag_settings
+    chosen = {*settings.targets} - {"all"}
+    return not (chosen or settings.until or settings.omit_from)
+
+
 def runs_jobs_here(workflow: Any) -> bool:
     """Return whether jobs run on this machine; no public setting says which executor runs."""
     return bool(workflow.local_exec)

@@ -14,6 +14,7 @@ from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
 from outlier_atlas.devices.registry import named
 from outlier_atlas.extraction import preflight
+from outlier_atlas.extraction.ahead import compute_others
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.measurement import Measurement
 from outlier_atlas.extraction.stream import destinations_of, stream
@@ -60,18 +61,27 @@ def _compute(job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJ
         return
     _check_boundary(job, work)
     preflight.say(run_plan, preflight.budget_of(where, job.device_memory, concurrent), job)
-    with Measurement(job, work, run_plan, where) as measurement:
-        loaded = False
-        try:
-            layer_group = load(job, work, missing, where)
-            loaded = True
-            measurement.loaded(layer_group.modules)
-            measurement.batch_size = _stream(job, work, missing, layer_group, where)
-        except (RuntimeError, MemoryError) as error:
-            if not short_of_memory(error):
-                raise
-            raise ValueError(preflight.advise_after_failure(run_plan, job, work, loaded)) from error
-    measurement.write(sum(int(rows.stop - rows.start) for rows in missing))
+    layer_group: LayerGroup | None = None
+
+    def run(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]]) -> None:
+        nonlocal layer_group
+        with Measurement(job, work, run_plan, where) as measurement:
+            try:
+                if layer_group is None:
+                    layer_group = load(job, work, missing, where)
+                measurement.loaded(layer_group.modules)
+                measurement.batch_size = _stream(job, work, missing, layer_group, where)
+            except (RuntimeError, MemoryError) as error:
+                if not short_of_memory(error):
+                    raise
+                loaded = layer_group is not None
+                advice = preflight.advise_after_failure(run_plan, job, work, loaded)
+                raise ValueError(advice) from error
+        measurement.write(sum(int(rows.stop - rows.start) for rows in missing))
+
+    run(job, work, missing)
+    if job.ahead:
+        compute_others(job, work, missing, run)
 
 
 def _stream(

@@ -29,6 +29,7 @@ class Job:
         jobs: number of extraction jobs of the run that can run on this machine at the same time.
         threads: number of CPU threads.
         verify: when the first batch is compared with a direct forward pass.
+        ahead: whether the job goes on with other sequence shards of its layer group.
         on_new_versions: action if rows are missing and other rows were computed with other
             versions.
     """
@@ -47,6 +48,7 @@ class Job:
     jobs: int = 1
     threads: int = 1
     verify: Verify = "auto"
+    ahead: bool = False
     on_new_versions: OnNewVersions = "refuse"
 
     @property
