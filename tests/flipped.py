@@ -17,7 +17,7 @@ from outlier_atlas.files import DamagedFileError
 from outlier_atlas.store.commits import Commit
 
 ROWS = [[4 + (7 * i + 3 * k) % 55 for k in range(4 + 3 * (i % 3))] for i in range(8)]
-EXEMPT = ("locks", ".lock", "logs", "digests")
+EXEMPT = ("locks", ".lock", "logs", "digests", "architectures")
 
 
 class Finished:

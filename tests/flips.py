@@ -83,7 +83,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "weights": (r"resources/weights/.*", ("weights", "report")),
     "model record": (r"resources/models/.*\.json", ("detection", "extraction", "report")),
     "tokens, shared": (r"resources/tokens/.*", ("extraction", "ablation")),
-    "digests": (r"resources/digests/.*", ("extraction", "ablation")),
+    "digests": (r"resources/(digests|architectures)/.*", ("extraction", "ablation")),
     "model": (r"model/.*", ()),
     "others": (r"(results|resources)/.*", tuple(CHANGES)),
 }

@@ -1,5 +1,6 @@
 """Sites of every architecture by role, and the store equal to hooks in any layer groups."""
 
+import json
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.loading.shards import unknown_parts
 from outlier_atlas.roles.architecture import describe
+from outlier_atlas.roles.cached_architecture import from_json, to_json
 from outlier_atlas.settings.sites import CHANNEL_SITES, EXPERT_OUT, SITES
 
 SIZES = tiny.SIZES | {"pad_token_id": 0}
@@ -219,6 +221,7 @@ def name(value):
 def test_listed_architectures_have_their_sites_exactly(architecture, sites, tmp_path):
     model = tiny.checkpoint(tmp_path / "model", architecture)
     described = describe(load_config(model))
+    assert from_json(json.loads(json.dumps(to_json(described)))) == described
     assert offered(described) == sites
     assert described.one_group is None
     # What GPT-NeoX's files call the head.

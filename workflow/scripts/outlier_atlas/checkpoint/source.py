@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 DIGESTS = "digests"
 """Subfolder of `resources` with the digests of models and datasets."""
 
+ARCHITECTURES = "architectures"
+"""Subfolder of `resources` with descriptions of architectures (`roles/cached_architecture.py`)."""
+
 ENDINGS = (".safetensors", *CONFIGURATION, ".py")
 """Endings of the files that make up a checkpoint, except for tokenizer files."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outlier_atlas.checkpoint.source import DIGESTS
+from outlier_atlas.checkpoint.source import ARCHITECTURES, DIGESTS
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
 from outlier_atlas.store.run import Run
@@ -80,7 +80,7 @@ def own_records(records: Records) -> Iterator[str]:
     paths = [run.model_record, run.tokens_record, run.store_record, *records.manifests]
     paths += [run.layer_groups_record, *records.datasets]
     paths += sorted(run.input_records.glob("*.json"))
-    for folder in (INPUTS, DIGESTS):
+    for folder in (INPUTS, DIGESTS, ARCHITECTURES):
         paths += sorted((run.resources / folder).glob("*.json"))
     paths += sorted(run.measured.glob("*.json"))
     for path in filter(Path.exists, paths):
