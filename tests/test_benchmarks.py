@@ -29,7 +29,8 @@ def gpu(monkeypatch):
     return module
 
 
-TINY = ["--device=cpu", "--layers=3", "--groups=2", "--sequences=3", "--tokens=8", "--batch=2"]
+SMALL = ["--device=cpu", "--layers=3", "--groups=2", "--tokens=8", "--batch=2"]
+TINY = [*SMALL, "--sequences=3", "--parts=exact"]
 VALUES = 3 * 3 * 8 * 3 * 64
 """Sequences x sites x tokens x layers x channels."""
 
@@ -57,6 +58,22 @@ def test_the_gpu_benchmark_sees_a_single_bit(gpu, capsys, monkeypatch):
     assert "DIFFERS FROM the whole model" in said
     assert "mlp_in of layer 1: by up to 0.25" in said
     assert said.count("by up to") == 1
+
+
+def test_the_gpu_benchmark_measures_speed_against_the_bare_forward_pass(gpu, capsys):
+    gpu.main([*SMALL, "--parts=speed", "--speed=3", "--pairs=1"])
+    lines = capsys.readouterr().out
+    for what in ("two sites stored", "summaries only", "a forward pass for every eight layers"):
+        assert f"3 x 8 tokens, {what} / bare forward pass" in lines
+    assert "GB/s" in lines
+    assert "overlap of copies: measured on CUDA only" in lines
+
+
+def test_overlap_is_the_length_that_two_sets_of_intervals_share(gpu):
+    a, b = [(0.0, 2.0), (1.0, 3.0), (10.0, 11.0)], [(2.5, 4.0), (0.5, 1.0), (20.0, 21.0)]
+    assert gpu.covered(a) == 4.0
+    assert gpu.covered_twice(a, b) == 1.0
+    assert gpu.covered([]) == gpu.covered_twice([], b) == 0.0
 
 
 def test_its_checkpoint_has_the_shape_that_transformers_gives_it(gpu, tmp_path):
