@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def gpu(monkeypatch):
     """`benchmarks/gpu.py` as a module."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(BENCHMARKS)])
     monkeypatch.setenv("TQDM_DISABLE", "1")
     spec = importlib.util.spec_from_file_location("benchmark_gpu", BENCHMARKS / "gpu.py")
     module = importlib.util.module_from_spec(spec)
