@@ -75,8 +75,14 @@ def test_one_load_serves_all_shards_and_leaves_what_their_own_jobs_leave(run, lo
     assert manifests == sorted(run.folder.glob("mani*/*/*"))
 
 
-def test_shards_before_the_own_one_come_last(run, loads):
+def test_it_takes_the_last_shards_first(run, loads, monkeypatch):
+    taken = []
+    stream = compute.stream
+    monkeypatch.setattr(
+        compute, "stream", lambda job, *rest: taken.append(job.shard) or stream(job, *rest)
+    )
     extract(job(run, 0, 1))
+    assert taken == [1, 2, 0]
     extract(job(run, 0, 0))
     extract(job(run, 0, 2))
     assert loads == [(0, 1)]

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from outlier_atlas.extraction.job import Job
@@ -61,9 +60,14 @@ def compute_others(
 
 
 def _others(job: Job, work: Work) -> Iterator[tuple[Job, Work]]:
-    """Yield the other shards of a layer group, those after the job's own first."""
-    shards: Sequence[int] = range(work.layout.sequence_shards)
-    for shard in chain(shards[job.shard + 1 :], shards[: job.shard]):
+    """Yield the other shards of a layer group, the last ones first.
+
+    Snakemake starts jobs from the first shard on. A job that begins on another device should find a
+    shard that nobody computes.
+    """
+    for shard in reversed(range(work.layout.sequence_shards)):
+        if shard == job.shard:
+            continue
         name = re.sub(r"\bshard-\d+", f"shard-{shard}", job.manifest.name)
         other = replace(job, shard=shard, manifest=job.manifest.with_name(name))
         yield other, replace(work, shard=shard)
