@@ -65,8 +65,8 @@ class ExecutionSettings(Section):
     )
     threads: PositiveInt | None = Field(
         None,
-        description="CPU threads of an extraction job; by default the number of cores divided by "
-        "the number of sequence shards.",
+        description="CPU threads of an extraction job; by default all cores up to 8, or the number "
+        "of cores divided by the number of sequence shards if that is more.",
     )
     on_new_versions: OnNewVersions = Field(
         "refuse",

@@ -74,7 +74,7 @@ class ExtractionSettings(Section):
     sequence_shards: Annotated[int, Field(ge=1, le=4096)] = Field(
         1,
         description="Number of parts that the sequences are divided into; the parts run in "
-        "parallel.",
+        "parallel where there are devices or cores for several jobs.",
     )
     perplexity: bool = Field(
         False,
