@@ -63,7 +63,7 @@ def _others(job: Job, work: Work) -> Iterator[tuple[Job, Work]]:
     """Yield the other shards of a layer group, the last ones first.
 
     Snakemake starts jobs from the first shard on. A job that begins on another device should find a
-    shard that nobody computes.
+    shard that no other job computes.
     """
     for shard in reversed(range(work.layout.sequence_shards)):
         if shard == job.shard:
