@@ -7,6 +7,7 @@ from outlier_atlas.criteria import tables as criteria_tables
 from outlier_atlas.digests import Digests
 from outlier_atlas.inputs import FOLDER as INPUTS_FOLDER
 from outlier_atlas.extraction import choice
+from outlier_atlas.files import read_once
 from outlier_atlas.planned_run import Package, builtin_files
 from outlier_atlas.report import compared_runs, figures
 from outlier_atlas.report.templates import TEMPLATES
