@@ -120,7 +120,7 @@ def _modules(folder: Path) -> dict[str, Path]:
     """Return the file of each local module or package by its name; a module hides a package."""
     modules: dict[str, Path] = {}
     for parent, _, files in os.walk(folder):
-        package = os.path.relpath(parent, folder).split(os.sep) if parent != str(folder) else []
+        package = Path(parent).relative_to(folder).parts
         if "__init__.py" in files:
             modules.setdefault(".".join(package), Path(parent, "__init__.py"))
         for file in files:
