@@ -33,8 +33,8 @@ CONSTRAINTS = dict(
     **dict.fromkeys(["group", "groups", "shard", "shards"], r"\d+"),
 )
 
-# A path, not the wildcard `run`: Snakemake compares each input of each job with all outputs whose
-# constant beginning it has.
+# No wildcard: Snakemake compares each input of each job with all outputs that begin like it, up to
+# the first wildcard.
 RESULTS = RUNS[NAME].folder
 
 MODEL_RECORD = "resources/models/{model}.json"

@@ -210,8 +210,7 @@ def sweep(folder: Path, older_than: float) -> None:
         if "zarr.json" in names and "c" in folders:
             folders.remove("c")
         for name in [*folders, *names]:
-            path = Path(parent, name)
-            if name.endswith(PARTIAL) and _changed(path) <= before:
+            if name.endswith(PARTIAL) and _changed(path := Path(parent, name)) <= before:
                 remove(path)
         folders[:] = [name for name in folders if not name.endswith(PARTIAL)]
 
