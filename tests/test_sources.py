@@ -48,5 +48,16 @@ def test_of_the_library_the_same_is_found_as_by_parsing_it():
         names = {
             name for node in ast.walk(ast.parse(path.read_text())) for name in sources._names(node)
         }
-        modules = {sources._module(SCRIPTS, name) for name in names} - {None}
+        modules = {file for name, file in sources._modules(SCRIPTS).items() if name in names}
         assert set(sources._imports(SCRIPTS, path)) == modules, path
+
+
+def test_the_files_of_all_scripts_are_read_once(folder, monkeypatch):
+    reads = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
+    for name in ("a.py", "b.py"):
+        (folder / name).write_text("from library import one, two")
+        Sources(folder).digest(name)
+    names = sorted(path.stem for path in reads)
+    assert names == ["__init__", "a", "b", "one", "two"]

@@ -7,11 +7,12 @@ from outlier_atlas.criteria import tables as criteria_tables
 from outlier_atlas.digests import Digests
 from outlier_atlas.inputs import FOLDER as INPUTS_FOLDER
 from outlier_atlas.extraction import choice
+from outlier_atlas.files import read_once
 from outlier_atlas.planned_run import Package, builtin_files
 from outlier_atlas.report import compared_runs, figures
 from outlier_atlas.report.templates import TEMPLATES
 from outlier_atlas.settings.source import source_kind
-from outlier_atlas.workflow import jobs_at_once
+from outlier_atlas.workflow import jobs_at_once, signed
 
 MODELS = {run.model.name: run.model for run in RUNS.values()}
 DATASETS = {dataset.name: dataset for run in RUNS.values() for dataset in run.datasets}
@@ -27,13 +28,14 @@ def one_of(names):
 
 # Set for each rule, because global constraints would affect a workflow that uses this module.
 CONSTRAINTS = dict(
-    run=one_of(RUNS),
     model=one_of(MODELS),
     dataset=one_of(DATASETS),
     **dict.fromkeys(["group", "groups", "shard", "shards"], r"\d+"),
 )
 
-RESULTS = "results/{run}"
+# No wildcard: Snakemake compares each input of each job with all outputs that begin like it, up to
+# the first wildcard.
+RESULTS = RUNS[NAME].folder
 
 MODEL_RECORD = "resources/models/{model}.json"
 # The measurements belong to a model, so all runs of the model share them.
@@ -74,17 +76,17 @@ FINDINGS = f"{RESULTS}/findings.json"
 
 def of_run(function):
     """Return a function of wildcards that calls `function` with the run of a job."""
-    return lambda wildcards: function(RUNS[wildcards.run])
+    return signed(lambda wildcards: function(RUNS[NAME]))
 
 
 def of_model(function):
     """Return a function of wildcards that calls `function` with the model of a job."""
-    return lambda wildcards: function(MODELS[wildcards.model])
+    return signed(lambda wildcards: function(MODELS[wildcards.model]))
 
 
 def of_dataset(function):
     """Return a function of wildcards that calls `function` with the dataset of a job."""
-    return lambda wildcards: function(DATASETS[wildcards.dataset])
+    return signed(lambda wildcards: function(DATASETS[wildcards.dataset]))
 
 
 def each(of, settings, planned):
@@ -150,6 +152,12 @@ def manifests(run, groups):
     ]
 
 
+@functools.cache
+def manifest_names(run, groups):
+    """Return the manifests of a run as a set, in which each job looks for its own."""
+    return frozenset(manifests(run, groups))
+
+
 def extraction_manifest(group, groups, shard, shards):
     """Return the path of the manifest that a finished extraction job writes."""
     return (
@@ -162,11 +170,11 @@ def previous_manifest(wildcards):
 
     A named manifest of another number of layer groups or sequence shards is refused.
     """
-    run, group = RUNS[wildcards.run], int(wildcards.group)
+    run, group = RUNS[NAME], int(wildcards.group)
     part = wildcards.groups, wildcards.shard, wildcards.shards
     named = run.path(extraction_manifest(group, *part))
     groups = layer_groups(run)
-    if named not in manifests(run, groups):
+    if named not in manifest_names(run, groups):
         sys.exit(
             f"{named}: the configuration has {groups} layer groups and {run.sequence_shards} "
             "sequence shards, with numbers from 0"
@@ -272,20 +280,20 @@ def extraction_gpus(wildcards, input):
 
     Jobs on the CPU do not wait for jobs on GPUs.
     """
-    run = RUNS[wildcards.run]
+    run = RUNS[NAME]
     store, group = Path(input.store), int(wildcards.group)
     return scheduler_resources.gpus(store, group, run.settings) if run.on_gpus else 0
 
 
 def ablation_gpus(wildcards):
     """Return the number of GPUs of the ablation job."""
-    run = RUNS[wildcards.run]
+    run = RUNS[NAME]
     return run.settings.execution.gpus_per_job if run.on_gpus else 0
 
 
 def extraction_memory(wildcards, input, attempt):
     """Return the host memory of an extraction job for a scheduler, in megabytes."""
-    settings = RUNS[wildcards.run].settings
+    settings = RUNS[NAME].settings
     store, group = Path(input.store), int(wildcards.group)
     return scheduler_resources.memory_mb(store, group, settings, attempt)
 
@@ -295,17 +303,17 @@ def ablation_memory(wildcards, input, attempt):
 
     The job runs the layer groups one after the other.
     """
-    settings = RUNS[wildcards.run].settings
+    settings = RUNS[NAME].settings
     return scheduler_resources.most_memory_mb(Path(input.store), settings, attempt)
 
 
 def execution(name):
-    """Return a function of wildcards that returns a key of the section `execution`.
+    """Return a key of the section `execution`.
 
     These keys make nothing stale. They are resources, because Snakemake does not compare
-    resources.
+    resources. Values, because Snakemake would call a function again for each job.
     """
-    return of_run(lambda run: getattr(run.settings.execution, name) or "")
+    return getattr(RUNS[NAME].settings.execution, name) or ""
 
 
 def table(path):

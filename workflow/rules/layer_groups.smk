@@ -11,10 +11,13 @@ def with_layer_groups(function):
     return of_run(lambda run: function(run, layer_groups(run)))
 
 
+chosen_layer_groups = read_once(choice.read)
+
+
 def layer_groups(run):
     """Return the number of layer groups, from the configuration or the choice of `auto`."""
     if run.layer_groups != "auto":
         return run.layer_groups
     if PURPOSE is not Purpose.JOB:
         checkpoints.choose_layer_groups.get(run=run.name)
-    return choice.read(Path(run.path(choice.CHOICE)))
+    return chosen_layer_groups(Path(run.path(choice.CHOICE)))

@@ -210,8 +210,7 @@ def sweep(folder: Path, older_than: float) -> None:
         if "zarr.json" in names and "c" in folders:
             folders.remove("c")
         for name in [*folders, *names]:
-            path = Path(parent, name)
-            if name.endswith(PARTIAL) and _changed(path) <= before:
+            if name.endswith(PARTIAL) and _changed(path := Path(parent, name)) <= before:
                 remove(path)
         folders[:] = [name for name in folders if not name.endswith(PARTIAL)]
 
@@ -311,6 +310,27 @@ def _record_bytes(record: Mapping[str, Any]) -> bytes:
     with_checksum = {**record, CHECKSUM: checksum(record)}
     text = json.dumps(with_checksum, sort_keys=True, indent=2, ensure_ascii=True)
     return f"{text}\n".encode("ascii")
+
+
+def read_once(read: Callable[[Path], Result]) -> Callable[[Path], Result]:
+    """Return a function that reads a file again only if the file was replaced.
+
+    Args:
+        read: a function that reads a file. What it returns is shared, and must not be changed.
+    """
+    known: dict[Path, tuple[tuple[int, ...], Result]] = {}
+
+    def reading(path: Path) -> Result:
+        try:
+            stat = path.stat()
+        except OSError:
+            return read(path)  # which says what is wrong, or what a missing file means
+        state = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        if path not in known or known[path][0] != state:
+            known[path] = state, read(path)
+        return known[path][1]
+
+    return reading
 
 
 def check_record(path: Path) -> None:

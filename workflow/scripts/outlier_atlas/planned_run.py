@@ -1,7 +1,7 @@
 """A configured run as the rules see it: its model, its datasets, and the names of their files.
 
-The rules have the wildcards `run`, `model` and `dataset`, which are keys of the configuration. File
-names of models and datasets identify all of their inputs, so that several runs share the files.
+Rules of models and datasets have the wildcards `model` and `dataset`. File names of models and
+datasets identify all of their inputs, so that several runs share the files.
 Every Snakemake process imports this module, so it imports no large packages.
 """
 
@@ -215,7 +215,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """The value of the wildcard `run`."""
+        """The name of the run and of its folder."""
         return self.settings.name
 
     @property

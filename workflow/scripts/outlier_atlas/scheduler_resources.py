@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 from outlier_atlas.devices.registry import is_host
+from outlier_atlas.files import read_once
 from outlier_atlas.plan.group import ENOUGH_TOKENS, GroupPlan, recorded
 from outlier_atlas.settings.configuration import Settings
 
@@ -20,6 +21,10 @@ CUDA_BYTES = 2 * 2**30
 """Host memory of CUDA's libraries: a guess, on the safe side."""
 
 
+_plans = read_once(recorded)
+"""Plan of each layer group from a store's record, which thousands of jobs ask for."""
+
+
 def gpus(record: Path, group: int, settings: Settings) -> int:
     """Return the GPUs that a job spreads over: at most one for each of its layers.
 
@@ -29,7 +34,7 @@ def gpus(record: Path, group: int, settings: Settings) -> int:
         settings: the whole configuration.
     """
     wanted = settings.execution.gpus_per_job
-    plans = recorded(record) if record.exists() else []
+    plans = _plans(record) if record.exists() else []
     if group >= len(plans):
         return wanted
     first, last = plans[group].layers
@@ -42,7 +47,7 @@ def memory_mb(record: Path, group: int, settings: Settings, attempt: int) -> int
     Raises:
         FileNotFoundError: there is no record yet.
     """
-    plans = recorded(record)
+    plans = _plans(record)
     return _megabytes(plans[group], settings, attempt) if group < len(plans) else 0
 
 
@@ -52,7 +57,7 @@ def most_memory_mb(record: Path, settings: Settings, attempt: int) -> int:
     Raises:
         FileNotFoundError: there is no record yet.
     """
-    return max((_megabytes(plan, settings, attempt) for plan in recorded(record)), default=0)
+    return max((_megabytes(plan, settings, attempt) for plan in _plans(record)), default=0)
 
 
 def _megabytes(plan: GroupPlan, settings: Settings, attempt: int) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import os
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 IMPORT = re.compile(r"^[ \t]*(?:from|import)\b(?:[^\n(\\]|\\\n)*(?:\([^)]*\).*)?", re.M)
 """Pattern of a statement at the beginning of a line that may be an import."""
+WORD = re.compile(r"\w+")
 
 
 class Sources:
@@ -66,35 +68,39 @@ class Sources:
 
 
 @functools.cache
+def _read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@functools.cache
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(_read(path)).hexdigest()
 
 
 @functools.cache
 def _imports(folder: Path, path: Path) -> tuple[Path, ...]:
-    names = {
-        name
-        for statement in _statements(path.read_text(encoding="utf-8"), folder)
-        for name in _names(statement)
-    }
-    return tuple(module for name in sorted(names) if (module := _module(folder, name)))
+    modules = _modules(folder)
+    names = {name for node in _statements(_read(path).decode(), folder) for name in _names(node)}
+    return tuple(modules[name] for name in sorted(names & modules.keys()))
 
 
-def _statements(source: str, folder: Path) -> Iterator[ast.AST]:
-    """Yield the import statements of a file that name a local module, and possibly other nodes.
+def _statements(source: str, folder: Path) -> Iterable[ast.AST]:
+    """Return the import statements of a file that name a local module, and possibly other nodes.
 
     Only these statements are parsed, because parsing all files takes a second at each start of
-    Snakemake. A line of a docstring that looks like an import counts as one. If a statement cannot
-    be parsed by itself, the whole file is parsed.
+    Snakemake. A line of a docstring that looks like an import counts as one. If the statements
+    cannot be parsed by themselves, the whole file is parsed.
     """
-    for match in IMPORT.finditer(source):
-        statement = match[0]
-        if any(_module(folder, word) for word in re.findall(r"\w+", statement)):
-            try:
-                yield from ast.parse(textwrap.dedent(statement)).body
-            except SyntaxError:
-                yield from ast.walk(ast.parse(source))
-                return
+    modules = _modules(folder)
+    found = [
+        textwrap.dedent(statement)
+        for statement in IMPORT.findall(source)
+        if not modules.keys().isdisjoint(WORD.findall(statement))
+    ]
+    try:
+        return ast.parse("\n".join(found)).body
+    except SyntaxError:
+        return ast.walk(ast.parse(source))
 
 
 def _names(node: ast.AST) -> Iterator[str]:
@@ -110,10 +116,14 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 
 @functools.cache
-def _module(folder: Path, name: str) -> Path | None:
-    """Return the file of a local module or package; None if there is none."""
-    module = folder.joinpath(*name.split("."))
-    for path in (module.with_suffix(".py"), module / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+def _modules(folder: Path) -> dict[str, Path]:
+    """Return the file of each local module or package by its name; a module hides a package."""
+    modules: dict[str, Path] = {}
+    for parent, _, files in os.walk(folder):
+        package = Path(parent).relative_to(folder).parts
+        if "__init__.py" in files:
+            modules.setdefault(".".join(package), Path(parent, "__init__.py"))
+        for file in files:
+            if file.endswith(".py"):
+                modules[".".join([*package, file.removesuffix(".py")])] = Path(parent, file)
+    return modules

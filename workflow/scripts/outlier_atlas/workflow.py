@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def one_line() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         sys.exit(visible(described(error)))
+
+
+def signed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Write down the signature of a function that Snakemake calls for each job, and return it.
+
+    Snakemake inspects the signature three times per call, which takes longer than most functions.
+    """
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
 
 
 def wants_closing_words(targets: Collection[str]) -> bool:

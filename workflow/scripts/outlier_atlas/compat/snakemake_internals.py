@@ -158,6 +158,54 @@ def ignore_script_times(folder: Path) -> None:
     jobs.get_script_mtime = ignored
 
 
+# Work that Snakemake repeats for each job
+
+
+def look_at_scripts_once() -> None:
+    """Make Snakemake look once for the script of a rule, not again for each of its jobs.
+
+    Before it runs jobs, it reads the script of each to see whether it can, a tenth of the time of a
+    plan of thousands of jobs. A name with wildcards or parameters is another script for each job.
+    """
+    from snakemake import dag
+
+    look = dag.ScriptProcessor.process_job
+
+    def once(self: Any, job: Any) -> None:
+        script = str(getattr(job.rule, self.script_type) or "")
+        seen: set[tuple[str, str]] = self.__dict__.setdefault("_seen", set())
+        key = str(job.rule.basedir), script
+        if key not in seen:
+            look(self, job)
+        if "{" not in script:
+            seen.add(key)
+
+    dag.ScriptProcessor.process_job = once
+
+
+def list_first_jobs(workflow: Any, folder: Path) -> None:
+    """Make a dry run prepare the text of the first job only of each rule in a folder.
+
+    The text has message, threads and resources. A handler that shows no jobs drops it, but it takes
+    a quarter of the time of a plan of thousands of jobs. A fault of a rule still shows.
+
+    Args:
+        workflow: the workflow, whose jobs are planned.
+        folder: folder of the files with the rules.
+    """
+    executor = workflow.scheduler._executor
+    listed, show, known = set(), executor.run_job_pre, folder.resolve()
+
+    def first(job: Any) -> None:
+        if not job.is_group() and job.rule in listed:
+            return
+        show(job)
+        if not job.is_group() and Path(str(job.rule.basedir)).resolve().is_relative_to(known):
+            listed.add(job.rule)
+
+    executor.run_job_pre = first
+
+
 # The graph of jobs, for which the interface of logger plugins has no names
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
@@ -22,6 +23,9 @@ from outlier_atlas.terminal.stages import Stages
 TICK_SECONDS = 1.0
 LINE_SECONDS = 60.0
 """Seconds between two progress lines if the stream cannot redraw a line."""
+
+RULES = Path(__file__).parents[3]
+"""Folder of the workflow, whose rules have many jobs."""
 
 NOISE = (
     "Assuming unrestricted shared filesystem usage",
@@ -137,6 +141,9 @@ class StageHandler(LogHandlerBase):
             self._planned = True
             known = None if "REASON" in self._quiet else self._reason
             yield from self._stages.plan(snakemake_internals.graph(self._workflow), known)
+            alone = logging.getLogger("snakemake.logging").handlers == [self]
+            if self.common_settings.dryrun and alone:
+                snakemake_internals.list_first_jobs(self._workflow, RULES)
 
     def _begin(self, record: logging.LogRecord) -> Iterator[str]:
         if self.common_settings.dryrun:
