@@ -178,7 +178,8 @@ def _pass(x: Float32, least: np.int32) -> Any:
     for row in range(rows):
         n = _magnitudes(bits[row], a)
         finite += n
-        low_bits |= _set_bits(bits[row])
+        low_bits_of_row = np.int32(_set_bits(bits[row]) & LOW_BITS)
+        low_bits |= low_bits_of_row
         if n < channels:
             nan += _nans(bits[row])
             _add_missing(a, missing)
@@ -194,7 +195,8 @@ def _pass(x: Float32, least: np.int32) -> Any:
             high[row] = _count_high(a, least)
         _count(a, codes, some)
         if n:
-            token_median[row], code, gap = _lower_median(a, codes, n, code, gap)
+            exact = low_bits_of_row == 0
+            token_median[row], code, gap = _lower_median(a, codes, n, code, gap, exact)
         if many and (row % TOGETHER == TOGETHER - 1 or row == rows - 1):
             counts += some
             some[:] = 0
@@ -333,15 +335,18 @@ def _add_missing(a: Int32, missing: Int64) -> None:
 
 @compiled
 def _take_largest(a: Int32, row: int, largest: Int32, channel_row: Int32) -> None:
+    # Everything is written again, because masked stores of vectors take ten times as long on some
+    # processors.
+    this = np.int32(row)
     for c in range(len(a)):
-        if a[c] > largest[c]:
-            largest[c] = a[c]
-            channel_row[c] = row
+        earlier = largest[c]
+        largest[c] = max(a[c], earlier)
+        channel_row[c] = this if a[c] > earlier else channel_row[c]
 
 
 @compiled
 def _lower_median(
-    a: Int32, codes: UInt16, n: int, guess: int, gap: float
+    a: Int32, codes: UInt16, n: int, guess: int, gap: float, exact: bool
 ) -> tuple[np.int32, int, float]:
     """Return the lower of the two middle finite values.
 
@@ -353,12 +358,17 @@ def _lower_median(
         n: number of finite values.
         guess: code to begin with.
         gap: approximate distance between codes of neighbouring ranks.
+        exact: whether every code stands for one value, as in bfloat16.
 
     Returns:
         The value, its code or a code near it, and the updated gap.
     """
     rank = (n - 1) // 2
     low, below, high, above, gap = _bracket(codes, rank, (0, 0, NOT_FINITE, n), guess, gap)
+    if exact:
+        # Codes need half the memory of values, and those that are not finite come last.
+        code = low if high - low == 1 else _code_of(codes, rank, low)
+        return np.int32(code << 15), low, gap
     missing = len(a) - n  # values that are not finite are -1 and precede the others
     first = _first_of_code(low)
     value = _from(a, rank + missing, first, WALK + 1)
@@ -367,6 +377,20 @@ def _lower_median(
         first = _bracket(a, rank + missing, bracket, -1, gap)[0]
         value = _from(a, rank + missing, first, len(a))
     return value, low, gap
+
+
+@compiled
+def _code_of(codes: UInt16, rank: int, bound: int) -> int:
+    """Return the code of a rank, going up from a bound that is at most `WALK` ranks below it."""
+    while True:
+        n, following, limit = np.int32(0), np.uint16(NOT_FINITE), np.uint16(bound)
+        for c in range(len(codes)):
+            n = np.int32(n + (codes[c] <= limit))
+            beyond = codes[c] if codes[c] > limit else np.uint16(NOT_FINITE)
+            following = np.uint16(min(following, beyond))
+        if n > rank:
+            return bound
+        bound = int(following)
 
 
 @compiled
