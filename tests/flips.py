@@ -75,7 +75,6 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tokens": (rf"{RUN}/\w+\.parquet", ("detection", "extraction", "ablation", "report")),
     "tables, Parquet": (rf"{RUN}/tables/.*parquet", ("weights", "ablation", "report")),
     "tables, CSV": (rf"{RUN}/tables/.*csv", ("weights", "ablation", "report")),
-    "figures": (rf"{RUN}/figures/.*", ("report",)),
     "report": (rf"{RUN}/report\.html", ("detection", "weights")),
     "findings": (rf"{RUN}/findings\.json", ("detection", "weights")),
     "kept by ablation": (rf"{RUN}/ablation/.*", ("ablation",)),

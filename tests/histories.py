@@ -92,7 +92,6 @@ LEFTOVERS = {
         "of `layer_groups: auto`, where a number is configured now"
     ),
     r"(ablation/.*|tables/ablations\..*)": ("of the ablation stage, which is not configured now"),
-    r"figures/.*": "of a site that is not measured now",
     r"summaries/.*": "of a lower floor, which serves a higher one, too",
     r"boundaries\.zarr/.*": "of what was computed in another cut into layer groups",
 }
@@ -374,7 +373,7 @@ def _pick(run: Path, drawn: float) -> str:
     """An output that a user may ask for or delete."""
     found = [
         str(path.relative_to(run))
-        for pattern in ("tables/*.parquet", "tables/*.csv", "figures/*.svg", "*.html", "*.json")
+        for pattern in ("tables/*.parquet", "tables/*.csv", "*.html", "*.json")
         for path in sorted(run.glob(pattern))
         if path.stem != "ablations"
     ]

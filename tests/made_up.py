@@ -142,9 +142,7 @@ class LoudChannelsShow(FindingTable):
     "figures.py": '''\
 """The figure of loud channels."""
 
-from functools import partial
-
-from outlier_atlas.criteria.figure import Drawing, FigureKind
+from outlier_atlas.criteria.figure import Drawing, FigureKind, Line, Lines
 
 
 class Loudness(FigureKind):
@@ -158,15 +156,8 @@ class Loudness(FigureKind):
         from outlier_atlas.criteria.loud_channels.tables import LOUD_CHANNELS
 
         rows = tables.read(tables_folder, LOUD_CHANNELS).to_pylist()
-        yield Drawing("mlp_in", partial(_loudness, rows))
-
-
-def _loudness(rows, figure, theme):
-    from outlier_atlas.report import lines
-
-    values = [row["value"] for row in rows]
-    line = lines.Line("loudest", values, theme.median, "o")
-    lines.plot(figure, [row["layer"] for row in rows], [line], theme)
+        line = Line("loudest", [row["value"] for row in rows], "contrast", "o")
+        yield Drawing("mlp_in", Lines([row["layer"] for row in rows], [line], "|x|"))
 ''',
     "targets.py": '''\
 """The ablation of loud channels."""
@@ -284,7 +275,7 @@ def main(folder: Path) -> None:
         "findings": findings,
         "html": html,
         "names": figures.names(["mlp_in"]),
-        "drawn": sorted(path.name for path in run.figures.iterdir()),
+        "drawn": sorted(figures.drawings(run.tables)),
         "targets": [(row["target"], row["intervention"]) for row in run.table("ablations")],
         "dictionary": f"## {NAME}\n" in dictionary.markdown(),
         "behind": {

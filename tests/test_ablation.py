@@ -1,7 +1,5 @@
 """Ablation: each variant equals an edit of the whole model."""
 
-import shutil
-
 import numpy as np
 import pytest
 import tiny
@@ -223,7 +221,6 @@ def test_the_report_shows_the_table_and_random_draws_as_a_range(llama, tmp_path)
     run.ablate()
     html, _ = rendered(run)
     assert "Ablated" not in html
-    shutil.rmtree(run.figures)
     html, _ = rendered(run, ablations=True)
     assert "channel 3 of resid_post, layer 1" in html
     assert "3 random draws of as many" in html

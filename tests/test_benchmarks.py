@@ -162,7 +162,6 @@ def test_a_state_differs_where_a_file_does_and_not_where_a_reason_is_given(tmp_p
     fresh, run = tmp_path / "fresh", tmp_path / "run"
     files = {
         "tables/weights.csv": (b"1", b"2"),
-        "figures/q-kurtosis.svg": (None, b"of a site that is not measured now"),
         "manifests/layer_groups.json": (None, b"of `auto`, which is not configured now"),
         "tables/extra.csv": (None, b"left over"),
         "findings.json": (b"{}", None),

@@ -1,12 +1,17 @@
 """Detection, from a model with planted outliers to the tables."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import zarr
 from pipeline import Run, config
+
+SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -277,3 +282,27 @@ def test_a_criterion_of_the_ratio_alone_stays_small(planted_massive, tmp_path):
     again.model_record = run.model_record
     again.detect()
     assert again.table("massive_activations") == run.table("massive_activations")
+
+
+def test_detection_needs_neither_torch_nor_transformers(tmp_path):
+    """Both take seconds to import, and no criterion needs them to read a store."""
+    model = tiny.llama(tmp_path / "model")
+    run = Run(tmp_path, config(model, [[5, 6, 7], [8, 9, 10]], tmp_path / "data"))
+    run.prepare()
+    run.extract()
+    detection = run.settings.detection.model_dump(mode="json")
+    detection["quantization_error"]["sites"] = ["attn_in"]
+    code = f"""
+import sys; sys.path.insert(0, {str(SCRIPTS)!r})
+from pathlib import Path
+from outlier_atlas.checkpoint.source import offline
+from outlier_atlas.detection.run import detect
+from outlier_atlas.store.run import Run
+run = Run(*map(Path, {[str(p) for p in (run.folder, run.model_record, run.resources, run.tokens)]}))
+offline()
+detect({detection}, run, run.tables, 2, sorted(run.job_manifests.glob("*.json")), False)
+print({{"torch", "transformers"}} & {{*sys.modules}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "set()\n", done.stderr
+    assert run.table("quantization_error")

@@ -93,7 +93,6 @@ NO_SPACE = r"No space left on device; (its coordinates take up to |more than )?[
         ("ablate", 3, 0),
         ("ablate", 3, 4096),
         ("ablate", 20, 0),
-        ("draw_figures", 0, 65536),
         ("render_report", 0, 8192),
     ],
 )

@@ -44,7 +44,6 @@ KILLS = {
     "ablate": 4,
     "measure_weights": 2,
     "join_weights": 1,
-    "draw_figures": 1,
     "render_report": 2,
 }
 PATIENCE = 240

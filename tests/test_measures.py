@@ -20,7 +20,7 @@ from test_summary import NOT_FINITE
 from outlier_atlas.criteria.layer_measures.measure import LayerMeasures
 from outlier_atlas.criteria.quantization_error.measure import QuantizationErrors
 from outlier_atlas.detection import tiles
-from outlier_atlas.statistics.formats import FORMATS
+from outlier_atlas.statistics.elements import FORMATS
 from outlier_atlas.statistics.moments import together
 from outlier_atlas.statistics.quantization import ERRORS_VERSION, summarize_quantization
 from outlier_atlas.statistics.summary import TileRange, summarize

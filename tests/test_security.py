@@ -27,10 +27,13 @@ from outlier_atlas import tables
 from outlier_atlas.builtin import Package
 from outlier_atlas.builtin import fetch as fetch_package
 from outlier_atlas.checkpoint.source import fetch, load_config, load_tokenizer
+from outlier_atlas.criteria.figure import Drawing, Line, Lines
 from outlier_atlas.criteria.massive_activations.tables import MASSIVE_CHANNELS
 from outlier_atlas.data.tokens import write_tokens
 from outlier_atlas.planned_run import PlannedRun
-from outlier_atlas.report import figures
+from outlier_atlas.report import static
+from outlier_atlas.report.svg import svg
+from outlier_atlas.report.theme import THEMES
 from outlier_atlas.sanitize import VisibleFormatter, redacted, visible
 from outlier_atlas.settings.configuration import load
 
@@ -150,14 +153,18 @@ def test_half_a_surrogate_pair_of_a_tokenizer_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("text", ["$\\frac{1}{2}$", "<script>alert(1)</script>", "&lt; ]]> -->"])
 def test_text_in_a_figure_is_drawn_as_it_is(text, tmp_path):
-    with figures._figure(tmp_path / "figure", figures.THEMES[0], 2.0, "") as figure:
-        figure.add_subplot().set_title(text)
-        figure.canvas.draw()
-        assert not figure.axes[0].title.get_parse_math()
-    svg = (tmp_path / "figure.svg").read_text()
-    tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(svg).iter()}
-    assert not tags & {"script", "foreignObject", "image", "a"}
-    assert not re.search(r"\son\w+=", svg)
+    lines = [Line(text, [1.0, 2.0], "first", "o")]
+    drawing = Drawing("q", Lines([0, 1], lines, text, title=text, notes=[(0, 1.0, text)]), text)
+    static.save(tmp_path / "figure", drawing, THEMES[0])
+    of_page = svg("q-kurtosis", drawing, text)
+    for drawn in (tmp_path / "figure.svg").read_text(), of_page:
+        elements = list(ElementTree.fromstring(drawn).iter())
+        tags = {element.tag.rpartition("}")[2] for element in elements}
+        assert not tags & {"script", "foreignObject", "image", "a"}
+        assert not re.search(r"\son\w+=", drawn)
+    texts = [element.text for element in elements if element.tag == "text"]
+    assert texts.count(text) == 5, "legend, title, axis, note and footnote"
+    assert elements[0].get("aria-label") == text
 
 
 @pytest.mark.parametrize(

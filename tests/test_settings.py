@@ -235,7 +235,7 @@ def test_environments_have_the_pinned_versions(path):
     [
         (["fetch_dataset", "tokenize_dataset"], "data"),
         (["detect_outliers"], "detection"),
-        (["draw_figures", "render_report"], "report"),
+        (["render_report"], "report"),
     ],
 )
 def test_a_light_rule_imports_nothing_that_its_environment_lacks(rules, environment):

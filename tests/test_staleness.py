@@ -265,7 +265,7 @@ def test_a_named_target_is_as_stale_as_the_whole_run(finished, tmp_path):
     snakemake(project.folder, table, "--configfile", "mine.yaml", root=project.folder)
     assert (project.folder / table).read_bytes() != before
     assert planned(project.folder, other, target=table) == [{}]
-    later = dict.fromkeys(("join_weights", "draw_figures", "render_report"), 1)
+    later = dict.fromkeys(("join_weights", "render_report"), 1)
     assert planned(project.folder, other) == [later]
 
 
@@ -288,7 +288,6 @@ def test_a_model_that_was_there_before_is_another_one_all_the_same(finished, tmp
         ("results/mine/tables/criteria.csv", staleness.DETECTION),
         ("results/mine/tables/token_norms.parquet", staleness.DETECTION),
         ("results/mine/tables/weights.csv", staleness.WEIGHTS),
-        ("results/mine/figures/attn_in-maxima-dark.png", staleness.FIGURES),
         ("results/mine/findings.json", staleness.REPORT),
         ("results/mine/report.html", staleness.REPORT),
         ("resources/weights/*/weights.csv", ("measure_weights", *staleness.WEIGHTS)),
@@ -317,7 +316,7 @@ def test_a_deleted_output_comes_back_although_the_records_were_copied_in_any_ord
             os.utime(path, (now + later, now + later))
     assert planned(project.folder, CONFIG) == [{}]
     for file, rules in (
-        ("figures/attn_in-maxima-dark.png", staleness.FIGURES),
+        ("tables/weights.csv", staleness.WEIGHTS),
         ("tables/criteria.csv", staleness.DETECTION),
     ):
         path = project.folder / "results/mine" / file

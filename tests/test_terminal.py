@@ -116,7 +116,6 @@ def test_a_finished_run_says_so_in_one_line(project):
 def test_a_dry_run_says_why_each_rule_would_run(project):
     assert rows(project.shown(THRESHOLD, "--dry-run")) == {
         "detect_outliers": (1, REASON),
-        "draw_figures": (1, "after detect_outliers"),
         "join_weights": (1, "after detect_outliers"),
         "render_report": (1, REASON),
     }

@@ -224,6 +224,7 @@ def records(run):
                 for dataset in run.datasets
                 for name in ["fetch_dataset", "tokenize_dataset"]
             ),
+            *run.products("draw_figures"),
             # A record of `layer_groups: auto` may exist although a number is configured now.
             *([] if auto else run.products("choose_layer_groups")),
         ],

@@ -12,6 +12,7 @@ def inputs(
     files=lambda run: {},
     templates=(),
     with_products=True,
+    on_demand=False,
 ):
     """Return a function of a run that writes the record of a rule's inputs and returns its path.
 
@@ -22,6 +23,7 @@ def inputs(
         files: a function that returns the digests of the user's files of a run.
         templates: files that count as code.
         with_products: whether the rule writes a record of its products.
+        on_demand: whether an ordinary run does without the rule.
     """
 
     # Cached, because a record that is an input must not be written while its rule runs.
@@ -36,7 +38,7 @@ def inputs(
             templates,
         )
         with one_line():
-            return INPUTS.record(path, wanted, with_products)
+            return INPUTS.record(path, wanted, with_products, on_demand)
 
     return record
 
@@ -290,7 +292,9 @@ def refuse_unconfigured(run):
     return ablate_inputs(run)
 
 
-draw_figures_inputs = inputs("draw_figures", "draw_figures.py", lambda run: {})
+draw_figures_inputs = inputs(
+    "draw_figures", "draw_figures.py", lambda run: {}, on_demand=True
+)
 
 
 def compared_files(run):

@@ -1,4 +1,14 @@
-"""Figures and report, from the tables."""
+"""The report and, on demand, static figures, from the tables."""
+
+
+# The report draws its figures itself. Files for slides and papers are drawn only if asked for.
+rule figures:
+    input:
+        lambda wildcards: [
+            file for run in RUNS.values() for file in run.products("draw_figures")
+        ],
+    localrule: True
+
 
 # Outputs cannot be functions of the run, so runs with the same figures share a rule.
 for index, names in enumerate(dict.fromkeys(map(figures_of, RUNS.values()))):
@@ -40,9 +50,6 @@ rule render_report:
             )
         ),
         compared=of_run(refuse_incomparable),
-        figures=of_run(
-            lambda run: [run.path(f"figures/{name}") for name in figures_of(run)]
-        ),
         tokens=TOKENS,
         tokens_record=TOKENS_RECORD,
         model=of_run(lambda run: run.model.record),
@@ -52,7 +59,6 @@ rule render_report:
                 "create_store",
                 "detect_outliers",
                 "join_weights",
-                "draw_figures",
                 *(["ablate"] if run.ablates else []),
             )
         ),

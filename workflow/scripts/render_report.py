@@ -6,6 +6,7 @@ from rule_main import run
 
 
 def main(job):
+    from outlier_atlas.report.figures import report_outdated
     from outlier_atlas.report.page import PageInputs, render
     from run_of_job import run_of
 
@@ -16,6 +17,7 @@ def main(job):
     )
     settings = job.params.configuration["report"]
     render(settings, inputs, Path(job.output.page), Path(job.output.findings))
+    report_outdated(inputs.run)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ class Inputs:
         self._reasons_if_newer: dict[str, str] = {}
         self._temporary: Path | None = None
 
-    def record(self, path: Path, content: Content, with_products: bool = True) -> str:
+    def record(
+        self, path: Path, content: Content, with_products: bool = True, on_demand: bool = False
+    ) -> str:
         """Write the record of a rule's inputs, and return the input file of the rule.
 
         Args:
@@ -87,6 +89,8 @@ class Inputs:
             content: a function that returns the content of the record, without `CHANGE` and `MADE`.
             with_products: whether the rule writes a record of its products, which contains a digest
                 of their inputs. Otherwise only the record of the inputs is compared.
+            on_demand: whether an ordinary run does without the rule. Its reason is then given only
+                where the rule is planned (`reason`).
         """
         if self.purpose is Purpose.JOB:
             return str(path)
@@ -115,7 +119,7 @@ class Inputs:
         else:
             file = self._written(path, there, wanted, stale, before)
         if stale and made is not None:
-            self._give_reason(path.stem, file, gone, before, wanted)
+            self._give_reason(path.stem, file, gone, before, wanted, on_demand)
         return str(file)
 
     def reason(self, file: str, newer: bool) -> str | None:
@@ -173,6 +177,7 @@ class Inputs:
         gone: list[Path],
         before: Mapping[str, Any] | None,
         wanted: Mapping[str, Any],
+        on_demand: bool,
     ) -> None:
         """Record the reason why a rule runs again, in words, and pass it to `say`."""
         reason = changes_in_words(name, before, wanted)
@@ -182,7 +187,8 @@ class Inputs:
             reason = f"{reason}; {lost}" if before != wanted else lost
         reason = reason or "the record of its outputs is damaged"
         self._reasons[str(file)] = reason
-        self._say(name, reason)
+        if not on_demand:
+            self._say(name, reason)
 
 
 def digest(record: Mapping[str, Any]) -> str:

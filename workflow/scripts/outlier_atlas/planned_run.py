@@ -286,9 +286,8 @@ class PlannedRun:
         return [self.path(f"manifests/{products.FOLDER}/{rule}.json") for rule in rules]
 
     def rules(self) -> Iterator[str]:
-        """Yield the rules that write a record of their products in this run."""
-        yield from ("create_store", "detect_outliers", "join_weights")
-        yield from ("draw_figures", "render_report")
+        """Yield the rules of an ordinary run that write a record of their products in it."""
+        yield from ("create_store", "detect_outliers", "join_weights", "render_report")
         if self.ablates:
             yield "ablate"
         if self.layer_groups == "auto":

@@ -10,9 +10,8 @@ from pydantic import BaseModel
 from outlier_atlas.settings.configuration import Settings
 
 REPORT = ("render_report",)
-FIGURES = ("draw_figures", *REPORT)
 WEIGHTS = ("join_weights", *REPORT)
-DETECTION = ("detect_outliers", "join_weights", *FIGURES)
+DETECTION = ("detect_outliers", *WEIGHTS)
 STORE = ("create_store", "extract_activations", *DETECTION)
 TOKENS = ("tokenize_dataset", *STORE)
 MODEL = ("fetch_model", "measure_weights", *TOKENS)
@@ -92,6 +91,9 @@ and `batch_size`. The number stays the same until one of these changes, also on 
 memory. After a change the rule runs again; if the number is the same, nothing else runs. Replacing
 `auto` by the number that it has chosen reruns nothing. Before the number is chosen, `--dry-run`
 lists the rules that follow but no extraction jobs, because their number is not known.
+
+Static figures (`draw_figures`) are drawn and kept up to date only by `snakemake figures`. The
+ordinary command ignores them, also if they are deleted or out of date.
 
 For a hub dataset, `fetch_dataset` runs before `tokenize_dataset`, with the same crosses. Nothing
 runs again after a change to the order of keys or to comments, after defaults are written out, after

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from outlier_atlas import tables
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
@@ -78,7 +77,6 @@ def detect(
     measures = Measures(MEASURES, context)
     # Each tile is summed by one thread, so that sums have the same bits on every machine. Tiles are
     # processed in parallel.
-    torch.set_num_threads(1)
     with _giving_up_damage(source, threads):
         scan(source, measures, threads)
         for measure in measures:

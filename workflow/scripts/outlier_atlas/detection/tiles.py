@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.criteria.exclusion import Exclusion
@@ -27,7 +26,7 @@ from outlier_atlas.statistics.quantization import (
 from outlier_atlas.statistics.sequences import ValuesOf
 from outlier_atlas.statistics.summary import Summary, TileRange
 from outlier_atlas.statistics.tiles import AnySummary, kind_of, summary_of
-from outlier_atlas.store.arrays import Arrays
+from outlier_atlas.store.arrays import Arrays, Float32
 from outlier_atlas.store.commits import Commits, Rows
 from outlier_atlas.store.layout import Target
 from outlier_atlas.store.run import Run
@@ -37,7 +36,7 @@ from outlier_atlas.store.token_axis import tiles
 TOGETHER = 4
 """Number of chunks that a thread processes before it returns results, to save switches."""
 
-Values = Callable[[], torch.Tensor]
+Chunk = Callable[[], Float32]
 """A function that reads a chunk at its first call."""
 Kept = NDArray[np.bool_] | None
 Computed = TypeVar("Computed")
@@ -94,10 +93,7 @@ class Source:
         ]
         order = [(chunk, target) for chunk in range(self.run.layout.chunks) for target in targets]
         tasks = [order[start : start + TOGETHER] for start in range(0, len(order), TOGETHER)]
-        # torch starts as many threads as cores in each new Python thread, so each thread sets 1.
-        with ThreadPoolExecutor(
-            threads, initializer=torch.set_num_threads, initargs=(1,)
-        ) as readers:
+        with ThreadPoolExecutor(threads) as readers:
             ahead = [readers.submit(self._of_each, arrays, task) for task in tasks[: 2 * threads]]
             for index, task in enumerate(tasks):
                 results = ahead.pop(0).result()
@@ -115,9 +111,8 @@ class Source:
         if target.is_summary:
             return None
 
-        def read(tile: Summary) -> torch.Tensor:
-            values = self.arrays.read(target, tile.start, tile.stop)
-            return torch.from_numpy(values[tile.token])
+        def read(tile: Summary) -> Float32:
+            return self.arrays.read(target, tile.start, tile.stop)[tile.token]
 
         return read
 
@@ -131,18 +126,18 @@ class Source:
             kind = kind_of(target.site)
             return ChunkSummaries(self.run.committed_summaries(self.commits, target, chunk, kind))
         rows = Rows(chunk, *self.run.layout.chunk_range(chunk))
-        values = cache(lambda: torch.from_numpy(arrays.read(target, rows.start, rows.stop)))
+        values = cache(lambda: arrays.read(target, rows.start, rows.stop))
         summaries = ChunkSummaries(self._summaries(rows, target, values))
         if target.site in self.quantization.sites:
             summaries = replace(summaries, quantization=self._quantization(rows, target, values))
         return summaries
 
-    def _summaries(self, rows: Rows, target: Target, values: Values) -> list[AnySummary]:
+    def _summaries(self, rows: Rows, target: Target, values: Chunk) -> list[AnySummary]:
         floor, experts = self.floors[target.site], self.run.layout.experts
 
         starts = self.run.tokens.sequence_starts
 
-        def make(part: torch.Tensor, place: TileRange, kept: Kept) -> AnySummary:
+        def make(part: Float32, place: TileRange, kept: Kept) -> AnySummary:
             summary = summary_of(target.site, part, place, floor, experts, kept)
             first, stop = starts[place.sequence : place.sequence + 2]
             whole = place.tokens == stop - first
@@ -159,12 +154,10 @@ class Source:
                 return summaries
         return self._make(rows, values, make, path, fingerprint)
 
-    def _quantization(
-        self, rows: Rows, target: Target, values: Values
-    ) -> list[QuantizationSummary]:
+    def _quantization(self, rows: Rows, target: Target, values: Chunk) -> list[QuantizationSummary]:
         threshold = self.quantization.threshold
 
-        def make(part: torch.Tensor, place: TileRange, kept: Kept) -> QuantizationSummary:
+        def make(part: Float32, place: TileRange, kept: Kept) -> QuantizationSummary:
             return summarize_quantization(part, place, threshold, kept)
 
         path = path_of(self.run, target, rows, "-quantization")
@@ -185,8 +178,8 @@ class Source:
     def _make(
         self,
         rows: Rows,
-        values: Values,
-        make: Callable[[torch.Tensor, TileRange, Kept], Computed],
+        values: Chunk,
+        make: Callable[[Float32, TileRange, Kept], Computed],
         path: Path,
         fingerprint: str,
     ) -> list[Computed]:

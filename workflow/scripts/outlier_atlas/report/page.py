@@ -16,15 +16,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from outlier_atlas import __version__, tables
+from outlier_atlas.criteria.figure import Drawing
 from outlier_atlas.criteria.show import Evidence, Finding, Page, ReportSection, Show
 from outlier_atlas.criteria.shows import ALL, BEHIND, SHOWS
 from outlier_atlas.data.tokens import TokenStore
 from outlier_atlas.files import write_whole
 from outlier_atlas.job_metrics import records
-from outlier_atlas.report import ablation, comparison, facts, missing, weights
+from outlier_atlas.report import ablation, comparison, facts, missing, theme, weights
+from outlier_atlas.report.figures import drawings
 from outlier_atlas.report.findings import alarms, findings
+from outlier_atlas.report.svg import svg
 from outlier_atlas.report.templates import CRITERIA, REPORT
-from outlier_atlas.report.theme import THEMES
 from outlier_atlas.sanitize import visible, visible_lines
 from outlier_atlas.settings.detection import ExcludeSettings
 from outlier_atlas.settings.report import ReportSettings
@@ -101,7 +103,7 @@ def _head(
 ) -> Row:
     run = inputs.run
     model, tokens, store = run.model, run.tokens_description, run.store_description
-    style = (REPORT / "style.css").read_text("utf-8")
+    style = (REPORT / "style.css").read_text("utf-8") + theme.style()
     name = visible(str(model["source"]).removeprefix("builtin:"))
     # For a local folder, the last part of the path is the name.
     name = name.rstrip("/").rsplit("/", 1)[-1] if model["kind"] in ("local", "gguf") else name
@@ -153,7 +155,7 @@ def _body(
     tokens: TokenStore,
     environment: Environment,
 ) -> Row:
-    picture = partial(_picture, inputs.run.figures)
+    picture = partial(_picture, drawings(inputs.run.tables))
     page = Page(report, inputs.configuration, evidence, tokens, picture)
     everywhere = {"left_out": _left_out(inputs), "text_shown": report.text}
 
@@ -206,10 +208,5 @@ def _comparison(report: ReportSettings, inputs: PageInputs, environment: Environ
     return section | {"parts": parts}
 
 
-def _picture(folder: Path, name: str, alt: str, caption: str) -> Row:
-    def data(suffix: str) -> str:
-        content = (folder / f"{name}{suffix}.svg").read_bytes()
-        return "data:image/svg+xml;base64," + base64.b64encode(content).decode()
-
-    light, dark = (data(theme.suffix) for theme in THEMES)
-    return {"light": light, "dark": dark, "alt": alt, "caption": caption}
+def _picture(drawings: Mapping[str, Drawing], name: str, alt: str, caption: str) -> Row:
+    return {"svg": svg(name, drawings[name], alt), "caption": caption}

@@ -15,7 +15,7 @@ and the processor then adds half as many at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -78,36 +78,97 @@ def one_pass(x: Float32, floor: float) -> OnePass:
         x: (token, channel), contiguous in memory.
         floor: least |x| of an exceedance, see `Summary.floor`.
     """
-    (nan, finite, magnitudes, low_bits), top, (codes, counts), by_token, by_channel, high = _pass(
-        x, np.float32(floor).view(np.int32)
-    )
-    token_value, token_channel, token_square, token_median, token_kurtosis = by_token
-    channel_value, channel_row, number, mean, (m2, m3, m4) = by_channel
-    high_row, high_channel, high_value = high
+    least = np.float32(floor).view(np.int32)
+    codes, tokens, channels, top = _Codes.of(x), _Tokens.of(x), _Channels.of(x), np.full(TOP, NONE)
+    nan, finite, magnitudes, low_bits = _pass(x, least, codes, tokens, channels, top)
+    counts = codes.many if len(codes.many) else codes.some
+    occurring = np.flatnonzero(counts[:NOT_FINITE])
+    high_row, high_channel, high_value = _exceedances(x, tokens.high, tokens.channel, least)
     return OnePass(
         nan=nan,
         infinite=x.size - finite - nan,
         magnitudes=magnitudes,
         top=top[top >= 0].view(np.float32),
-        codes=codes,
-        code_counts=counts,
-        codes_are_exact=not low_bits & LOW_BITS,
-        channel_value=channel_value,
-        channel_row=channel_row,
-        channel_count=number,
-        channel_mean=mean,
-        channel_m2=m2,
-        channel_m3=m3,
-        channel_m4=m4,
-        token_value=token_value,
-        token_channel=token_channel,
-        token_square=token_square,
-        token_median=token_median.view(np.float32),
-        token_kurtosis=token_kurtosis,
+        codes=occurring.astype(np.uint16),
+        code_counts=counts[occurring].astype(np.int64, copy=False),
+        codes_are_exact=not low_bits,
+        channel_value=channels.value,
+        channel_row=channels.row,
+        channel_count=len(x) - channels.missing,
+        channel_mean=channels.mean,
+        channel_m2=channels.m2,
+        channel_m3=channels.m3,
+        channel_m4=channels.m4,
+        token_value=tokens.value,
+        token_channel=tokens.channel,
+        token_square=tokens.square,
+        token_median=tokens.median.view(np.float32),
+        token_kurtosis=tokens.kurtosis,
         high_row=high_row,
         high_channel=high_channel,
         high_value=high_value,
     )
+
+
+# numpy makes the arrays of the pass, because numba takes seconds to compile the allocations.
+
+
+class _Codes(NamedTuple):
+    """Codes of a row, and counts of codes: of some rows in 32 bits, and of many rows."""
+
+    row: UInt16
+    some: Int32
+    many: Int64
+
+    @classmethod
+    def of(cls, x: Float32) -> _Codes:
+        rows, channels = x.shape
+        some, many = np.zeros(CODES, np.int32), np.zeros(CODES * (rows > TOGETHER), np.int64)
+        return cls(np.empty(channels, np.uint16), some, many)
+
+
+class _Tokens(NamedTuple):
+    """Results by token, (token,) each; `high` is the number of exceedances."""
+
+    value: Float32
+    channel: Int32
+    median: Int32
+    high: Int32
+    square: Float64
+    kurtosis: Float64
+
+    @classmethod
+    def of(cls, x: Float32) -> _Tokens:
+        rows = len(x)
+        return cls(
+            np.empty(rows, np.float32), np.empty(rows, np.int32), np.full(rows, NAN),
+            np.zeros(rows, np.int32), np.empty(rows), np.empty(rows),
+        )  # fmt: skip
+
+
+class _Channels(NamedTuple):
+    """Results by channel, (channel,) each, after two buffers for a row."""
+
+    magnitudes: Int32
+    values: Float64
+    value: Float32
+    largest: Int32
+    row: Int32
+    missing: Int64
+    total: Float64
+    mean: Float64
+    m2: Float64
+    m3: Float64
+    m4: Float64
+
+    @classmethod
+    def of(cls, x: Float32) -> _Channels:
+        channels = x.shape[1]
+        return cls(
+            np.empty(channels, np.int32), np.empty(channels), np.empty(channels, np.float32),
+            np.full(channels, NONE), np.full(channels, NONE), np.zeros(channels, np.int64),
+            np.zeros(channels), np.empty(channels), *np.zeros((3, channels)),
+        )  # fmt: skip
 
 
 @compiled
@@ -152,70 +213,58 @@ def bits_within(x: Float32, first: np.int32, stop: np.int32) -> Int32:
 
 
 @compiled
-def _pass(x: Float32, least: np.int32) -> Any:
+def _pass(
+    x: Float32, least: np.int32, codes: _Codes, tokens: _Tokens, channels: _Channels, top: Int32
+) -> tuple[int, int, float, int]:
     """Run the whole pass in one call, so that the interpreter lock is released and taken once.
 
     Args:
         least: the float32 bits of the floor.
+        codes, tokens, channels: the results that the pass writes.
+        top: the largest magnitudes, descending.
+
+    Returns:
+        The number of NaN and of finite values, the sum of |x|, and whether a low bit is set.
     """
-    rows, channels = x.shape
+    rows, width = x.shape
     bits = x.view(np.int32)
-    a, codes, values = (
-        np.empty(channels, np.int32),
-        np.empty(channels, np.uint16),
-        np.empty(channels),
-    )
-    some, many = np.zeros(CODES, np.int32), rows > TOGETHER
-    counts = np.zeros(CODES if many else 0, np.int64)
-    token_value, token_channel = np.empty(rows, np.float32), np.empty(rows, np.int32)
-    token_median = np.full(rows, NAN)
-    token_square, token_kurtosis = np.empty(rows), np.empty(rows)
-    high = np.zeros(rows, np.int32)
-    largest, channel_row = np.full(channels, NONE), np.full(channels, NONE)
-    missing, total = np.zeros(channels, np.int64), np.zeros(channels)
-    top = np.full(TOP, NONE)
-    nan, finite, magnitudes, code, gap, low_bits = 0, 0, 0.0, 0, 1.0, np.int32(0)
+    a, many = channels.magnitudes, rows > TOGETHER
+    nan, finite, magnitudes, gap, low_bits = 0, 0, 0.0, 1.0, np.int32(0)
+    code = int(np.int64(0))  # a literal has a type of its own, so the median would compile twice
     for row in range(rows):
         n = _magnitudes(bits[row], a)
         finite += n
-        low_bits |= _set_bits(bits[row])
-        if n < channels:
+        low_bits_of_row = np.int32(_set_bits(bits[row]) & LOW_BITS)
+        low_bits |= low_bits_of_row
+        if n < width:
             nan += _nans(bits[row])
-            _add_missing(a, missing)
-        sum_of_values, sum_of_squares, sum_of_magnitudes = _sums(x[row], a, values, total)
-        magnitudes += sum_of_magnitudes
-        token_square[row] = sum_of_squares  # not from the moments, so that equal norms stay equal
-        token_kurtosis[row] = _kurtosis(a, values, sum_of_values / max(n, 1), n)
+            _add_missing(a, channels.missing)
+        plain, squares, absolute = _sums(x[row], a, channels.values, channels.total)
+        magnitudes += absolute
+        tokens.square[row] = squares  # not from the moments, so that equal norms stay equal
+        tokens.kurtosis[row] = _kurtosis(a, channels.values, plain / max(n, 1), n)
         first = _first_of_largest(a)
-        token_channel[row], token_value[row] = first, x[row, first] if n else np.nan
+        tokens.channel[row], tokens.value[row] = first, x[row, first] if n else np.nan
         if n and a[first] > top[-1]:
             _take_top(a, top)
         if n and a[first] >= least:
-            high[row] = _count_high(a, least)
-        _count(a, codes, some)
+            tokens.high[row] = _count_high(a, least)
+        _count(a, codes.row, codes.some)
         if n:
-            token_median[row], code, gap = _lower_median(a, codes, n, code, gap)
+            exact = low_bits_of_row == 0
+            median, code, gap = _lower_median(a, codes.row, n, code, gap, exact)
+            tokens.median[row] = median
         if many and (row % TOGETHER == TOGETHER - 1 or row == rows - 1):
-            counts += some
-            some[:] = 0
-        _take_largest(a, row, largest, channel_row)
-    channel_value = np.empty(channels, np.float32)
-    for c in range(channels):
-        channel_value[c] = x[channel_row[c], c] if channel_row[c] >= 0 else np.nan
-    number = rows - missing
-    by_token = (token_value, token_channel, token_square, token_median, token_kurtosis)
-    mean = total / np.maximum(number, 1)
-    by_channel = (channel_value, channel_row, number, mean, _powers(x, mean))
-    occurring = _occurring_codes(counts) if many else _occurring_codes(some)
-    exceedances = _exceedances(x, high, token_channel, least)
-    return (nan, finite, magnitudes, low_bits), top, occurring, by_token, by_channel, exceedances
-
-
-@compiled
-def _occurring_codes(counts: Int32 | Int64) -> tuple[UInt16, Int64]:
-    """Return the codes that occur, and their counts."""
-    codes = np.flatnonzero(counts[:NOT_FINITE])
-    return codes.astype(np.uint16), counts[codes].astype(np.int64)
+            for c in range(CODES):
+                codes.many[c] += codes.some[c]
+                codes.some[c] = 0
+        _take_largest(a, row, channels.largest, channels.row)
+    for c in range(width):
+        largest = channels.row[c]
+        channels.value[c] = x[largest, c] if largest >= 0 else np.nan
+        channels.mean[c] = channels.total[c] / max(rows - channels.missing[c], 1)
+    _powers(x, channels.mean, channels.m2, channels.m3, channels.m4)
+    return nan, finite, magnitudes, int(low_bits)
 
 
 @compiled
@@ -333,15 +382,18 @@ def _add_missing(a: Int32, missing: Int64) -> None:
 
 @compiled
 def _take_largest(a: Int32, row: int, largest: Int32, channel_row: Int32) -> None:
+    # Everything is written again, because masked stores of vectors take ten times as long on some
+    # processors.
+    this = np.int32(row)
     for c in range(len(a)):
-        if a[c] > largest[c]:
-            largest[c] = a[c]
-            channel_row[c] = row
+        earlier = largest[c]
+        largest[c] = max(a[c], earlier)
+        channel_row[c] = this if a[c] > earlier else channel_row[c]
 
 
 @compiled
 def _lower_median(
-    a: Int32, codes: UInt16, n: int, guess: int, gap: float
+    a: Int32, codes: UInt16, n: int, guess: int, gap: float, exact: bool
 ) -> tuple[np.int32, int, float]:
     """Return the lower of the two middle finite values.
 
@@ -353,12 +405,17 @@ def _lower_median(
         n: number of finite values.
         guess: code to begin with.
         gap: approximate distance between codes of neighbouring ranks.
+        exact: whether every code stands for one value, as in bfloat16.
 
     Returns:
         The value, its code or a code near it, and the updated gap.
     """
     rank = (n - 1) // 2
     low, below, high, above, gap = _bracket(codes, rank, (0, 0, NOT_FINITE, n), guess, gap)
+    if exact:
+        # Codes need half the memory of values, and those that are not finite come last.
+        code = low if high - low == 1 else _code_of(codes, rank, low)
+        return np.int32(code << 15), low, gap
     missing = len(a) - n  # values that are not finite are -1 and precede the others
     first = _first_of_code(low)
     value = _from(a, rank + missing, first, WALK + 1)
@@ -367,6 +424,20 @@ def _lower_median(
         first = _bracket(a, rank + missing, bracket, -1, gap)[0]
         value = _from(a, rank + missing, first, len(a))
     return value, low, gap
+
+
+@compiled
+def _code_of(codes: UInt16, rank: int, bound: int) -> int:
+    """Return the code of a rank, going up from a bound that is at most `WALK` ranks below it."""
+    while True:
+        n, following, limit = np.int32(0), np.uint16(NOT_FINITE), np.uint16(bound)
+        for c in range(len(codes)):
+            n = np.int32(n + (codes[c] <= limit))
+            beyond = codes[c] if codes[c] > limit else np.uint16(NOT_FINITE)
+            following = np.uint16(min(following, beyond))
+        if n > rank:
+            return bound
+        bound = int(following)
 
 
 @compiled
@@ -451,11 +522,10 @@ def _below_and_least(a: Int32, bound: int) -> tuple[int, np.int32]:
 
 
 @compiled
-def _powers(x: Float32, mean: Float64) -> tuple[Float64, Float64, Float64]:
-    """Return the sums of the second to fourth powers of the deviations, (channel,) each."""
+def _powers(x: Float32, mean: Float64, m2: Float64, m3: Float64, m4: Float64) -> None:
+    """Add the second to fourth powers of the deviations to sums, (channel,) each."""
     rows, channels = x.shape
     bits = x.view(np.int32)
-    m2, m3, m4 = np.zeros(channels), np.zeros(channels), np.zeros(channels)
     fours = rows - rows % 4
     for row in range(0, fours, 4):  # four rows at once read and write the sums only once
         for c in range(channels):
@@ -472,7 +542,6 @@ def _powers(x: Float32, mean: Float64) -> tuple[Float64, Float64, Float64]:
             m2[c] += square
             m3[c] += square * distance
             m4[c] += square * square
-    return m2, m3, m4
 
 
 @compiled
@@ -491,7 +560,9 @@ def _exceedances(
         channels: (token,): channel of the token's largest |x|.
         least: the float32 bits of the floor.
     """
-    bits, number = x.view(np.int32), counts.sum()
+    bits, number = x.view(np.int32), 0
+    for row in range(len(x)):
+        number += counts[row]
     high_rows, high_channels = np.empty(number, np.int32), np.empty(number, np.int32)
     values = np.empty(number, np.float32)
     index = 0

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.statistics.codes import Float32, Int64
-from outlier_atlas.statistics.summary import TileRange
+from outlier_atlas.statistics.summary import TileRange, Values, host_values
 from outlier_atlas.statistics.super_weights import Spike
 
 
@@ -43,7 +42,7 @@ class ExpertSummary:
 
 
 def summarize_experts(
-    numbers: torch.Tensor,
+    numbers: Values,
     tile: TileRange,
     experts: int,
     included: NDArray[np.bool_] | None = None,
@@ -58,7 +57,7 @@ def summarize_experts(
         experts: number of routed experts of the layer.
         included: (token,): whether the token is included; None includes all tokens.
     """
-    parts = np.split(numbers.float().cpu().numpy(), 5, axis=1)
+    parts = np.split(host_values(numbers), 5, axis=1)
     routed = parts[0].shape[1]
     rows: Int64 = np.arange(tile.tokens) if included is None else np.flatnonzero(included)
     tokens = np.repeat(rows, routed)

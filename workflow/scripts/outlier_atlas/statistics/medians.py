@@ -7,12 +7,15 @@ pass then needs only the few values with this code.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from outlier_atlas.statistics.codes import CODES, Float32, Int32, Int64, bits_of_code, place_of
-from outlier_atlas.statistics.summary import Summary, on_host, widened
+from outlier_atlas.statistics.summary import Summary, Values, widened
+
+if TYPE_CHECKING:
+    import torch
 
 
 def needs_median(summary: Summary) -> bool:
@@ -23,7 +26,7 @@ def needs_median(summary: Summary) -> bool:
     return len(summary.high_token) > 0 and not summary.codes_are_exact
 
 
-def sequence_median(parts: Sequence[torch.Tensor]) -> float:
+def sequence_median(parts: Sequence[Values]) -> float:
     """Return the median of |x| over all finite values, the lower of the two middle ones.
 
     The median of no values is NaN.
@@ -39,7 +42,7 @@ def sequence_median(parts: Sequence[torch.Tensor]) -> float:
     return median_of(codes, counts[codes], parts)
 
 
-def median_of(codes: Int64, counts: Int64, parts: Iterable[torch.Tensor]) -> float:
+def median_of(codes: Int64, counts: Int64, parts: Iterable[Values]) -> float:
     """Return the median of |x| over all finite values, given the histogram of their codes.
 
     Args:
@@ -55,21 +58,21 @@ def median_of(codes: Int64, counts: Int64, parts: Iterable[torch.Tensor]) -> flo
     return float(median[0])
 
 
-def _code_counts(x: torch.Tensor) -> Int64:
-    if on_host(x):
+def _code_counts(x: torch.Tensor | Float32) -> Int64:
+    if isinstance(x, np.ndarray):
         from outlier_atlas.statistics import compiled
 
-        return compiled.code_counts(x.numpy())
+        return compiled.code_counts(x)
     from outlier_atlas.statistics import on_device
 
     return on_device.code_counts(x)
 
 
-def _bits_within(x: torch.Tensor, first: int, stop: int) -> Int32:
-    if on_host(x):
+def _bits_within(x: torch.Tensor | Float32, first: int, stop: int) -> Int32:
+    if isinstance(x, np.ndarray):
         from outlier_atlas.statistics import compiled
 
-        return compiled.bits_within(x.numpy(), np.int32(first), np.int32(stop))
+        return compiled.bits_within(x, np.int32(first), np.int32(stop))
     from outlier_atlas.statistics import on_device
 
     return on_device.bits_within(x, first, stop)

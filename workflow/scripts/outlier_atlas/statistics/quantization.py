@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.statistics.codes import Float64
-from outlier_atlas.statistics.summary import TileRange
+from outlier_atlas.statistics.summary import TileRange, Values, host_values
 
 ERRORS_VERSION = 2
 """Version of the errors; it is raised by a change that alters a bit of them, to recompute all."""
@@ -47,7 +46,7 @@ class QuantizationSummary:
 
 
 def summarize_quantization(
-    values_TC: torch.Tensor,
+    values_TC: Values,
     tile: TileRange,
     threshold: float,
     included: NDArray[np.bool_] | None = None,
@@ -63,7 +62,7 @@ def summarize_quantization(
     # numba is slow to import, and is not needed to read summaries.
     from outlier_atlas.statistics.compiled_quantization import errors, maxima
 
-    x = values_TC.cpu().float().contiguous().numpy()
+    x = host_values(values_TC)
     tokens, by_channel = maxima(x, np.ones(len(x), np.bool_) if included is None else included)
     outliers = by_channel >= threshold
     all_channels = errors(x, tokens, by_channel, np.ones_like(outliers))

@@ -8,13 +8,12 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 
 from outlier_atlas.statistics.codes import Float32, Int64, from_code, lower_quantile
 from outlier_atlas.statistics.medians import median_of
-from outlier_atlas.statistics.summary import Summary
+from outlier_atlas.statistics.summary import Summary, Values
 
-ValuesOf = Callable[[Summary], torch.Tensor]
+ValuesOf = Callable[[Summary], Values]
 """Function that reads the values of the included tokens of a tile, (token, channel)."""
 
 

@@ -12,14 +12,20 @@ bits on the same processor or device.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.devices.registry import of
 from outlier_atlas.statistics.codes import Float32, Float64, Int32, Int64
 from outlier_atlas.statistics.one_pass import OnePass
+
+if TYPE_CHECKING:
+    import torch
+
+Values = Union["torch.Tensor", NDArray[np.floating]]
+"""Values of tokens, (token, channel): a tensor, or an array. Detection needs no torch."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Summary:
 
 
 def summarize(
-    values_TC: torch.Tensor,
+    values_TC: Values,
     tile: TileRange,
     floor: float,
     included: NDArray[np.bool_] | None = None,
@@ -126,7 +132,7 @@ def summarize(
     token = np.arange(tile.tokens, dtype=np.int32)
     if included is not None:
         token = token[included]
-        x = x[torch.from_numpy(token.astype(np.int64)).to(x.device)]
+        x = rows_of(x, token)
     result = _one_pass(x, floor)
     channel_token, high_token = result.channel_row, result.high_row
     if included is not None:
@@ -135,7 +141,7 @@ def summarize(
         sequence=tile.sequence,
         start=tile.start,
         tokens=tile.tokens,
-        values=x.numel(),
+        values=len(token) * x.shape[1],
         nan=result.nan,
         infinite=result.infinite,
         magnitudes=result.magnitudes,
@@ -164,10 +170,14 @@ def summarize(
     )
 
 
-def widened(values_TC: torch.Tensor) -> torch.Tensor:
-    """Return the values in float32, contiguous, on a device that supports float64."""
-    # Contiguous, because another order in memory would change the last bits of sums.
-    return (values_TC if of(values_TC).has_float64 else values_TC.cpu()).float().contiguous()
+def widened(values_TC: Values) -> torch.Tensor | Float32:
+    """Return the values in float32, contiguous.
+
+    On a device that supports float64 they stay a tensor; others become an array of the host.
+    """
+    if isinstance(values_TC, np.ndarray) or on_host(values_TC) or not of(values_TC).has_float64:
+        return host_values(values_TC)
+    return values_TC.float().contiguous()
 
 
 def on_host(tensor: torch.Tensor) -> bool:
@@ -175,12 +185,31 @@ def on_host(tensor: torch.Tensor) -> bool:
     return of(tensor).is_host
 
 
-def _one_pass(x: torch.Tensor, floor: float) -> OnePass:
+def host_values(values_TC: Values) -> Float32:
+    """Return the values in float32 as a contiguous array of the host."""
+    # Contiguous, because another order in memory would change the last bits of sums. Writable,
+    # because numba would compile everything again for read-only arrays.
+    if isinstance(values_TC, np.ndarray):
+        return np.require(values_TC, np.float32, ["C", "W"])
+    x: Float32 = values_TC.cpu().float().contiguous().numpy()
+    return x
+
+
+def rows_of(x: torch.Tensor | Float32, rows: Int32) -> torch.Tensor | Float32:
+    """Return some rows of what `widened` returns, contiguous."""
+    if isinstance(x, np.ndarray):
+        return x[rows]
+    import torch
+
+    return x[torch.from_numpy(rows.astype(np.int64)).to(x.device)]
+
+
+def _one_pass(x: torch.Tensor | Float32, floor: float) -> OnePass:
     # Both modules are slow to import, and a process needs only one of them.
-    if on_host(x):
+    if isinstance(x, np.ndarray):
         from outlier_atlas.statistics import compiled
 
-        return compiled.one_pass(x.numpy(), floor)
+        return compiled.one_pass(x, floor)
     from outlier_atlas.statistics import on_device
 
     return on_device.one_pass(x, floor)

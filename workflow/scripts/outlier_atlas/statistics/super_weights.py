@@ -7,12 +7,15 @@ Their channels are the row and the column of a possible super weight (Yu et al. 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from outlier_atlas.statistics.codes import Float32, Int32, Int64
 from outlier_atlas.statistics.summary import Summary
+
+if TYPE_CHECKING:
+    import torch
 
 TOKENS = 64
 """Number of tokens of a whole sequence that are processed together."""
@@ -55,6 +58,8 @@ class TokenPeaks:
     @classmethod
     def of(cls, values_TC: torch.Tensor, start: int) -> TokenPeaks:
         """Compute the peaks of all tokens of (token, channel), which are numbered from `start`."""
+        import torch  # detection takes the peaks from summaries, without torch
+
         parts = []
         for first in range(0, len(values_TC), TOKENS):  # avoids large copies of a long sequence
             x = values_TC[first : first + TOKENS]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from outlier_atlas.settings.sites import EXPERT_OUT
 from outlier_atlas.statistics.experts import ExpertSummary, summarize_experts
-from outlier_atlas.statistics.summary import Summary, TileRange, summarize
+from outlier_atlas.statistics.summary import Summary, TileRange, Values, summarize
 
 AnySummary = Summary | ExpertSummary
 
@@ -20,7 +19,7 @@ def kind_of(site: str) -> type[AnySummary]:
 
 def summary_of(
     site: str,
-    values: torch.Tensor,
+    values: Values,
     tile: TileRange,
     floor: float,
     experts: int,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from outlier_atlas import tables
 from outlier_atlas.criteria.attention_sinks.tables import ATTENTION_SINK_HEADS
-from outlier_atlas.criteria.figure import Drawing, FigureKind, heatmap_height
+from outlier_atlas.criteria.figure import Drawing, FigureKind, Heatmap
 from outlier_atlas.settings.sites import ATTN_SINK
 
 
@@ -19,12 +18,8 @@ class AttentionSinkHeads(FigureKind):
     declared = (ATTN_SINK,)
 
     def drawings(self, tables_folder: Path) -> Iterator[Drawing]:
-        from outlier_atlas.report import heatmaps
-
         heads = tables.read(tables_folder, ATTENTION_SINK_HEADS)
         if not len(heads):
             return
-        mean, layers = heatmaps.by_layer(heads, "mean")
         value = "attention to the first token"
-        draw = partial(heatmaps.from_0_to_1, mean, layers, column="head", value=value)
-        yield Drawing(ATTN_SINK, draw, heatmap_height(len(layers)))
+        yield Drawing(ATTN_SINK, Heatmap.of(heads, "mean", "head", value, logarithmic=False))

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from outlier_atlas import tables
-from outlier_atlas.criteria.figure import Drawing, FigureKind
+from outlier_atlas.criteria.figure import MARKERS, Drawing, FigureKind, Line, Lines
 from outlier_atlas.criteria.quantization_error.tables import QUANTIZATION_ERROR
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.sites import CHANNEL_SITES
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from outlier_atlas.report.theme import Theme
-
 Row = dict[str, Any]
-
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a")
-"""Colours of the formats: Okabe and Ito, with a grey."""
 
 
 class QuantizationErrors(FigureKind):
@@ -40,31 +31,27 @@ class QuantizationErrors(FigureKind):
         for row in tables.read(tables_folder, QUANTIZATION_ERROR).to_pylist():
             by_site[row["site"]].append(row)
         for site, rows in by_site.items():
-            yield Drawing(site, partial(_quantization_errors, rows), excluded=excluded)
+            yield Drawing(site, _quantization_errors(rows), excluded)
 
 
-def _quantization_errors(rows: Sequence[Row], figure: Figure, theme: Theme) -> None:
-    from outlier_atlas.report import lines
-
+def _quantization_errors(rows: Sequence[Row]) -> Lines:
     formats = dict.fromkeys((row["format"], row["scale_of"]) for row in rows)
     drawn = [
-        lines.Line(
-            f"{name}, {scale}" if channels == "quantized" else "_",
+        Line(
+            "" if dashed else f"{name}, {scale}",
             [
                 row["sqnr"]
                 for row in rows
                 if (row["format"], row["scale_of"], row["outlier_channels"])
                 == (name, scale, channels)
             ],
-            colour,
+            f"line{number}",
             marker,
-            style,
+            dashed,
         )
-        for (name, scale), colour, marker in zip(formats, COLOURS, lines.MARKERS, strict=True)
-        for channels, style in (("quantized", "-"), ("kept", "--"))
+        for number, ((name, scale), marker) in enumerate(zip(formats, MARKERS, strict=True), 1)
+        for channels, dashed in (("quantized", False), ("kept", True))
     ]
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    axes = lines.plot(figure, layers, drawn, theme)
-    axes.set_ylabel("SQNR in dB")
-    lines.mark_not_finite(axes, {row["layer"] for row in rows if not row["values"]}, theme)
-    lines.add_legend(axes)
+    not_finite = {row["layer"] for row in rows if not row["values"]}
+    return Lines(layers, drawn, "SQNR in dB", logarithmic=False, not_finite=not_finite)

@@ -22,7 +22,7 @@ from outlier_atlas.criteria.measure import (
 from outlier_atlas.criteria.quantization_error.tables import DESCRIPTION, QUANTIZATION_ERROR
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.statistics.codes import Float64
-from outlier_atlas.statistics.formats import FORMATS
+from outlier_atlas.statistics.elements import FORMATS
 from outlier_atlas.statistics.quantization import OUTLIERS_QUANTIZED, QuantizationSummary
 from outlier_atlas.tables.table import Table
 

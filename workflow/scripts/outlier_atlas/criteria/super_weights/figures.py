@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from outlier_atlas import tables
-from outlier_atlas.criteria.figure import Drawing, FigureKind
+from outlier_atlas.criteria.figure import Drawing, FigureKind, Line, Lines
 from outlier_atlas.criteria.super_weights.tables import SUPER_WEIGHTS
 from outlier_atlas.criteria.tables import CRITERIA
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.settings.sites import SUPER_WEIGHT_SITES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from outlier_atlas.report.theme import Theme
 
 Row = dict[str, Any]
 
@@ -40,24 +34,19 @@ class DownProjections(FigureKind):
             rows = tables.read(tables_folder, SUPER_WEIGHTS).to_pylist()
             dense = [row for row in rows if row["expert"] is None]
             excluded = tables.left_out(tables_folder, SUPER_WEIGHTS)
-            yield Drawing(OUTPUT, partial(_down_projections, dense), excluded=excluded)
+            yield Drawing(OUTPUT, _down_projections(dense), excluded)
 
 
-def _down_projections(rows: Sequence[Row], figure: Figure, theme: Theme) -> None:
-    from outlier_atlas.report import lines
-
+def _down_projections(rows: Sequence[Row]) -> Lines:
     inputs, outputs = ([abs(row[column]) for row in rows] for column in ("input", "output"))
     drawn = [
-        lines.Line("largest |input| at that token", inputs, theme.top[1], "s"),
-        lines.Line("largest |output|", outputs, theme.top[0], "o"),
+        Line("largest |output|", outputs, "first", "o"),
+        Line("largest |input| at that token", inputs, "second", "s"),
     ]
-    axes = lines.plot(figure, [row["layer"] for row in rows], drawn, theme)
-    if lines.has_values(drawn):
-        lines.make_logarithmic(axes)
-    for row in rows:
-        if row["super_weight"]:
-            axes.annotate(
-                f"[{row['row']}, {row['column']}]", (row["layer"], abs(row["output"])),
-                xytext=(6, 2), textcoords="offset points", color=theme.median, fontsize=9,
-            )  # fmt: skip
-    axes.set_ylabel("largest |x| at down_proj")
+    notes = [
+        (row["layer"], abs(row["output"]), f"[{row['row']}, {row['column']}]")
+        for row in rows
+        if row["super_weight"]
+    ]
+    layers = [row["layer"] for row in rows]
+    return Lines(layers, drawn, "largest |x| at down_proj", notes=notes)

@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from outlier_atlas.criteria.columns import (
     Columns,
     interval_columns,
@@ -174,6 +172,8 @@ def _super_weight(
     share: float | None = None
     passes: bool | None = spike.above(settings.threshold)
     if weight is not None and spike.output:
+        import torch  # takes seconds; the weights were read with it
+
         rounded = float(torch.tensor(weight).to(getattr(torch, dtype)))
         share = rounded * spike.input / spike.output
     if passes:
