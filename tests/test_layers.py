@@ -13,7 +13,7 @@ SCRIPTS = ROOT / "workflow" / "scripts"
 LIBRARY = SCRIPTS / "outlier_atlas"
 FOR_ALL = ("files", "text", "units", "locks", "sanitize", "progress", "console", "builtin",
            "job_metrics", "inputs", "products", "changes", "digests", "sources", "stopping",
-           "signals", "threads")  # fmt: skip
+           "signals", "threads", "compiling")  # fmt: skip
 """Modules that every package may import."""
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 CHOICE = RunFiles(Path()).layer_groups_record
 """Path of the record, relative to the folder of a run."""
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Version of the sizes in the plan.
 
 Raise the version by one if a change makes the plan larger. Every choice is then repeated.

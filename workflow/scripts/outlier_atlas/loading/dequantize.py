@@ -9,11 +9,10 @@ quantizers are registered in its place.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import embedding
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
@@ -22,6 +21,9 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from outlier_atlas.checkpoint.quantization import WIDE, quantization_settings, scale_block
+from outlier_atlas.conversion.dense import Bits, bits_of, scaled, transposed_mxfp4
+from outlier_atlas.conversion.memory import empty
+from outlier_atlas.conversion.work import Job, run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,12 +31,6 @@ if TYPE_CHECKING:
 
 SCALED, PACKED = "outlier-atlas-fp8", "outlier-atlas-mxfp4"
 """Names of these quantizers in transformers."""
-
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-"""Values of the 4-bit codes (OCP Microscaling Formats, version 1.0)."""
-
-STRIP = 128
-"""Smallest number of rows that are scaled at a time; in float32 they take four times the bytes."""
 
 
 def dequantizing_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -60,18 +56,21 @@ def dequantize_fp8(
         block: rows and columns of a block; None if the whole weight has one scale.
         dtype: dtype of the result.
     """
-    rows, columns = codes.shape
-    height, width = block or (rows, columns)
-    factors = _powers(scales) if scales.dtype == torch.uint8 else scales.float()
-    factors = factors.reshape(_grid(codes, block))
-    dense = torch.empty(rows, columns, dtype=dtype)
-    strip = height * -(-STRIP // height)
-    for first in range(0, rows, strip):
-        part = codes[first : first + strip].float()
-        spread = factors[first // height : (first + strip) // height]
-        spread = spread.repeat_interleave(height, 0)[: len(part)].repeat_interleave(width, 1)
-        dense[first : first + strip] = part * spread[:, :columns]
+    dense = empty(codes.shape, dtype)
+    run(_scaled(codes, scales, block, dtype, bits_of(dense)))
     return dense
+
+
+def _scaled(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    block: Sequence[int] | None,
+    dtype: torch.dtype,
+    out: Bits,
+) -> Iterator[Job]:
+    height, width = block or codes.shape
+    factors = scales.reshape(_grid(codes, block))
+    return scaled(codes, factors, (height, width), dtype, out)
 
 
 def scales_fit(codes: torch.Tensor, scales: torch.Tensor, block: Sequence[int] | None) -> bool:
@@ -101,29 +100,27 @@ def dequantize_mxfp4(
         (expert, in, out), where `in` is 32 times the number of blocks.
     """
     experts, outputs, block_count, size = blocks.shape
-    dense = torch.empty(experts, 2 * block_count * size, outputs, dtype=dtype)
-    values = torch.tensor(E2M1)
-    pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=-1)
-    for expert in range(experts):
-        values_of_expert = embedding(blocks[expert].int(), pairs).view(outputs, block_count, -1)
-        values_of_expert *= _powers(scales[expert])[..., None]
-        dense[expert] = values_of_expert.view(outputs, -1).to(dtype).T
+    dense = empty((experts, 2 * block_count * size, outputs), dtype)
+    bits = bits_of(dense)
+    run(
+        job
+        for expert in range(experts)
+        for job in transposed_mxfp4(blocks[expert], scales[expert], dtype, bits[expert])
+    )
     return dense
 
 
-def _powers(exponents: torch.Tensor) -> torch.Tensor:
-    """Return the powers of two, in float32, that exponents in the format E8M0 stand for."""
-    return exponents.view(torch.float8_e8m0fnu).float()
-
-
-class _Operation(ConversionOps):  # type: ignore[misc]
+class Operation(ConversionOps):  # type: ignore[misc]
     """Operation of transformers on the tensors of a weight as they are read."""
 
     def __init__(self, quantizer: Any) -> None:
         self.hf_quantizer = quantizer  # with it, tensors are passed as they are in the file
 
+    def __deepcopy__(self, _: Any) -> Operation:
+        return self  # transformers copies its operations, with the quantizer, for every tensor
 
-class Scale(_Operation):
+
+class Scale(Operation):
     """Scaling of weights with a `weight_scale_inv`, of one module or of all experts of a layer.
 
     Weights without scales are converted to the model's dtype. If scales are missing or do not fit,
@@ -136,8 +133,8 @@ class Scale(_Operation):
         """Return lists of tensors by name; a single weight has its full name."""
         names = [key for key in input_dict if not key.endswith(("_scale_inv", "_scale"))]
         parts = [(input_dict.pop(n), input_dict.pop(f"{n}_scale_inv", [])) for n in names]
-        dtype = _dtype(model, full_layer_name)
-        if all(self._fit(*part) for part in parts):
+        dtype = dtype_of(model, full_layer_name)
+        if all(self.fit(*part) for part in parts):
             parts = [(self._dense(*part, dtype), []) for part in parts]
         return {
             full_layer_name if name == "weight" else name: weights
@@ -149,11 +146,18 @@ class Scale(_Operation):
         block: Sequence[int] | None = self.hf_quantizer.quantization_config.weight_block_size
         return block
 
-    def _fit(self, weights: list[torch.Tensor], scales: list[torch.Tensor]) -> bool:
+    def fit(self, weights: list[torch.Tensor], scales: list[torch.Tensor]) -> bool:
+        """Return whether weights have their scales, or need none."""
         if not scales:
             return all(weight.element_size() > 1 for weight in weights)
         pairs = zip(weights, scales, strict=False)
         return len(weights) == len(scales) and all(scales_fit(*pair, self._block) for pair in pairs)
+
+    def jobs(
+        self, codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype, out: Bits
+    ) -> Iterator[Job]:
+        """Return jobs that write the bits of a weight to `out`."""
+        return _scaled(codes, scales, self._block, dtype, out)
 
     def _dense(
         self, weights: list[torch.Tensor], scales: list[torch.Tensor], dtype: torch.dtype
@@ -163,7 +167,7 @@ class Scale(_Operation):
         return [dequantize_fp8(*p, self._block, dtype) for p in zip(weights, scales, strict=True)]
 
 
-class Unpack(_Operation):
+class Unpack(Operation):
     """Unpacking of experts in `_blocks` and `_scales`.
 
     The weight is missing if one of the two is missing.
@@ -176,11 +180,12 @@ class Unpack(_Operation):
         parts = {key.rpartition("_")[2]: tensors[0] for key, tensors in input_dict.items()}
         if set(parts) != {"blocks", "scales"}:
             return {}
-        dtype = _dtype(model, full_layer_name)
+        dtype = dtype_of(model, full_layer_name)
         return {full_layer_name: dequantize_mxfp4(parts["blocks"], parts["scales"], dtype)}
 
 
-def _dtype(model: nn.Module, name: str) -> torch.dtype:
+def dtype_of(model: nn.Module, name: str) -> torch.dtype:
+    """Return the dtype of a parameter or buffer."""
     module, attribute = get_module_from_name(model, name)
     dtype: torch.dtype = getattr(module, attribute).dtype
     return dtype

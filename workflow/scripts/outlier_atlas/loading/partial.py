@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from outlier_atlas.compat.transformers_internals import (
     load_files,
     names_in_float32,
 )
+from outlier_atlas.conversion.work import threads
 from outlier_atlas.loading.malloc_tuning import bounded_malloc
 from outlier_atlas.loading.shards import needed_files
 from outlier_atlas.roles.architecture import Architecture
@@ -34,6 +36,7 @@ from outlier_atlas.roles.partial_decoder import PassThrough, hide_unused_layers,
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.modeling_utils import LoadStateDictConfig
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -89,7 +92,7 @@ def load_model(
     disable_progress_bar()  # loading is short, and the forward pass has its own progress bar
 
     try:
-        with bounded_malloc():
+        with bounded_malloc(), threads(torch.get_num_threads()):
             model, info = _partial_class(architecture, layers, head).from_pretrained(
                 **_weights(folder),
                 config=_loadable(config),
@@ -223,7 +226,8 @@ def _partial_class(architecture: Architecture, layers: range, head: bool) -> typ
         model: PreTrainedModel,
         state_dict: dict[str, torch.Tensor] | None,
         files: list[str] | None,
-        *settings: Any,
+        settings: LoadStateDictConfig,
+        *more: Any,
     ) -> Any:
         # transformers memory-maps every file that it gets, and address space may be limited.
         needed = [
@@ -233,7 +237,10 @@ def _partial_class(architecture: Architecture, layers: range, head: bool) -> typ
         ]
         # Without any needed file, all are loaded: `check_complete` reports the missing weights.
         paths = [*map(str, needed)] or files
-        return load_files(model_class, model, state_dict, paths, *settings)
+        from outlier_atlas.loading.assembly import assembling
+
+        settings = replace(settings, weight_mapping=assembling(settings.weight_mapping or ()))
+        return load_files(model_class, model, state_dict, paths, settings, *more)
 
     def initialize(self: PreTrainedModel) -> None:
         # It computes buffers that no checkpoint has, such as rotary frequencies. Some models

@@ -32,8 +32,9 @@ ON_DEVICE = 8.25
 three copies in float64, and a mask."""
 
 COMPILER_BYTES = 120 * MIB
-"""Memory of numba when it imports and compiles the loops that summarize a tile on the host: 114 MiB
-measured in the first job of an installation, 36 MiB if compiled loops are on disk."""
+"""Memory of numba when it imports and compiles the loops that summarize a tile on the host, or that
+convert quantized weights: 114 MiB measured in the first job of an installation, 36 MiB if compiled
+loops are on disk."""
 
 ENOUGH_TOKENS = {True: 1024, False: 16384}
 """Tokens of a batch beyond which a larger batch gains nothing, on the CPU and on a device."""
@@ -60,6 +61,7 @@ class GroupPlan:
         gathered: chunks that wait for further sequences before they are complete.
         written: float32 values and compressed chunks in the writing threads.
         summarized: tiles in the writing threads that are not stored, in float32.
+        quantized: whether compiled loops convert the weights while they are loaded.
     """
 
     layers: tuple[int, int]
@@ -75,6 +77,7 @@ class GroupPlan:
     gathered: int
     written: int
     summarized: int
+    quantized: bool
 
     def batched(self, sequences: int) -> GroupPlan:
         """Return the plan for batches of `sequences`; this plan must be for batches of one."""
@@ -89,9 +92,14 @@ class GroupPlan:
         )
 
     @property
+    def _loading(self) -> int:
+        """Host memory that loading takes in addition to the weights, and what remains of it."""
+        return COMPILER_BYTES if self.quantized else 0
+
+    @property
     def _summarizing(self) -> int:
         """Host memory in which tiles are summarized."""
-        return self.summarized + (COMPILER_BYTES if self.summarized else 0)
+        return self.summarized + (COMPILER_BYTES if self.summarized or self.quantized else 0)
 
     @property
     def _working(self) -> int:
@@ -116,7 +124,8 @@ class GroupPlan:
     @property
     def host(self) -> int:
         """Peak host memory of a process whose forward pass is on a device."""
-        return PROCESS_BYTES + max(self.weights + self.fused, self._streaming(QUEUE_BYTES))
+        process = PROCESS_BYTES + self._loading
+        return process + max(self.weights + self.fused, self._streaming(QUEUE_BYTES))
 
     @property
     def host_alone(self) -> int:
@@ -124,7 +133,7 @@ class GroupPlan:
         kernels = KERNEL_BYTES if self.fused else 0
         streaming = self._working + self._streaming(HOST_QUEUE_BYTES) + self._summarizing
         streaming += kernels + HEAP_BYTES
-        return PROCESS_BYTES + self.weights + max(self.fused, streaming)
+        return PROCESS_BYTES + self.weights + max(self.fused + self._loading, streaming)
 
     @property
     def unified(self) -> int:
@@ -134,7 +143,7 @@ class GroupPlan:
         count once.
         """
         streaming = self._working + self._streaming(QUEUE_BYTES) + self._summarizing
-        return PROCESS_BYTES + self.weights + max(self.fused, streaming)
+        return PROCESS_BYTES + self.weights + max(self.fused + self._loading, streaming)
 
 
 def record(groups: Sequence[GroupPlan]) -> dict[str, Any]:

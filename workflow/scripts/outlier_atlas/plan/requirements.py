@@ -45,6 +45,7 @@ class Plan:
         tokens: tokens of the longest sequence.
         gathers: whether a chunk can consist of several sequences.
         gpus: number of devices that a job spreads its layers over.
+        quantized: whether the checkpoint has quantized weights.
     """
 
     layout: Layout
@@ -58,6 +59,7 @@ class Plan:
     tokens: int
     gathers: bool
     gpus: int
+    quantized: bool
 
     @cached_property
     def groups(self) -> tuple[GroupPlan, ...]:
@@ -97,6 +99,7 @@ class Plan:
             gathered=(stored + left) * layout.chunk_tokens if self.gathers else 0,
             written=THREADS * 2 * 4 * widest * tile,
             summarized=THREADS * 4 * max(unstored, default=0) * tile,
+            quantized=self.quantized,
         )
 
     def _file(self, layers: range, head: bool) -> int:
@@ -247,4 +250,5 @@ def plan(
         tokens=tokens,
         gathers=gathers,
         gpus=gpus,
+        quantized=model.get("quantization") is not None,
     )

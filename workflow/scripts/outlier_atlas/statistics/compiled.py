@@ -14,18 +14,16 @@ and the processor then adds half as many at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from outlier_atlas.compiling import compiled
 from outlier_atlas.statistics.codes import CODES, NOT_FINITE, Float32, Float64, Int32, Int64
 from outlier_atlas.statistics.one_pass import TOP, OnePass
 
 UInt16 = NDArray[np.uint16]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 SIGN = np.int32(0x7FFFFFFF)
 INFINITY = np.int32(0x7F800000)
@@ -48,27 +46,6 @@ HALVE = 6
 
 BLOCK = 64
 """Number of channels that are searched together for a value."""
-
-
-def compiled(function: Function) -> Function:
-    """Compile a function of numpy arrays, without the interpreter lock.
-
-    Its sums may be evaluated in another order than written, but always in the same one.
-    """
-    return _compiled(function, fastmath={"reassoc", "contract"})
-
-
-def compiled_as_written(function: Function) -> Function:
-    """Compile a function of numpy arrays in which every operation rounds as in numpy."""
-    return _compiled(function)
-
-
-def _compiled(function: Function, **options: Any) -> Function:
-    options |= {"nogil": True, "error_model": "numpy"}
-    try:
-        return cast(Function, njit(cache=True, **options)(function))
-    except RuntimeError:  # there is no writable folder for the cache
-        return cast(Function, njit(**options)(function))
 
 
 def one_pass(x: Float32, floor: float) -> OnePass:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from outlier_atlas.compiling import compiled, compiled_as_written
 from outlier_atlas.statistics.codes import Float32, Float64, Int32, Int64
-from outlier_atlas.statistics.compiled import compiled, compiled_as_written
 from outlier_atlas.statistics.elements import E2M1, E4M3, FORMATS, INT8, Element
 
 Bool = NDArray[np.bool_]

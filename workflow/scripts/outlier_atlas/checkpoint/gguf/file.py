@@ -204,11 +204,14 @@ class Reader:
 
     def rows(self, blocks: Blocks, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows `start` to `stop - 1` of a tensor, (row, column) in float32."""
+        return dequantize(self.raw(blocks)[start:stop], blocks.type)
+
+    def raw(self, blocks: Blocks) -> NDArray[np.uint8]:
+        """Return the bytes of a tensor's rows, (row, byte), memory-mapped."""
         if blocks.file not in self._files:
             self._files[blocks.file] = np.memmap(self._folder / blocks.file, np.uint8, "r")
-        size = blocks.size // blocks.rows
-        part = self._files[blocks.file][blocks.offset :][start * size : stop * size]
-        return dequantize(part.reshape(stop - start, size), blocks.type)
+        part = self._files[blocks.file][blocks.offset : blocks.offset + blocks.size]
+        return np.asarray(part).reshape(blocks.rows, blocks.size // blocks.rows)
 
 
 def stored_types(kinds: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from outlier_atlas.checkpoint.folder import GGUF_INDEX
 from outlier_atlas.checkpoint.gguf.configuration import ROPE_FACTORS
@@ -23,6 +24,8 @@ from outlier_atlas.files import read_record, write_record
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from outlier_atlas.conversion.work import Job
 
 PIECE = 2**18
 """Approximate number of values dequantized at a time; numpy holds several copies of them."""
@@ -282,6 +285,44 @@ class GgufWeights(Mapping[str, "LazyWeight"]):
             return _tensor(self._reader.rows(weight.blocks[0], start, stop))
         return self._whole(weight).reshape(weight.rows, -1)[start:stop]
 
+    def converted(self, weight: Weight, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return all rows of a weight from compiled loops; None if there is no loop for them."""
+        from outlier_atlas.conversion import dense
+        from outlier_atlas.conversion.memory import empty
+        from outlier_atlas.conversion.work import run
+
+        known = all(blocks.type in dense.GGUF for blocks in weight.blocks)
+        plain = len(weight.blocks) > 1 or self.head_rows(weight) or self._is_plain(weight)
+        if not (known and plain):
+            return None
+        stacks = weight.shape[0] if len(weight.blocks) > 1 else 1
+        values = empty((weight.rows, weight.shape[-1]), dtype)
+        out, first = dense.bits_of(values).reshape(stacks, weight.rows // stacks, -1), 0
+        jobs: list[Job] = []
+        for blocks in weight.blocks:
+            height = blocks.rows // stacks
+            raw = self._reader.raw(blocks).reshape(stacks, height, -1)
+            order = self._order(weight, height)
+            for stack in range(stacks):
+                part = out[stack, first : first + height]
+                jobs += dense.gguf(blocks.type, raw[stack], order, dtype, part)
+            first += height
+        run(jobs)
+        return values
+
+    def _order(self, weight: Weight, rows: int) -> NDArray[np.int64]:
+        """Return the row of the tensor for each row of the weight."""
+        order = np.arange(rows)
+        size = self.head_rows(weight)
+        if size is None:
+            return order
+        (blocks,) = weight.blocks
+        numbers = np.arange(size, dtype=np.float32)[:, None]
+        one_head = dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 1)
+        moved = _processor(self._architecture, one_head).process(numbers, blocks.name).weights
+        within = np.asarray(moved, np.int64).reshape(-1)
+        return order // size * size + within[order % size]
+
     def head_rows(self, weight: Weight) -> int | None:
         """Return the rows of a head if llama.cpp's converter reorders rows within heads."""
         blocks = weight.blocks[0]
@@ -388,7 +429,13 @@ class LazyWeight:
         return self._weights.rows(self.weight, start, stop)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return the weight in a dtype, rounded once, dequantizing a piece at a time."""
+        """Return the weight in a dtype, rounded once."""
+        values = self._weights.converted(self.weight, dtype or torch.float32)
+        values = self._in_pieces(dtype) if values is None else values
+        return values.reshape(self.weight.shape).to(device=device)
+
+    def _in_pieces(self, dtype: torch.dtype | None) -> torch.Tensor:
+        """Return rows of the weight, dequantizing a piece at a time with the gguf package."""
         rows, columns = self.weight.rows, self.weight.shape[-1]
         values = torch.empty(rows, columns, dtype=dtype or torch.float32)
         step = max(1, PIECE // columns) if self._pieces() else rows
@@ -396,7 +443,7 @@ class LazyWeight:
             step = max(1, PIECE // columns // size) * size
         for start in range(0, rows, step):
             values[start : start + step] = self.rows(start, min(start + step, rows))
-        return values.reshape(self.weight.shape).to(device=device)
+        return values
 
     def _pieces(self) -> bool:
         return len(self.weight.blocks) > 1 or self._weights._is_plain(self.weight)
