@@ -65,8 +65,8 @@ def create(
     _remove_leftovers(run)
     if is_older(run.folder):
         log.warning(
-            "%s: made by an older version of Outlier Atlas; its dimensions get the names of this "
-            "version, and its values stay as they are", run.folder,
+            "%s: made by an older version of Outlier Atlas; its metadata is updated, and its "
+            "values stay as they are", run.folder,
         )  # fmt: skip
     # The metadata changes from here on. Without its record, no job uses the arrays.
     metadata.remove(run)
