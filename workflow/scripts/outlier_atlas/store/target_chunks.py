@@ -7,7 +7,7 @@ target with several arrays concatenates the checksums of the arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,23 @@ class TargetChunks:
             for name, array in arrays.items()
         }
 
-    def read(self, target: Target, chunk: int) -> tuple[list[NDArray[Any]], str]:
+    def read(
+        self, target: Target, chunk: int, into: Sequence[NDArray[Any]] | None = None
+    ) -> tuple[list[NDArray[Any]], str]:
         """Return the values of each array, (token, channel), and the checksum of the stored bytes.
+
+        Args:
+            target: the target.
+            chunk: the chunk.
+            into: C-contiguous array for the values of each array, to use instead of new memory.
 
         Raises:
             DamagedChunkError: a file is missing or damaged.
         """
+        places = list(self._of(target, chunk))
+        memory: Sequence[NDArray[Any] | None] = [None for _ in places] if into is None else into
         try:
-            read = [files.read(at) for files, at in self._of(target, chunk)]
+            read = [files.read(at, to) for (files, at), to in zip(places, memory, strict=True)]
         except DamagedFileError as error:
             raise DamagedChunkError(target, chunk, error.cause) from error
         values = [part.reshape(self._size, -1) for part, _ in read]
@@ -135,14 +144,24 @@ class TargetChunks:
             self._compare(target, chunk, *self.read(target, chunk), counted)
 
     def checked(
-        self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]
+        self,
+        target: Target,
+        chunk: int,
+        counted: Iterable[tuple[Rows, str]],
+        into: Sequence[NDArray[Any]] | None = None,
     ) -> list[NDArray[Any]]:
         """Return the values of each array, after comparing counting rows with their checksums.
+
+        Args:
+            target: the target.
+            chunk: the chunk.
+            counted: the counting rows with their checksums.
+            into: C-contiguous array for the values of each array, to use instead of new memory.
 
         Raises:
             DamagedChunkError: a file is missing, or a checksum does not agree.
         """
-        values, stored = self.read(target, chunk)
+        values, stored = self.read(target, chunk, into)
         self._compare(target, chunk, values, stored, counted)
         return values
 
