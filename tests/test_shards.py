@@ -1,5 +1,6 @@
 """Shards: several chunks in a file, with the same values, promises and repairs as single files."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -13,7 +14,7 @@ from store_files import chunk_files
 
 from outlier_atlas.extraction.run import extract
 from outlier_atlas.files import DamagedFileError, read_record
-from outlier_atlas.store import shard_size
+from outlier_atlas.store import create, gather_chunks, shard_size
 from outlier_atlas.store.commits import CommitFile
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.run_files import RunFiles
@@ -147,12 +148,12 @@ def test_after_a_kill_the_files_end_up_the_same(place, calls, llama, sharded, tm
 def killed_after(calls, whole):
     left = calls
 
-    def killed(*args):
+    def killed(*args, **more):
         nonlocal left
         left -= 1
         if left < 0:
             raise KeyboardInterrupt
-        return whole(*args)
+        return whole(*args, **more)
 
     return killed
 
@@ -238,20 +239,93 @@ def test_a_run_in_shards_grows_and_shrinks(count, llama, sharded, tmp_path, few_
     run.verify()
 
 
-def test_a_run_that_grows_keeps_single_files(llama, plain, tmp_path, few_files):
-    run = copy(plain, llama, tmp_path, count=12)
-    before = contents(run)
+def everything(run):
+    """Bytes of all files of the arrays, with their metadata."""
+    paths = (path for path in run.folder.glob("*.zarr/*/**/*") if path.is_file())
+    return {str(path.relative_to(run.folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def grown(llama, tmp_path_factory):
+    """The run of 12 sequences, in shards from the beginning."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_size, "MOST_FILES", 30)
+        run = made(llama, tmp_path_factory.mktemp("grown"), count=12, layer_groups=2)
+        run.prepare()
+        run.extract()
+    return everything(run)
+
+
+@pytest.fixture(scope="module")
+def small(llama, tmp_path_factory):
+    """The run of 10 sequences with a chunk in each file, and a layer that has no row."""
+    run = made(llama, tmp_path_factory.mktemp("small"), layer_groups=2)
     run.prepare()
-    assert read_record(run.store_record)["shard_chunks"] > 1, "for arrays that are new"
     run.extract()
+    return run
+
+
+def test_a_run_that_grows_is_gathered_in_shards(llama, small, grown, tmp_path, few_files, loads):
+    run = copy(small, llama, tmp_path, count=12, layer_groups=2)
+    before = committed_lines(run)
+    run.prepare()
+    assert np.isfinite(values(run)["mlp_in"][:, :80]).all(), "zarr reads what was there"
+    run.extract()
+    assert everything(run) == grown
+    assert set(before) <= set(committed_lines(run)), "nothing was computed again"
     run.detect()
     run.verify()
-    assert before.items() <= contents(run).items()
-    fresh = made(llama, tmp_path / "fresh", count=12)
-    fresh.prepare()
-    fresh.extract()
+
+
+def test_chunks_of_layers_without_a_row_are_gathered_too(llama, small, grown, tmp_path, few_files):
+    run = copy(small, llama, tmp_path, layer_groups=2, layers=[0, 1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_size, "MOST_FILES", 10**6)
+        run.prepare()
+    run = made(llama, tmp_path, count=12, layer_groups=2)
+    before = committed_lines(run)
+    run.prepare()
+    run.extract()
+    assert grown.items() <= everything(run).items(), "also a boundary of before"
+    assert set(before) <= set(committed_lines(run))
+
+
+@pytest.mark.parametrize("name", ["replacing", "write_whole", "Path.unlink", "Path.rename"])
+@pytest.mark.parametrize("calls", [0, 1, 5])
+def test_a_conversion_that_was_killed_is_completed(
+    name, calls, llama, small, grown, tmp_path, few_files
+):
+    run = copy(small, llama, tmp_path, count=12, layer_groups=2)
+    before = committed_lines(run)
+    of = gather_chunks.Path if name.startswith("Path") else gather_chunks
+    name = name.removeprefix("Path.")
+    gather = gather_chunks.gather
+
+    def killing(*args):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(of, name, killed)
+            gather(*args)
+
+    killed = killed_after(calls, getattr(of, name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(create, "gather", killing)
+        with contextlib.suppress(KeyboardInterrupt):
+            run.prepare()
+    run.prepare()
+    run.extract()
+    assert everything(run) == grown
+    assert set(before) <= set(committed_lines(run)), "nothing was computed again"
+
+
+def test_shards_become_larger_with_the_run(llama, small, tmp_path, monkeypatch):
+    run = copy(small, llama, tmp_path, layer_groups=2)
+    for limit, size in ((60, 2), (30, 4), (10**6, 4)):
+        monkeypatch.setattr(shard_size, "MOST_FILES", limit)
+        run.create_store()
+        assert zarr.open_group(run.activations, mode="r")["mlp_in"].shards[1] == 8 * size
+        run.verify()
     for site in SITES:
-        assert np.array_equal(values(run)[site], values(fresh)[site])
+        assert np.array_equal(values(run)[site], values(small)[site])
 
 
 def test_a_store_of_the_version_before_shards_is_read_and_grows(llama, plain, tmp_path, caplog):

@@ -44,7 +44,7 @@ def _shapes(layout: Layout) -> dict[str, Shape]:
 def fits(array: zarr.Array[Any], shape: Shape | None, chunk_tokens: int) -> bool:
     """Return whether an array can stay: only its layers and tokens may differ from a layout.
 
-    It also stays with shards of another size or without shards, because its values are the same.
+    It also stays with shards of another size: `store/gather_chunks.py` makes them larger.
 
     Args:
         array: the array.

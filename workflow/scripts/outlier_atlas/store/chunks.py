@@ -102,6 +102,11 @@ def checksum(data: bytes) -> str:
     return f"{google_crc32c.value(data):08x}"
 
 
+def shard_chunks(array: zarr.Array[Any]) -> int:
+    """Return the number of consecutive chunks of tokens in a file of an array; 1 without shards."""
+    return array.shards[-2] // array.chunks[-2] if array.shards else 1
+
+
 class ChunkFiles:
     """The files of an array's chunks, in a folder on this machine.
 
@@ -119,7 +124,7 @@ class ChunkFiles:
         self._metadata: Any = array.metadata
         self._shape, self._dtype = array.chunks, array.dtype
         self._compression = compression
-        self.shard_chunks = array.shards[-2] // array.chunks[-2] if array.shards else 1
+        self.shard_chunks = shard_chunks(array)
         self._chunks = -(-array.shape[-2] // array.chunks[-2])
 
     def read(

@@ -33,6 +33,7 @@ from outlier_atlas.store.commits import revise
 from outlier_atlas.store.current_commits import CurrentCommits
 from outlier_atlas.store.dimensions import rename
 from outlier_atlas.store.fingerprints import Fingerprints
+from outlier_atlas.store.gather_chunks import gather
 from outlier_atlas.store.groups import Groups
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.metadata import COORDINATES, METADATA_FILE, DamagedMetadataError
@@ -72,7 +73,11 @@ def create(
     metadata.remove(run)
     rename(run, layout)
     groups = Groups(run, mode="a")
-    arrays, named = groups.arrays(), shapes(layout)
+    named = shapes(layout)
+    for name, array in groups.arrays().items():
+        if fits(array, named.get(name), layout.chunk_tokens):
+            gather(array, layout.shard_chunks if name in named else 1)
+    arrays = groups.arrays()
     kept = {
         name: array
         for name, array in arrays.items()
