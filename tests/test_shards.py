@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -107,11 +108,11 @@ def test_another_division_into_jobs_writes_the_same_bytes(llama, sharded, tmp_pa
 @pytest.mark.parametrize("length", [5, 12])
 def test_sequences_that_share_chunks_are_written_into_shards(length, llama, tmp_path, few_files):
     parts = {"sequence_shards": 3, "layer_groups": 2}
-    run = made(llama, tmp_path / "sharded", length=length, **parts)
+    run = made(llama, tmp_path / "sharded", 7, length, **parts)
     run.prepare()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_size, "MOST_FILES", 10**6)
-        single = made(llama, tmp_path / "plain", length=length, **parts)
+        single = made(llama, tmp_path / "plain", 7, length, **parts)
         single.prepare()
     for each in (run, single):
         each.extract()
@@ -437,6 +438,26 @@ def test_a_full_disk_leaves_the_chunks_of_a_shard(tmp_path, monkeypatch):
         shard.write(1, PIECES[1])
     assert (tmp_path / "c" / "0").stat().st_size == size
     assert shard.read(0, 4)[0] == PIECES[0][0]
+
+
+def test_large_batches_are_written_in_order(llama, sharded, tmp_path, few_files, monkeypatch):
+    """Of each target several chunks are written at once, by two threads."""
+    given = config(llama, rows(10), tmp_path / "data", execution={"batch_size": 5})
+    run = Run(tmp_path, given | {"extraction": {"sites": SITES, "advanced": ADVANCED}})
+    run.prepare()
+    write = Shard.write
+
+    def slow_at_first(shard, slot, parts):
+        time.sleep(0.01 if slot == 0 else 0)
+        write(shard, slot, parts)
+
+    def no_copy(*args):
+        raise AssertionError("no shard is rewritten")
+
+    monkeypatch.setattr(Shard, "write", slow_at_first)
+    monkeypatch.setattr("outlier_atlas.store.shards.replacing", no_copy)
+    run.extract()
+    assert contents(run) == contents(sharded)
 
 
 def test_other_readers_see_a_shard_that_is_not_full(sharded):

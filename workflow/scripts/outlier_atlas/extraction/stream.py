@@ -112,7 +112,13 @@ def _stream(
     total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
     with (
         RowWriter(
-            arrays, summaries, missing, commit, queue_bytes(device), shares_cores=device.is_host
+            arrays,
+            summaries,
+            missing,
+            commit,
+            queue_bytes(device),
+            shares_cores=device.is_host,
+            in_order=work.layout.shard_chunks > 1,
         ) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):
