@@ -1,11 +1,12 @@
 """Writing and reading the store, against a raw write and against plain zarr-python.
 
-    .venv/bin/python benchmarks/store.py [--pairs 10] [--tokens 2048] [--folder .]
+    .venv/bin/python benchmarks/store.py [--pairs 10] [--tokens 2048] [--folder .] [--cpu]
 
 A run of the built-in model on the built-in text: one site of all layers, two sequences. The forward
 pass is in float32, which is fast on every CPU; its values are rounded to bfloat16 as they are
 stored, so they compress as those of the demo do. Both sides of a pair take the same chunks.
-"Bound" is the part that no reader or writer of these chunks can avoid, in as many threads.
+"Bound" is the part that no reader or writer of these chunks can avoid, in as many threads. With
+`--cpu`, CPU time is measured instead of time, for a machine that has other work.
 """
 
 import argparse
@@ -16,8 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).parents[1]
@@ -26,10 +27,10 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import numcodecs
 import numpy as np
+import paired
 import torch
 import zarr
 from numpy.typing import NDArray
-from paired import measure
 from pipeline import Run
 from real import MODEL, TEXT, built_in
 
@@ -50,26 +51,54 @@ SITE = "resid_post"
 FASTER = 1 / 1.5
 """Goal of reading: 1.5 times as fast as zarr-python."""
 
+Clock = Callable[[], float]
+Side = Callable[[], Callable[[], object]]
+"""Prepares a call, and returns the function that is timed."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=2048, help="in each of two sequences")
     parser.add_argument("--folder", help="where the store is written, to measure another disk")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU time")
     asked = parser.parse_args()
     built_in(ROOT / "resources")
+    measured = partial(
+        measure, pairs=asked.pairs, clock=time.process_time if asked.cpu else time.perf_counter
+    )
     with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
-        run = _run(Path(temporary), asked.tokens, "single")
-        run.extract()
-        values = run.array(SITE)
-        _reading(run, asked.pairs)
-        _writing(run.stored, values, asked.pairs, "")
+        single = _prepared(Path(temporary), asked.tokens, "single")
+        convert = Float32.__call__
+        rounded = lambda self, values: convert(self, values.to(torch.bfloat16))  # noqa: E731
+        with mock.patch.object(Float32, "__call__", rounded):
+            single.extract()
+        values = single.array(SITE)
+        _reading(single, measured)
+        _writing(single.stored, values, measured, "")
         with mock.patch.object(shard_size, "MOST_FILES", 31):
-            sharded = _run(Path(temporary), asked.tokens, "sharded")
-        _writing(sharded.stored, values, asked.pairs, ", in shards")
+            sharded = _prepared(Path(temporary), asked.tokens, "sharded")
+        _writing(sharded.stored, values, measured, ", in shards")
 
 
-def _run(folder: Path, tokens: int, name: str) -> Run:
+def measure(
+    name: str, ours: Side, other: Side, goal: float | None, pairs: int, clock: Clock
+) -> None:
+    """Print the line of a ratio; a side returns a function to call before each timed call."""
+
+    def timed(side: Side) -> Callable[[], float]:
+        def seconds() -> float:
+            work = side()
+            started = clock()
+            work()
+            return clock() - started
+
+        return seconds
+
+    paired.measure(name, timed(ours), timed(other), goal=goal, pairs=pairs)
+
+
+def _prepared(folder: Path, tokens: int, name: str) -> Run:
     config = {
         "run": {"name": name},
         "model": {"source": MODEL, "dtype": "float32"},
@@ -78,29 +107,24 @@ def _run(folder: Path, tokens: int, name: str) -> Run:
     }
     run = Run(folder, config, ROOT / "resources")
     run.prepare()
-    convert = Float32.__call__
-    rounded = lambda self, values: convert(self, values.to(torch.bfloat16))  # noqa: E731
-    run.extract = lambda: _patched(rounded, Run.extract, run)  # type: ignore[method-assign]
     return run
 
 
-def _patched(convert: Callable[..., Any], extract: Callable[[Run], None], run: Run) -> None:
-    with mock.patch.object(Float32, "__call__", convert):
-        extract(run)
-
-
-def _reading(run: Run, pairs: int) -> None:
+def _reading(run: Run, measured: Callable[..., None]) -> None:
     array = zarr.open_group(run.activations, mode="r")[SITE]
     assert isinstance(array, zarr.Array)
     reader = Reader(run.folder)
     layers, tokens, channels = array.shape
-    middle, channel = layers // 2, channels // 2
+    some, channel = range(0, layers, 3), channels // 2
     chosen = np.sort(np.random.default_rng(0).choice(tokens, 512, replace=False))
     files = sorted((run.activations / SITE / "c").glob("*/*/0"))
-    of_layer = [path for path in files if path.parts[-3] == str(middle)]
+    of_some = [path for path in files if int(path.parts[-3]) in some]
     print(f"{SITE}: {layers} layers, {tokens} tokens, {channels} channels, chunks {array.chunks}")
-    for name, ours, plain, read in (
-        ("one layer", lambda: reader.read(SITE, middle), lambda: array[middle], of_layer),
+    for name, ours, plain, paths in (
+        (
+            f"one layer ({len(some)} times)", lambda: [reader.read(SITE, layer) for layer in some],
+            lambda: [array[layer] for layer in some], of_some,
+        ),
         (
             "one channel of all layers", lambda: reader.read(SITE, channels=channel),
             lambda: array[:, :, channel], files,
@@ -111,9 +135,13 @@ def _reading(run: Run, pairs: int) -> None:
         ),
     ):  # fmt: skip
         assert np.array_equal(ours(), plain())
-        measure(f"{name} / zarr", _side(ours), _side(plain), goal=FASTER, pairs=pairs)
-        bound = _decoding(read, array.chunks)
-        measure(f"{name} / bound (read, decode)", _side(ours), bound, pairs=pairs)
+        bound = _decoding(paths, array.chunks)
+        measured(f"{name} / zarr", *(_again(each) for each in (ours, plain)), goal=FASTER)
+        measured(f"{name} / bound", *(_again(each) for each in (ours, bound)), goal=None)
+
+
+def _again(work: Callable[[], object]) -> Side:
+    return lambda: work
 
 
 def _decoding(paths: list[Path], shape: tuple[int, ...]) -> Callable[[], None]:
@@ -125,24 +153,23 @@ def _decoding(paths: list[Path], shape: tuple[int, ...]) -> Callable[[], None]:
         for path in paths[index::threads]:
             numcodecs.blosc.decompress(path.read_bytes()[:-4], values)
 
-    def all_() -> None:
-        with ThreadPoolExecutor(threads) as readers:
-            list(readers.map(some, range(threads)))
-
-    return all_
+    return lambda: _in_threads(threads, some)
 
 
-def _writing(run: StoredRun, values: NDArray[np.float32], pairs: int, form: str) -> None:
-    work = Work.of(run, 0, 0)
+def _in_threads(threads: int, work: Callable[[int], None]) -> None:
+    with ThreadPoolExecutor(threads) as workers:
+        list(workers.map(work, range(threads)))
+
+
+def _writing(
+    run: StoredRun, values: NDArray[np.float32], measured: Callable[..., None], form: str
+) -> None:
+    work, raw = Work.of(run, 0, 0), run.folder / "raw"
     layers = [torch.from_numpy(layer).to(torch.bfloat16) for layer in values]
-    size = run.layout.chunk_tokens
-    pieces = [np.split(layer, len(layer) // size) for layer in values]
+    pieces = [np.split(layer, len(layer) // run.layout.chunk_tokens) for layer in values]
     chunks = [np.ascontiguousarray(piece) for of_layer in pieces for piece in of_layer]
     encoded = [encode(chunk, "lz4")[0] for chunk in chunks]
-    raw = run.folder / "raw"
-
-    def ours() -> None:
-        _write(run, work, layers)
+    ends = np.cumsum([len(data) for data in encoded]).tolist()
 
     def plain() -> None:
         with raw.open("wb", buffering=0) as file:
@@ -150,24 +177,44 @@ def _writing(run: StoredRun, values: NDArray[np.float32], pairs: int, form: str)
                 file.write(data)
 
     def encoding() -> None:
-        with ThreadPoolExecutor(THREADS) as writers:
-            list(writers.map(lambda chunk: encode(chunk, "lz4"), chunks))
-        plain()
+        with raw.open("wb", buffering=0) as file:
 
-    total = sum(map(len, encoded))
-    print(f"{len(chunks)} chunks, {total / 2**20:.0f} MiB encoded{form}")
-    for name, other, goal in (
-        ("raw write", plain, 1.3), ("bound (encode, raw write)", encoding, None),
-    ):  # fmt: skip
-        for synced in (False, True):
-            measure(
-                f"writing{form} / {name}{', to the disk' if synced else ''}",
-                _timed(run, raw, ours, synced), _timed(run, raw, other, synced),
-                goal=goal if synced else None, pairs=pairs,
-            )  # fmt: skip
+            def some(index: int) -> None:
+                for end, chunk in list(zip(ends, chunks, strict=True))[index::THREADS]:
+                    data = encode(chunk, "lz4")[0]
+                    os.pwrite(file.fileno(), data, end - len(data))
+
+            _in_threads(THREADS, some)
+
+    def clean(side: Callable[[], None]) -> Side:
+        def prepare() -> Callable[[], None]:
+            for folder in (run.activations / SITE / "c", run.commit_files):
+                shutil.rmtree(folder, ignore_errors=True)
+            raw.unlink(missing_ok=True)
+            os.sync()
+            return side
+
+        return prepare
+
+    def synced(side: Callable[[], None]) -> Callable[[], None]:
+        def both() -> None:
+            side()
+            os.sync()
+
+        return both
+
+    def ours() -> None:
+        _write(run, work, layers)
+
+    print(f"{len(chunks)} chunks, {ends[-1] / 2**20:.0f} MiB encoded{form}")
+    measured(f"writing{form} / raw write", clean(ours), clean(plain), goal=1.3)
+    to_disk = [clean(synced(each)) for each in (ours, plain)]
+    measured(f"writing{form} / raw write, to the disk", *to_disk, goal=1.3)
+    measured(f"writing{form} / bound (encode, write)", clean(ours), clean(encoding), goal=None)
 
 
 def _write(run: StoredRun, work: Work, layers: list[torch.Tensor]) -> None:
+    """Write and commit all chunks as an extraction job does."""
     arrays, commits = run.arrays(), run.commit_file("job")
     targets = frozenset(Target(SITE, layer) for layer in run.layout.layers)
     missing = dict.fromkeys(work.rows, targets)
@@ -177,42 +224,14 @@ def _write(run: StoredRun, work: Work, layers: list[torch.Tensor]) -> None:
         checksums = arrays.written(rows, targets)
         commits.append(Commit(rows, work.fingerprint(rows.chunk), checksums, sequences))
 
-    with RowWriter(arrays, SummaryWriter(run, work), missing, commit, QUEUE_BYTES) as writer:
+    summaries, in_order = SummaryWriter(run, work), run.layout.shard_chunks > 1
+    with RowWriter(arrays, summaries, missing, commit, QUEUE_BYTES, in_order=in_order) as writer:
         for rows in work.rows:
             writer.next_batch()
             for layer, values in zip(run.layout.layers, layers, strict=True):
                 part = values[rows.start : rows.stop]
                 writer.put(Target(SITE, layer), rows.start, part, OnHost(part))
     run.put_shards_in_order((target, work.chunks) for target in sorted(targets))
-
-
-def _timed(
-    run: StoredRun, raw: Path, side: Callable[[], None], synced: bool
-) -> Callable[[], float]:
-    """Return a function that times a side, without the removal of what was written before."""
-    folders = (run.activations / SITE / "c", run.commit_files)
-
-    def seconds() -> float:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        raw.unlink(missing_ok=True)
-        os.sync()
-        started = time.perf_counter()
-        side()
-        if synced:
-            os.sync()
-        return time.perf_counter() - started
-
-    return seconds
-
-
-def _side(work: Callable[[], object]) -> Callable[[], None]:
-    """Return a function whose call is timed."""
-
-    def side() -> None:
-        work()
-
-    return side
 
 
 if __name__ == "__main__":

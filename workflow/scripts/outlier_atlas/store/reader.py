@@ -46,7 +46,7 @@ class Reader:
 
     Args:
         folder: folder of the run, such as `results/smollm2-demo`.
-        threads: number of threads that read and decode; by default one for each core.
+        threads: number of threads that read and decode; by default one for each processor.
 
     Attributes:
         layers: measured layers, by their number in the model.
@@ -71,7 +71,7 @@ class Reader:
         self._commits = self._run.commits()
         self._fingerprint = self._run.fingerprints.of
         self._chunks = self._run.arrays(self._commits).chunks
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or os.cpu_count() or 1
         self._local = threading.local()
 
     def read(

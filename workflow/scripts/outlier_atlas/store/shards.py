@@ -211,7 +211,12 @@ class Shard:
         while True:
             number = os.open(self._path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
             with os.fdopen(number, "rb" if how == fcntl.LOCK_SH else "r+b", buffering=0) as file:
-                flock(file, how, self._path.parent)
+                try:
+                    flock(file, how, self._path.parent)
+                except ValueError:
+                    # A copy of a finished run may be read on a file system without locks.
+                    if how != fcntl.LOCK_SH:
+                        raise
                 try:
                     current = os.path.samestat(os.fstat(number), self._path.stat())
                 except FileNotFoundError:
