@@ -240,6 +240,32 @@ def test_a_run_in_shards_grows_and_shrinks(count, llama, sharded, tmp_path, few_
     run.verify()
 
 
+def test_a_run_whose_chunks_are_not_full_grows_in_shards(llama, tmp_path, few_files):
+    """Of 8 sequences of 5 tokens, those of the last chunk share it with later ones."""
+    parts = {"length": 5, "sequence_shards": 2, "layer_groups": 2}
+    run = made(llama, tmp_path, 9, **parts)
+    run.prepare()
+    run.extract()
+    run = made(llama, tmp_path, 11, **parts)
+    run.prepare()
+    run.extract()
+    fresh = made(llama, tmp_path / "fresh", 11, **parts)
+    fresh.prepare()
+    fresh.extract()
+    assert contents(run) == contents(fresh)
+    run.verify()
+
+
+def test_boundaries_in_shards_are_deleted_once_they_are_read(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_size, "MOST_FILES", 3)
+    run = made(llama, tmp_path, store=[], layer_groups=2, sequence_shards=3)
+    run.prepare()
+    assert zarr.open_group(run.stored.boundaries, mode="r")["into_layer_2"].shards == (32, 32)
+    run.extract()
+    assert not [path for path in run.folder.glob("boundaries.zarr/*/c/*/*") if path.is_file()]
+    run.verify()
+
+
 def everything(run):
     """Bytes of all files of the arrays, with their metadata."""
     paths = (path for path in run.folder.glob("*.zarr/*/**/*") if path.is_file())
