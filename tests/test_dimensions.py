@@ -209,7 +209,7 @@ def test_a_run_of_a_newer_version_is_refused(moe):
     whole = path.read_text()
     for version, said in ((99, "made by a newer version"), ("x", "store_version is 'x'")):
         path.write_text(
-            whole.replace('"store_version": 2', f'"store_version": {version!r}'.replace("'", '"'))
+            whole.replace('"store_version": 3', f'"store_version": {version!r}'.replace("'", '"'))
         )
         try:
             with pytest.raises(ValueError, match=said):

@@ -148,9 +148,9 @@ def test_a_damaged_line_of_commits_is_named_and_what_it_stood_for_comes_back(fin
 def test_a_flipped_version_is_not_a_newer_one(finished, tmp_path):
     run = finished.copy(tmp_path)
     path = run.activations / "zarr.json"
-    path.write_text(path.read_text().replace('"store_version": 2', '"store_version": 3'))
-    assert "3" in path.read_text()
-    assert version_of(run.folder) == 2
+    path.write_text(path.read_text().replace('"store_version": 3', '"store_version": 4'))
+    assert "4" in path.read_text()
+    assert version_of(run.folder) == 3
     refuse_newer(run.folder)
     assert str(path) in named_by_verify(run)[0]
 

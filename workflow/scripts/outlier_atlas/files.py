@@ -20,17 +20,20 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """Yield a new empty file that replaces `path` when the block ends without an error.
 
-    A reader sees either the old file or the new one. The temporary file is next to `path` and is
-    removed after a failure; `sweep` removes those of killed processes. The last of several writers
-    wins.
+    A reader sees either the old file or the new one. The temporary file is removed after a failure;
+    `sweep` removes those of killed processes. The last of several writers wins.
+
+    Args:
+        path: the file.
+        folder: folder for the temporary file, on the same file system; by default that of `path`.
 
     Raises:
         OSError: The file cannot be written. The message has the path and the bytes written so far.
     """
-    temporary = partial(path)
+    temporary = partial((folder or path.parent) / path.name)
     _create(temporary, path, "more than 0 bytes are needed").close()
     try:
         yield temporary

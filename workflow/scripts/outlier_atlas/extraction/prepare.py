@@ -20,6 +20,7 @@ from outlier_atlas.settings.sites import ATTN_SINK, EXPERT_OUT, SITES
 from outlier_atlas.store.dimensions import own_names
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.run import Run
+from outlier_atlas.store.shard_size import with_shards
 from outlier_atlas.store.version import refuse_newer
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _layout(
         raise ValueError(f"extraction.layer_groups = {count}: {architecture.one_group}; take 1")
     groups = even_ranges(running, count)
     _check_chunks(chunk_tokens, {**channels, "boundary": architecture.hidden_size})
-    return Layout(
+    layout = Layout(
         sites=dict(channels),
         store=tuple(extraction.stored),
         layers=layers,
@@ -188,6 +189,7 @@ def _layout(
         perplexity=extraction.perplexity,
         own_dimensions=_own_dimensions(architecture),
     )
+    return with_shards(layout)
 
 
 def _check_chunks(chunk_tokens: int, channels: Mapping[str, int]) -> None:

@@ -25,10 +25,13 @@ def extract(job: Job) -> None:
     """
     work = Work.of(job.run, job.group, job.shard)
     commits = settle(job, work, job.run.commits())
-    if work.missing(commits, size_of(job, work)):
+    missing = bool(work.missing(commits, size_of(job, work)))
+    if missing:
         _compute(job, work)
     else:
         log.info("layers %s: all committed already, nothing to compute", work.span)
+    if missing or work.layout.shard_chunks > 1:
+        job.run.put_shards_in_order((target, work.chunks) for target in work.stored)
     _delete_read(job, work, size_of(job, work))
     write_record(job.manifest, manifest(work))
 

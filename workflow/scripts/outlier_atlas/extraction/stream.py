@@ -65,16 +65,16 @@ def _all_damaged(
     """Return all damaged chunks that a job reads or shares.
 
     A job reads the boundary before its layer group, including chunks of other sequence shards. It
-    shares chunks of the arrays that it writes. All damage is returned at once, so that one further
-    run repairs it.
+    shares chunks, or files with several chunks, of the arrays that it writes. All damage is
+    returned at once, so that one further run repairs it.
     """
     layout, before = work.layout, work.boundary_before
     read = [(before, chunk) for chunk in range(layout.chunks)] if before else []
-    after = layout.boundary_after(work.group)
-    stored = [target for target in layout.measured(work.group) if not target.is_summary]
-    targets = [*stored, *([after] if after else [])]
     shared = [rows.chunk for rows in work.rows if rows.stop - rows.start < layout.chunk_tokens]
-    return list(damaged_of(arrays, [*read, *product(targets, shared)], threads)) or [first]
+    if layout.shard_chunks > 1:
+        shared = list(range(layout.chunks))
+    places = [*read, *product(work.stored, shared)]
+    return list(damaged_of(arrays, places, threads)) or [first]
 
 
 def _stream(
@@ -112,7 +112,13 @@ def _stream(
     total = sum(int(starts[batch.stop] - starts[batch.start]) for batch in batches)
     with (
         RowWriter(
-            arrays, summaries, missing, commit, queue_bytes(device), shares_cores=device.is_host
+            arrays,
+            summaries,
+            missing,
+            commit,
+            queue_bytes(device),
+            shares_cores=device.is_host,
+            in_order=work.layout.shard_chunks > 1,
         ) as writer,
         progress(total, " tokens", f"layers {work.span}") as bar,
     ):

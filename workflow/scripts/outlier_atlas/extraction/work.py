@@ -59,6 +59,18 @@ class Work:
         """The tokens of the shard, divided at chunk edges."""
         return shard_rows(self.layout, self.tokens.sequence_starts, self.shard)
 
+    @property
+    def chunks(self) -> range:
+        """The chunks with tokens of the shard."""
+        return range(self.rows[0].chunk, self.rows[-1].chunk + 1)
+
+    @property
+    def stored(self) -> list[Target]:
+        """The targets in arrays that the job writes, with the boundary after the layer group."""
+        after = self.layout.boundary_after(self.group)
+        stored = [each for each in self.layout.measured(self.group) if not each.is_summary]
+        return [*stored, *([after] if after else [])]
+
     @cached_property
     def fingerprints(self) -> Fingerprints:
         """The fingerprints of the chunks."""

@@ -57,6 +57,8 @@ class RowWriter:
         written: callback for rows with all targets written, called in one of the threads.
         bound: number of waiting bytes above which `put` waits.
         shares_cores: whether the forward pass runs on the cores of the writing threads.
+        in_order: whether the chunks of a target are written in the order of their tokens, as shards
+            need them; otherwise two threads may write chunks of one target at the same time.
 
     As a context manager, it waits at the end of the block until all rows are written. It raises an
     error that occurred in a thread.
@@ -70,6 +72,7 @@ class RowWriter:
         written: Callable[[Rows], None],
         bound: int,
         shares_cores: bool = False,
+        in_order: bool = False,
     ) -> None:
         self._arrays = arrays
         self._summaries = summaries
@@ -80,7 +83,9 @@ class RowWriter:
         self._written = written
         self._assemblies: dict[tuple[Rows, Target], _Assembly] = {}
         self._assembling = threading.Lock()
-        self._queue: BatchedQueue[_Piece] = BatchedQueue(THREADS if shares_cores else 1)
+        self._queue: BatchedQueue[_Piece] = BatchedQueue(
+            THREADS if shares_cores else 1, lambda piece: piece.target if in_order else None
+        )
         self._state = threading.Condition()
         self._waiting_bytes = 0
         self._bound = bound
@@ -151,6 +156,7 @@ class RowWriter:
             except BaseException as error:
                 with self._state:
                     self._failure = error
+            self._queue.done(piece)
             self._done(piece, complete)
 
     def _write(self, piece: _Piece, float32: Float32) -> bool:

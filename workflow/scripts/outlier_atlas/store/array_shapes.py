@@ -10,7 +10,7 @@ from outlier_atlas.settings.sites import ATTN_SINK, TOKEN_LOSS
 from outlier_atlas.store.layout import Compression, Layout, SiteArray, boundary_array, parts
 
 Shape = dict[str, Any]
-"""Arguments of an array: `shape`, `chunks`, `dtype`, `dimension_names` and `attributes`."""
+"""Arguments of an array: `shape`, `chunks`, `dtype`, `dimension_names`, `attributes`, `shards`."""
 
 FILL = {"float32": float("nan"), "int32": -1}
 """Fill value of each dtype."""
@@ -18,6 +18,21 @@ FILL = {"float32": float("nan"), "int32": -1}
 
 def shapes(layout: Layout) -> dict[str, Shape]:
     """Return the shape of each array of a layout, by name."""
+    return {
+        name: shape | {"shards": _shards(shape["chunks"], layout.shard_chunks)}
+        for name, shape in _shapes(layout).items()
+    }
+
+
+def _shards(chunks: tuple[int, ...], count: int) -> Shape | None:
+    """Return the shards of an array with so many chunks of tokens in each; None for 1."""
+    if count == 1:
+        return None
+    *before, tokens, last = chunks
+    return {"shape": (*before, tokens * count, last), "index_location": "start"}
+
+
+def _shapes(layout: Layout) -> dict[str, Shape]:
     of_sites = {p.name: _part_shape(layout, site, p) for site in layout.store for p in parts(site)}
     between = {
         boundary_array(layer): _boundary_shape(layout, layer) for layer in layout.boundaries()
@@ -28,6 +43,8 @@ def shapes(layout: Layout) -> dict[str, Shape]:
 
 def fits(array: zarr.Array[Any], shape: Shape | None, chunk_tokens: int) -> bool:
     """Return whether an array can stay: only its layers and tokens may differ from a layout.
+
+    It also stays with shards of another size: `store/gather_chunks.py` makes them larger.
 
     Args:
         array: the array.

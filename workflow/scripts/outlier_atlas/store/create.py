@@ -33,6 +33,7 @@ from outlier_atlas.store.commits import revise
 from outlier_atlas.store.current_commits import CurrentCommits
 from outlier_atlas.store.dimensions import rename
 from outlier_atlas.store.fingerprints import Fingerprints
+from outlier_atlas.store.gather_chunks import gather
 from outlier_atlas.store.groups import Groups
 from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.metadata import COORDINATES, METADATA_FILE, DamagedMetadataError
@@ -65,14 +66,18 @@ def create(
     _remove_leftovers(run)
     if is_older(run.folder):
         log.warning(
-            "%s: made by an older version of Outlier Atlas; its dimensions get the names of this "
-            "version, and its values stay as they are", run.folder,
+            "%s: made by an older version of Outlier Atlas; its metadata is updated, and its "
+            "values stay as they are", run.folder,
         )  # fmt: skip
     # The metadata changes from here on. Without its record, no job uses the arrays.
     metadata.remove(run)
     rename(run, layout)
     groups = Groups(run, mode="a")
-    arrays, named = groups.arrays(), shapes(layout)
+    named = shapes(layout)
+    for name, array in groups.arrays().items():
+        if fits(array, named.get(name), layout.chunk_tokens):
+            gather(array, layout.shard_chunks if name in named else 1)
+    arrays = groups.arrays()
     kept = {
         name: array
         for name, array in arrays.items()

@@ -152,6 +152,8 @@ class Layout:
         perplexity: whether the losses of the tokens are stored.
         own_dimensions: names of the last dimensions of sites that cannot share the declared name in
             this model (`store/dimensions.py`).
+        shard_chunks: number of chunks in a file of an array that is created with this layout
+            (`store/shard_size.py`); 1 without shards.
     """
 
     sites: Mapping[str, int]
@@ -170,6 +172,7 @@ class Layout:
     sink_tokens: int = 0
     perplexity: bool = False
     own_dimensions: Mapping[str, str] = field(default_factory=dict)
+    shard_chunks: int = 1
 
     @property
     def chunks(self) -> int:
@@ -308,4 +311,5 @@ class Layout:
             sink_tokens=record["sink_tokens"],
             perplexity=record["perplexity"],
             own_dimensions=record.get("own_dimensions", {}),  # older records have none
+            shard_chunks=record.get("shard_chunks", 1),
         )

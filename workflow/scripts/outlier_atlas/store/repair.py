@@ -66,9 +66,11 @@ def give_up(run: RunFiles, arrays: Arrays, damages: Sequence[DamagedChunkError])
     Returns:
         The error to raise. It names the damage, and says that the same command repairs it.
     """
-    for damage in damages:
-        arrays.chunks.remove(damage.target, damage.chunk)
-    gone = {(damage.target, damage.chunk) for damage in damages}
+    gone = {
+        (damage.target, chunk)
+        for damage in damages
+        for chunk in arrays.chunks.remove(damage.target, damage.chunk)
+    }
     first = arrays.chunks.path(damages[0].target, damages[0].chunk)
     return _given_up(run, first, damages, lambda target, rows: (target, rows.chunk) in gone)
 

@@ -212,6 +212,25 @@ class Run(RunFiles):
         for chunk in sorted(gone):
             arrays.chunks.remove(target, chunk)
 
+    def put_shards_in_order(self, places: Iterable[tuple[Target, Iterable[int]]]) -> None:
+        """Make the bytes of shards independent of the order in which jobs wrote their chunks.
+
+        Args:
+            places: targets with chunks whose shards are put in order.
+
+        Raises:
+            ValueError: the index of a shard is damaged; the same command repairs it.
+        """
+        from outlier_atlas.store.arrays import Arrays
+        from outlier_atlas.store.target_chunks import DamagedChunkError
+
+        arrays = Arrays(self, self.layout)
+        for target, chunks in places:
+            try:
+                arrays.chunks.put_in_order(target, chunks)
+            except DamagedChunkError as damage:
+                raise self.give_up(arrays, [damage]) from damage
+
     def clear_up(self) -> None:
         """Remove all data that the layout does not name, once the run is complete."""
         from outlier_atlas.store.clear_up import clear_up

@@ -7,7 +7,7 @@ target with several arrays concatenates the checksums of the arrays.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +52,39 @@ class TargetChunks:
             for name, array in arrays.items()
         }
 
-    def read(self, target: Target, chunk: int) -> tuple[list[NDArray[Any]], str]:
+    def read(
+        self, target: Target, chunk: int, into: Sequence[NDArray[Any]] | None = None
+    ) -> tuple[list[NDArray[Any]], str]:
         """Return the values of each array, (token, channel), and the checksum of the stored bytes.
+
+        Args:
+            target: the target.
+            chunk: the chunk.
+            into: C-contiguous array for the values of each array, to use instead of new memory.
 
         Raises:
             DamagedChunkError: a file is missing or damaged.
         """
+        places = list(self._of(target, chunk))
+        memory: Sequence[NDArray[Any] | None] = [None for _ in places] if into is None else into
         try:
-            read = [files.read(at) for files, at in self._of(target, chunk)]
+            read = [files.read(at, to) for (files, at), to in zip(places, memory, strict=True)]
         except DamagedFileError as error:
             raise DamagedChunkError(target, chunk, error.cause) from error
         values = [part.reshape(self._size, -1) for part, _ in read]
         return values, "".join(stored for _, stored in read)
 
     def write(self, target: Target, chunk: int, values: Iterable[NDArray[Any]]) -> str:
-        """Write the values of each array, and return the checksum of the stored bytes."""
+        """Write the values of each array, and return the checksum of the stored bytes.
+
+        Raises:
+            DamagedChunkError: the index of the shard is damaged.
+        """
         places = zip(self._of(target, chunk), values, strict=True)
-        return "".join(files.write(at, part) for (files, at), part in places)
+        try:
+            return "".join(files.write(at, part) for (files, at), part in places)
+        except DamagedFileError as error:
+            raise DamagedChunkError(target, chunk, error.cause) from error
 
     def blank(self, target: Target) -> list[NDArray[Any]]:
         """Return the values of a chunk that was never written."""
@@ -88,10 +104,28 @@ class TargetChunks:
         files, at = next(self._of(target, chunk))
         return files.path(at)
 
-    def remove(self, target: Target, chunk: int) -> None:
-        """Remove the files of a chunk."""
-        for files, at in self._of(target, chunk):
-            files.remove(at)
+    def remove(self, target: Target, chunk: int) -> set[int]:
+        """Remove a chunk from all arrays, and return the chunks that are lost with it."""
+        return {lost for files, at in self._of(target, chunk) for lost in files.remove(at)}
+
+    def sharing(self, target: Target, chunk: int) -> range:
+        """Return the chunks that are in the same file as a chunk."""
+        length = max(files.shard_chunks for files, _ in self._of(target, chunk))
+        first = chunk - chunk % length
+        return range(first, first + length)
+
+    def put_in_order(self, target: Target, chunks: Iterable[int]) -> None:
+        """Make the bytes of the shards with these chunks independent of the order of writing.
+
+        Raises:
+            DamagedChunkError: the index of a shard is damaged.
+        """
+        for first in sorted({self.sharing(target, chunk).start for chunk in chunks}):
+            try:
+                for files, at in self._of(target, first):
+                    files.put_in_order(at)
+            except DamagedFileError as error:
+                raise DamagedChunkError(target, first, error.cause) from error
 
     def check(self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]) -> None:
         """Compare counting rows with their checksums; decode a chunk only if rows share it.
@@ -110,14 +144,24 @@ class TargetChunks:
             self._compare(target, chunk, *self.read(target, chunk), counted)
 
     def checked(
-        self, target: Target, chunk: int, counted: Iterable[tuple[Rows, str]]
+        self,
+        target: Target,
+        chunk: int,
+        counted: Iterable[tuple[Rows, str]],
+        into: Sequence[NDArray[Any]] | None = None,
     ) -> list[NDArray[Any]]:
         """Return the values of each array, after comparing counting rows with their checksums.
+
+        Args:
+            target: the target.
+            chunk: the chunk.
+            counted: the counting rows with their checksums.
+            into: C-contiguous array for the values of each array, to use instead of new memory.
 
         Raises:
             DamagedChunkError: a file is missing, or a checksum does not agree.
         """
-        values, stored = self.read(target, chunk)
+        values, stored = self.read(target, chunk, into)
         self._compare(target, chunk, values, stored, counted)
         return values
 

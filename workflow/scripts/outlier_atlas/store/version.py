@@ -12,11 +12,11 @@ from typing import Any
 from outlier_atlas.files import DamagedFileError, read_record
 from outlier_atlas.store.run_files import RunFiles
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 """Version of the stores that this code writes.
 
 Raise the version if the format of a store changes. Stores without a version have version 1, in
-which the last dimension of all sites is called `channel`.
+which the last dimension of all sites is called `channel`. In version 2, no array has shards.
 """
 
 KEY = "store_version"
