@@ -68,6 +68,11 @@ CSV_WEIGHT_TABLES = [
 CSV_TABLES = [f"{RESULTS}/tables/{table.name}.csv" for table in criteria_tables.TABLES]
 ABLATIONS = f"{RESULTS}/tables/{tables.ABLATIONS.name}.parquet"
 ABLATIONS_CSV = f"{RESULTS}/tables/{tables.ABLATIONS.name}.csv"
+# Times differ from run to run, so `render_report` writes this table, and no rule reads it.
+TIMES = [
+    f"{RESULTS}/tables/{tables.JOB_TIMES.name}.{ending}"
+    for ending in ["parquet", "csv"]
+]
 REPORT = f"{RESULTS}/report.html"
 FINDINGS = f"{RESULTS}/findings.json"
 

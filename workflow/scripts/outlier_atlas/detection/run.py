@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from outlier_atlas import tables
+from outlier_atlas import job_times, tables
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.criteria.columns import Columns
 from outlier_atlas.criteria.exclusion import Exclusion
@@ -23,6 +23,8 @@ from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
 from outlier_atlas.files import read_record
 from outlier_atlas.job_metrics import keep_only
+from outlier_atlas.phases import note
+from outlier_atlas.plan.job_sizes import of_detection
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.store.commits import Rows
@@ -60,7 +62,8 @@ def detect(
     detection = DetectionSettings.model_validate(settings)
     for manifest in manifests:
         read_record(manifest)
-    tokens = run.tokens
+    tokens, layers = run.tokens, run.layout.layers
+    note(tokens=tokens.tokens, layers=[layers[0], layers[-1]], sizes=of_detection(run.layout))
     special = [int(token) for token in run.tokens_description["special_ids"]]
     source = _source(detection, run, special)
 
@@ -85,7 +88,9 @@ def detect(
             measure.read(source.arrays)
     _write(folder, detection, measures)
     run.clear_up()
-    keep_only(run.folder, [manifest.stem for manifest in manifests])
+    jobs = [manifest.stem for manifest in manifests]
+    keep_only(run.folder, jobs)
+    job_times.keep_only(run.folder, "extract_activations", jobs)
 
 
 def _write(folder: Path, settings: DetectionSettings, measures: Measures) -> None:

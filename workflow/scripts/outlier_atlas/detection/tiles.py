@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.criteria.exclusion import Exclusion
 from outlier_atlas.criteria.quantization_error.settings import QuantizationErrorSettings
+from outlier_atlas.phases import COMPUTE, phase
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.experts import ExpertSummary
 from outlier_atlas.statistics.medians import needs_median, sequence_median
@@ -121,6 +122,7 @@ class Source:
 
         return read
 
+    @phase(COMPUTE)
     def _of_each(
         self, arrays: Arrays, places: Sequence[tuple[int, Target]]
     ) -> list[ChunkSummaries]:

@@ -11,10 +11,12 @@ from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.versions import settle, size_of
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import fingerprint, write_record
+from outlier_atlas.phases import OTHER, note, phase
 
 log = logging.getLogger(__name__)
 
 
+@phase(OTHER)
 def extract(job: Job) -> None:
     """Compute and commit the missing rows; without missing rows, no model is loaded.
 
@@ -28,6 +30,7 @@ def extract(job: Job) -> None:
     if work.missing(commits, size_of(job, work)):
         _compute(job, work)
     else:
+        note(idle=True)
         log.info("layers %s: all committed already, nothing to compute", work.span)
     _delete_read(job, work, size_of(job, work))
     write_record(job.manifest, manifest(work))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from outlier_atlas import phases
 from outlier_atlas.checkpoint.folder import GGUF_INDEX
 from outlier_atlas.checkpoint.quantization import ADVICE, quantization_settings
 from outlier_atlas.compat.transformers_internals import (
@@ -89,7 +90,7 @@ def load_model(
     disable_progress_bar()  # loading is short, and the forward pass has its own progress bar
 
     try:
-        with bounded_malloc():
+        with phases.phase(phases.LOAD), bounded_malloc():
             model, info = _partial_class(architecture, layers, head).from_pretrained(
                 **_weights(folder),
                 config=_loadable(config),

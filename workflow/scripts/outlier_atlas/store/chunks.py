@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from outlier_atlas.files import DamagedFileError, write_unsynced
+from outlier_atlas.phases import ENCODE, LOAD, phase
 from outlier_atlas.store.layout import Compression
 
 CHECKSUM_BYTES = 4
@@ -40,6 +41,7 @@ def codecs(compression: Compression) -> list[Any]:
     ]
 
 
+@phase(ENCODE)
 def encode(values: NDArray[Any], compression: Compression) -> tuple[bytes, bytes]:
     """Return the bytes of a chunk in the format of `codecs`, and the checksum that follows them.
 
@@ -89,6 +91,7 @@ class ChunkFiles:
         self._shape, self._dtype = array.chunks, array.dtype
         self._compression = compression
 
+    @phase(LOAD)
     def read(self, coordinates: tuple[int, ...]) -> tuple[NDArray[Any], str]:
         """Return the values of a chunk in the chunk's shape, and the checksum of the stored bytes.
 
