@@ -22,6 +22,7 @@ rule plan:
                     threads=extraction_threads(run),
                     cores=workflow.cores,
                     figures=len(figures_of(run)),
+                    done=rules_done(run),
                 ),
             )
             for run in RUNS.values()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ContextDecorator
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +81,12 @@ class Clock:
         """Return whether the calling thread is the main thread."""
         return threading.get_ident() == self._main_thread
 
+    def count(self, numbers: Mapping[str, float]) -> None:
+        """Add numbers to facts."""
+        with self._lock:
+            for name, number in numbers.items():
+                self.facts[name] = self.facts.get(name, 0) + number
+
     def so_far(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return the seconds of the main thread and of the others, called in the main thread."""
         self._count()
@@ -123,6 +130,11 @@ class phase(ContextDecorator):  # noqa: N801  used like a function
 def note(**facts: Any) -> None:
     """Record facts about the work of the process."""
     CLOCK.facts |= facts
+
+
+def count(**numbers: float) -> None:
+    """Add numbers to facts about the work of the process; any thread may call this."""
+    CLOCK.count(numbers)
 
 
 def process_seconds() -> float:

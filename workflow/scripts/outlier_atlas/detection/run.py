@@ -21,10 +21,10 @@ from outlier_atlas.criteria.tables import CRITERIA, DESCRIPTIONS
 from outlier_atlas.detection.overview import criteria_columns
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
+from outlier_atlas.earlier_jobs import VALUES
 from outlier_atlas.files import read_record
 from outlier_atlas.job_metrics import keep_only
-from outlier_atlas.phases import note
-from outlier_atlas.plan.job_sizes import of_detection
+from outlier_atlas.phases import CLOCK, note
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.store.commits import Rows
@@ -63,7 +63,7 @@ def detect(
     for manifest in manifests:
         read_record(manifest)
     tokens, layers = run.tokens, run.layout.layers
-    note(tokens=tokens.tokens, layers=[layers[0], layers[-1]], sizes=of_detection(run.layout))
+    note(tokens=tokens.tokens, layers=[layers[0], layers[-1]])
     special = [int(token) for token in run.tokens_description["special_ids"]]
     source = _source(detection, run, special)
 
@@ -86,6 +86,7 @@ def detect(
         scan(source, measures, threads)
         for measure in measures:
             measure.read(source.arrays)
+    note(sizes={VALUES: CLOCK.facts.get("summarized", 0)})
     _write(folder, detection, measures)
     run.clear_up()
     jobs = [manifest.stem for manifest in manifests]

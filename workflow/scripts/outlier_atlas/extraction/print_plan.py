@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from outlier_atlas.devices.registry import HOST
@@ -26,12 +26,14 @@ class Jobs:
         threads: number of CPU threads of an extraction job.
         cores: number of cores that all jobs share.
         figures: number of files of figures.
+        done: rules whose files other runs of the model or the dataset have left.
     """
 
     at_once: int = 1
     threads: int = 1
     cores: int = 1
     figures: int = 0
+    done: Sequence[str] = ()
 
 
 def print_plan(settings: Settings, run: Run, jobs: Jobs = Jobs()) -> None:
@@ -91,8 +93,10 @@ def _time(
         from outlier_atlas.plan.speed import products_per_second
 
         place = replace(place, speed=products_per_second(HOST, dtype, jobs.threads))
-    time = expected.whole_run(run_plan, place, _stages(settings, run, jobs))
-    return [*expected.lines(time, "without fetching", measures), *_faster(dtype, budget)]
+    stages = _stages(settings, run, jobs)
+    time = expected.whole_run(run_plan, place, stages)
+    lines = expected.lines(time, expected.left_out(stages), measures)
+    return [*lines, *_faster(dtype, budget)]
 
 
 def _faster(dtype: str, budget: MemoryBudget) -> Iterator[str]:
@@ -108,4 +112,6 @@ def _stages(settings: Settings, run: Run, jobs: Jobs) -> Stages:
         weight_bytes=int(weight_bytes) if settings.weights.measure else None,
         heldout=settings.ablation.sequences * settings.dataset.sequence_length,
         figures=jobs.figures,
+        rounded=settings.detection.quantization_error.sites,
+        done=jobs.done,
     )

@@ -87,11 +87,15 @@ class Stages:
         weight_bytes: bytes of the checkpoint whose weights are measured; None if they are not.
         heldout: number of held-out tokens of the ablation stage; 0 without one.
         figures: number of files of figures.
+        rounded: sites whose quantization errors are measured.
+        done: rules whose files other runs have left.
     """
 
     weight_bytes: int | None = None
     heldout: int = 0
     figures: int = 0
+    rounded: Sequence[str] = ()
+    done: Sequence[str] = ()
 
 
 AFTER = {
@@ -108,13 +112,14 @@ AFTER = {
 
 def whole_run(plan: Plan, place: Place, stages: Stages) -> RunTime:
     """Return the predicted time of a run whose model and dataset are fetched."""
-    jobs = list(_jobs(plan, place, stages))
+    jobs = [job for job in _jobs(plan, place, stages) if job.rule not in stages.done]
     return simulate(_connected(jobs), place.cores, place.at_once, place.between)
 
 
 def of_extraction(plan: Plan, place: Place) -> RunTime:
     """Return the predicted time of all extraction jobs of a run."""
-    return simulate(list(_extraction(plan, place)), place.cores, place.at_once, place.between)
+    jobs = list(_extraction(plan, place))
+    return simulate(jobs, place.cores, place.at_once, place.between, start=0.0)
 
 
 def _jobs(plan: Plan, place: Place, stages: Stages) -> Iterator[RunJob]:
@@ -129,7 +134,7 @@ def _jobs(plan: Plan, place: Place, stages: Stages) -> Iterator[RunJob]:
     yield job("tokenize_dataset", job_sizes.of_tokens(layout.tokens))
     yield job("create_store")
     yield from _extraction(plan, place)
-    yield job("detect_outliers", job_sizes.of_detection(layout), place.cores)
+    yield job("detect_outliers", job_sizes.of_detection(layout, stages.rounded), place.cores)
     yield job("draw_figures", job_sizes.of_figures(stages.figures))
     yield job("join_weights")
     if stages.heldout:
@@ -149,6 +154,11 @@ def _extraction(plan: Plan, place: Place) -> Iterator[RunJob]:
 
 def _named(group: int, shard: int) -> str:
     return f"{EXTRACTION} {group} {shard}"
+
+
+def left_out(stages: Stages) -> str:
+    """Return what the time of a run does not include: `without fetching`."""
+    return f"without {listed(['fetching', *stages.done])}"
 
 
 def _connected(jobs: Sequence[RunJob]) -> list[RunJob]:
@@ -180,11 +190,16 @@ def lines(time: RunTime, what: str, measured: bool) -> list[str]:
     if EXTRACTION in rules and measured:
         source += "; the forward pass from a matrix product measured now"
     parts = [
-        f"{rule} {duration(sum(job.time.seconds for job in jobs))}"
+        f"{rule} {_about(sum(job.time.seconds for job in jobs))}"
         + (f" ({len(jobs)} jobs)" if len(jobs) > 1 else "")
         for rule, jobs in by_rule(time.path).items()
     ]
-    text = [f"Time: about {duration(time.seconds)} {what} ({source})."]
+    text = [f"Time: about {_about(time.seconds)} {what} ({source})."]
     if len(parts) > 1:
         text.append(f"Critical path: {', '.join(parts)}.")
     return [line for each in text for line in textwrap.wrap(each, WIDTH, break_on_hyphens=False)]
+
+
+def _about(seconds: float) -> str:
+    """Return a time, in seconds as long as minutes would be too coarse."""
+    return f"{seconds:.0f} s" if 1 <= seconds < 300 else duration(seconds)

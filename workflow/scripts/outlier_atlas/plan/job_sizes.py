@@ -5,6 +5,7 @@ The same functions give the amounts of a planned job and of a job that has run.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from outlier_atlas.earlier_jobs import CAPTURED, FILE, FILES, PRODUCTS, STORED, TOKENS, VALUES
@@ -47,9 +48,16 @@ def of_layer_group(plan: Plan, group: int, tokens: int) -> Sizes:
     }
 
 
-def of_detection(layout: Layout) -> Sizes:
-    """Return the amount of work of detection: `values`, the numbers of all measured sites."""
-    numbers = sum(map(layout.numbers, layout.sites))
+def of_detection(layout: Layout, rounded: Collection[str] = ()) -> Sizes:
+    """Return the amount of work of detection: `values`, the numbers that it summarizes.
+
+    Sites that are not stored are summarized by extraction, and detection keeps its summaries.
+
+    Args:
+        layout: layout of the store.
+        rounded: sites whose quantization errors are measured, in a second summary.
+    """
+    numbers = sum(map(layout.numbers, (*layout.store, *rounded)))
     return {VALUES: float(len(layout.layers) * layout.tokens * numbers)}
 
 

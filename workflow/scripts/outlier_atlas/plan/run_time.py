@@ -52,7 +52,11 @@ class RunTime:
 
 
 def simulate(
-    jobs: Sequence[RunJob], cores: int, gpus: int | None, between: float = BETWEEN_SECONDS
+    jobs: Sequence[RunJob],
+    cores: int,
+    gpus: int | None,
+    between: float = BETWEEN_SECONDS,
+    start: float = START_SECONDS,
 ) -> RunTime:
     """Return the time of jobs that start as soon as their inputs, cores and GPUs are there.
 
@@ -61,12 +65,13 @@ def simulate(
         cores: number of cores that the jobs share.
         gpus: number of GPUs that the jobs share; None is no limit.
         between: seconds from the end of a job to the start of a next one.
+        start: seconds before the first job.
     """
     ends: dict[str, float] = {}
     before: dict[str, str | None] = {}
     running: list[RunJob] = []
     waiting = list(jobs)
-    now, ended = START_SECONDS, None
+    now, ended = start, None
     known = {job.name: job for job in jobs}
     while waiting or running:
         for job in list(waiting):

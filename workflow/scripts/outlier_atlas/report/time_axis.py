@@ -8,7 +8,6 @@ from math import ceil, log10
 
 from outlier_atlas.job_times import JobTimes
 from outlier_atlas.report.critical_path import LONGEST_GAP
-from outlier_atlas.units import duration
 
 TICKS = 8
 """Maximum number of labels."""
@@ -60,7 +59,7 @@ class Axis:
         step = _round(max(self.seconds, 1e-3) / TICKS)
         number = int(self.seconds / step)
         return [
-            (self.width * index * step / max(self.seconds, 1e-9), _label(index * step))
+            (self.width * index * step / max(self.seconds, 1e-9), _label(index * step, step))
             for index in range(number + 1)
         ]
 
@@ -76,7 +75,9 @@ def _round(least: float) -> float:
     return float(next(step for step in steps if step >= least))
 
 
-def _label(seconds: float) -> str:
-    if seconds == 0:
-        return "0 s"
-    return duration(seconds) if seconds >= 1 else f"{seconds:.2g} s"
+def _label(seconds: float, step: float) -> str:
+    """Return a number of seconds in the unit of the distance between labels."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if step % unit == 0:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:g} s" if step >= 1 else f"{seconds:.4g} s"
