@@ -22,6 +22,7 @@ from typing import Any
 import planned
 import tiny
 import yaml
+from times import comparable, has_times, without_times
 
 from outlier_atlas import builtin, inputs, products
 from outlier_atlas.data.tokens import TokenStore
@@ -280,7 +281,9 @@ def left(folder: Path) -> dict[str, str]:
     found = {}
     for part in ("results", "resources"):
         for path in sorted((folder / part).rglob("*")):
-            if path.is_file() and not {"logs", "measured", "locks", "digests"} & set(path.parts):
+            if path.is_file() and not {"logs", "locks", "digests"} & set(path.parts):
+                if has_times(path.relative_to(folder)):
+                    continue
                 found[str(path.relative_to(folder))] = _digest(path)
     return found
 
@@ -290,12 +293,12 @@ def _digest(path: Path) -> str:
     if path.suffix == ".jsonl" and path.parent.name == "commits":
         content = repr(_committed(path)).encode()
     if path.name == "report.html":
-        content = re.sub(rb"<h3>Memory: predicted.*?</p>", b"", content, flags=re.DOTALL)
+        content = without_times(content)
     if path.parent.name == inputs.FOLDER:
         content = inputs.digest_of(path).encode()  # without what marks a change
     if path.parent.name == products.FOLDER and path.name == "render_report.json":
         record = read_record(path)
-        content = repr([name for name in record["files"] if "report" not in name]).encode()
+        content = repr(comparable(record["files"])).encode()
     return hashlib.sha256(content).hexdigest()
 
 

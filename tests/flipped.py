@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gguf_files
 from pipeline import Run, config
+from times import has_times
 
 from outlier_atlas.checkpoint.source import fetch
 from outlier_atlas.extraction.run import extract
@@ -123,7 +124,7 @@ def comparable(files: dict[str, bytes]) -> dict[str, bytes]:
     kept = {
         path: data
         for path, data in files.items()
-        if not path.endswith(".jsonl") and not {"measured"} & set(path.split("/"))
+        if not path.endswith(".jsonl") and not has_times(path)
     }
     commits = [
         (commit.rows, target, value)

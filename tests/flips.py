@@ -78,7 +78,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": (rf"{RUN}/report\.html", ("detection", "weights")),
     "findings": (rf"{RUN}/findings\.json", ("detection", "weights")),
     "kept by ablation": (rf"{RUN}/ablation/.*", ("ablation",)),
-    "measured": (rf"{RUN}/measured/.*", ("report",)),
+    "measured": (rf"({RUN}|resources)/measured/.*", ("report",)),
     "weights": (r"resources/weights/.*", ("weights", "report")),
     "model record": (r"resources/models/.*\.json", ("detection", "extraction", "report")),
     "tokens, shared": (r"resources/tokens/.*", ("extraction", "ablation")),

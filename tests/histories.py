@@ -28,6 +28,7 @@ import numpy as np
 import safetensors
 import zarr
 from commanded import Done, Project
+from times import comparable, has_times, without_times
 
 from outlier_atlas import inputs, products
 from outlier_atlas.files import canonical, read_record
@@ -466,11 +467,12 @@ def _matches(patterns: dict[str, str], name: str) -> bool:
 
 def _counted(run: Path) -> dict[str, bytes]:
     """Whatever counts of a run. Commits are left to `verify`, and to what they make a run do."""
-    skipped = {"logs", "locks", "measured", "commits", ".lock"}
+    skipped = {"logs", "locks", "commits", ".lock"}
     return {
         str(path.relative_to(run)): _content(path)
         for path in run.rglob("*")
         if path.is_file() and not skipped & set(path.relative_to(run).parts)
+        if not has_times(path.relative_to(run))
     }
 
 
@@ -485,14 +487,14 @@ def _content(path: Path) -> bytes:
         return inputs.digest_of(path).encode()  # without what marks a change
     if path.parent.name == products.FOLDER:
         record = read_record(path)
-        record["files"].pop("../../report.html", None)
+        record["files"] = {name: record["files"][name] for name in comparable(record["files"])}
         return canonical(record).encode()
     if path.suffix == ".safetensors" and "@" not in path.parts[-3]:
         end = 8 + int.from_bytes(content[:8], "little")
         header = {k: v for k, v in json.loads(content[8:end]).items() if k != "__metadata__"}
         return json.dumps(header).encode() + content[end:]
     if path.name == "report.html":
-        content = re.sub(rb"<h3>Memory: predicted.*?</p>", b"", content, flags=re.DOTALL)
+        content = without_times(content)
     return content
 
 

@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow" / "scripts"
 LIBRARY = SCRIPTS / "outlier_atlas"
 FOR_ALL = ("files", "text", "units", "locks", "sanitize", "progress", "console", "builtin",
-           "job_metrics", "inputs", "products", "changes", "digests", "sources", "stopping",
-           "signals", "threads", "compiling")  # fmt: skip
+           "job_metrics", "job_times", "earlier_jobs", "phases", "machine", "inputs", "products",
+           "changes", "digests", "sources", "stopping", "signals", "threads",
+           "compiling")  # fmt: skip
 """Modules that every package may import."""
 
 

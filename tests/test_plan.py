@@ -17,10 +17,11 @@ from outlier_atlas.checkpoint.folder import weight_files
 from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.devices import limits
 from outlier_atlas.devices.limits import available
-from outlier_atlas.job_metrics import GUESSED, JobMetrics, rates, records
+from outlier_atlas.job_metrics import records
 from outlier_atlas.loading.footprint import sizes
 from outlier_atlas.loading.partial import build_on_meta, load_layers, load_model, weight_bytes
 from outlier_atlas.loading.shards import file_bytes
+from outlier_atlas.plan import expected
 from outlier_atlas.plan.group import HEAP_BYTES, PROCESS_BYTES
 from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.table import table
@@ -194,7 +195,7 @@ def test_a_memory_that_host_and_device_share_must_hold_both(run):
     assert made.fits(shared)
     assert shared.host_available is None, "not checked a second time"
     assert not made.fits(replace(shared, memory=both - 1, host_memory=both - 1))
-    assert shown(both) in table(made, shared, GUESSED["device"], run.folder)
+    assert shown(both) in table(made, shared, ["Time: a guess."], run.folder)
 
 
 def test_a_plan_counts_five_numbers_for_each_expert_of_a_token(qwen3_moe, tmp_path):
@@ -248,30 +249,6 @@ def test_one_job_says_the_plan_and_every_job_measures_itself(run, caplog):
     assert before == [path.read_bytes() for path in sorted((run.folder / "measured").iterdir())]
 
 
-def measured(**values):
-    known = {
-        "layer_group": 0, "sequence_shard": 0, "layers": (0, 1), "model": "A", "device": "cpu",
-        "dtype": "bfloat16", "threads": 1, "batch_size": 1, "tokens": 10, "weights": 1000,
-        "load_seconds": 2.0, "compute_seconds": 5.0, "predicted_host": 1, "predicted_device": 0,
-        "host": 1, "on_device": None,
-    }  # fmt: skip
-    return JobMetrics(**known | values)
-
-
-def test_rates_come_from_the_same_device_and_best_from_the_same_model(tmp_path):
-    assert rates(tmp_path, "A", "cpu").weights_times_tokens == GUESSED["cpu"].weights_times_tokens
-    measured().write(tmp_path / "one", "a")
-    measured(model="B", compute_seconds=1.0).write(tmp_path / "two", "b")
-    measured(device="gpu", compute_seconds=0.1).write(tmp_path / "two", "c")
-    (tmp_path / "two" / "measured" / "cut.json").write_text("{")
-    assert rates(tmp_path, "A", "cpu").weights_times_tokens == 2000
-    assert rates(tmp_path, "B", "cpu").weights_times_tokens == 10000
-    assert rates(tmp_path, "C", "cpu").weights_times_tokens == 6000
-    assert "other models" in rates(tmp_path, "C", "cpu").source
-    assert rates(tmp_path, "A", "cpu").bytes_loaded == 500
-    assert "a guess" in rates(tmp_path, "A", "another gpu").source
-
-
 def test_the_table_fits_a_terminal(run):
     made = run.planned()
     for name, called, memory in (
@@ -280,7 +257,10 @@ def test_the_table_fits_a_terminal(run):
         ("a device", "it", "Memory: it has 16.0 GiB.\nIts host has 16.0 GiB for each"),
     ):
         place = MemoryBudget(name, 2**34, called, 2**34, jobs=2)
-        said = table(made, place, rates(run.folder, "A", name), run.folder)
+        known = expected.Place(name, cores=2, at_once=2)
+        time = expected.whole_run(made, known, expected.Stages(1000, 16, 36, done=["ablate"]))
+        lines = expected.lines(time, "without fetching", measured=True)
+        said = table(made, place, lines, run.folder)
         assert memory in said
         assert max(map(len, said.splitlines())) <= 120
         assert "Not loaded: lm_head." in said

@@ -19,10 +19,11 @@ import yaml
 import zarr
 
 from outlier_atlas.criteria.tables import TABLES
+from outlier_atlas.phases import PHASES
 from outlier_atlas.report import figures
 from outlier_atlas.settings.configuration import load
 from outlier_atlas.sources import Sources
-from outlier_atlas.tables import WEIGHT_TABLES
+from outlier_atlas.tables import JOB_TIMES, WEIGHT_TABLES
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,7 +82,7 @@ def test_a_run_leaves_everything_that_is_promised(folder):
     array = zarr.open(run / "activations.zarr")["attn_in"]
     assert array.shape == (4, 128, 32)
     assert np.isfinite(array[:]).all()
-    names = {table.name for table in (*TABLES, *WEIGHT_TABLES)}
+    names = {table.name for table in (*TABLES, *WEIGHT_TABLES, JOB_TIMES)}
     assert {"criteria", "massive_activations", "perplexity", "weights"} <= names
     for ending in ("parquet", "csv"):
         assert {path.stem for path in (run / "tables").glob(f"*.{ending}")} == names
@@ -104,6 +105,35 @@ def test_jobs_say_what_they_loaded_and_once_where_they_run(folder):
     said = (folder / "output.txt").read_text()
     if "on cpu" in said:
         assert said.count("no CUDA device here: running on the CPU") == 1
+
+
+def test_the_time_of_every_job_is_in_a_table_and_in_the_report(folder):
+    rows = pq.read_table(folder / "results/mine/tables/job_times.parquet").to_pylist()
+    rules = [row["rule"] for row in rows]
+    assert rules.count("extract_activations") == 4
+    assert {*rules} == {
+        "fetch_model", "tokenize_dataset", "create_store", "measure_weights", "detect_outliers",
+        "extract_activations", "draw_figures", "join_weights", "render_report",
+    }  # fmt: skip
+    for row in rows:
+        parts = [row[f"{phase}_seconds"] for phase in PHASES]
+        assert sum(parts) == pytest.approx(row["wall_seconds"])
+        assert min(parts) >= 0
+        assert (row["rule"] == "extract_activations") == (row["device"] is not None)
+    (first,) = (r for r in rows if r["job"] == "extract_activations.group-0-of-2.shard-0-of-2")
+    assert (first["first_layer"], first["last_layer"], first["tokens"]) == (0, 1, 64)
+    assert (first["dtype"], first["after"]) == ("bfloat16", "create_store")
+    assert min(first["load_seconds"], first["compute_seconds"], first["import_seconds"]) > 0
+    assert min(first["threads_encode_seconds"], first["threads_write_seconds"]) > 0
+    assert first["predicted_seconds"] > 0
+    path = [row["rule"] for row in rows if row["on_critical_path"]]
+    assert path[0] == "fetch_model" and path[-1] == "render_report"
+    assert path.count("extract_activations") in (0, 2), "one sequence shard, or the weights"
+    page = (folder / "results/mine/report.html").read_text()
+    section = page.split('<section id="jobs">')[1].split("</section>")[0]
+    assert "The critical path took " in section and "detect_outliers" in section
+    assert section.count('class="outline"') == len(path)
+    assert 'style="' not in section, "the policy of the page forbids it"
 
 
 def test_the_ablation_stage_runs_only_where_it_is_configured(folder):
@@ -183,7 +213,9 @@ def test_snakemakes_own_report_has_the_page_the_tables_and_the_figures(folder):
     with zipfile.ZipFile(folder / "own.zip") as archive:
         names = {Path(name).name for name in archive.namelist()}
         page = archive.read("own/report.html").decode()
-    assert len([name for name in names if name.endswith(".csv")]) == len((*TABLES, *WEIGHT_TABLES))
+    assert len([name for name in names if name.endswith(".csv")]) == len(
+        (*TABLES, *WEIGHT_TABLES, JOB_TIMES)
+    )
     drawn = figures.names(load(CONFIG, "mine").extraction.sites)
     light = {name for name in drawn if name.endswith(".svg") and "dark" not in name}
     assert {name for name in names if name.endswith(".svg")} == light
@@ -352,7 +384,10 @@ def test_a_plan_is_printed_and_nothing_is_run(folder):
     write(folder, CONFIG | {"run": {"name": "planned"}}, "other.yaml")
     said = snakemake(folder, "--configfile", "other.yaml", "--", "plan").stdout
     assert re.search(r"layer group +layers +on disk +in memory", said)
-    assert re.search(r"from \d+ measured jobs of LlamaForCausalLM on", said)
+    assert re.search(
+        r"Time: about \d+ s without fetching, measure_weights and tokenize_dataset \(as earlier",
+        said,
+    )
     assert re.search(r"^ +1 +2 to 3 ", said, re.MULTILINE)
     assert "Not loaded: lm_head." in said
     assert not (folder / "results" / "planned" / "activations.zarr").exists()

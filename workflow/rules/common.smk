@@ -1,6 +1,7 @@
 """Paths of the rules' files, and functions of runs, models and datasets for the rules."""
 
 import functools
+import os
 
 from outlier_atlas import products, scheduler_resources, tables
 from outlier_atlas.criteria import tables as criteria_tables
@@ -70,6 +71,11 @@ CSV_WEIGHT_TABLES = [
 CSV_TABLES = [f"{RESULTS}/tables/{table.name}.csv" for table in criteria_tables.TABLES]
 ABLATIONS = f"{RESULTS}/tables/{tables.ABLATIONS.name}.parquet"
 ABLATIONS_CSV = f"{RESULTS}/tables/{tables.ABLATIONS.name}.csv"
+# Times differ from run to run, so `render_report` writes this table, and no rule reads it.
+TIMES = [
+    f"{RESULTS}/tables/{tables.JOB_TIMES.name}.{ending}"
+    for ending in ["parquet", "csv"]
+]
 REPORT = f"{RESULTS}/report.html"
 FINDINGS = f"{RESULTS}/findings.json"
 
@@ -186,6 +192,21 @@ def figures_of(run):
     """Return the file names of a run's figures, which depend on the measured sites."""
     settings = run.settings
     return tuple(figures.names(settings.extraction.sites, settings.detection))
+
+
+def rules_done(run):
+    """Return the rules whose files other runs of the model or the dataset have left."""
+    made = {
+        "measure_weights": [
+            path.format(model=run.model.name) for path in MEASURED_WEIGHTS
+        ],
+        "tokenize_dataset": [
+            file
+            for dataset in run.datasets
+            for file in [dataset.tokens, dataset.tokens_record]
+        ],
+    }
+    return [rule for rule, files in made.items() if all(map(os.path.exists, files))]
 
 
 def planned_models(wildcards):

@@ -17,7 +17,12 @@ rule plan:
                 settings=run.settings.model_dump(mode="json"),
                 folder=run.folder,
                 model=run.model.record if run.model.is_fetched else "",
-                jobs_at_once=extractions_at_once(run),
+                jobs=dict(
+                    at_once=extractions_at_once(run),
+                    threads=extraction_threads(run),
+                    cores=workflow.cores,
+                    done=rules_done(run),
+                ),
             )
             for run in RUNS.values()
         ],

@@ -66,6 +66,7 @@ rule render_report:
         # `update` keeps an existing report if the run to compare with is refused.
         page=report(update(REPORT), caption="../report/report.rst", category="Report"),
         findings=update(FINDINGS),
+        times=[update(TIMES[0]), table(update(TIMES[1]))],
         products=products_of("render_report"),
     log:
         f"{RESULTS}/logs/render_report.log",

@@ -11,10 +11,12 @@ from typing import Any, TextIO
 # Snakemake appends this folder to the path, so an installed library would come first.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from outlier_atlas import inputs, products, stopping, threads
+from outlier_atlas import earlier_jobs, inputs, job_times, products, stopping, threads
+from outlier_atlas.compat.import_times import count_imports
 from outlier_atlas.console import NOTICE, clearing, least_level
 from outlier_atlas.files import DamagedFileError, described
 from outlier_atlas.locks import LOCKS, job_lock
+from outlier_atlas.phases import CLOCK, COMPUTE, phase, process_seconds
 from outlier_atlas.preload.client import FORKED, RULES, hand_over
 from outlier_atlas.sanitize import VisibleFormatter
 
@@ -37,6 +39,8 @@ def run(main: Callable[[Any], None], snakemake: Any) -> None:
     """
     if snakemake.rule in RULES:
         hand_over()
+    CLOCK.begin(process_seconds())
+    count_imports()
     try:
         failed = _failed(main, snakemake)
         stopping.finish()
@@ -79,10 +83,20 @@ def _run(main: Callable[[Any], None], snakemake: Any) -> None:
     listed = read.get("products", [])
     records = [listed] if isinstance(listed, str) else listed
     products.check(map(Path, records), map(Path, read))
-    main(snakemake)
+    with phase(COMPUTE):
+        main(snakemake)
     if made.get("products"):
         record = Path(made.get("products"))
         products.write(record, [p for p in map(Path, made) if p != record], made_from)
+    if len(made):
+        _record_times(snakemake)
+
+
+def _record_times(snakemake: Any) -> None:
+    """Record what a job took: for the report, and for predictions of later jobs."""
+    times = job_times.of_job(snakemake)
+    job_times.write(Path(str(snakemake.log[0])).parents[1], times)
+    earlier_jobs.remember(Path("resources"), times)
 
 
 def _line(error: BaseException, log: str) -> str:

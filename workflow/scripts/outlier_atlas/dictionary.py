@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outlier_atlas.criteria.tables import TABLES
-from outlier_atlas.tables import ABLATIONS, WEIGHT_CHANNELS, WEIGHT_TABLES, Column
+from outlier_atlas.tables import ABLATIONS, JOB_TIMES, WEIGHT_CHANNELS, WEIGHT_TABLES, Column
 from outlier_atlas.tables.files import arrow_type
 
 METADATA = """\
@@ -34,7 +34,7 @@ def markdown() -> str:
         METADATA,
         "",
     ]
-    for table in (*TABLES, *WEIGHT_TABLES, WEIGHT_CHANNELS, ABLATIONS):
+    for table in (*TABLES, *WEIGHT_TABLES, WEIGHT_CHANNELS, ABLATIONS, JOB_TIMES):
         lines += [f"## {table.name}", "", table.about, "", "| column | type | unit | definition |"]
         lines += ["|---|---|---|---|"]
         lines += [_row(column) for column in table.columns]

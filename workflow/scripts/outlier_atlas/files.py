@@ -16,6 +16,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+from outlier_atlas.phases import WRITE, phase
+
 Result = TypeVar("Result")
 
 
@@ -84,6 +86,7 @@ def scratch(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@phase(WRITE)
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically, synced to disk.
 
@@ -103,6 +106,7 @@ def write_whole(path: Path, content: bytes) -> None:
         raise write_error(error, path, size) from error
 
 
+@phase(WRITE)
 def append(path: Path, content: bytes) -> None:
     """Append all of `content` to a file, or nothing.
 
@@ -128,6 +132,7 @@ def write_all(file: FileIO, content: bytes) -> None:
         view = view[file.write(view) :]
 
 
+@phase(WRITE)
 def write_unsynced(path: Path, parts: Sequence[bytes], folder: Path) -> None:
     """Write a file atomically, without waiting until it reaches the disk.
 
@@ -180,6 +185,7 @@ def _create(temporary: Path, path: Path, size: str) -> FileIO:
     return os.fdopen(number, "wb", buffering=0)
 
 
+@phase(WRITE)
 def _to_disk(path: Path) -> None:
     """Sync a file to disk, so that its content survives a loss of power."""
     with path.open("rb") as file:

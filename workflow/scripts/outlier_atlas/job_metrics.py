@@ -6,7 +6,6 @@ manifests: nothing depends on them, and a job without work leaves them unchanged
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,11 +58,6 @@ class JobMetrics:
         """Write the record of a job."""
         write_record(run / FOLDER / f"{job}.json", asdict(self))
 
-    @property
-    def rate(self) -> float:
-        """Bytes of weights times tokens, per second."""
-        return self.weights * self.tokens / self.compute_seconds
-
 
 def records(run: Path) -> list[JobMetrics]:
     """Return the readable records of a run, in the order of layer groups."""
@@ -87,48 +81,3 @@ def keep_only(run: Path, jobs: Collection[str]) -> None:
     if not paths.keys().isdisjoint(jobs):
         for job in paths.keys() - set(jobs):
             paths[job].unlink()
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Rates of jobs on a device.
-
-    Attributes:
-        weights_times_tokens: bytes of weights times tokens, per second of computing.
-        bytes_loaded: bytes of weights, per second of loading.
-        source: description of the source of the rates.
-    """
-
-    weights_times_tokens: float
-    bytes_loaded: float
-    source: str
-
-
-GUESSED = {"cpu": Rates(1e11, 0.5e9, "a guess"), "device": Rates(2e13, 1e9, "a guess")}
-"""Rates without any measurement, for a CPU with few cores and for a GPU at half load."""
-
-
-def rates(results: Path, model: str, device: str) -> Rates:
-    """Return the rates of earlier jobs on a device, if possible of the same class of model.
-
-    Args:
-        results: folder of all runs.
-        model: class of the model.
-        device: name of the device, or `cpu`.
-    """
-    jobs = [r for run in sorted(results.glob("*/")) for r in records(run) if r.device == device]
-    same = [job for job in jobs if job.model == model]
-    used = same or jobs
-    if not used:
-        guess = GUESSED.get(device, GUESSED["device"])
-        return Rates(
-            guess.weights_times_tokens, guess.bytes_loaded,
-            f"a guess: no earlier run on {device} here",
-        )  # fmt: skip
-    where = model if same else "other models"
-    noun = "job" if len(used) == 1 else "jobs"
-    return Rates(
-        statistics.median(job.rate for job in used),
-        statistics.median(job.weights / max(job.load_seconds, 1e-3) for job in used),
-        f"from {len(used)} measured {noun} of {where} on {device}",
-    )

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from outlier_atlas.phases import WAIT, phase
+
 LOCKS = "locks"
 """Folder of the locks in the run's folder or in `resources`, with one file for each job."""
 SNAKEMAKE = "snakemake"
@@ -69,7 +71,8 @@ def job_lock(path: Path, say: Callable[[str], object]) -> Iterator[None]:
     with _open(path) as file:
         if not flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path.parent):
             say(f"waiting for {_holder(file)}, which runs this job already")
-            flock(file, fcntl.LOCK_EX, path.parent)
+            with phase(WAIT):
+                flock(file, fcntl.LOCK_EX, path.parent)
         _sign(file)
         yield
 

@@ -28,8 +28,11 @@ class Progress:
     draws a bar itself, or prints lines if the screen is not a terminal.
     """
 
-    def __init__(self, total: int, unit: str, description: str) -> None:
+    def __init__(
+        self, total: int, unit: str, description: str, expected: float | None = None
+    ) -> None:
         self._total, self._unit, self._description = total, unit, description
+        self._expected = expected
         self._done = 0
         self._started = self._reported = time.monotonic()
         bar = not shows_stages() and sys.stderr.isatty()
@@ -70,16 +73,25 @@ class Progress:
         share = self._done / self._total if self._total else 1.0
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
         # The first steps include compiling and loading, so their rate predicts nothing.
-        ahead = f", {_time(left)} left" if share >= LEAST_SHARE else ""
+        if share < LEAST_SHARE:
+            left = 0.0 if self._expected is None else self._expected - (now - self._started)
+        ahead = f", {_time(left)} left" if share >= LEAST_SHARE or left > 0 else ""
         return (
             f"{self._description}: {int(100 * share)} % of {self._total:,}{self._unit}, "
             f"{speed}{self._unit}/s{ahead}"
         )
 
 
-def progress(total: int, unit: str, description: str) -> Progress:
-    """Return the progress of a loop over `total` units."""
-    return Progress(total, unit, description)
+def progress(total: int, unit: str, description: str, expected: float | None = None) -> Progress:
+    """Return the progress of a loop over `total` units.
+
+    Args:
+        total: number of units.
+        unit: the unit.
+        description: what the loop does.
+        expected: predicted seconds of the loop, shown until its own speed is known.
+    """
+    return Progress(total, unit, description, expected)
 
 
 def _time(seconds: float) -> str:

@@ -29,9 +29,11 @@ from outlier_atlas.ablation.targets import Targets
 from outlier_atlas.ablation.variants import UNALTERED, Variant
 from outlier_atlas.devices.leases import devices
 from outlier_atlas.devices.out_of_memory import short_of_memory
+from outlier_atlas.earlier_jobs import TOKENS
 from outlier_atlas.extraction import preflight
 from outlier_atlas.loading.malloc_tuning import few_kernels
 from outlier_atlas.loading.partial import DTYPES
+from outlier_atlas.phases import note
 from outlier_atlas.plan.memory_budget import ConcurrentJobs
 from outlier_atlas.plan.requirements import plan
 from outlier_atlas.progress import progress
@@ -73,6 +75,7 @@ def _ablate(ablation: Ablation) -> None:
     targets = Targets(TargetContext(settings, ablation.run.tables, architecture, ablation.means))
     trials = targets.trials()
     run = ablation.run
+    note(dtype=run.layout.dtype, sizes={TOKENS: run.heldout.tokens})
     streams = Streams(run, run.layout, run.model_fingerprint, run.heldout)
     streams.delete_others()
     trials += targets.later_trials(ablation, streams, partial(_leased, ablation, streams))

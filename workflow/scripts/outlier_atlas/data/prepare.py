@@ -20,6 +20,7 @@ from outlier_atlas.data.corpus import DatasetRows, documents, valid
 from outlier_atlas.data.packing import Document, Packing, PackingCounts, pack
 from outlier_atlas.data.reading import Reading
 from outlier_atlas.data.tokens import write_tokens
+from outlier_atlas.earlier_jobs import TOKENS
 from outlier_atlas.files import (
     DamagedFileError,
     read_record,
@@ -27,6 +28,7 @@ from outlier_atlas.files import (
     sha256,
     write_record,
 )
+from outlier_atlas.phases import note
 from outlier_atlas.settings.dataset import DatasetSettings
 
 if TYPE_CHECKING:
@@ -121,6 +123,7 @@ def tokenize_dataset(
         encoding.token_text(model.tokenizer),
         encoding.pieces(model.tokenizer),
     )
+    note(tokens=summary.tokens, sizes={TOKENS: summary.tokens})
     # The rows of a hub dataset were counted when they were fetched.
     fetch = read_record(fetched[1]) if fetched else {"commit": None}
     entries = {"source": settings.source, "commit": fetch["commit"], "packing": settings.packing}

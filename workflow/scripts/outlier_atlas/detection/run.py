@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from outlier_atlas import tables
+from outlier_atlas import job_times, tables
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.criteria.columns import Columns
 from outlier_atlas.criteria.exclusion import Exclusion
@@ -20,8 +20,10 @@ from outlier_atlas.criteria.tables import CRITERIA, DESCRIPTIONS
 from outlier_atlas.detection.overview import criteria_columns
 from outlier_atlas.detection.scan import scan
 from outlier_atlas.detection.tiles import Source
+from outlier_atlas.earlier_jobs import VALUES
 from outlier_atlas.files import read_record
 from outlier_atlas.job_metrics import keep_only
+from outlier_atlas.phases import CLOCK, note
 from outlier_atlas.settings.detection import DetectionSettings
 from outlier_atlas.statistics.bootstrap import Bootstrap
 from outlier_atlas.store.commits import Rows
@@ -59,7 +61,8 @@ def detect(
     detection = DetectionSettings.model_validate(settings)
     for manifest in manifests:
         read_record(manifest)
-    tokens = run.tokens
+    tokens, layers = run.tokens, run.layout.layers
+    note(tokens=tokens.tokens, layers=[layers[0], layers[-1]])
     special = [int(token) for token in run.tokens_description["special_ids"]]
     source = _source(detection, run, special)
 
@@ -81,9 +84,12 @@ def detect(
         scan(source, measures, threads)
         for measure in measures:
             measure.read(source.arrays)
+    note(sizes={VALUES: CLOCK.facts.get("summarized", 0)})
     _write(folder, detection, measures)
     run.clear_up()
-    keep_only(run.folder, [manifest.stem for manifest in manifests])
+    jobs = [manifest.stem for manifest in manifests]
+    keep_only(run.folder, jobs)
+    job_times.keep_only(run.folder, "extract_activations", jobs)
 
 
 def _write(folder: Path, settings: DetectionSettings, measures: Measures) -> None:

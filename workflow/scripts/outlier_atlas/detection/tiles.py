@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from outlier_atlas.criteria.exclusion import Exclusion
 from outlier_atlas.criteria.quantization_error.settings import QuantizationErrorSettings
+from outlier_atlas.phases import COMPUTE, count, phase
 from outlier_atlas.settings.sites import ATTN_SINK
 from outlier_atlas.statistics.experts import ExpertSummary
 from outlier_atlas.statistics.medians import needs_median, sequence_median
@@ -116,6 +117,7 @@ class Source:
 
         return read
 
+    @phase(COMPUTE)
     def _of_each(
         self, arrays: Arrays, places: Sequence[tuple[int, Target]]
     ) -> list[ChunkSummaries]:
@@ -188,6 +190,7 @@ class Source:
         for sequence, start, stop in tiles(starts, rows):
             kept = self.exclusion.kept(self.run.tokens, int(starts[sequence]), start, stop)
             part = values()[start - rows.start : stop - rows.start]
+            count(summarized=part.size)
             computed.append(make(part, TileRange(sequence, start, stop - start), kept))
         write(path, fingerprint, computed)
         return computed

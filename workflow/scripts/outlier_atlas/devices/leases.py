@@ -23,6 +23,7 @@ from typing import IO
 from outlier_atlas.devices.gpus import MIG, identities, visible_gpus
 from outlier_atlas.devices.registry import candidates
 from outlier_atlas.locks import flock
+from outlier_atlas.phases import WAIT, phase
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,8 @@ def _wait(gpus: Sequence[str], folder: Path, count: int) -> Iterator[dict[str, I
             next_message = now + REMINDER_SECONDS
             log.warning("waiting for a GPU for %d s; held by %s", now - started, "; ".join(holders))
         # Random waits keep two jobs that need the same GPUs from blocking each other repeatedly.
-        time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
+        with phase(WAIT):
+            time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
 
 
 def _try(

@@ -21,11 +21,15 @@ from outlier_atlas.extraction.stream import destinations_of, stream
 from outlier_atlas.extraction.versions import check
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.loading.malloc_tuning import few_kernels
+from outlier_atlas.phases import COMPUTE, note
+from outlier_atlas.plan.job_sizes import of_layer_group
 from outlier_atlas.plan.memory_budget import ConcurrentJobs
+from outlier_atlas.plan.requirements import Plan
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.commits import Rows
 from outlier_atlas.store.layout import Target
 from outlier_atlas.text import count
+from outlier_atlas.units import duration
 
 if TYPE_CHECKING:
     from outlier_atlas.extraction.capture import LayerGroup
@@ -60,24 +64,32 @@ def _compute(job: Job, work: Work, where: Sequence[str], concurrent: ConcurrentJ
     if not missing:
         return
     _check_boundary(job, work)
-    preflight.say(run_plan, preflight.budget_of(where, job.device_memory, concurrent), job)
+    budget = preflight.budget_of(where, job.device_memory, concurrent)
+    preflight.say(run_plan, budget, job)
     layer_group: LayerGroup | None = None
+    of_job = 0  # tokens of all shards that the job computes
 
     def run(job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]]) -> None:
-        nonlocal layer_group
+        nonlocal layer_group, of_job
+        tokens = sum(int(rows.stop - rows.start) for rows in missing)
+        of_job += tokens
+        place = preflight.place_of(job, budget)
+        expected = place.extraction(run_plan, job.group, tokens)
+        _note(work, run_plan, of_job, place, named(where[0]).title)
         with Measurement(job, work, run_plan, where) as measurement:
             try:
                 if layer_group is None:
                     layer_group = load(job, work, missing, where)
                 measurement.loaded(layer_group.modules)
-                measurement.batch_size = _stream(job, work, missing, layer_group, where)
+                left = expected.main[COMPUTE] if expected.earlier else None
+                measurement.batch_size = _stream(job, work, missing, layer_group, where, left)
             except (RuntimeError, MemoryError) as error:
                 if not short_of_memory(error):
                     raise
                 loaded = layer_group is not None
                 advice = preflight.advise_after_failure(run_plan, job, work, loaded)
                 raise ValueError(advice) from error
-        measurement.write(sum(int(rows.stop - rows.start) for rows in missing))
+        measurement.write(tokens)
 
     run(job, work, missing)
     if job.ahead:
@@ -90,6 +102,7 @@ def _stream(
     missing: Mapping[Rows, frozenset[Target]],
     layer_group: LayerGroup,
     where: Sequence[str],
+    expected: float | None,
 ) -> int:
     """Stream until no rows are missing, and return the final batch size.
 
@@ -101,7 +114,8 @@ def _stream(
     size = job.batch_size
     while missing:
         try:
-            stream(replace(job, batch_size=size), work, missing, layer_group, where[0])
+            part = replace(job, batch_size=size)
+            stream(part, work, missing, layer_group, where[0], expected)
             break
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not short_of_memory(error):
@@ -113,6 +127,24 @@ def _stream(
         # Committed rows count. The failed batch is repeated in smaller batches.
         missing = work.missing(job.run.commits(), size)
     return size
+
+
+def _note(work: Work, run_plan: Plan, tokens: int, place: Place, device: str) -> None:
+    """Record what the time of this job depends on, and its predicted time."""
+    group = work.group
+    expected = place.extraction(run_plan, group, tokens)
+    first, last = run_plan.groups[group].layers
+    note(
+        device=device,
+        dtype=work.layout.dtype,
+        model=run_plan.model,
+        layers=[first, last],
+        tokens=tokens,
+        sizes=of_layer_group(run_plan, group, tokens),
+        predicted=expected.seconds,
+    )
+    source = "as earlier jobs took" if expected.earlier else "a guess"
+    log.info("layers %s: about %s for this job (%s)", work.span, duration(expected.seconds), source)
 
 
 def _check_boundary(job: Job, work: Work) -> None:

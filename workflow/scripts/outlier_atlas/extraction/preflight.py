@@ -16,8 +16,8 @@ from outlier_atlas.devices.limits import whole
 from outlier_atlas.devices.registry import HOST, candidates, named
 from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.work import Work
-from outlier_atlas.job_metrics import rates
 from outlier_atlas.locks import holders
+from outlier_atlas.plan import expected
 from outlier_atlas.plan.advice import (
     block,
     fewest_groups,
@@ -111,9 +111,16 @@ def say(run_plan: Plan, budget: MemoryBudget, job: Job) -> None:
         ValueError: the run cannot fit. A configuration that fits was logged.
     """
     level = NOTICE if job.group == job.shard == 0 else logging.DEBUG
-    speeds = rates(job.run.folder.parent, run_plan.model, budget.name)
-    log.log(level, "%s", table(run_plan, budget, speeds, job.run.folder))
+    time = expected.of_extraction(run_plan, place_of(job, budget))
+    lines = expected.lines(time, "for all extraction jobs", measured=False)
+    log.log(level, "%s", table(run_plan, budget, lines, job.run.folder))
     refuse(run_plan, budget, job.run.folder, _section(job), job.auto_groups)
+
+
+def place_of(job: Job, budget: MemoryBudget) -> expected.Place:
+    """Return where the extraction jobs of a run run, for predictions of their times."""
+    cores = job.threads * job.jobs
+    return expected.Place.here(budget.name, job.threads, cores, job.jobs, job.run.resources)
 
 
 def _section(job: Job) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from outlier_atlas.extraction.job import Job
 from outlier_atlas.extraction.versions import settle, size_of
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.files import fingerprint, write_record
+from outlier_atlas.phases import OTHER, note, phase
 
 log = logging.getLogger(__name__)
 
 
+@phase(OTHER)
 def extract(job: Job) -> None:
     """Compute and commit the missing rows; without missing rows, no model is loaded.
 
@@ -29,6 +31,7 @@ def extract(job: Job) -> None:
     if missing:
         _compute(job, work)
     else:
+        note(idle=True)
         log.info("layers %s: all committed already, nothing to compute", work.span)
     if missing or work.layout.shard_chunks > 1:
         job.run.put_shards_in_order((target, work.chunks) for target in work.stored)

@@ -22,6 +22,7 @@ from outlier_atlas.extraction.summaries import SummaryWriter
 from outlier_atlas.extraction.verify import compared, verifies
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.extraction.writer import RowWriter, queue_bytes
+from outlier_atlas.phases import COMPUTE, COPY, LOAD, phase
 from outlier_atlas.progress import progress
 from outlier_atlas.settings.sites import TOKEN_LOSS
 from outlier_atlas.store.arrays import Arrays
@@ -38,7 +39,12 @@ if TYPE_CHECKING:
 
 
 def stream(
-    job: Job, work: Work, missing: Mapping[Rows, frozenset[Target]], group: LayerGroup, where: str
+    job: Job,
+    work: Work,
+    missing: Mapping[Rows, frozenset[Target]],
+    group: LayerGroup,
+    where: str,
+    expected: float | None = None,
 ) -> None:
     """Run the batches of the missing rows, and write and commit these rows.
 
@@ -52,7 +58,7 @@ def stream(
     arrays = job.run.arrays()
     try:
         with stopping.deferred():
-            _stream(job, work, missing, group, where, arrays)
+            _stream(job, work, missing, group, where, arrays, expected)
     except DamagedChunkError as damage:
         # Other jobs may have committed rows or deleted boundaries since then.
         arrays = job.run.arrays()
@@ -84,6 +90,7 @@ def _stream(
     group: LayerGroup,
     where: str,
     arrays: Arrays,
+    expected: float | None,
 ) -> None:
     summaries = SummaryWriter(job.run, work)
     destinations = destinations_of(missing)
@@ -120,7 +127,7 @@ def _stream(
             shares_cores=device.is_host,
             in_order=work.layout.shard_chunks > 1,
         ) as writer,
-        progress(total, " tokens", f"layers {work.span}") as bar,
+        progress(total, " tokens", f"layers {work.span}", expected) as bar,
     ):
         read = partial(_input, work, arrays, group.boundary_dtype)
         for batch, values in _inputs(read, device, batches):
@@ -131,7 +138,8 @@ def _stream(
                 keep = _keeper_of_losses(group.head, _ids(work, batch), keep)
             if batch is batches[0] and verifies(job.verify, len(batches)):
                 keep = compared(group, values, keep)
-            group.run(values, keep)
+            with phase(COMPUTE):
+                group.run(values, keep)
             bar.update(int(starts[batch.stop] - starts[batch.start]))
 
 
@@ -159,7 +167,8 @@ def _keeper(
     def keep(tap: Tap, tensor_BTC: torch.Tensor) -> None:
         targets = destinations[tap.site, tap.layer]
         for on_device in {target.is_summary for target in targets}:
-            copy = duplicate(tensor_BTC) if on_device else of(tensor_BTC).to_host(tensor_BTC)
+            with phase(COPY):
+                copy = duplicate(tensor_BTC) if on_device else of(tensor_BTC).to_host(tensor_BTC)
             for target in targets:
                 if target.is_summary == on_device:
                     for sequence, values_TC in zip(batch, copy.values, strict=True):
@@ -184,12 +193,14 @@ def _inputs(
     """Yield each batch with its input, while the next input is read and copied to the device."""
 
     def prepare(batch: range) -> OnDevice:
-        return device.upload(read(batch))
+        with phase(LOAD):
+            return device.upload(read(batch))
 
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(prepare, batches[0])
         for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            values = ahead.result().take()
+            with phase(LOAD):
+                values = ahead.result().take()
             if following is not None:
                 ahead = reader.submit(prepare, following)
             yield batch, values

@@ -15,6 +15,7 @@ from outlier_atlas.devices.interface import Device, OnHost
 from outlier_atlas.extraction.batched_queue import BatchedQueue, pin_to_core_share
 from outlier_atlas.extraction.float32 import Float32
 from outlier_atlas.extraction.summaries import SummaryWriter
+from outlier_atlas.phases import COPY, ENCODE, WRITE, phase
 from outlier_atlas.plan.queue_limits import HOST_QUEUE_BYTES, QUEUE_BYTES, THREADS
 from outlier_atlas.store.arrays import Arrays
 from outlier_atlas.store.commits import Rows
@@ -105,7 +106,7 @@ class RowWriter:
         A kill then loses at most the current batch and the batch that is being written.
         """
         self._queue.release()
-        with self._state:
+        with phase(WRITE), self._state:
             self._state.wait_for(lambda: self._failure or not self._waiting[self._batch - 1])
             self._raise()
             self._batch += 1
@@ -133,7 +134,8 @@ class RowWriter:
         with self._state:
             if self._waiting_bytes >= self._bound:
                 self._queue.release()
-            self._state.wait_for(lambda: self._failure or self._waiting_bytes < self._bound)
+            with phase(WRITE):
+                self._state.wait_for(lambda: self._failure or self._waiting_bytes < self._bound)
             self._raise()
             self._waiting_bytes += piece.values.nbytes
             self._waiting[piece.batch] += 1
@@ -152,7 +154,8 @@ class RowWriter:
             complete = False
             try:
                 if self._failure is None:
-                    complete = self._write(piece, float32)
+                    with phase(ENCODE):
+                        complete = self._write(piece, float32)
             except BaseException as error:
                 with self._state:
                     self._failure = error
@@ -161,7 +164,8 @@ class RowWriter:
 
     def _write(self, piece: _Piece, float32: Float32) -> bool:
         """Write a piece once its rows are complete; return whether they are complete."""
-        piece.host.wait()
+        with phase(COPY):
+            piece.host.wait()
         rows, values = piece.rows, piece.values
         if piece.target.is_summary:
             return self._summaries.take(piece.target, rows, piece.start, values, piece.sequence)
@@ -222,8 +226,9 @@ class RowWriter:
     ) -> None:
         """Write all queued rows, also after an error, because they are complete and correct."""
         self._queue.close(len(self._threads))
-        for thread in self._threads:
-            thread.join()
+        with phase(WRITE):
+            for thread in self._threads:
+                thread.join()
         if error is None:
             self._raise()
             assert not self._assemblies, "every row that was begun is complete"

@@ -32,6 +32,8 @@ class Sizes:
 
     Attributes:
         layers: bytes of each layer's weights.
+        active: bytes of each layer's weights that one token is multiplied with; of the experts
+            those that it is routed to.
         embedding: bytes of the embedding, which the first layer group has.
         rest: bytes of the parts that each layer group has, such as the final norm and the
             frequencies of the rotary embedding.
@@ -45,6 +47,7 @@ class Sizes:
     """
 
     layers: tuple[int, ...]
+    active: tuple[int, ...]
     embedding: int
     rest: int
     fused: int
@@ -79,6 +82,8 @@ def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, toke
     stack = decoder.get_submodule(architecture.stack)
     assert isinstance(stack, nn.ModuleList)
     layers = tuple(weight_bytes(block) for block in stack)
+    chosen = getattr(config.get_text_config(decoder=True), "num_experts_per_tok", None)
+    active = tuple(_active(block, chosen) for block in stack)
     embedding = weight_bytes(decoder.get_input_embeddings())
     rest = weight_bytes(decoder) - sum(layers) - embedding
     experts = (p for p in decoder.parameters() if p.dim() > 2)
@@ -96,9 +101,27 @@ def sizes(config: PretrainedConfig, architecture: Architecture, dtype: str, toke
             f"dtype, its own code fails ({gist(failed)}); choose another dtype or another model"
         )
     return Sizes(
-        layers, embedding, rest, fused, forward,
+        layers, active, embedding, rest, fused, forward,
         **_head_sizes(config, architecture, dtype, tokens),
     )  # fmt: skip
+
+
+def _active(block: nn.Module, chosen: int | None) -> int:
+    """Return the bytes of a layer's weights that one token is multiplied with.
+
+    Args:
+        block: the layer.
+        chosen: number of experts that a token is routed to; None if the model has none, or its
+            configuration has another name for it. Then all experts count.
+    """
+
+    def of(parameter: nn.Parameter) -> int:
+        size = parameter.numel() * parameter.element_size()
+        if parameter.dim() < 3 or not chosen:
+            return size
+        return size * min(chosen, parameter.shape[0]) // parameter.shape[0]
+
+    return sum(map(of, block.parameters()))
 
 
 def _head_sizes(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from outlier_atlas import phases
 from outlier_atlas.checkpoint.folder import GGUF_INDEX
 from outlier_atlas.checkpoint.quantization import ADVICE, quantization_settings
 from outlier_atlas.compat.transformers_internals import (
@@ -92,7 +93,11 @@ def load_model(
     disable_progress_bar()  # loading is short, and the forward pass has its own progress bar
 
     try:
-        with bounded_malloc(), threads(torch.get_num_threads()):
+        with (
+            phases.phase(phases.LOAD),
+            bounded_malloc(),
+            threads(torch.get_num_threads()),
+        ):
             model, info = _partial_class(architecture, layers, head).from_pretrained(
                 **_weights(folder),
                 config=_loadable(config),

@@ -6,20 +6,19 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from outlier_atlas.job_metrics import Rates
 from outlier_atlas.plan.group import GroupPlan
 from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.requirements import Plan
-from outlier_atlas.units import duration, shown
+from outlier_atlas.units import shown
 
 
-def table(plan: Plan, budget: MemoryBudget, rates: Rates, folder: Path) -> str:
+def table(plan: Plan, budget: MemoryBudget, time: Sequence[str], folder: Path) -> str:
     """Return a table of layer groups, followed by the requirements of the whole run.
 
     Args:
         plan: the plan of the run.
         budget: the memory of a job.
-        rates: the speed of the device of the forward pass.
+        time: lines about the time of the run (`expected.lines`).
         folder: folder of the run, whose disk is checked.
     """
     return "\n".join(
@@ -29,7 +28,7 @@ def table(plan: Plan, budget: MemoryBudget, rates: Rates, folder: Path) -> str:
             *_groups(plan, budget),
             "",
             *_below(plan, budget, folder),
-            _time(plan, rates),
+            *time,
             *([f"Not loaded: {', '.join(plan.skipped)}."] if plan.skipped else []),
         ]
     )
@@ -107,12 +106,3 @@ def _below(plan: Plan, budget: MemoryBudget, folder: Path) -> list[str]:
         f"{shown(shutil.disk_usage(folder).free)} are free."
     )
     return lines
-
-
-def _time(plan: Plan, rates: Rates) -> str:
-    weights = sum(group.weights for group in plan.groups)
-    shards = plan.layout.sequence_shards
-    seconds = weights * plan.layout.tokens / rates.weights_times_tokens
-    seconds += shards * weights / rates.bytes_loaded
-    side = f", less where {shards} sequence shards run side by side" if shards > 1 else ""
-    return f"Time: about {duration(seconds)}{side} ({rates.source})."

@@ -11,11 +11,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from outlier_atlas import signals
+from outlier_atlas.phases import STARTED, process_seconds
 
 RULES = {
     "ablate",
@@ -114,6 +116,9 @@ def hand_over() -> None:
     place, _, python = os.environ.get(SWITCH, "").partition("\n")
     if python != sys.executable:
         return
+    environment = {name: value for name, value in os.environ.items() if name != SWITCH}
+    started = time.clock_gettime(time.CLOCK_BOOTTIME) - process_seconds()
+    environment[STARTED] = str(started)
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(place)
@@ -121,7 +126,7 @@ def hand_over() -> None:
             "arguments": sys.argv,
             "path": sys.path,
             "folder": str(Path.cwd()),
-            "environment": {k: v for k, v in os.environ.items() if k != SWITCH},
+            "environment": environment,
             "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
         }
         socket.send_fds(connection, [b" "], [0, 1, 2])

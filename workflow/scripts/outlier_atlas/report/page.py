@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,12 @@ from outlier_atlas.criteria.figure import Drawing
 from outlier_atlas.criteria.show import Evidence, Finding, Page, ReportSection, Show
 from outlier_atlas.criteria.shows import ALL, BEHIND, SHOWS
 from outlier_atlas.data.tokens import TokenStore
+from outlier_atlas.earlier_jobs import remember_pause
 from outlier_atlas.files import write_whole
 from outlier_atlas.job_metrics import records
-from outlier_atlas.report import ablation, comparison, facts, missing, theme, weights
+from outlier_atlas.job_times import JobTimes, behind
+from outlier_atlas.report import ablation, comparison, facts, job_times, missing, theme, weights
+from outlier_atlas.report.critical_path import between
 from outlier_atlas.report.figures import drawings
 from outlier_atlas.report.findings import alarms, findings
 from outlier_atlas.report.svg import svg
@@ -45,11 +48,13 @@ class PageInputs:
         configuration: the configuration without the section `execution`.
         run: the run.
         ablations: whether the run has the table of the ablation stage.
+        now: function that returns the times of this job until its call; None outside of a job.
     """
 
     configuration: Mapping[str, Any]
     run: Run
     ablations: bool = False
+    now: Callable[[], JobTimes] | None = None
 
 
 def render(
@@ -85,8 +90,9 @@ def render(
         "interval_in_percent": partial(interval, show=percent),
         "interval_of_percentage": partial(interval, show=percentage),
     }
+    jobs = _jobs(inputs)
     html = environment.get_template("template.html.j2").render(
-        **_head(report, inputs, evidence, sentences),
+        **_head(report, inputs, evidence, sentences, jobs),
         **_body(report, inputs, evidence, tokens, environment),
     )
     write_whole(page, html.encode("utf-8", errors="replace"))
@@ -99,7 +105,11 @@ def render(
 
 
 def _head(
-    report: ReportSettings, inputs: PageInputs, evidence: Evidence, sentences: Sequence[Finding]
+    report: ReportSettings,
+    inputs: PageInputs,
+    evidence: Evidence,
+    sentences: Sequence[Finding],
+    jobs: Sequence[JobTimes],
 ) -> Row:
     run = inputs.run
     model, tokens, store = run.model, run.tokens_description, run.store_description
@@ -132,9 +142,23 @@ def _head(
         ],
         "first_array": store["store"][0] if store["store"] else None,
         "first_axis": run.layout.dimension(store["store"][0]) if store["store"] else None,
+        "times": job_times.section(jobs),
         "measured": [facts.measured(record) for record in records(run.folder)],
         "configuration": visible_lines(yaml.safe_dump(dict(inputs.configuration), sort_keys=False)),
     }
+
+
+def _jobs(inputs: PageInputs) -> list[JobTimes]:
+    """Return the times of the jobs behind this page, after writing their table."""
+    if inputs.now is None:
+        return []
+    run = inputs.run
+    jobs = behind(inputs.now(), run.folder, run.resources)
+    tables.write(run.tables, tables.JOB_TIMES, job_times.columns(jobs))
+    pause = between(jobs)
+    if pause is not None:
+        remember_pause(run.resources, pause)
+    return jobs
 
 
 def _left_out(inputs: PageInputs) -> str:

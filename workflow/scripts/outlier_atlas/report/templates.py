@@ -15,6 +15,7 @@ CRITERIA = Path(criteria.__file__).parent
 TEMPLATES = (
     REPORT / "template.html.j2",
     REPORT / "comparison.html.j2",
+    REPORT / "job_times.html.j2",
     REPORT / "style.css",
     *sorted(CRITERIA.glob("*.html.j2")),
     *sorted(CRITERIA.glob("*/*.html.j2")),

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from outlier_atlas.phases import COMPUTE, phase
 from outlier_atlas.statistics import formats
 from outlier_atlas.statistics.formats import NO_ERROR, ErrorSums
 
@@ -72,6 +73,7 @@ class WeightStatistics:
     errors: dict[tuple[str, str], ErrorSums]
 
 
+@phase(COMPUTE)
 def weight_statistics(rows: int, columns: int, take: Take) -> WeightStatistics:
     """Return the statistics of a matrix, computed in float64 except for the rounding of formats.
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from outlier_atlas.files import DamagedFileError, write_unsynced
+from outlier_atlas.phases import ENCODE, LOAD, phase
 from outlier_atlas.store.layout import Compression
 from outlier_atlas.store.shards import MissingChunkError, Shard
 
@@ -54,6 +55,7 @@ def codecs(compression: Compression) -> list[Any]:
     ]
 
 
+@phase(ENCODE)
 def encode(values: NDArray[Any], compression: Compression) -> tuple[bytes, bytes]:
     """Return the bytes of a chunk in the format of `codecs`, and the checksum that follows them.
 
@@ -127,6 +129,7 @@ class ChunkFiles:
         self.shard_chunks = shard_chunks(array)
         self._chunks = -(-array.shape[-2] // array.chunks[-2])
 
+    @phase(LOAD)
     def read(
         self, coordinates: tuple[int, ...], into: NDArray[Any] | None = None
     ) -> tuple[NDArray[Any], str]:

@@ -23,6 +23,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from outlier_atlas.files import canonical, write_unsynced
+from outlier_atlas.phases import LOAD, phase
 from outlier_atlas.store.commits import Commits, Rows
 from outlier_atlas.store.fingerprints import Fingerprints
 from outlier_atlas.store.layout import SUMMARY, Layout, Target
@@ -106,6 +107,7 @@ def write(path: Path, fingerprint: str, tiles: Sequence[Any]) -> str:
     return checksum
 
 
+@phase(LOAD)
 def read(
     path: Path, kind: type[Kind], fingerprint: str, committed: str | None = None
 ) -> list[Kind]:

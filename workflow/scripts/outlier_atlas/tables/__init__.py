@@ -1,8 +1,9 @@
-"""Descriptions of tables, their files, and the tables of weights and of ablations."""
+"""Descriptions of tables, their files, and the tables of weights, ablations and times."""
 
 from __future__ import annotations
 
 from outlier_atlas.tables.files import left_out, read, refuse_other_definitions, streaming, write
+from outlier_atlas.tables.job_times import JOB_TIMES
 from outlier_atlas.tables.losses import ABLATIONS
 from outlier_atlas.tables.parameters import parameters
 from outlier_atlas.tables.table import Column, Table
@@ -16,6 +17,7 @@ from outlier_atlas.tables.weights import (
 
 __all__ = [
     "ABLATIONS",
+    "JOB_TIMES",
     "SMOOTHQUANT_SCALES",
     "WEIGHTS",
     "WEIGHT_CHANNELS",

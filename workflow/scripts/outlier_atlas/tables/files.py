@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.files import replacing, write_whole
+from outlier_atlas.phases import ENCODE, phase
 from outlier_atlas.tables.table import PARAMETERS, ColumnType, Table
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def arrow_schema(table: Table) -> pa.Schema:
     return pa.schema(fields, metadata=metadata)
 
 
+@phase(ENCODE)
 def write(folder: Path, table: Table, columns: Mapping[str, Any], left_out: str = "") -> None:
     """Write a table as Parquet and as CSV, each file atomically.
 

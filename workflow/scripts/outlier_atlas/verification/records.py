@@ -10,6 +10,7 @@ from typing import Any
 from outlier_atlas.checkpoint.source import ARCHITECTURES, DIGESTS
 from outlier_atlas.files import DamagedFileError, check_record, read_record
 from outlier_atlas.inputs import FOLDER as INPUTS
+from outlier_atlas.job_metrics import FOLDER as MEASURED
 from outlier_atlas.store.run import Run
 
 
@@ -82,7 +83,8 @@ def own_records(records: Records) -> Iterator[str]:
     paths += sorted(run.input_records.glob("*.json"))
     for folder in (INPUTS, DIGESTS, ARCHITECTURES):
         paths += sorted((run.resources / folder).glob("*.json"))
-    paths += sorted(run.measured.glob("*.json"))
+    for measured in (run.measured, run.resources / MEASURED):
+        paths += sorted(measured.rglob("*.json"))
     for path in filter(Path.exists, paths):
         try:
             check_record(path)

@@ -16,6 +16,8 @@ from outlier_atlas import tables
 from outlier_atlas.checkpoint.weight_integrity import CheckedWeights
 from outlier_atlas.files import read_record
 from outlier_atlas.loading.matrices import Checkpoint, Matrix
+from outlier_atlas.phases import note
+from outlier_atlas.plan.job_sizes import of_checkpoint
 from outlier_atlas.progress import progress
 from outlier_atlas.roles.cached_architecture import described
 from outlier_atlas.roles.decoder_weights import StoredWeight, stored_weights
@@ -44,6 +46,7 @@ def measure(
     """
     CheckedWeights(model_record, resources).check()
     record = read_record(model_record)
+    note(sizes=of_checkpoint(record["weight_bytes"]))
     source, config, architecture = described(record, resources, trust_remote_code)
     files = record["files"]
     weights = stored_weights(source, files, config, architecture, trust_remote_code)
