@@ -22,6 +22,7 @@ from outlier_atlas.extraction.versions import check
 from outlier_atlas.extraction.work import Work
 from outlier_atlas.loading.malloc_tuning import few_kernels
 from outlier_atlas.phases import COMPUTE, note
+from outlier_atlas.plan.expected import Place
 from outlier_atlas.plan.job_sizes import of_layer_group
 from outlier_atlas.plan.memory_budget import ConcurrentJobs
 from outlier_atlas.plan.requirements import Plan
