@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_used_is_written_again(run, counted, how, monkeypa
         monkeypatch.setattr(cached_architecture, "_code", lambda: "another")
     else:
         record = json.loads(before) | {"key": json.loads(before)["key"]}
-        record["architecture"]["model_class"] = ["os", "system"]
+        record["architecture"]["model_class"] = "logging"
         record.pop("checksum")
         cached_architecture.write_record(path, record)
     known = again(run)

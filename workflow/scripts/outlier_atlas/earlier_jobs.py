@@ -34,7 +34,7 @@ MOST = 300
 
 @dataclass(frozen=True)
 class Kind:
-    """What the time of a job depends on, except for the amount of its work.
+    """Properties that the time of a job depends on, without the amount of its work.
 
     Attributes:
         rule: name of the rule.

@@ -119,7 +119,7 @@ def _names(node: ast.AST) -> Iterator[str]:
 def _modules(folder: Path) -> dict[str, Path]:
     """Return the file of each local module or package by its name; a module hides a package."""
     modules: dict[str, Path] = {}
-    for parent, _, files in os.walk(folder):
+    for parent, _, files in os.walk(folder, followlinks=True):
         package = Path(parent).relative_to(folder).parts
         if "__init__.py" in files:
             modules.setdefault(".".join(package), Path(parent, "__init__.py"))

@@ -29,7 +29,7 @@ WIDTH = 118
 
 @dataclass(frozen=True)
 class Place:
-    """Where the jobs of a run run, and what is known of earlier jobs there.
+    """Machine on which the jobs of a run run, and what is known of earlier jobs there.
 
     Attributes:
         device: title of the device of the forward pass; `cpu` for the host.
@@ -102,7 +102,7 @@ AFTER = {
     "detect_outliers": (EXTRACTION,),
     "join_weights": ("detect_outliers", "measure_weights"),
     "ablate": ("detect_outliers", "tokenize_dataset"),
-    "render_report": ("detect_outliers", "join_weights", "ablate"),
+    "render_report": ("join_weights", "ablate"),
 }
 """Rules that each rule waits for, by the files that it reads."""
 

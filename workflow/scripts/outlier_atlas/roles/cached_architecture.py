@@ -9,7 +9,6 @@ damaged or of another digest, the architecture is described again.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
+from transformers import PreTrainedModel
 
 from outlier_atlas.checkpoint.source import ARCHITECTURES, load_config, locate
 from outlier_atlas.files import (
@@ -35,13 +36,11 @@ from outlier_atlas.roles.lm_head import HeadParts
 from outlier_atlas.roles.positions import Positions
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers")
-MODULES = "transformers.models."
-"""Module of the classes that a file may name."""
 
 
 def described(
@@ -107,13 +106,13 @@ def _write(file: Path, key: str, architecture: Architecture) -> None:
 
 def to_json(architecture: Architecture) -> dict[str, Any] | None:
     """Return an architecture as JSON; None if its class does not belong to transformers."""
-    model_class = architecture.model_class
-    if not model_class.__module__.startswith(MODULES):
+    model_class = architecture.model_class.__name__
+    if getattr(transformers, model_class, None) is not architecture.model_class:
         return None
     plain = {field.name: getattr(architecture, field.name) for field in fields(architecture)}
     positions = architecture.positions
     return plain | {
-        "model_class": [model_class.__module__, model_class.__name__],
+        "model_class": model_class,
         "taps": [[asdict(tap) for tap in taps.values()] for taps in architecture.taps],
         "boundary_dtypes": [
             None if dtype is None else str(dtype).removeprefix("torch.")
@@ -130,12 +129,11 @@ def from_json(entries: Mapping[str, Any]) -> Architecture:
     """Return the architecture that `to_json` has written.
 
     Raises:
-        ValueError: a class does not belong to transformers.
+        ValueError: transformers has no such class.
     """
-    module, name = entries["model_class"]
-    if not module.startswith(MODULES):
-        raise ValueError(f"{module}: not a module of transformers")
-    model_class: type[PreTrainedModel] = getattr(importlib.import_module(module), name)
+    model_class = getattr(transformers, entries["model_class"], None)
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise ValueError(f"{entries['model_class']}: no model of transformers")
     positions, head = entries["positions"], entries["head"]
     own = {
         "model_class": model_class,
