@@ -1,5 +1,7 @@
 """Compiled loops that convert codes to weights: bit for bit what the formats define."""
 
+from dataclasses import replace
+
 import gguf as reference
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from outlier_atlas.checkpoint.source import load_config
 from outlier_atlas.conversion import dense, memory, work
 from outlier_atlas.loading import assembly, partial
 from outlier_atlas.loading.dequantize import dequantize_fp8, dequantize_mxfp4
+from outlier_atlas.plan.group import COMPILER_BYTES, HEAP_BYTES, GroupPlan
 from outlier_atlas.roles.architecture import describe
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -227,3 +230,39 @@ def test_other_conversions_stay_as_they_are():
     assert changed[1:] == [other, deeper]
     assert [type(step) for step in changed[0].operations] == [assembly.Assemble]
     assert [type(step) for step in stack.operations] == [MergeModulelist]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_experts_are_neither_stacked_nor_concatenated_in_further_memory(
+    packed, tmp_path, monkeypatch
+):
+    pair = quantized.fp8(tmp_path, quantized.QWEN3_MOE)
+    folder = pair.packed if packed else pair.dense
+    config = load_config(folder)
+
+    def fail(*_, **__):
+        raise AssertionError("a further copy of the experts of a layer")
+
+    monkeypatch.setattr(MergeModulelist, "convert", fail)
+    monkeypatch.setattr(Concatenate, "convert", fail)
+    loaded = partial.load_layers(folder, config, describe(config), range(1, 2), "bfloat16")
+    assert loaded.layers[1].mlp.experts.gate_up_proj.any()
+
+
+# --- The plan ------------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_the_compiler_once():
+    least = dict.fromkeys(
+        ("file", "weights", "fullest", "fused", "forward", "losses", "entering", "sites",
+         "boundary", "gathered", "written", "summarized"), 0,
+    )  # fmt: skip
+    plain = GroupPlan(layers=(0, 0), **least, quantized=False)
+    for peak in ("host", "host_alone", "unified"):
+        for summarized in (0, 1):
+            # The loops of summaries are compiled after loading, in the same memory of numba.
+            before = replace(plain, summarized=summarized)
+            after = replace(before, quantized=True)
+            more = 0 if summarized and peak != "host" else COMPILER_BYTES
+            assert getattr(after, peak) - getattr(before, peak) <= COMPILER_BYTES
+            assert getattr(after, peak) >= getattr(before, peak) + more - HEAP_BYTES
