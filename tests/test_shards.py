@@ -176,6 +176,7 @@ DAMAGES = {
     "a chunk": (lambda path: flip(path, -9), {7}),
     "the end": (lambda path: path.write_bytes(path.read_bytes()[:-3]), {7}),
     "emptied": (lambda path: path.write_bytes(b""), {4, 5, 6, 7}),
+    "cut within the index": (lambda path: path.write_bytes(path.read_bytes()[:30]), {4, 5, 6, 7}),
     "deleted": (lambda path: path.unlink(), {4, 5, 6, 7}),
 }
 
@@ -464,6 +465,10 @@ def test_a_full_disk_leaves_the_chunks_of_a_shard(tmp_path, monkeypatch):
         shard.write(1, PIECES[1])
     assert (tmp_path / "c" / "0").stat().st_size == size
     assert shard.read(0, 4)[0] == PIECES[0][0]
+    with pytest.raises(OSError, match="make room"):
+        Shard(tmp_path / "c" / "1", CHUNKS).write(1, PIECES[1])
+    monkeypatch.undo()
+    assert written(tmp_path / "c" / "1", [1]).read(1, 4)[0] == PIECES[1][0], "there is room again"
 
 
 def test_large_batches_are_written_in_order(llama, sharded, tmp_path, few_files, monkeypatch):
