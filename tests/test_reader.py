@@ -1,6 +1,7 @@
 """The reader of stored values: what zarr reads, and only what is committed."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import zarr
 from pipeline import Run, config
 from test_workflow import ROOT
 
+from outlier_atlas.files import read_record, write_record
 from outlier_atlas.store import shard_size
 from outlier_atlas.store.reader import Reader
 from outlier_atlas.store.run_files import RunFiles
@@ -98,6 +100,15 @@ def test_what_does_not_exist_is_named(single, tmp_path):
     }.items():
         with pytest.raises(ValueError, match=said):
             call()
+
+
+def test_a_record_without_the_model_is_named(llama, single, tmp_path):
+    shutil.copytree(single.folder, tmp_path / "run")
+    record = read_record(tmp_path / "run" / "manifests" / "store.json")
+    del record["model"]
+    write_record(tmp_path / "run" / "manifests" / "store.json", record)
+    with pytest.raises(ValueError, match=r"store\.json: does not name the model; run the"):
+        Reader(tmp_path / "run")
 
 
 def test_only_what_is_committed_and_intact_is_read(llama, tmp_path):

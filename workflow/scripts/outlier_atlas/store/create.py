@@ -39,6 +39,7 @@ from outlier_atlas.store.layout import Layout
 from outlier_atlas.store.metadata import COORDINATES, METADATA_FILE, DamagedMetadataError
 from outlier_atlas.store.move_chunks import reshape
 from outlier_atlas.store.run_files import RunFiles
+from outlier_atlas.store.shard_size import may_be_gathered
 from outlier_atlas.store.version import KEY, STORE_VERSION, is_older
 
 log = logging.getLogger(__name__)
@@ -74,9 +75,11 @@ def create(
     rename(run, layout)
     groups = Groups(run, mode="a")
     named = shapes(layout)
-    for name, array in groups.arrays().items():
+    arrays = groups.arrays()
+    larger = layout.shard_chunks if may_be_gathered(arrays.values()) else 1
+    for name, array in arrays.items():
         if fits(array, named.get(name), layout.chunk_tokens):
-            gather(array, layout.shard_chunks if name in named else 1)
+            gather(array, larger if name in named else 1)
     arrays = groups.arrays()
     kept = {
         name: array

@@ -63,7 +63,11 @@ class Reader:
         if not self._run.store_record.is_file():
             raise ValueError(f"{folder}: has no store; name a folder such as results/<run>")
         layout = self._run.layout
-        self._run.known_model_fingerprint()
+        if self._run.known_model_fingerprint() is None:
+            raise ValueError(
+                f"{self._run.store_record}: does not name the model; run the snakemake command of "
+                f"the run again"
+            )
         self._sites = {part.name: site for site in layout.store for part in parts(site)}
         self.arrays = tuple(self._sites)
         self.layers = layout.layers

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from outlier_atlas.store.layout import Layout, arrays_of
+
+if TYPE_CHECKING:
+    import zarr
 
 MOST_FILES = 100_000
 """Number of chunks above which arrays are created with shards."""
@@ -24,3 +29,18 @@ def with_shards(layout: Layout) -> Layout:
     while rows * -(-layout.chunks // count) > MOST_FILES and count < MOST_CHUNKS:
         count *= 2
     return replace(layout, shard_chunks=count)
+
+
+def may_be_gathered(arrays: Iterable[zarr.Array[Any]]) -> bool:
+    """Return whether the chunks of a store may be gathered in larger shards.
+
+    A store is gathered when it grows above `MOST_FILES`. One that has more files, which an older
+    version of the project wrote, keeps them: to copy it takes as long as to write it.
+    """
+    return sum(_files(array) for array in arrays) <= MOST_FILES
+
+
+def _files(array: zarr.Array[Any]) -> int:
+    tokens = (array.shards or array.chunks)[-2]
+    rows = array.shape[0] if array.ndim > 2 else 1
+    return rows * -(-array.shape[-2] // tokens)

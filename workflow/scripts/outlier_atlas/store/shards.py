@@ -187,10 +187,10 @@ class Shard:
 
     def _index(self, file: FileIO) -> Index:
         stored = os.pread(file.fileno(), self._begin, 0)
-        if not stored:  # created and not written yet
+        if len(stored) < self._begin:  # a kill or a full disk: the file never had a chunk
             return np.full((self._chunks, 2), EMPTY, "<u8")
         entries, stored_sum = stored[:-4], stored[-4:]
-        if len(stored) < self._begin or stored_sum != _sum(entries):
+        if stored_sum != _sum(entries):
             raise DamagedFileError(self._path, "the checksum of the shard's index does not agree")
         return np.frombuffer(entries, "<u8").reshape(-1, 2).copy()
 
@@ -222,7 +222,7 @@ class Shard:
                 except FileNotFoundError:
                     current = False
                 if current:
-                    if create and not os.fstat(number).st_size:
+                    if create and os.fstat(number).st_size < self._begin:
                         # A valid shard from the beginning, for readers that know no locks.
                         self._write_index(file, self._index(file))
                     yield file
