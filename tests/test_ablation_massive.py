@@ -134,6 +134,20 @@ def test_the_criterion_is_that_of_detection():
     assert massive_tokens(x, edit("token")).tolist() == [], "its own is 20"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("median", ["tensor", "token"])
+def test_the_tokens_are_those_of_a_median_over_everything(median, dtype):
+    torch.manual_seed(0)
+    x = (torch.randn(300, 9) * torch.randn(300, 1).exp() * 100).to(dtype)
+    x[3, 2], x[70, 1], x[71] = torch.nan, torch.inf, torch.nan
+    finite = torch.where(x.isfinite(), x.float().abs(), torch.nan)
+    middle = finite.nanmedian() if median == "tensor" else finite.nanmedian(1).values
+    wanted = (finite[:, 1] > 100) & (finite[:, 1].double() >= 2.0 * middle.double())
+    got = massive_tokens(x, edit(median, ratio=2.0))
+    assert got.tolist() == torch.nonzero(wanted)[:, 0].tolist()
+    assert 20 < len(got) < 200
+
+
 def test_no_random_control_is_drawn_twice(caplog):
     draws = Draws(8, 0)
     sets = draws.sets([3, 5, 8, 9, 11], 2, "channels")

@@ -202,7 +202,8 @@ def test_static_figures_are_drawn_on_demand(folder):
     assert planned(folder) == {}
     assert planned(folder, target="figures") == {"draw_figures": 1}
     kept.rename(drawn / names[0])
-    write(folder, CONFIG | {"detection": {"llm_int8": {"threshold": 3.0}}}, "other.yaml")
+    detection = {"llm_int8": {"threshold": 3.0}}
+    write(folder, CONFIG | {"run": {"name": "mine"}, "detection": detection}, "other.yaml")
     later = {"detect_outliers": 1, "draw_figures": 1}
     assert planned(folder, "other.yaml", "figures") == later
 

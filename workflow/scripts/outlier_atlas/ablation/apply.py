@@ -20,11 +20,14 @@ from outlier_atlas.ablation.variants import (
     ZeroExpertWeight,
     ZeroWeight,
 )
-from outlier_atlas.devices.registry import of
 from outlier_atlas.roles.architecture import Architecture
 from outlier_atlas.roles.block_sites import Tap, is_transposed, width
 from outlier_atlas.roles.experts import biases, down_projection
 from outlier_atlas.settings.sites import EXPERT_OUT, AlterableSite
+from outlier_atlas.statistics.medians import sequence_median
+
+MEDIAN_TOKENS = 64
+"""Number of tokens of a sequence that are copied together to find a median."""
 
 
 def tap_of(architecture: Architecture, site: str, layer: int) -> Tap:
@@ -81,7 +84,7 @@ def _altered(
     copy = tap.altered(tensor, channels)
     rows, own = copy.reshape(-1, copy.shape[-1]), tap.positions(tensor)
     # Massive activations are those of the unedited sequence.
-    site = tensor.reshape(rows.shape)[:, own].float()
+    site = tensor.reshape(rows.shape)[:, own]
     for edit in massive:
         tokens = massive_tokens(site, edit)
         values = torch.where(tokens == 0, edit.first, edit.others).to(rows)
@@ -93,17 +96,22 @@ def massive_tokens(x: torch.Tensor, edit: SetMassive) -> torch.Tensor:
     """Return the tokens of a sequence at which a channel is massive, ascending.
 
     Args:
-        x: values of the site for the whole sequence, float32, (token, channel).
+        x: values of the site for the whole sequence, (token, channel).
         edit: the edit, with the criterion.
     """
-    magnitudes = (x if of(x).has_float64 else x.cpu()).abs()
-    own = magnitudes[:, edit.channel]
-    finite = torch.where(magnitudes.isfinite(), magnitudes, torch.nan)
+    own = x[:, edit.channel].float().abs()
+    tokens = torch.nonzero(own.isfinite() & (own > edit.absolute))[:, 0]
+    if not len(tokens):
+        return tokens
+    # Only candidates and parts are copied: the memory plan counts no copy of a whole sequence.
     # Both functions return the lower of the two middle values.
-    median = finite.nanmedian() if edit.median == "tensor" else finite.nanmedian(1).values
-    least = edit.ratio * median.double()
-    massive = own.isfinite() & (own > edit.absolute) & (own.double() >= least)
-    return torch.nonzero(massive)[:, 0].to(x.device)
+    if edit.median == "tensor":
+        median = torch.tensor(sequence_median(torch.split(x, MEDIAN_TOKENS)), dtype=torch.float64)
+    else:
+        candidates = x[tokens].float().abs().cpu()
+        finite = torch.where(candidates.isfinite(), candidates, torch.nan)
+        median = finite.nanmedian(1).values.double()
+    return tokens[(own[tokens].cpu().double() >= edit.ratio * median).to(x.device)]
 
 
 @contextmanager
