@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -236,3 +237,15 @@ def test_the_ratio_of_each_pair_and_its_line(monkeypatch, capsys):
     line = capsys.readouterr().out
     for part in ("goal 1.50", "3.000 (1.000 to 3.000) MISSED", "2.00 to 9.00 s over 1.00"):
         assert part in line
+
+
+def test_planning_is_compared_with_a_snakefile_that_has_as_many_jobs(tmp_path, monkeypatch):
+    """Eight jobs of other stages, and the target."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    planning = importlib.import_module("planning")
+    (tmp_path / "Snakefile").write_text(planning.snakefile())
+    command = planning.Command(["--dry-run", "--config", "groups=2", "shards=3"], tmp_path)
+    assert command() > 0
+    assert re.search(r"total +15\b", (tmp_path / "output.txt").read_text())
+    assert command.cpu[0] > 0
+    assert command.megabytes[0] > 10
