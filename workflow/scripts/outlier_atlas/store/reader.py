@@ -1,11 +1,10 @@
 """Reading of a run's stored values in threads, each chunk compared with its commits.
 
-from outlier_atlas.store.reader import Reader
-
-run = Reader("results/smollm2-demo")
-run.read("resid_post", layers=11)                # (token, channel)
-run.read("resid_post", channels=507)             # (layer, token)
-run.read("resid_post", tokens=[3, 800, 4000])    # (layer, token, channel)
+>>> from outlier_atlas.store.reader import Reader
+>>> run = Reader("results/smollm2-demo")
+>>> run.read("resid_post", layers=11)                # (token, channel)
+>>> run.read("resid_post", channels=507)             # (layer, token)
+>>> run.read("resid_post", tokens=[3, 800, 4000])    # (layer, token, channel)
 """
 
 from __future__ import annotations
