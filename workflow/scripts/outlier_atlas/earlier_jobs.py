@@ -34,7 +34,7 @@ MOST = 300
 
 @dataclass(frozen=True)
 class Kind:
-    """What the time of a job depends on, except for the amount of its work.
+    """Properties of a job that its time depends on, except for the amount of its work.
 
     Attributes:
         rule: name of the rule.

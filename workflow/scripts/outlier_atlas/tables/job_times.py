@@ -30,7 +30,7 @@ MEANINGS = {
     WRITE: "writing files, and waiting for the job's own writing threads",
     OTHER: "checks of inputs and outputs, and the plan",
 }
-"""What each phase is."""
+"""Meaning of each phase."""
 
 
 def _main(name: str) -> Column:
