@@ -225,3 +225,16 @@ def test_the_progress_shows_the_predicted_time_until_its_own_is_known():
     bar._done = 500
     assert bar.text(bar._started + 10).endswith(", 10 s left")
     assert " left" not in Progress(1000, " tokens", "x").text(0.0)
+
+
+def test_the_first_job_of_a_first_run_measures_the_cpu_and_says_so(run, caplog, monkeypatch):
+    """A run begins with the plan; the line on a faster dtype is in it, too."""
+    rates = {"float32": 9e10, "bfloat16": 1e10}
+    monkeypatch.setattr(speed, "products_per_second", lambda _, dtype, threads=1: rates[dtype])
+    caplog.set_level("INFO")
+    run.extract()
+    (said,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("Plan: "))
+    assert re.search(r"^Time: about \d+ s for all extraction jobs \(a guess: ", said, re.MULTILINE)
+    assert "matrix product measured now" in " ".join(said.split())
+    assert "about 9 times as fast in float32 as in bfloat16 (measured now)" in said
+    assert "layers 0 to 1: about " in caplog.text

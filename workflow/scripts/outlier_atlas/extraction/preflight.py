@@ -29,6 +29,7 @@ from outlier_atlas.plan.advice import (
 from outlier_atlas.plan.group import ENOUGH_TOKENS
 from outlier_atlas.plan.memory_budget import ConcurrentJobs, MemoryBudget
 from outlier_atlas.plan.requirements import Plan, plan
+from outlier_atlas.plan.speed import faster_in_float32, with_speed
 from outlier_atlas.plan.table import table
 from outlier_atlas.settings.extraction import ExtractionSettings
 from outlier_atlas.store.run_files import RunFiles
@@ -110,9 +111,14 @@ def say(run_plan: Plan, budget: MemoryBudget, job: Job) -> None:
     Raises:
         ValueError: the run cannot fit. A configuration that fits was logged.
     """
-    level = NOTICE if job.group == job.shard == 0 else logging.DEBUG
-    time = expected.of_extraction(run_plan, place_of(job, budget))
-    lines = expected.lines(time, "for all extraction jobs", measured=False)
+    first = job.group == job.shard == 0
+    level = NOTICE if first else logging.DEBUG
+    place = place_of(job, budget)
+    place = with_speed(place, run_plan) if first else place
+    time = expected.of_extraction(run_plan, place)
+    lines = expected.lines(time, "for all extraction jobs", place.speed is not None)
+    if first and budget.host:
+        lines += faster_in_float32(run_plan.layout.dtype).splitlines()
     log.log(level, "%s", table(run_plan, budget, lines, job.run.folder))
     refuse(run_plan, budget, job.run.folder, _section(job), job.auto_groups)
 

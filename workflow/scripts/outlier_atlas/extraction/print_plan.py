@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from outlier_atlas.devices.registry import HOST
 from outlier_atlas.extraction import choice, layer_groups, preflight
 from outlier_atlas.extraction.prepare import planned
 from outlier_atlas.plan import expected
 from outlier_atlas.plan.expected import Place, Stages
 from outlier_atlas.plan.memory_budget import MemoryBudget
 from outlier_atlas.plan.requirements import Plan
+from outlier_atlas.plan.speed import faster_in_float32, with_speed
 from outlier_atlas.plan.table import table
 from outlier_atlas.settings.configuration import Settings
 from outlier_atlas.store.run import Run
@@ -84,24 +84,14 @@ def _time(
     settings: Settings, run: Run, run_plan: Plan, budget: MemoryBudget, jobs: Jobs
 ) -> list[str]:
     """Return the lines about the time of a run, and about a faster dtype."""
-    dtype = settings.model.dtype
     place = Place.here(budget.name, jobs.threads, jobs.cores, jobs.at_once, run.resources)
-    measures = budget.host and not place.knows(run_plan)
-    if measures:
-        from outlier_atlas.plan.speed import products_per_second
-
-        place = replace(place, speed=products_per_second(HOST, dtype, jobs.threads))
+    place = with_speed(place, run_plan)
     stages = _stages(settings, run, jobs)
     time = expected.whole_run(run_plan, place, stages)
-    lines = expected.lines(time, expected.left_out(stages), measures)
-    return [*lines, *_faster(dtype, budget)]
-
-
-def _faster(dtype: str, budget: MemoryBudget) -> Iterator[str]:
+    lines = expected.lines(time, expected.left_out(stages), place.speed is not None)
     if budget.host:
-        from outlier_atlas.plan.speed import faster_in_float32
-
-        yield from faster_in_float32(dtype).splitlines()
+        lines += faster_in_float32(settings.model.dtype).splitlines()
+    return lines
 
 
 def _stages(settings: Settings, run: Run, jobs: Jobs) -> Stages:

@@ -29,7 +29,7 @@ WIDTH = 118
 
 @dataclass(frozen=True)
 class Place:
-    """Machine on which the jobs of a run run, and what is known of earlier jobs there.
+    """Place in which the jobs of a run run, with the earlier jobs there.
 
     Attributes:
         device: title of the device of the forward pass; `cpu` for the host.

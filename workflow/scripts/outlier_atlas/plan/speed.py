@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch.nn import functional
 
-from outlier_atlas.devices.registry import is_host
+from outlier_atlas.devices.registry import HOST, is_host
 from outlier_atlas.loading.partial import DTYPES
+from outlier_atlas.plan.expected import Place
+from outlier_atlas.plan.requirements import Plan
 
 ON_HOST, ON_DEVICE = (64, 512, 512), (4096, 2048, 2048)
 """Rows, inputs and outputs of the product. The one on the host takes 4 ms on a core that has no
@@ -51,6 +54,13 @@ def products_per_second(device: str, dtype: str, threads: int = 1) -> float:
             _finish(device)
             best = min(best, clock() - started)
     return rows * inputs * outputs / best * (threads if is_host(device) else 1)
+
+
+def with_speed(place: Place, plan: Plan) -> Place:
+    """Return a place with the measured speed of its CPU, if no earlier job is known there."""
+    if not is_host(place.device) or place.knows(plan):
+        return place
+    return replace(place, speed=products_per_second(HOST, plan.layout.dtype, place.threads))
 
 
 def faster_in_float32(dtype: str) -> str:
