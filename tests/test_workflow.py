@@ -113,7 +113,7 @@ def test_the_time_of_every_job_is_in_a_table_and_in_the_report(folder):
     assert rules.count("extract_activations") == 4
     assert {*rules} == {
         "fetch_model", "tokenize_dataset", "create_store", "measure_weights", "detect_outliers",
-        "extract_activations", "draw_figures", "join_weights", "render_report",
+        "extract_activations", "join_weights", "render_report",
     }  # fmt: skip
     for row in rows:
         parts = [row[f"{phase}_seconds"] for phase in PHASES]

@@ -36,7 +36,7 @@ rule ablate:
         gpus_per_job=execution("gpus_per_job"),
         device_memory=execution("device_memory"),
         on_new_versions=execution("on_new_versions"),
-        layer_groups=RUNS[NAME].layer_groups,
+        layer_groups=of_all(lambda run: run.layer_groups),
     params:
         **each(of_run, ablate_settings, RUNS),
     message:

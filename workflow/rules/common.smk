@@ -29,14 +29,13 @@ def one_of(names):
 
 # Set for each rule, because global constraints would affect a workflow that uses this module.
 CONSTRAINTS = dict(
+    run=one_of(RUNS),
     model=one_of(MODELS),
     dataset=one_of(DATASETS),
     **dict.fromkeys(["group", "groups", "shard", "shards"], r"\d+"),
 )
 
-# No wildcard: Snakemake compares each input of each job with all outputs that begin like it, up to
-# the first wildcard.
-RESULTS = RUNS[NAME].folder
+RESULTS = "results/{run}"
 
 MODEL_RECORD = "resources/models/{model}.json"
 # The measurements belong to a model, so all runs of the model share them.
@@ -82,7 +81,15 @@ FINDINGS = f"{RESULTS}/findings.json"
 
 def of_run(function):
     """Return a function of wildcards that calls `function` with the run of a job."""
-    return signed(lambda wildcards: function(RUNS[NAME]))
+    return signed(lambda wildcards: function(RUNS[wildcards.run]))
+
+
+def of_all(function):
+    """Return a value of the run, or a function of wildcards if there are several runs.
+
+    Snakemake calls a function again for each job.
+    """
+    return function(RUNS[NAME]) if len(RUNS) == 1 else of_run(function)
 
 
 def of_model(function):
@@ -176,7 +183,7 @@ def previous_manifest(wildcards):
 
     A named manifest of another number of layer groups or sequence shards is refused.
     """
-    run, group = RUNS[NAME], int(wildcards.group)
+    run, group = RUNS[wildcards.run], int(wildcards.group)
     part = wildcards.groups, wildcards.shard, wildcards.shards
     named = run.path(extraction_manifest(group, *part))
     groups = layer_groups(run)
@@ -302,20 +309,20 @@ def extraction_gpus(wildcards, input):
 
     Jobs on the CPU do not wait for jobs on GPUs.
     """
-    run = RUNS[NAME]
+    run = RUNS[wildcards.run]
     store, group = Path(input.store), int(wildcards.group)
     return scheduler_resources.gpus(store, group, run.settings) if run.on_gpus else 0
 
 
 def ablation_gpus(wildcards):
     """Return the number of GPUs of the ablation job."""
-    run = RUNS[NAME]
+    run = RUNS[wildcards.run]
     return run.settings.execution.gpus_per_job if run.on_gpus else 0
 
 
 def extraction_memory(wildcards, input, attempt):
     """Return the host memory of an extraction job for a scheduler, in megabytes."""
-    settings = RUNS[NAME].settings
+    settings = RUNS[wildcards.run].settings
     store, group = Path(input.store), int(wildcards.group)
     return scheduler_resources.memory_mb(store, group, settings, attempt)
 
@@ -325,17 +332,17 @@ def ablation_memory(wildcards, input, attempt):
 
     The job runs the layer groups one after the other.
     """
-    settings = RUNS[NAME].settings
+    settings = RUNS[wildcards.run].settings
     return scheduler_resources.most_memory_mb(Path(input.store), settings, attempt)
 
 
 def execution(name):
-    """Return a key of the section `execution`.
+    """Return a key of the section `execution`, or a function that returns it.
 
     These keys make nothing stale. They are resources, because Snakemake does not compare
-    resources. Values, because Snakemake would call a function again for each job.
+    resources.
     """
-    return getattr(RUNS[NAME].settings.execution, name) or ""
+    return of_all(lambda run: getattr(run.settings.execution, name) or "")
 
 
 def table(path):

@@ -120,8 +120,8 @@ rule extract_activations:
         device_memory=execution("device_memory"),
         on_new_versions=execution("on_new_versions"),
         jobs_at_once=of_run(extractions_at_once),
-        verify=RUNS[NAME].settings.extraction.verify,
-        layer_groups=RUNS[NAME].layer_groups,
+        verify=of_all(lambda run: run.settings.extraction.verify),
+        layer_groups=of_all(lambda run: run.layer_groups),
     params:
         **each(of_run, extract_activations_settings, RUNS),
     message:
