@@ -91,7 +91,7 @@ JOB_TIMES = Table(
             "The job before it on the longest chain of jobs that ends with this job; empty if it "
             "reads no file of another job.",
         ),
-        Column("tokens", "int64", "Number of tokens that the job ran, with those of other shards.", "count"),
+        Column("tokens", "int64", "Number of tokens that the job ran, in all shards.", "count"),
         Column("first_layer", "int32", "First layer that the job ran, 0-based.", "index"),
         Column("last_layer", "int32", "Last layer that the job ran, 0-based.", "index"),
         Column("device", "string", "Device of the forward pass."),
