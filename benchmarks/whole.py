@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 SCRIPTS = Path(__file__).parent / "scripts"
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+# Each process would compile the library again, which the installed packages do not need.
+ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import yaml
 from paired import measure

@@ -47,7 +47,7 @@ and the Python of the server."""
 FORKED = "OUTLIER_ATLAS_SHARED_MEMORY"
 """Environment variable of a forked job: bytes that it shares with the server when it begins."""
 
-MEMORY = 8 * 2**30
+MEMORY = 4 * 2**30
 """Bytes that have to be available on this machine. The server takes 0.3 GiB, which a machine with
 little memory needs for the jobs."""
 
@@ -96,7 +96,13 @@ def start(rules: Iterable[str]) -> None:
 
 def _possible() -> bool:
     """Return whether this system can fork safely and report the end of a process to its parent."""
-    return sys.platform == "linux" and hasattr(os, "pidfd_open") and _available() >= MEMORY
+    if sys.platform != "linux" or _available() < MEMORY:
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:  # an old kernel, or a sandbox
+        return False
+    return True
 
 
 def _available() -> int:
