@@ -189,7 +189,9 @@ def snakemake(folder, *arguments, python=sys.executable, configuration="mine.yam
     return subprocess.Popen(
         [*command, "--configfile", configuration, *arguments], cwd=folder, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        env=os.environ | {"OUTLIER_ATLAS_MAKE": "", "TQDM_DISABLE": "1"},
+        # Jobs that import for seconds are at work when a signal or another command comes.
+        env=os.environ
+        | {"OUTLIER_ATLAS_MAKE": "", "TQDM_DISABLE": "1", "OUTLIER_ATLAS_PRELOAD": "0"},
     )  # fmt: skip
 
 

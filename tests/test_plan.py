@@ -258,7 +258,7 @@ def test_the_table_fits_a_terminal(run):
     ):
         place = MemoryBudget(name, 2**34, called, 2**34, jobs=2)
         known = expected.Place(name, cores=2, at_once=2)
-        time = expected.whole_run(made, known, expected.Stages(1000, 16, 36, done=["ablate"]))
+        time = expected.whole_run(made, known, expected.Stages(1000, 16, done=["ablate"]))
         lines = expected.lines(time, "without fetching", measured=True)
         said = table(made, place, lines, run.folder)
         assert memory in said

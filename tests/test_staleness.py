@@ -27,6 +27,7 @@ from pipeline import Run, config
 from store_files import chunk_files, site_chunks, written
 from test_hub import dataset, environment, hub  # noqa: F401 - a fixture
 from test_workflow import ROOT, snakemake, write
+from times import without_times
 
 from outlier_atlas import staleness
 from outlier_atlas.extraction import compute
@@ -376,25 +377,30 @@ def test_a_compared_run_that_was_put_back_from_a_copy_is_compared_again(finished
     assert planned(project.folder, configured) == [{"render_report": 1}]
 
 
+def page_and_findings(run):
+    """What the report says, without what the jobs took."""
+    return without_times((run / "report.html").read_bytes()), (run / "findings.json").read_bytes()
+
+
 def test_a_refused_comparison_leaves_the_report_that_is_there(finished, tmp_path):
     project = Project(finished, tmp_path.name)
     run = project.run.folder
-    before = [(run / name).read_bytes() for name in ("report.html", "findings.json")]
+    before = page_and_findings(run)
     table = project.folder / "results/before/tables/criteria.parquet"
     table.write_bytes(table.read_bytes()[:-1] + b"?")
     write(project.folder, changed(CONFIG, "report.compare", "before"))
     done = snakemake(project.folder, "--configfile", "mine.yaml", root=project.folder, check=False)
     assert done.returncode != 0
     assert "report.compare: results/before/tables/criteria.parquet is damaged" in done.stderr
-    assert [(run / name).read_bytes() for name in ("report.html", "findings.json")] == before
+    assert page_and_findings(run) == before
     assert project.again(CONFIG)[0] == {"render_report": 1}
-    assert [(run / name).read_bytes() for name in ("report.html", "findings.json")] == before
+    assert page_and_findings(run) == before
 
 
 def test_an_edited_table_is_not_drawn_into_the_report(finished, tmp_path):
     project = Project(finished, tmp_path.name)
     run = project.run.folder
-    report = (run / "report.html").read_bytes()
+    before = page_and_findings(run)
     table = run / "tables/channel_maxima.parquet"
     shutil.copy(run / "tables/massive_channels.parquet", table)
     write(project.folder, changed(CONFIG, "report.rows", 3))
@@ -405,7 +411,7 @@ def test_an_edited_table_is_not_drawn_into_the_report(finished, tmp_path):
         in (done.stderr)
     )
     project.again(CONFIG)
-    assert (run / "report.html").read_bytes() == report
+    assert page_and_findings(run) == before
 
 
 SITES = ("attn_in", "mlp_in", "resid_post")

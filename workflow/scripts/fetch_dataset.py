@@ -6,12 +6,9 @@ from rule_main import run
 
 
 def main(job):
-    from outlier_atlas.compat.without_torch import hide_torch
     from outlier_atlas.data.prepare import fetch_dataset
     from outlier_atlas.settings.dataset import DatasetSettings
 
-    if not job.params.trust_remote_code:  # code of a checkpoint may import torch
-        hide_torch()
     fetch_dataset(
         settings=DatasetSettings.model_validate(job.params.dataset),
         model_record=Path(job.input.model),
