@@ -1,21 +1,24 @@
 """Extraction against the bare forward pass of the same tokens, and what it reads and computes.
 
-    .venv/bin/python benchmarks/extraction.py [--pairs 9] [--tokens 2048] [--threads 2]
+    .venv/bin/python benchmarks/extraction.py [--pairs 10] [--tokens 2048] [--parts two,three]
 
-The built-in model on the built-in text, in bfloat16. Seconds: one layer group, the two sites that
-the LLM.int8() criterion is defined on (`--sites` for others), written to Zarr; both sides run the
-same sequences in the same batches, in turn, loading left out of both. "Bare" is the decoder stack
-without `lm_head`, as extraction runs it. Prints each pair, and the median of their ratios.
+The built-in model on the built-in text. Seconds: one layer group; both sides run the same sequences
+in the same batches, in turn, loading left out of both. "Bare" is the decoder stack without
+`lm_head`, as extraction runs it.
 
-Counts: the demo's three layer groups and two sequence shards, counted where transformers reads a
-weight and where a decoder layer runs.
+two, three, twelve   so many sites written to Zarr; two are those of the LLM.int8() criterion, three
+                     the default sites
+unstored             the default sites with `store: []`: only summaries are written
+counts               the demo's three layer groups and two sequence shards, counted where
+                     transformers reads a weight and where a decoder layer runs
+
+Without `--dtype`, it is bfloat16 if the CPU has instructions for it, and otherwise float32.
 """
 
 import argparse
 import dataclasses
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -30,6 +33,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import numpy as np
 import torch
+from paired import fast_dtype, measure
 from pipeline import Run
 from real import MODEL, TEXT, built_in
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -46,54 +50,61 @@ from outlier_atlas.loading.partial import load_layers
 from outlier_atlas.roles.architecture import describe
 from outlier_atlas.store.layout import Layout
 
+TWO = ["attn_in", "mlp_in"]
+THREE = [*TWO, "resid_post"]
+TWELVE = [
+    *THREE, "resid_pre", "resid_mid", "attn_hidden", "attn_out", "q", "k", "v", "mlp_hidden",
+    "mlp_out",
+]  # fmt: skip
+PARTS = {
+    "two": ("two sites stored", {"sites": TWO}, 1.03),
+    "three": ("three sites stored", {"sites": THREE}, 1.04),
+    "twelve": ("twelve sites stored", {"sites": TWELVE}, 1.25),
+    "unstored": ("three sites, store: []", {"sites": THREE, "store": []}, 1.05),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=2048, help="in each of two sequences")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--sites", nargs="+", default=["attn_in", "mlp_in"])
+    parser.add_argument("--parts", default=",".join([*PARTS, "counts"]))
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=fast_dtype())
     asked = parser.parse_args()
     model = built_in(ROOT / "resources")
     torch.set_num_threads(asked.threads)
-    with tempfile.TemporaryDirectory() as temporary:
-        _seconds(_prepared(Path(temporary), asked.tokens, {"sites": asked.sites}), model, asked)
-    with tempfile.TemporaryDirectory() as temporary:
-        cut = {"layer_groups": 3, "sequence_shards": 2}
-        _counts(_prepared(Path(temporary), 64, cut), model)
+    print(
+        f"2 x {asked.tokens} tokens, {asked.dtype}, {asked.threads} threads, "
+        f"torch {torch.__version__}"
+    )
+    for part in asked.parts.split(","):
+        with tempfile.TemporaryDirectory() as temporary:
+            if part == "counts":
+                cut = {"layer_groups": 3, "sequence_shards": 2}
+                _counts(_prepared(Path(temporary), 64, cut, "bfloat16"), model)
+                continue
+            what, extraction, goal = PARTS[part]
+            run = _prepared(Path(temporary), asked.tokens, extraction, asked.dtype)
+            forward, extract = _bare(run, model, asked.dtype), _extraction(run, asked.threads)
+            forward()  # the first passes fill caches
+            extract()
+            measure(f"{what} / bare forward pass", extract, forward, goal=goal, pairs=asked.pairs)
 
 
-def _prepared(folder: Path, tokens: int, extraction: dict) -> Run:
+def _prepared(folder: Path, tokens: int, extraction: dict, dtype: str) -> Run:
     dataset = {"source": TEXT, "sequences": 2, "sequence_length": tokens}
-    config = {"model": {"source": MODEL}, "dataset": dataset, "extraction": extraction}
+    settings = {"source": MODEL, "dtype": dtype}
+    config = {"model": settings, "dataset": dataset, "extraction": extraction}
     run = Run(folder, config, ROOT / "resources")
     run.prepare()
     return run
 
 
-def _seconds(run: Run, model: Path, asked: argparse.Namespace) -> None:
-    forward, extraction = _bare(run, model), _extraction(run, asked.threads)
-    forward()  # the first passes fill caches
-    extraction()
-    print(
-        f"2 x {asked.tokens} tokens, {asked.threads} threads, torch {torch.__version__}, "
-        f"{', '.join(asked.sites)}"
-    )
-    ratios = []
-    for pair in range(asked.pairs):
-        both = [(forward, 0), (extraction, 1)]
-        seconds = [0.0, 0.0]
-        for side, index in both if pair % 2 else reversed(both):
-            seconds[index] = side()
-        ratios.append(seconds[1] / seconds[0])
-        print(f"bare {seconds[0]:7.2f} s   extraction {seconds[1]:7.2f} s   {ratios[-1]:.3f}")
-    print(f"median ratio {statistics.median(ratios):.3f}")
-
-
-def _bare(run: Run, folder: Path):
+def _bare(run: Run, folder: Path, dtype: str):
     config = load_config(folder)
     architecture = describe(config)
-    model = load_layers(folder, config, architecture, range(architecture.layers), "bfloat16")
+    model = load_layers(folder, config, architecture, range(architecture.layers), dtype)
     model.norm = torch.nn.Identity()  # extraction stops after the last block
     tokens = TokenStore.open(run.tokens)
     rows = [torch.from_numpy(tokens.sequence(i).astype(np.int64))[None] for i in range(2)]
@@ -115,7 +126,8 @@ def _extraction(run: Run, threads: int):
     group = load(job, work, missing, ["cpu"])
 
     def seconds() -> float:
-        shutil.rmtree(job.run.commit_files, ignore_errors=True)
+        for made in (job.run.commit_files, job.run.folder / "summaries"):
+            shutil.rmtree(made, ignore_errors=True)
         started = time.perf_counter()
         stream(job, work, missing, group, "cpu")
         return time.perf_counter() - started

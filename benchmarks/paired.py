@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 Side = Callable[[], float | None]
@@ -65,6 +66,18 @@ def measure(
         print("\r\033[K", end="", file=sys.stderr)
     print(result.line(), flush=True)
     return result
+
+
+def fast_dtype() -> str:
+    """Return bfloat16 if the CPU has instructions for it, and otherwise float32.
+
+    A CPU without them computes bfloat16 so slowly that the forward pass hides everything else.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 def _timed(side: Side) -> float:

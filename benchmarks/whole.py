@@ -34,7 +34,7 @@ ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import yaml
-from paired import measure
+from paired import fast_dtype, measure
 
 from outlier_atlas import builtin
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for temporary files")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
-        bench = Bench(Path(temporary), asked.dtype or _fast_dtype(), asked.pairs)
+        bench = Bench(Path(temporary), asked.dtype or fast_dtype(), asked.pairs)
         for part in asked.parts.split(","):
             getattr(bench, part)()
 
@@ -172,14 +172,6 @@ def _is_installed(name: str) -> bool:
     from importlib.util import find_spec
 
     return name != "transformer_lens_cache" or find_spec("transformer_lens") is not None
-
-
-def _fast_dtype() -> str:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 if __name__ == "__main__":
