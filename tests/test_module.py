@@ -232,10 +232,13 @@ def test_turns_follow_the_jobs_of_a_workflow_without_hooks(tmp_path, monkeypatch
     names = ("planned", "not_planned")
     for name in names:
         made.turns.take(name, Path(f"{name}.json"), lambda: False)
-    dag = SimpleNamespace(
-        needrun_jobs=lambda: [SimpleNamespace(output=["planned.json"])], jobid=lambda job: 7
+    monkeypatch.setenv("OUTLIER_ATLAS_AHEAD", "")  # comes back after the test
+    job = SimpleNamespace(output=["planned.json"], rule=SimpleNamespace(name="tokenize_dataset"))
+    dag = SimpleNamespace(needrun_jobs=lambda: [job], jobid=lambda job: 7)
+    settings = SimpleNamespace(targets=(), until=(), omit_from=())
+    listens = made.at_events_of(
+        SimpleNamespace(dag=dag, local_exec=True, remote_exec=False, dag_settings=settings)
     )
-    listens = made.at_events_of(SimpleNamespace(dag=dag, local_exec=True))
     assert listens(logging.makeLogRecord({"event": LogEvent.RUN_INFO}))
     held = {name: locks.is_held(Path(f"resources/locks/{name}.turn")) for name in names}
     assert held == {"planned": True, "not_planned": False}

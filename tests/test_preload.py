@@ -106,6 +106,11 @@ def test_a_job_ends_as_its_process_does(started, tmp_path, end, status):
     assert main.wait() == 0
 
 
+def test_rules_of_a_module_have_a_prefix():
+    assert client.is_of("ablate") and client.is_of("atlas_extract_activations")
+    assert not client.is_of("tokenize_dataset") and not client.is_of("reablate")
+
+
 WAITS = IDENTITY + "time.sleep(600)\n"
 
 

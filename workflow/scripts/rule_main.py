@@ -17,7 +17,7 @@ from outlier_atlas.console import NOTICE, clearing, least_level
 from outlier_atlas.files import DamagedFileError, described
 from outlier_atlas.locks import LOCKS, job_lock
 from outlier_atlas.phases import CLOCK, COMPUTE, phase, process_seconds
-from outlier_atlas.preload.client import FORKED, RULES, hand_over
+from outlier_atlas.preload.client import FORKED, hand_over, is_of
 from outlier_atlas.sanitize import VisibleFormatter
 
 
@@ -37,7 +37,7 @@ def run(main: Callable[[Any], None], snakemake: Any) -> None:
         main: main function of the script, which takes the `snakemake` object.
         snakemake: the `snakemake` object of the script.
     """
-    if snakemake.rule in RULES:
+    if is_of(snakemake.rule):
         hand_over()
     CLOCK.begin(process_seconds())
     count_imports()

@@ -19,13 +19,13 @@ from pathlib import Path
 from outlier_atlas import signals
 from outlier_atlas.phases import STARTED, process_seconds
 
-RULES = {
+RULES = (
     "ablate",
     "choose_layer_groups",
     "create_store",
     "extract_activations",
     "measure_weights",
-}
+)
 """Rules whose jobs need the libraries."""
 
 LIBRARIES = (
@@ -60,7 +60,7 @@ def start(rules: Iterable[str]) -> None:
     Args:
         rules: the rule of each planned job.
     """
-    if os.environ.get(SWITCH) or sum(rule in RULES for rule in rules) < 2 or not _possible():
+    if os.environ.get(SWITCH) or sum(map(is_of, rules)) < 2 or not _possible():
         return
     folder = tempfile.mkdtemp(prefix="outlier-atlas-")
     place = str(Path(folder) / "socket")
@@ -92,6 +92,11 @@ def start(rules: Iterable[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(end)
+
+
+def is_of(rule: str) -> bool:
+    """Return whether a rule is one of `RULES`, which have a prefix in a module."""
+    return rule in RULES or rule.endswith(tuple(f"_{name}" for name in RULES))
 
 
 def _possible() -> bool:
