@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from test_workflow import CONFIG, snakemake, write
+from times import has_times
 
 from outlier_atlas.preload import client
 
@@ -178,6 +179,8 @@ def test_jobs_of_a_run_are_forked_and_write_what_others_write(tmp_path):
     assert not [p for p in folders["tests"].glob("logs/*") if "imported before" in p.read_text()]
     for pattern in ("activations.zarr/**/c/**/*", "tables/*.csv"):
         files = [p.relative_to(folders["tests"]) for p in folders["tests"].glob(pattern)]
-        for file in (file for file in files if (folders["tests"] / file).is_file()):
+        for file in files:
+            if has_times(file) or not (folders["tests"] / file).is_file():
+                continue
             assert (folders["forked"] / file).read_bytes() == (folders["tests"] / file).read_bytes()
     assert not re.search(r"Traceback", "".join(logs.values()))

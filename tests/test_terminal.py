@@ -86,7 +86,7 @@ def test_a_run_shows_its_plan_and_of_each_stage_its_begin_its_end_and_a_finding(
         r"measure_weights: done in \d+ \w+; 23 weights; the largest \|value\| is ", said
     )
     assert re.search(r"; results/mine/report.html, [\d.]+ \wiB$", said, re.MULTILINE)
-    assert lines[-1].startswith("10 jobs done in ")
+    assert lines[-1].startswith("9 jobs done in ")
     assert project.first.rstrip().endswith("Report: results/mine/report.html")
 
 
