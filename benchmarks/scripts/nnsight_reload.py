@@ -8,10 +8,14 @@ The outputs of both norms of every layer (the sites `attn_in` and `mlp_in`).
 import torch
 from common import arguments, sequences_of
 from nnsight import LanguageModel
+from transformers import AutoTokenizer
 
 asked = arguments()
+tokenizer = AutoTokenizer.from_pretrained(asked.model)  # nnsight cannot guess that of a folder
 for index, ids in enumerate(sequences_of(asked)):
-    model = LanguageModel(asked.model, device_map="auto", dtype=getattr(torch, asked.dtype))
+    model = LanguageModel(
+        asked.model, tokenizer=tokenizer, device_map="auto", dtype=getattr(torch, asked.dtype)
+    )
     saved = {}
     with torch.inference_mode(), model.trace({"input_ids": ids[None]}):
         for layer, block in enumerate(model.model.layers):
