@@ -99,6 +99,7 @@ class Bench:
         for _ in range(self.pairs):
             for name, side in sides.items():
                 seconds[name].append(side())
+                print(f"  {name}: {seconds[name][-1]:.1f} s", flush=True)
         for name, values in sorted(seconds.items(), key=lambda each: statistics.median(each[1])):
             median = statistics.median(values)
             print(f"{name:<28} {median:7.1f} s ({min(values):.1f} to {max(values):.1f})")
