@@ -98,7 +98,7 @@ def test_no_modules_import_each_other_in_a_circle(imports):
 
 
 def test_no_module_of_ours_is_imported_by_a_name_in_a_string():
-    # The server of imported libraries is told their names, and is a program without this library.
+    # The server of imported libraries is given their names, and is a program without this library.
     for path in {*SCRIPTS.rglob("*.py")} - {LIBRARY / "preload" / "server.py"}:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):

@@ -40,14 +40,19 @@ def compute_others(
         loaded: rows and targets for which the layer group was loaded.
         compute: computes and commits the missing rows of a job.
     """
+    commits = job.run.commits()
     for other, its_work in _others(job, work):
+        # Commits are read again only for a shard that may have something to compute.
+        if not its_work.missing(commits, job.batch_size):
+            continue
         with lock_if_free(_lock(other)) as free:
             if not free:
                 continue
-            missing = its_work.missing(job.run.commits(), job.batch_size)
+            commits = job.run.commits()
+            missing = its_work.missing(commits, job.batch_size)
             if not missing or destinations_of(missing).keys() - destinations_of(loaded).keys():
                 continue
-            if its_work.unfounded(job.run.commits(), job.batch_size):
+            if its_work.unfounded(commits, job.batch_size):
                 continue
             log.info("layers %s: going on with sequence shard %d", work.span, other.shard)
             try:
