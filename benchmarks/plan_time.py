@@ -63,9 +63,9 @@ def configure(folder: Path, name: str, changes: dict[str, Any]) -> None:
 
 def predicted(folder: Path, name: str) -> float:
     """Return the seconds that the plan predicts."""
-    said = PREDICTED.search(command(folder, name, "plan"))
-    assert said, "the plan has a line about time"
-    return float(said[1]) * SECONDS[said[2]]
+    match = PREDICTED.search(command(folder, name, "plan"))
+    assert match, "the plan has a line about time"
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def actual(folder: Path, name: str) -> float:

@@ -36,8 +36,8 @@ def test_every_point_tells_its_layer_and_value():
     assert texts(drawn, "title") == ["layer 0: 1", "layer 2: 10", "layer 3: 24,926"]
     (path,) = [e.get("d") for e in drawn if e.get("fill") == "none"]
     assert path.count("M") == 2 and path.count("L") == 1, "a gap for the layer without a value"
-    said = texts(drawn)
-    assert {"largest", "layer", "|x| at q", "1", "10", "100", "1,000", "10,000"} <= {*said}
+    shown = texts(drawn)
+    assert {"largest", "layer", "|x| at q", "1", "10", "100", "1,000", "10,000"} <= {*shown}
 
 
 @pytest.mark.parametrize("marker", "os^DvPX")
@@ -124,5 +124,5 @@ def test_static_figures_older_than_the_tables_are_named(tmp_path, caplog):
         os.utime(run.product_records / f"{rule}.json", (time, time))
     with caplog.at_level(logging.INFO):
         figures.report_outdated(run)
-    (said,) = caplog.messages
-    assert said == f"{run.figures}: drawn from earlier tables; `snakemake figures` draws them again"
+    (line,) = caplog.messages
+    assert line == f"{run.figures}: drawn from earlier tables; `snakemake figures` draws them again"

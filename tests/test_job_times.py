@@ -183,8 +183,8 @@ def test_the_critical_path_is_the_longest_chain_by_files():
     assert sum(times.wall for times in path) == 38
     assert between(CHAIN) == 1
     assert critical_path([], {}) == []
-    said = section.section(CHAIN)["sentence"]
-    assert said.startswith(
+    sentence = section.section(CHAIN)["sentence"]
+    assert sentence.startswith(
         "The critical path took 38 s: fetch_model 2.0 s, tokenize_dataset 5.0 s, "
         "extract_activations 30 s, join_weights 1.0 s. From the start of the first job to the end "
         "of the last one it was 41 s; all jobs together took 58 s and 58 s of CPU time."

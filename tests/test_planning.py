@@ -54,8 +54,8 @@ def calls(folder, groups, shards):
 def test_a_plan_takes_as_much_for_each_job_no_matter_how_many_there_are(llama, tmp_path):
     (tmp_path / "model").symlink_to(llama)
     few, _ = calls(tmp_path, 3, 4)
-    many, said = calls(tmp_path, 3, 54)
-    assert re.search(r"extract_activations +162  not made yet", said)
+    many, output = calls(tmp_path, 3, 54)
+    assert re.search(r"extract_activations +162  not made yet", output)
     more = {name: many[name] - few[name] for name in many}
     assert more["ours"] < 200 * 150
     # Neither the script nor the text of each job is looked at.
